@@ -1,0 +1,194 @@
+"""Backbones: frozen diffusion models that hand out features by name."""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from difformer.checkpoints.live import read_live
+from difformer.checkpoints.presets import PRESETS
+from difformer.checkpoints.sources import ConfigLike, ScheduleLike, as_schedule, locate, read_backbone
+from difformer.checkpoints.store import StoredBackbone, write_backbone
+from difformer.checkpoints.weights import load_strictly, weights_digest
+from difformer.config import UNetConfig
+from difformer.diffusion import NoiseSchedule
+from difformer.models import AttentionName, UNet
+from difformer.taps import TapSpec
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What a diffusion model must offer to be read: everything above it asks for no more."""
+
+    @property
+    def taps(self) -> Mapping[str, TapSpec]:
+        """The features it offers, by tap name in network order."""
+        ...
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """Gives the pair (a_t, s_t) of x_t = a_t x_0 + s_t eps."""
+        ...
+
+    @property
+    def encode(self) -> Callable[[Tensor], Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] to x_0: the identity for pixel models, a VAE's encoder for latent ones."""
+        ...
+
+    @property
+    def forward_taps(self) -> Callable[..., dict[str, Tensor]]:
+        """As `UNet.forward_taps(x_t, t, taps, *, inject=None)`; conditioning travels as further keywords."""
+        ...
+
+
+class UNetBackbone(nn.Module):
+    """A frozen guided-diffusion U-Net with its noise schedule.
+
+    The weights take no gradient, and the network stays in evaluation mode whatever `train()` says. Gradients still
+    flow through it, to whatever is injected.
+
+    Args:
+        unet: the network; frozen here.
+        schedule: the noise it was trained with.
+        name: what it is called.
+        digest: SHA-256 of its weights as they were stored; taken of the weights it holds when it is left out.
+        provenance: where the weights came from.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        schedule: NoiseSchedule,
+        *,
+        name: str = "unnamed",
+        digest: str | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.unet = unet.requires_grad_(False)
+        self.schedule = schedule
+        self.name = name
+        self.provenance = dict(provenance or {})
+        self._digest = digest
+        self.train(False)
+
+    @property
+    def config(self) -> UNetConfig:
+        return self.unet.config
+
+    @property
+    def taps(self) -> Mapping[str, TapSpec]:
+        """The features it offers, by tap name in network order."""
+        return self.unet.taps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the convolutions, and of the features."""
+        return self.unet.dtype
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights as they were stored, by which trained heads know their backbone."""
+        if self._digest is None:
+            self._digest = weights_digest(self.unet.state_dict())
+        return self._digest
+
+    def train(self, mode: bool = True) -> "UNetBackbone":
+        """Stays in evaluation mode."""
+        return super().train(False)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The images themselves, (B, 3, H, W) in [-1, 1]: the network works on pixels."""
+        return images
+
+    def forward(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
+        """Denoises; see `UNet.forward`."""
+        return self.unet(x_t, t, y)
+
+    def forward_taps(
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        taps: Iterable[str | int],
+        *,
+        y: Tensor | None = None,
+        inject: Mapping[str | int, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Features by tap name, in the order of the request; see `UNet.forward_taps`."""
+        return self.unet.forward_taps(x_t, t, taps, y=y, inject=inject)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes a self-describing safetensors file that `create_backbone` reads with no further arguments.
+
+        Raises:
+            FileExistsError: the file is there and may not be replaced.
+            OSError: it cannot be written; what was there is untouched.
+        """
+        state = self.unet.state_dict()
+        stored = StoredBackbone(self.name, self.config, self.schedule, weights_digest(state), self.provenance)
+        write_backbone(Path(path), state, stored, overwrite=overwrite)
+
+
+def create_backbone(
+    name_or_path: str | Path | nn.Module,
+    *,
+    config: ConfigLike | str | None = None,
+    schedule: ScheduleLike | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    attention: AttentionName = "auto",
+    gradient_checkpointing: bool = False,
+    folder: str | Path | None = None,
+    download: bool = False,
+    verify: bool = True,
+) -> UNetBackbone:
+    """Opens a pretrained diffusion model as a frozen backbone.
+
+    Args:
+        name_or_path: a preset (`adm256_uncond`, …), OpenAI's `.pt` or our safetensors by path, `hf://owner/name`,
+            a live `UNet`, or a live `guided_diffusion.unet.UNetModel`, whose weights are then shared, not copied.
+        config: needed for an unknown `.pt` only: the architecture, a preset's name, or a mapping with what the
+            weights cannot show. What is missing is asked for with candidates.
+        schedule: "linear", "cosine" or a schedule; needed for an unknown `.pt` and for live modules.
+        dtype: float32 (default), bfloat16 or float16 for the convolutions; norms and embeddings stay float32.
+        device: where it is to run; the CPU by default.
+        attention: "auto", "xformers", "sdpa" or "math".
+        gradient_checkpointing: recompute activations in the backward pass of DifFeed.
+        folder: where presets lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/` and the cache are searched.
+        download: whether weights that are not on this machine may be fetched.
+        verify: check digests and checksums of files.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine and may not be fetched.
+        CheckpointError: the file is damaged, not a U-Net's, or something about it must be given.
+        ValueError: contradictory or unknown arguments.
+    """
+    preset = config if isinstance(config, str) else None
+    given = None if isinstance(config, str) else config
+    if isinstance(name_or_path, nn.Module):
+        state, stored = _open_live(name_or_path, given, schedule)
+        source = stored.name
+    else:
+        path = locate(name_or_path, folder=Path(folder) if folder else None, download=download)
+        preset = str(name_or_path) if str(name_or_path) in PRESETS else preset
+        state, stored = read_backbone(path, preset=preset, config=given, schedule=schedule, verify=verify)
+        source = str(path)
+    with torch.device("meta"):
+        unet = UNet(stored.config, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    load_strictly(unet, state, source)
+    unet.float().cast_torso(dtype or torch.float32)
+    backbone = UNetBackbone(unet, stored.schedule, name=stored.name, digest=stored.digest, provenance=stored.provenance)
+    return backbone.to(device or "cpu")
+
+
+def _open_live(
+    network: nn.Module, config: ConfigLike | None, schedule: ScheduleLike | None
+) -> tuple[Mapping[str, Tensor], StoredBackbone]:
+    if config is not None:
+        raise ValueError("a live network brings its configuration; leave config out")
+    if schedule is None:
+        raise ValueError("a live network does not say its noise schedule; give schedule='linear' or 'cosine'")
+    state, found = read_live(network)
+    return state, StoredBackbone(type(network).__name__, found, as_schedule(schedule), weights_digest(state), {})

@@ -1,0 +1,113 @@
+"""Our own backbone files: safetensors whose metadata says everything else, so that the file alone is enough."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from difformer._version import __version__
+from difformer.checkpoints.weights import CheckpointError, Weights, weights_digest
+from difformer.config import UNetConfig, from_mapping
+from difformer.diffusion import NoiseSchedule
+from difformer.files import write_atomically
+
+FORMAT = "difformer.backbone"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredBackbone:
+    """Everything a backbone file says.
+
+    Attributes:
+        name: what it is called: a preset's name, or the stem of the file.
+        config: its architecture.
+        schedule: its noise schedule.
+        digest: SHA-256 of the weights; see `weights_digest`.
+        provenance: where the weights came from.
+    """
+
+    name: str
+    config: UNetConfig
+    schedule: NoiseSchedule
+    digest: str
+    provenance: Mapping[str, str]
+
+
+def write_backbone(
+    path: Path, state: Mapping[str, Tensor], backbone: StoredBackbone, *, overwrite: bool = False
+) -> None:
+    """Writes a self-describing safetensors file, atomically.
+
+    Args:
+        path: the file; its folder must exist.
+        state: the weights, with OpenAI's names.
+        backbone: what the metadata says. Its digest must be that of `state`.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        FileExistsError: the file is there and may not be replaced.
+        OSError: it cannot be written, a full disk included; what was there is untouched.
+    """
+    metadata = {
+        "format": FORMAT,
+        "format_version": str(FORMAT_VERSION),
+        "difformer_version": __version__,
+        "name": backbone.name,
+        "config": json.dumps(asdict(backbone.config)),
+        "schedule": json.dumps(backbone.schedule.to_dict()),
+        "weights_sha256": backbone.digest,
+        "provenance": json.dumps(dict(backbone.provenance)),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    with write_atomically(path, overwrite=overwrite) as temporary:
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+
+
+def is_backbone_file(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file's metadata is that of one of our backbones."""
+    return metadata.get("format") == FORMAT
+
+
+def parse_metadata(metadata: Mapping[str, str], source: str) -> StoredBackbone:
+    """Reads the metadata of one of our backbone files.
+
+    Raises:
+        CheckpointError: it is of a newer format, incomplete or malformed.
+    """
+    version = metadata.get("format_version", "")
+    if version != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{source} has backbone format {version or 'unknown'}; this version of difformer reads {FORMAT_VERSION}. "
+            "Update difformer, or convert the original weights again"
+        )
+    try:
+        config: dict[str, Any] = json.loads(metadata["config"])
+        return StoredBackbone(
+            name=metadata["name"],
+            config=from_mapping(UNetConfig, config),
+            schedule=NoiseSchedule.from_dict(json.loads(metadata["schedule"])),
+            digest=metadata["weights_sha256"],
+            provenance=json.loads(metadata["provenance"]),
+        )
+    except KeyError as error:
+        raise CheckpointError(f"{source}: its metadata lacks {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{source}: its metadata is malformed: {error}") from error
+
+
+def verify_digest(weights: Weights, expected: str) -> None:
+    """Raises CheckpointError unless the weights are the ones the digest was taken of."""
+    found = weights_digest(weights.state)
+    if found != expected:
+        raise CheckpointError(
+            f"{weights.source} is corrupt: the SHA-256 of its weights is {found}, its metadata says {expected}"
+        )

@@ -1,0 +1,162 @@
+"""Configuration as frozen dataclasses, and their strict reading from mappings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# GroupNorm's groups in every ADM network; widths must be multiples of it.
+NORM_GROUPS = 32
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Architecture of a guided-diffusion (ADM) U-Net, Dhariwal & Nichol 2021.
+
+    Attributes:
+        image_size: side in pixels of the images it was trained on.
+        model_channels: base width.
+        channel_mult: width of each level as a multiple of `model_channels`, finest level first.
+        num_res_blocks: residual blocks a level in the encoder (the decoder has one more).
+        attention_resolutions: feature-map sides in pixels that get self-attention, as in OpenAI's own flags.
+            Sizes below the coarsest level are allowed and have no effect, as there.
+        in_channels: image channels.
+        out_channels: 6 where the network also predicts a variance (learned sigma), else 3.
+        num_heads: attention heads, where `num_head_channels` is None.
+        num_head_channels: channels a head; takes precedence over `num_heads`.
+        use_scale_shift_norm: timestep embedding scales and shifts the normalised activations instead of being added.
+        resblock_updown: residual blocks do the resampling.
+        use_new_attention_order: split q, k, v before the heads.
+        conv_resample: convolutions in the resampling layers, where `resblock_updown` is false.
+        num_classes: classes of a class-conditional network, else None.
+        dropout: dropout probability in training.
+
+    Raises:
+        ValueError: a value out of range, or widths that the norm groups or heads do not divide.
+    """
+
+    image_size: int
+    model_channels: int
+    channel_mult: tuple[float, ...]
+    num_res_blocks: int
+    attention_resolutions: tuple[int, ...]
+    in_channels: int = 3
+    out_channels: int = 6
+    num_heads: int = 1
+    num_head_channels: int | None = None
+    use_scale_shift_norm: bool = True
+    resblock_updown: bool = True
+    use_new_attention_order: bool = False
+    conv_resample: bool = True
+    num_classes: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("channel_mult", "attention_resolutions"):
+            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+        self._check_types()
+        self._check_sizes()
+        self._check_widths()
+
+    @property
+    def downsampling(self) -> int:
+        """Image sides must be a multiple of this."""
+        return int(2 ** (len(self.channel_mult) - 1))
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Width of each level, finest first."""
+        return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    def heads(self, channels: int) -> int:
+        """Attention heads at a given width."""
+        return self.num_heads if self.num_head_channels is None else channels // self.num_head_channels
+
+    def _check_types(self) -> None:
+        for name in ("use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "conv_resample"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        positive = [
+            "image_size",
+            "model_channels",
+            "num_res_blocks",
+            "in_channels",
+            "out_channels",
+            "num_heads",
+        ]
+        positive += [name for name in ("num_head_channels", "num_classes") if getattr(self, name) is not None]
+        for name in positive:
+            _check_positive_int(name, getattr(self, name))
+        for size in self.attention_resolutions:
+            _check_positive_int("attention_resolutions", size)
+        for mult in self.channel_mult:
+            if isinstance(mult, bool) or not isinstance(mult, int | float) or not mult > 0:
+                raise ValueError(f"channel_mult must hold positive numbers, got {mult!r}")
+        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+
+    def _check_sizes(self) -> None:
+        if not self.channel_mult:
+            raise ValueError("channel_mult must name at least one level")
+        if self.image_size % self.downsampling:
+            raise ValueError(
+                f"image_size {self.image_size} must be a multiple of {self.downsampling}, "
+                f"the down-sampling of {len(self.channel_mult)} levels"
+            )
+        for size in self.attention_resolutions:
+            ratio, rest = divmod(self.image_size, size)
+            if rest or ratio & (ratio - 1):
+                halvings = [self.image_size >> level for level in range(len(self.channel_mult))]
+                raise ValueError(
+                    f"attention_resolutions names {size}, but the feature maps of a {self.image_size}-pixel "
+                    f"network have sides {halvings}"
+                )
+
+    def _check_widths(self) -> None:
+        for width in self.level_channels:
+            if width <= 0 or width % NORM_GROUPS:
+                raise ValueError(
+                    f"every level's width must be a multiple of {NORM_GROUPS} (GroupNorm's groups); "
+                    f"model_channels {self.model_channels} × channel_mult {self.channel_mult} gives {width}"
+                )
+        attending = [w for i, w in enumerate(self.level_channels) if self.attends(i)] + [self.level_channels[-1]]
+        divisor = self.num_heads if self.num_head_channels is None else self.num_head_channels
+        for width in attending:
+            if width % divisor:
+                name = "num_heads" if self.num_head_channels is None else "num_head_channels"
+                raise ValueError(f"{name} {divisor} must divide the width {width} of the attention layers")
+
+    def attends(self, level: int) -> bool:
+        """Whether the residual blocks of a level (0 is the finest) are followed by attention."""
+        return (self.image_size >> level) in self.attention_resolutions
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Builds a configuration dataclass from a mapping, strictly.
+
+    Raises:
+        ValueError: an unknown key (the message names the nearest known one), a missing one, or a bad value.
+    """
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            close = get_close_matches(str(key), known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
+            raise ValueError(f"unknown key {key!r} for {cls.__name__}; {hint}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"cannot build {cls.__name__}: {error}") from error
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+        raise ValueError(f"{name} must be a sequence of numbers, got {value!r}")
+    return tuple(value)
+
+
+def _check_positive_int(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")

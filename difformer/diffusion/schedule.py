@@ -1,0 +1,171 @@
+"""Noise schedules and the forward process of denoising diffusion."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """A discrete variance-preserving schedule, x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps.
+
+    All tables are float64 tensors of shape (T,) on the CPU; t = 0 is the least noisy step.
+
+    Attributes:
+        name: the family it comes from, for files and messages.
+        betas: the variances of the single steps, each in (0, 1).
+
+    Raises:
+        ValueError: betas of the wrong type, shape or range.
+    """
+
+    name: str
+    betas: Tensor = field(repr=False)
+
+    def __post_init__(self) -> None:
+        betas = self.betas
+        if betas.dtype != torch.float64 or betas.ndim != 1 or not len(betas):
+            raise ValueError(f"betas must be a float64 vector, got {betas.dtype} of shape {tuple(betas.shape)}")
+        if not bool(((betas > 0) & (betas < 1)).all()):
+            raise ValueError("betas must lie strictly between 0 and 1")
+
+    @classmethod
+    def linear(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
+        """Betas from 1e-4 to 0.02, scaled to the number of steps (Ho et al. 2020, section 4).
+
+        Raises:
+            ValueError: fewer than 21 steps, where the scaled betas would reach 1.
+        """
+        _check_num_timesteps(num_timesteps)
+        scale = 1000 / num_timesteps
+        if scale * 0.02 >= 1:
+            raise ValueError(f"a linear schedule needs at least 21 timesteps, got {num_timesteps}")
+        return cls("linear", torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64))
+
+    @classmethod
+    def cosine(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
+        """Squared-cosine alpha_bar with betas at most 0.999 (eq. 17 of Nichol & Dhariwal 2021).
+
+        Raises:
+            ValueError: `num_timesteps` is not a positive integer.
+        """
+        _check_num_timesteps(num_timesteps)
+        grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        alpha_bar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
+        return cls("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
+
+    @classmethod
+    def from_name(cls, name: str, num_timesteps: int = 1000) -> "NoiseSchedule":
+        """The schedule a file or a user names.
+
+        Raises:
+            ValueError: no such schedule.
+        """
+        families = {"linear": cls.linear, "cosine": cls.cosine}
+        if name not in families:
+            raise ValueError(f"unknown noise schedule {name!r}; expected one of {', '.join(families)}")
+        return families[name](num_timesteps)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "NoiseSchedule":
+        """The schedule that `to_dict` described.
+
+        Raises:
+            ValueError: the description is incomplete or names no known schedule.
+        """
+        if "name" not in values or not values.keys() & {"num_timesteps", "betas"}:
+            raise ValueError(f"a schedule needs a name, and num_timesteps or betas; got {dict(values)!r}")
+        if "betas" in values:
+            return cls(values["name"], torch.tensor(values["betas"], dtype=torch.float64))
+        return cls.from_name(values["name"], values["num_timesteps"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """A description for files: a name and a length, with the betas themselves where no name stands for them."""
+        try:
+            known = torch.equal(self.betas, NoiseSchedule.from_name(self.name, self.num_timesteps).betas)
+        except ValueError:
+            known = False
+        return {"name": self.name} | ({"num_timesteps": len(self.betas)} if known else {"betas": self.betas.tolist()})
+
+    @property
+    def num_timesteps(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alpha_bar(self) -> Tensor:
+        """Cumulative product of 1 - beta."""
+        return torch.cumprod(1 - self.betas, dim=0)
+
+    @cached_property
+    def posterior_variance(self) -> Tensor:
+        """Variance of q(x_{t-1} | x_t, x_0), eq. 7 of Ho et al. 2020; 0 at t = 0."""
+        return self.betas * (1 - self._alpha_bar_before) / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_mean_coefficients(self) -> tuple[Tensor, Tensor]:
+        """Weights of x_0 and x_t in the mean of q(x_{t-1} | x_t, x_0), eq. 7 of Ho et al. 2020."""
+        of_x_0 = self.betas * self._alpha_bar_before.sqrt() / (1 - self.alpha_bar)
+        of_x_t = (1 - self._alpha_bar_before) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
+        return of_x_0, of_x_t
+
+    @property
+    def _alpha_bar_before(self) -> Tensor:
+        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+
+    def coefficients(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The pair (a_t, s_t) of x_t = a_t x_0 + s_t eps.
+
+        Args:
+            t: one timestep, or an integer tensor of any shape; in [0, num_timesteps).
+
+        Returns:
+            Two float32 tensors of the shape of `t`, on its device (the CPU for an int).
+
+        Raises:
+            ValueError: t is not an integer or out of range.
+        """
+        index = torch.as_tensor(t)
+        if index.dtype.is_floating_point or index.dtype == torch.bool:
+            raise ValueError(f"timesteps must be integers, got {index.dtype}")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_timesteps:
+            raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {index.tolist()}")
+        signal, noise = (table.float().to(index.device) for table in self._signal_and_noise)
+        return signal[index.long()], noise[index.long()]
+
+    @cached_property
+    def _signal_and_noise(self) -> tuple[Tensor, Tensor]:
+        return self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
+
+
+def q_sample(x_0: Tensor, t: int | Tensor, eps: Tensor, schedule: NoiseSchedule) -> Tensor:
+    """Noises clean images: a draw from q(x_t | x_0), eq. 4 of Ho et al. 2020.
+
+    Args:
+        x_0: (B, C, H, W), floating point, in [-1, 1].
+        t: one timestep for the batch, or (B,) integers.
+        eps: standard normal noise of the shape of `x_0`.
+        schedule: gives (a_t, s_t).
+
+    Returns:
+        x_t, of the shape and dtype of `x_0`.
+
+    Raises:
+        ValueError: shapes that do not fit, or timesteps out of range.
+    """
+    if eps.shape != x_0.shape:
+        raise ValueError(f"eps must have x_0's shape {tuple(x_0.shape)}, got {tuple(eps.shape)}")
+    if isinstance(t, Tensor) and t.ndim and t.shape != x_0.shape[:1]:
+        raise ValueError(f"t must be one timestep or {x_0.shape[0]} of them, got shape {tuple(t.shape)}")
+    shape = (-1,) + (1,) * (x_0.ndim - 1)
+    a_t, s_t = (c.to(x_0.device).view(shape) for c in schedule.coefficients(t))
+    return (a_t * x_0 + s_t * eps).to(x_0.dtype)
+
+
+def _check_num_timesteps(num_timesteps: int) -> None:
+    if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, int) or num_timesteps < 1:
+        raise ValueError(f"num_timesteps must be a positive integer, got {num_timesteps!r}")

@@ -1,0 +1,83 @@
+"""How attention runs: xformers where it is there and fits, else torch's fused attention, else plain mathematics.
+
+The U-Net and the transformer heads both go through `attention`; nothing else decides.
+"""
+
+import importlib.util
+from functools import cache
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difformer._optional import require
+
+AttentionName = Literal["auto", "xformers", "sdpa", "math"]
+
+
+class AttentionUnavailable(RuntimeError):
+    """The attention implementation asked for cannot be had here; the message says why."""
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName = "auto") -> Tensor:
+    """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q, k, v: (B, heads, N, d), of one floating dtype and device.
+        implementation: "auto" picks the fastest that works; a name forces one.
+
+    Returns:
+        (B, heads, N, d), in the dtype of `q`.
+
+    Raises:
+        AttentionUnavailable: the implementation forced cannot run here.
+        ValueError: no such implementation.
+    """
+    check_attention(implementation)
+    if implementation == "xformers":
+        return _xformers(q, k, v)
+    if implementation == "auto" and q.is_cuda and _xformers_fits(q.dtype, q.shape[-1], q.requires_grad):
+        return _xformers(q, k, v)
+    if implementation != "math":
+        return F.scaled_dot_product_attention(q, k, v)
+    # Scaling both sides before the product keeps float16 in range.
+    scale = q.shape[-1] ** -0.25
+    weights = (q * scale) @ (k * scale).transpose(-1, -2)
+    return weights.float().softmax(dim=-1).to(v.dtype) @ v
+
+
+def check_attention(implementation: str) -> None:
+    """Raises ValueError unless the name is one of the implementations."""
+    if implementation not in get_args(AttentionName):
+        raise ValueError(f"unknown attention {implementation!r}; expected one of {', '.join(get_args(AttentionName))}")
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if not q.is_cuda:
+        raise AttentionUnavailable(
+            f'xformers has no attention for {q.device.type} tensors; use attention="auto" (or "sdpa", "math") here'
+        )
+    try:
+        ops = require("xformers.ops", 'attention="xformers"')
+        # xformers keeps the heads third.
+        out = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+    except (ImportError, NotImplementedError) as error:
+        raise AttentionUnavailable(
+            f"xformers cannot run attention on {q.device} with {q.dtype} and head width {q.shape[-1]}: {error}"
+        ) from error
+    return out.transpose(1, 2)
+
+
+@cache
+def _xformers_fits(dtype: torch.dtype, width: int, gradient: bool) -> bool:
+    """Whether xformers runs this kind of attention on the current GPU; tried once on a tiny input."""
+    if importlib.util.find_spec("xformers") is None:
+        return False
+    probe = torch.zeros(1, 1, 8, width, dtype=dtype, device="cuda", requires_grad=gradient)
+    try:
+        with torch.set_grad_enabled(gradient):
+            _xformers(probe, probe, probe)
+    except AttentionUnavailable:
+        return False
+    return True

@@ -1,0 +1,269 @@
+"""The guided-diffusion (ADM) U-Net of Dhariwal & Nichol 2021, with features asked for by name."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from difformer.config import UNetConfig
+from difformer.models.attention import AttentionName, check_attention
+from difformer.models.layers import (
+    AttentionBlock,
+    Downsample,
+    GroupNorm,
+    ResBlock,
+    Upsample,
+    timestep_embedding,
+    zero_init,
+)
+from difformer.models.plan import (
+    AttentionPlan,
+    BlockPlan,
+    LayerPlan,
+    ResPlan,
+    StemPlan,
+    block_plans,
+    tap_specs,
+)
+from difformer.taps import TapSpec, resolve_tap, resolve_taps
+
+TORSO_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class UNet(nn.Module):
+    """A U-Net that denoises images, and hands out the features of its blocks.
+
+    The state-dict names are OpenAI's, so their checkpoints load strictly.
+
+    Args:
+        config: the architecture.
+        attention: implementation for the self-attention; see `difformer.models.attention`.
+        gradient_checkpointing: recompute each block in the backward pass instead of keeping its activations.
+
+    Attributes:
+        config: the architecture.
+        taps: what it offers, by tap name in network order.
+        gradient_checkpointing: may be switched at any time.
+    """
+
+    def __init__(
+        self, config: UNetConfig, *, attention: AttentionName = "auto", gradient_checkpointing: bool = False
+    ) -> None:
+        super().__init__()
+        check_attention(attention)
+        self.config = config
+        self.taps: Mapping[str, TapSpec] = dict(tap_specs(config))
+        self.gradient_checkpointing = gradient_checkpointing
+
+        width = config.model_channels
+        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        if config.num_classes is not None:
+            self.label_emb = nn.Embedding(config.num_classes, 4 * width)
+        plans = block_plans(config)
+        blocks = [_Block(plan, config, attention) for plan in plans]
+        encoder_blocks = len(blocks) // 2
+        self.input_blocks = nn.ModuleList(blocks[:encoder_blocks])
+        self.middle_block = blocks[encoder_blocks]
+        self.output_blocks = nn.ModuleList(blocks[encoder_blocks + 1 :])
+        last = plans[-1].out_channels
+        self.out = nn.Sequential(
+            GroupNorm(last), nn.SiLU(), zero_init(nn.Conv2d(last, config.out_channels, 3, padding=1))
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the convolutions."""
+        return next(self.input_blocks.parameters()).dtype
+
+    @property
+    def _outer_dtype(self) -> torch.dtype:
+        """Precision of what `cast_torso` leaves alone."""
+        return next(self.time_embed.parameters()).dtype
+
+    def cast_torso(self, dtype: torch.dtype) -> "UNet":
+        """Converts the blocks' convolutions; normalisation, embeddings and the output layer keep their precision.
+
+        Args:
+            dtype: float32, bfloat16 or float16.
+
+        Raises:
+            ValueError: another dtype.
+        """
+        if dtype not in TORSO_DTYPES:
+            raise ValueError(f"the torso's dtype must be one of {', '.join(map(str, TORSO_DTYPES))}, got {dtype}")
+        for block in self._blocks():
+            for module in block.modules():
+                if isinstance(module, nn.Conv1d | nn.Conv2d):
+                    module.to(dtype)
+        return self
+
+    def forward(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
+        """Denoises.
+
+        Args:
+            x_t: (B, in_channels, H, W) noisy images; H and W multiples of `config.downsampling`.
+            t: one timestep for the batch, or (B,); they go to the network as they are.
+            y: (B,) integer class labels, if and only if the network is class-conditional.
+
+        Returns:
+            (B, out_channels, H, W) in the dtype of `x_t`: eps, followed by the variance's interpolation weights
+            where sigma is learned.
+
+        Raises:
+            ValueError: sizes, timesteps or labels that do not fit.
+        """
+        h = x_t
+        for _, feature in self._walk(x_t, t, y, {}):
+            h = feature
+        return self.out(h.to(self._outer_dtype)).to(x_t.dtype)
+
+    def forward_taps(
+        self,
+        x_t: Tensor,
+        t: int | Tensor,
+        taps: Iterable[str | int],
+        *,
+        y: Tensor | None = None,
+        inject: Mapping[str | int, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Runs as far as the deepest tap asked for, and returns the features there.
+
+        Args:
+            x_t: (B, in_channels, H, W) noisy images; H and W multiples of `config.downsampling`.
+            t: one timestep for the batch, or (B,).
+            taps: tap names or 1-based block numbers, in any order.
+            y: (B,) integer class labels, if and only if the network is class-conditional.
+            inject: maps to add to the outputs of blocks, by tap: (B, C, h, w) with the block's channels, resized
+                bilinearly when h, w differ. They are added before the output is read as a feature, kept as a skip
+                or passed on.
+
+        Returns:
+            Tap name to (B, C, h, w) in the torso's dtype, in the order of the request.
+
+        Raises:
+            ValueError: an unknown, repeated or empty request; an injection that does not fit or would come after
+                the deepest tap; sizes, timesteps or labels that do not fit.
+        """
+        wanted = resolve_taps(taps, self.taps)
+        injected = self._resolve_inject(inject or {}, wanted)
+        found: dict[str, Tensor] = {}
+        for name, feature in self._walk(x_t, t, y, injected):
+            if name in wanted:
+                found[name] = feature
+            if len(found) == len(wanted):
+                break
+        return {tap: found[tap] for tap in wanted}
+
+    def _walk(
+        self, x_t: Tensor, t: int | Tensor, y: Tensor | None, inject: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Runs block after block, and pauses after each with its tap name and output."""
+        self._check_images(x_t)
+        emb = self._embed(t, y, x_t)
+        h = x_t.to(self.dtype)
+        skips: list[Tensor] = []
+        for index, (name, block) in enumerate(zip(self.taps, self._blocks(), strict=True)):
+            if index > len(self.input_blocks):
+                h = torch.cat([h, skips.pop()], dim=1)
+            h = self._run(block, h, emb)
+            if name in inject:
+                h = h + _fit(inject[name], h, name)
+            if index < len(self.input_blocks):
+                skips.append(h)
+            yield name, h
+
+    def _blocks(self) -> Iterator["_Block"]:
+        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            yield cast(_Block, block)
+
+    def _run(self, block: "_Block", h: Tensor, emb: Tensor) -> Tensor:
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(block, h, emb, use_reentrant=False))
+        return block(h, emb)
+
+    def _embed(self, t: int | Tensor, y: Tensor | None, x_t: Tensor) -> Tensor:
+        batch = x_t.shape[0]
+        t = torch.as_tensor(t, device=x_t.device)
+        if t.ndim == 0:
+            t = t.expand(batch)
+        if t.shape != (batch,):
+            raise ValueError(f"t must be one timestep or {batch} of them, got shape {tuple(t.shape)}")
+        embedding = timestep_embedding(t, self.config.model_channels)
+        emb: Tensor = self.time_embed(embedding.to(self._outer_dtype))
+        labels = self._check_labels(y, batch)
+        return emb if labels is None else emb + self.label_emb(labels.to(x_t.device))
+
+    def _check_images(self, x_t: Tensor) -> None:
+        channels, divisor = self.config.in_channels, self.config.downsampling
+        if x_t.ndim != 4 or x_t.shape[1] != channels or not x_t.is_floating_point():
+            raise ValueError(
+                f"x_t must be floating-point images of shape (B, {channels}, H, W), got {x_t.dtype} "
+                f"of shape {tuple(x_t.shape)}"
+            )
+        height, width = x_t.shape[2:]
+        if not height or not width or height % divisor or width % divisor:
+            raise ValueError(f"image sides must be multiples of {divisor}, got {height}×{width}; resize or pad")
+
+    def _check_labels(self, y: Tensor | None, batch: int) -> Tensor | None:
+        classes = self.config.num_classes
+        if classes is None:
+            if y is not None:
+                raise ValueError("this network is not class-conditional; leave y out")
+            return None
+        if y is None:
+            raise ValueError(f"this network is class-conditional; give y, {batch} labels in [0, {classes})")
+        if y.shape != (batch,) or y.is_floating_point() or y.dtype == torch.bool:
+            raise ValueError(f"y must be {batch} integer labels, got {y.dtype} of shape {tuple(y.shape)}")
+        if batch and not 0 <= int(y.min()) <= int(y.max()) < classes:
+            raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")
+        return y
+
+    def _resolve_inject(self, inject: Mapping[str | int, Tensor], wanted: tuple[str, ...]) -> dict[str, Tensor]:
+        deepest = max(wanted, key=lambda tap: self.taps[tap].block)
+        resolved: dict[str, Tensor] = {}
+        for key, value in inject.items():
+            name = resolve_tap(key, self.taps)
+            if name in resolved:
+                raise ValueError(f"inject names {name} more than once")
+            if self.taps[name].block > self.taps[deepest].block:
+                raise ValueError(
+                    f"inject names {name}, which comes after {deepest}, the deepest tap asked for, and would do nothing"
+                )
+            resolved[name] = value
+        return resolved
+
+
+class _Block(nn.ModuleList):
+    """The layers of one tap."""
+
+    def __init__(self, plan: BlockPlan, config: UNetConfig, attention: AttentionName) -> None:
+        super().__init__(_build(layer, config, attention) for layer in plan.layers)
+
+    def forward(self, h: Tensor, emb: Tensor) -> Tensor:
+        for layer in self:
+            h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
+        return h
+
+
+def _build(plan: LayerPlan, config: UNetConfig, attention: AttentionName) -> nn.Module:
+    if isinstance(plan, StemPlan):
+        return nn.Conv2d(plan.in_channels, plan.out_channels, 3, padding=1)
+    if isinstance(plan, ResPlan):
+        return ResBlock(plan, config)
+    if isinstance(plan, AttentionPlan):
+        return AttentionBlock(plan.channels, config, attention)
+    layer = Downsample if plan.resample == "down" else Upsample
+    return layer(plan.channels, config.conv_resample)
+
+
+def _fit(value: Tensor, h: Tensor, name: str) -> Tensor:
+    if value.ndim != 4 or value.shape[:2] != h.shape[:2]:
+        raise ValueError(
+            f"the injection at {name} must have shape ({h.shape[0]}, {h.shape[1]}, h, w), got {tuple(value.shape)}"
+        )
+    if value.shape[2:] != h.shape[2:]:
+        value = F.interpolate(value, size=h.shape[2:], mode="bilinear", align_corners=False)
+    return value.to(h.dtype)

@@ -1,0 +1,111 @@
+"""Names for the places features are read from: taps, feature keys and their mirror images. Pure data."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+@dataclass(frozen=True)
+class TapSpec:
+    """What a backbone offers at one tap, known without running it.
+
+    Attributes:
+        name: `in00 …` for the encoder, `mid`, `out00 …` for the decoder.
+        block: the literature's 1-based block number in network order.
+        channels: channels of the feature map.
+        size: side of the feature map in pixels at the backbone's own image size.
+        flops: cost of one image from the input up to and including this block, in floating-point operations
+            (a multiply-add counts as two; normalisation and activations are not counted).
+    """
+
+    name: str
+    block: int
+    channels: int
+    size: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class FeatureKey:
+    """Where and when a feature was read.
+
+    Attributes:
+        tap: canonical tap name, such as `out04`.
+        t: noise timestep.
+        round: 0 for the plain pass, 1 for DifFeed's second pass.
+    """
+
+    tap: str
+    t: int
+    round: int = 0
+
+
+def tap_names(num_encoder_blocks: int) -> tuple[str, ...]:
+    """The tap names of a U-Net in network order, from its number of encoder (= decoder) blocks."""
+    encoder = tuple(f"in{i:02d}" for i in range(num_encoder_blocks))
+    decoder = tuple(f"out{i:02d}" for i in range(num_encoder_blocks))
+    return (*encoder, "mid", *decoder)
+
+
+def resolve_tap(tap: str | int, names: Iterable[str]) -> str:
+    """The canonical name of a tap given by name or by 1-based block number.
+
+    Args:
+        tap: `"out04"`, `24` or `"24"`.
+        names: the backbone's tap names in network order (its `taps` mapping will do).
+
+    Raises:
+        ValueError: no such tap; the message lists those there are.
+    """
+    known = list(names)
+    if isinstance(tap, str) and tap in known:
+        return tap
+    number = _block_number(tap)
+    if number is not None and 1 <= number <= len(known):
+        return known[number - 1]
+    close = get_close_matches(tap, known, n=1) if isinstance(tap, str) else []
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(
+        f"unknown tap {tap!r}; expected one of {', '.join(known)}, or a block number from 1 to {len(known)}.{hint}"
+    )
+
+
+def resolve_taps(request: Iterable[str | int], names: Iterable[str]) -> tuple[str, ...]:
+    """The canonical names of several taps, in the order of the request.
+
+    Raises:
+        ValueError: the request is empty, is a bare string, or has an unknown or repeated tap.
+    """
+    known = list(names)
+    if isinstance(request, str) or not isinstance(request, Iterable):
+        raise ValueError(f"taps must be a sequence of tap names or block numbers; write [{request!r}] for one tap")
+    taps = tuple(resolve_tap(tap, known) for tap in request)
+    if not taps:
+        raise ValueError(f"no tap was asked for; name at least one of {', '.join(known)}")
+    repeated = sorted({tap for tap in taps if taps.count(tap) > 1})
+    if repeated:
+        raise ValueError(f"asked for {', '.join(repeated)} more than once; valid taps are {', '.join(known)}")
+    return taps
+
+
+def mirror(tap: str | int, names: Iterable[str]) -> str:
+    """The tap on the other side of the bottleneck: the n-th from the end for the n-th from the start.
+
+    With ADM-256's 37 blocks, `out01` (block 21) mirrors `in16` (block 17); `mid` is its own mirror.
+
+    Raises:
+        ValueError: no such tap.
+    """
+    known = list(names)
+    return known[-1 - known.index(resolve_tap(tap, known))]
+
+
+def _block_number(tap: str | int) -> int | None:
+    if isinstance(tap, bool):
+        return None
+    if isinstance(tap, str):
+        return int(tap) if tap.isascii() and tap.isdigit() else None
+    try:
+        return tap.__index__()
+    except AttributeError:
+        return None
