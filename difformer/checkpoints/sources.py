@@ -149,7 +149,7 @@ def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
 def _locate_on_hub(address: str, download: bool) -> Path:
     hub = require("huggingface_hub", f"reading {address}")
     place, _, revision = address[len(_HUB) :].partition("@")
-    owner, name, *file = (*place.split("/", 2), "")[:3]
+    owner, name, file = (*place.split("/", 2), "", "")[:3]
     if not owner or not name:
         raise ValueError(f"{address!r} is not a hub address; write hf://owner/name, hf://owner/name/file or …@revision")
     try:

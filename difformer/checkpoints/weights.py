@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import warnings
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,11 +55,12 @@ def read_weights(path: Path, *, verify: bool = True) -> Weights:
         start = file.read(64)
     if not start:
         raise CheckpointError(f"{path} is empty (0 bytes)")
+    # Safetensors first: the eight bytes of length before its brace may begin like a pickle.
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return Weights(str(path), _read_torch(path, zipped=start.startswith(b"PK"), verify=verify), {})
-    if start[8:9] != b"{":
-        raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")
-    return _read_safetensors(path)
+    raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
@@ -111,7 +113,9 @@ def _read_torch(path: Path, *, zipped: bool, verify: bool) -> dict[str, Tensor]:
                 damaged = archive.testzip()
             if damaged is not None:
                 raise CheckpointError(f"{path} is corrupt: the checksum of its entry {damaged} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error says more
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} was refused: it is damaged, or holds Python objects other than tensors, which could run code. "
@@ -156,7 +160,6 @@ def _some(items: list[str]) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """The telling line of torch's long loading errors."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if "Unsupported" in line or "WeightsUnpickler" in line]
-    return (telling or lines or [type(error).__name__])[0][:300]
+    """What torch's loader found. Its own message goes on to advise loading the file without care."""
+    lines = str(error.__context__ or error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,77 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from support import small_unet
+
+from difformer import AttentionUnavailable
+from difformer.models import attention
+
+
+def qkv(dtype=torch.float32, device="cpu", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(2, 3, 33, 16, generator=generator).to(device, dtype) for _ in range(3))
+
+
+def test_it_is_its_equation():
+    q, k, v = (x.double() for x in qkv())
+    expected = torch.softmax(torch.einsum("bhnd,bhmd->bhnm", q, k) / 4, dim=-1) @ v
+    for implementation in ("auto", "sdpa", "math"):
+        torch.testing.assert_close(attention(q, k, v, implementation=implementation), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)])
+def test_implementations_agree(dtype, tolerance):
+    q, k, v = qkv(dtype)
+    outputs = [attention(q, k, v, implementation=name) for name in ("math", "sdpa", "auto")]
+    for output in outputs:
+        assert output.dtype == dtype
+        torch.testing.assert_close(output, outputs[0], rtol=tolerance, atol=tolerance)
+
+
+def test_gradients_agree():
+    gradients = []
+    for name in ("math", "sdpa"):
+        inputs = [x.requires_grad_() for x in qkv()]
+        attention(*inputs, implementation=name).square().sum().backward()
+        gradients.append([x.grad for x in inputs])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_float16_mathematics_survives_large_queries():
+    q, k, v = (x * 60 for x in qkv(torch.float16))
+    assert attention(q, k, v, implementation="math").isfinite().all()
+
+
+def test_xformers_on_a_cpu_says_why_not():
+    with pytest.raises(AttentionUnavailable, match=r"no attention for cpu.*auto"):
+        attention(*qkv(), implementation="xformers")
+
+
+def test_unknown_name_raises():
+    with pytest.raises(ValueError, match=r"'flash'.*auto, xformers, sdpa, math"):
+        attention(*qkv(), implementation="flash")
+    with pytest.raises(ValueError, match="'flash'"):
+        small_unet(attention_resolutions=()).__class__(small_unet().config, attention="flash")
+
+
+def test_without_cuda_xformers_is_not_loaded_and_nothing_is_printed():
+    script = """
+import sys, torch
+from difformer.models import attention
+q = torch.zeros(1, 1, 4, 8)
+attention(q, q, q)
+assert "xformers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_xformers_agrees_on_a_gpu(dtype):
+    q, k, v = qkv(dtype, "cuda")
+    expected = attention(q.float(), k.float(), v.float(), implementation="math")
+    for name in ("xformers", "sdpa", "auto"):
+        torch.testing.assert_close(attention(q, k, v, implementation=name).float(), expected, rtol=3e-2, atol=3e-2)

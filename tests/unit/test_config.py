@@ -1,0 +1,55 @@
+from dataclasses import FrozenInstanceError, asdict
+
+import pytest
+from support import ADM256, small_config
+
+from difformer import UNetConfig
+from difformer.config import from_mapping
+
+
+def test_round_trip_through_a_mapping():
+    assert from_mapping(UNetConfig, {**asdict(ADM256), "channel_mult": [1, 1, 2, 2, 4, 4]}) == ADM256
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown key 'num_head_chanels'.*'num_head_channels'"):
+        from_mapping(UNetConfig, {**asdict(ADM256), "num_head_chanels": 64})
+
+
+def test_missing_key_is_named():
+    with pytest.raises(ValueError, match="model_channels"):
+        from_mapping(UNetConfig, {"image_size": 64})
+
+
+def test_it_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        ADM256.image_size = 128  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_channels": 48}, "multiple of 32"),
+        ({"channel_mult": ()}, "at least one level"),
+        ({"channel_mult": (1, -1)}, "positive numbers"),
+        ({"channel_mult": "1,2"}, "sequence of numbers"),
+        ({"image_size": 30}, "multiple of 4"),
+        ({"image_size": 0}, "positive integer"),
+        ({"image_size": 32.0}, "positive integer"),
+        ({"attention_resolutions": (12,)}, r"sides \[32, 16, 8\]"),
+        ({"num_head_channels": 24}, "must divide the width 32"),
+        ({"num_head_channels": None, "num_heads": 3}, "num_heads 3 must divide"),
+        ({"num_head_channels": -1}, "positive integer"),
+        ({"resblock_updown": "False"}, "true or false"),
+        ({"num_classes": 0}, "positive integer"),
+        ({"dropout": 1.0}, "below 1"),
+    ],
+)
+def test_bad_values_raise(changes, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(**changes)
+
+
+def test_resolutions_below_the_coarsest_level_have_no_effect():
+    assert small_config(attention_resolutions=(16, 8, 4)).attends(2)
+    assert not small_config(attention_resolutions=(4,)).attends(2)

@@ -1,0 +1,104 @@
+"""What importing loads, and which module may import which."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import difformer
+from difformer._optional import require
+
+PACKAGE = Path(difformer.__file__).parent
+HEAVY = [
+    "torchvision",
+    "timm",
+    "xformers",
+    "matplotlib",
+    "accelerate",
+    "huggingface_hub",
+    "jsonargparse",
+    "torchmetrics",
+]
+
+# A module may import those of its own rank and below.
+RANKS = {
+    "_version": 0, "_optional": 0, "files": 0, "taps": 0, "config": 0,
+    "diffusion": 1, "models": 1, "data": 1, "analysis": 1,
+    "checkpoints": 2,
+    "backbones": 3, "heads": 3,
+    "features": 4,
+    "classifier": 5,
+    "engine": 6, "report": 6,
+    "cli": 7,
+}  # fmt: skip
+HEADS_MAY_IMPORT = {"_version", "_optional", "taps", "config", "models", "heads"}
+
+
+def run(script, **options):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True, **options
+    )
+
+
+def imported_parts(path):
+    """The parts of the package that a file imports, wherever in the file the import stands."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+            if node.module == "difformer":
+                names = [f"difformer.{alias.name}" for alias in node.names]
+        yield from (name.split(".")[1] for name in names if name.startswith("difformer."))
+
+
+def test_importing_loads_nothing_heavy():
+    done = run(f"import sys, difformer; print([name for name in {HEAVY} if name in sys.modules])")
+    assert done.stdout == "[]\n"
+    assert done.stderr == ""
+
+
+def test_dependencies_point_one_way():
+    for path in PACKAGE.rglob("*.py"):
+        part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for other in imported_parts(path):
+            assert RANKS[other] <= RANKS[part], f"{path} must not import difformer.{other}"
+            assert part != "heads" or other in HEADS_MAY_IMPORT, f"{path} must not import difformer.{other}"
+            assert part == other or RANKS[other] < RANKS[part] or RANKS[part] == 0
+
+
+def test_every_public_name_exists_and_is_documented():
+    for name in difformer.__all__:
+        value = getattr(difformer, name)
+        assert not callable(value) or value.__doc__
+
+
+@pytest.mark.parametrize("broken", ["torchvision", "timm", "xformers", "huggingface_hub", "jsonargparse"])
+def test_a_broken_library_spoils_only_what_uses_it(broken, tmp_path):
+    (tmp_path / f"{broken}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    script = """
+        import sys
+        sys.path.insert(0, {path!r})
+        import torch, difformer
+        from difformer._optional import require
+        config = difformer.UNetConfig(8, 32, (1,), 1, ())
+        backbone = difformer.create_backbone(difformer.UNet(config), schedule="linear")
+        assert backbone.forward_taps(torch.zeros(1, 3, 8, 8), 1, ["mid"])["mid"].shape == (1, 32, 8, 8)
+        try:
+            require({broken!r}, "this test")
+        except ImportError as error:
+            print(error)
+    """
+    done = run(script.format(path=str(tmp_path), broken=broken))
+    assert f"this test needs {broken}, which does not load (operator torchvision::nms" in done.stdout
+    assert f"pip install --upgrade {broken}" in done.stdout
+
+
+def test_a_missing_library_says_what_to_install():
+    with pytest.raises(ImportError, match="counting needs no_such_library, which is not installed; run: pip install"):
+        require("no_such_library", "counting")
