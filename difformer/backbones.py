@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from difformer.checkpoints.store import StoredBackbone, write_backbone
 from difformer.checkpoints.weights import load_strictly, weights_digest
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
-from difformer.models import AttentionName, UNet
+from difformer.models import AttentionName, Prefix, UNet
 from difformer.taps import TapSpec
 
 
@@ -40,6 +40,21 @@ class Backbone(Protocol):
     @property
     def forward_taps(self) -> Callable[..., dict[str, Tensor]]:
         """As `UNet.forward_taps(x_t, t, taps, *, inject=None)`; conditioning travels as further keywords."""
+        ...
+
+
+@runtime_checkable
+class ResumableBackbone(Backbone, Protocol):
+    """A backbone whose passes can share their beginning, which spares DifFeed the second computation of it."""
+
+    @property
+    def forward_prefix(self) -> Callable[..., Any]:
+        """As `UNet.forward_prefix(x_t, t, last)`; conditioning travels as further keywords."""
+        ...
+
+    @property
+    def forward_from(self) -> Callable[..., dict[str, Tensor]]:
+        """As `UNet.forward_from(prefix, taps, *, inject=None)`."""
         ...
 
 
@@ -118,6 +133,16 @@ class UNetBackbone(nn.Module):
     ) -> dict[str, Tensor]:
         """Features by tap name, in the order of the request; see `UNet.forward_taps`."""
         return self.unet.forward_taps(x_t, t, taps, y=y, inject=inject)
+
+    def forward_prefix(self, x_t: Tensor, t: int | Tensor, last: str | int, *, y: Tensor | None = None) -> Prefix:
+        """The beginning of a pass, for `forward_from`; see `UNet.forward_prefix`."""
+        return self.unet.forward_prefix(x_t, t, last, y=y)
+
+    def forward_from(
+        self, prefix: Prefix, taps: Iterable[str | int], *, inject: Mapping[str | int, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Features of a pass that goes on from a prefix; see `UNet.forward_from`."""
+        return self.unet.forward_from(prefix, taps, inject=inject)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes a self-describing safetensors file that `create_backbone` reads with no further arguments.

@@ -2,6 +2,6 @@
 
 from difformer.config import UNetConfig
 from difformer.models.attention import AttentionName, AttentionUnavailable, attention
-from difformer.models.unet import UNet
+from difformer.models.unet import Prefix, UNet
 
-__all__ = ["AttentionName", "AttentionUnavailable", "UNet", "UNetConfig", "attention"]
+__all__ = ["AttentionName", "AttentionUnavailable", "Prefix", "UNet", "UNetConfig", "attention"]

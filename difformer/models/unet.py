@@ -1,6 +1,7 @@
 """The guided-diffusion (ADM) U-Net of Dhariwal & Nichol 2021, with features asked for by name."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -31,6 +32,21 @@ from difformer.models.plan import (
 from difformer.taps import TapSpec, resolve_tap, resolve_taps
 
 TORSO_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The beginning of a pass, from which others can go on.
+
+    Attributes:
+        h: what goes into the next block, (B, C, h, w) in the torso's dtype.
+        emb: the timestep's (and label's) embedding, (B, 4 · model_channels).
+        outputs: the output of each block so far, by tap name in network order.
+    """
+
+    h: Tensor
+    emb: Tensor
+    outputs: Mapping[str, Tensor]
 
 
 class UNet(nn.Module):
@@ -116,7 +132,7 @@ class UNet(nn.Module):
             ValueError: sizes, timesteps or labels that do not fit.
         """
         h = x_t
-        for _, feature in self._walk(x_t, t, y, {}):
+        for _, feature in self._walk(self._start(x_t, t, y), {}):
             h = feature
         return self.out(h.to(self._outer_dtype)).to(x_t.dtype)
 
@@ -147,28 +163,70 @@ class UNet(nn.Module):
             ValueError: an unknown, repeated or empty request; an injection that does not fit or would come after
                 the deepest tap; sizes, timesteps or labels that do not fit.
         """
-        wanted = resolve_taps(taps, self.taps)
-        injected = self._resolve_inject(inject or {}, wanted)
-        found: dict[str, Tensor] = {}
-        for name, feature in self._walk(x_t, t, y, injected):
-            if name in wanted:
-                found[name] = feature
-            if len(found) == len(wanted):
+        return self.forward_from(self._start(x_t, t, y), taps, inject=inject)
+
+    def forward_prefix(self, x_t: Tensor, t: int | Tensor, last: str | int, *, y: Tensor | None = None) -> Prefix:
+        """Runs up to and including an encoder block, so that several passes can go on from there.
+
+        Args:
+            x_t, t, y: as for `forward_taps`.
+            last: the encoder tap to stop at.
+
+        Raises:
+            ValueError: `last` is not in the encoder; sizes, timesteps or labels that do not fit.
+        """
+        last = resolve_tap(last, self.taps)
+        if self.taps[last].block > len(self.input_blocks):
+            raise ValueError(f"a prefix must end in the encoder, at {next(iter(self.taps))} or later, not at {last}")
+        start = self._start(x_t, t, y)
+        outputs = {}
+        for name, feature in self._walk(start, {}):
+            outputs[name] = feature
+            if name == last:
                 break
+        return Prefix(outputs[last], start.emb, outputs)
+
+    def forward_from(
+        self, prefix: Prefix, taps: Iterable[str | int], *, inject: Mapping[str | int, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """Goes on from a prefix as `forward_taps` would, and gives what it would give.
+
+        Args:
+            prefix: from `forward_prefix`; it is left as it is.
+            taps: as for `forward_taps`; taps inside the prefix are answered from it.
+            inject: as for `forward_taps`, at the prefix's last block or later.
+
+        Raises:
+            ValueError: as `forward_taps`, or an injection before the prefix's last block.
+        """
+        wanted = resolve_taps(taps, self.taps)
+        injected = self._resolve_inject(inject or {}, wanted, prefix)
+        outputs = dict(prefix.outputs)
+        last = next(reversed(outputs), None)
+        if last is not None and last in injected:
+            h = outputs[last] = prefix.h + _fit(injected[last], prefix.h, last)
+            prefix = Prefix(h, prefix.emb, outputs)
+        found = {tap: outputs[tap] for tap in wanted if tap in outputs}
+        if len(found) < len(wanted):
+            for name, feature in self._walk(prefix, injected):
+                if name in wanted:
+                    found[name] = feature
+                if len(found) == len(wanted):
+                    break
         return {tap: found[tap] for tap in wanted}
 
-    def _walk(
-        self, x_t: Tensor, t: int | Tensor, y: Tensor | None, inject: Mapping[str, Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Runs block after block, and pauses after each with its tap name and output."""
+    def _start(self, x_t: Tensor, t: int | Tensor, y: Tensor | None) -> Prefix:
         self._check_images(x_t)
-        emb = self._embed(t, y, x_t)
-        h = x_t.to(self.dtype)
-        skips: list[Tensor] = []
-        for index, (name, block) in enumerate(zip(self.taps, self._blocks(), strict=True)):
+        return Prefix(x_t.to(self.dtype), self._embed(t, y, x_t), {})
+
+    def _walk(self, prefix: Prefix, inject: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Runs block after block, and pauses after each with its tap name and output."""
+        h, skips = prefix.h, list(prefix.outputs.values())
+        blocks = list(enumerate(zip(self.taps, self._blocks(), strict=True)))
+        for index, (name, block) in blocks[len(skips) :]:
             if index > len(self.input_blocks):
                 h = torch.cat([h, skips.pop()], dim=1)
-            h = self._run(block, h, emb)
+            h = self._run(block, h, prefix.emb)
             if name in inject:
                 h = h + _fit(inject[name], h, name)
             if index < len(self.input_blocks):
@@ -221,7 +279,9 @@ class UNet(nn.Module):
             raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")
         return y
 
-    def _resolve_inject(self, inject: Mapping[str | int, Tensor], wanted: tuple[str, ...]) -> dict[str, Tensor]:
+    def _resolve_inject(
+        self, inject: Mapping[str | int, Tensor], wanted: tuple[str, ...], prefix: Prefix
+    ) -> dict[str, Tensor]:
         deepest = max(wanted, key=lambda tap: self.taps[tap].block)
         resolved: dict[str, Tensor] = {}
         for key, value in inject.items():
@@ -232,6 +292,8 @@ class UNet(nn.Module):
                 raise ValueError(
                     f"inject names {name}, which comes after {deepest}, the deepest tap asked for, and would do nothing"
                 )
+            if name in list(prefix.outputs)[:-1]:
+                raise ValueError(f"inject names {name}, which comes before the end of the prefix")
             resolved[name] = value
         return resolved
 
