@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class TapSpec:
@@ -38,6 +40,10 @@ class FeatureKey:
     tap: str
     t: int
     round: int = 0
+
+
+# Feature maps (B, C, h, w) by where and when they were read.
+Features = dict[FeatureKey, Tensor]
 
 
 def tap_names(num_encoder_blocks: int) -> tuple[str, ...]:

@@ -50,9 +50,16 @@ def read_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and decoded metadata of a golden file."""
     with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
-        # All of it is JSON but a remark in words on how samples were chosen.
-        metadata = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k != "sample_index_seed"}
+        metadata = {key: _decode(value) for key, value in (file.metadata() or {}).items()}
     return tensors, metadata
+
+
+def _decode(value: str) -> Any:
+    """Most of the metadata is JSON, some is plain words."""
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value
 
 
 def config_from_openai(arguments: dict[str, Any]) -> UNetConfig:

@@ -90,7 +90,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if expected != found:
         raise CheckpointError(f"{source} does not fit the architecture:\n{_difference(expected, found)}")
-    integers = [name for name, tensor in state.items() if not tensor.is_floating_point()]
+    kinds = module.state_dict()
+    integers = [n for n, tensor in state.items() if kinds[n].is_floating_point() and not tensor.is_floating_point()]
     if integers:
         raise CheckpointError(f"{source} holds integers where weights belong: {_some(integers)}")
     module.load_state_dict(dict(state), strict=True, assign=True)

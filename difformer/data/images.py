@@ -1,0 +1,73 @@
+"""From image files to tensors in [-1, 1], and a number for an image that has none."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from difformer._optional import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class ImageError(ValueError):
+    """An image cannot be read; the message names the file and says why."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes the backbone's input: short side resized, centre cropped, pixels to [-1, 1].
+
+    Attributes:
+        size: side of the result in pixels.
+        resize: the short side before cropping; `size` when None, as published.
+
+    Raises:
+        ValueError: a size below 1, or a crop larger than the resized image.
+    """
+
+    size: int
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or (self.resize is not None and self.resize < self.size):
+            raise ValueError(f"need 1 <= size <= resize, got size {self.size} and resize {self.resize}")
+
+    def __call__(self, image: "Image") -> Tensor:
+        """Args: an RGB image of any size. Returns (3, size, size) float32 in [-1, 1]."""
+        functional = require("torchvision.transforms.v2.functional", "preprocessing images", install="torchvision")
+        resized = functional.resize(image, [self.resize or self.size])
+        cropped = functional.center_crop(resized, [self.size, self.size])
+        pixels: Tensor = functional.pil_to_tensor(cropped)
+        return pixels.float() / 127.5 - 1
+
+
+def read_image(path: str | Path) -> "Image":
+    """Reads an image file as RGB, turned upright.
+
+    Raises:
+        ImageError: the file is missing, unreadable, truncated or no image.
+    """
+    images = require("PIL.Image", "reading images", install="pillow")
+    operations = require("PIL.ImageOps", "reading images", install="pillow")
+    try:
+        with images.open(path) as image:
+            upright: Image = operations.exif_transpose(image).convert("RGB")
+            return upright
+    # Damaged files make the decoders raise errors of many kinds.
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def content_id(image: Tensor) -> int:
+    """A stable number for an image that has none: the first 63 bits of the SHA-256 of its pixels.
+
+    Args:
+        image: (3, H, W) as it goes into the backbone.
+    """
+    content = image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1

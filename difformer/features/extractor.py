@@ -1,0 +1,122 @@
+"""Features of images at chosen taps and timesteps, in one pass through a frozen backbone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from difformer.backbones import Backbone
+from difformer.features.noising import Noising, repeat_conditioning
+from difformer.taps import FeatureKey, Features, TapSpec, resolve_taps
+
+
+class FeatureExtractor(nn.Module):
+    """Reads features at every tap and timestep asked for.
+
+    All timesteps go through the backbone as one batch, in chunks where the memory asks for it. No gradient is kept.
+
+    Args:
+        backbone: a frozen backbone.
+        taps: tap names or block numbers, in the order the features are wanted.
+        timesteps: noise timesteps.
+        seed: of the per-image noise; set the attribute to another value for fresh noise in each epoch.
+        draws: noise draws a timestep, over which features are averaged.
+        clean: add no noise; the network is still told the timestep.
+        chunk_size: most noisy images to pass at once; all of them when None, fewer after the GPU ran out of memory.
+        dtype: of the features.
+
+    Attributes:
+        specs: what it gives, by key in the order it gives them: timesteps outermost.
+
+    Raises:
+        ValueError: unknown or repeated taps or timesteps.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        taps: Iterable[str | int],
+        timesteps: Iterable[int],
+        seed: int = 0,
+        draws: int = 1,
+        clean: bool = False,
+        chunk_size: int | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.taps = resolve_taps(taps, backbone.taps)
+        self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
+        self.noising.check_schedule(backbone.schedule)
+        if chunk_size is not None and chunk_size < 1:
+            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+        self.seed = seed
+        self.chunk_size = chunk_size
+        self.dtype = dtype
+        self.specs: dict[FeatureKey, TapSpec] = {
+            FeatureKey(tap, t): backbone.taps[tap] for t in self.noising.timesteps for tap in self.taps
+        }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments to build it again with, beside the backbone; JSON types only."""
+        return {
+            "taps": list(self.taps),
+            "timesteps": list(self.noising.timesteps),
+            "seed": self.seed,
+            "draws": self.noising.draws,
+            "clean": self.noising.clean,
+        }
+
+    @torch.no_grad()
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        *,
+        noise: Mapping[int, Tensor] | None = None,
+        **conditioning: Tensor,
+    ) -> Features:
+        """Reads the features.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1], on the backbone's device.
+            ids: (B,) the images' stable numbers, which their noise depends on; their places in the batch when left
+                out, so that their features then depend on the batch.
+            noise: eps of the shape of x_0 by timestep, in place of the per-image noise there.
+            conditioning: what the backbone is conditioned on, one row an image, such as `y` for class labels.
+
+        Returns:
+            (B, C, h, w) by key, in `dtype`, in the order of `specs`.
+
+        Raises:
+            ValueError: images, ids, noise or conditioning that do not fit.
+        """
+        x_0 = self.backbone.encode(images)
+        x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
+        maps = self._read(x_t, t, repeat_conditioning(conditioning, len(images), self.noising.repeats))
+        by_tap = {tap: self.noising.separate(feature) for tap, feature in maps.items()}
+        return {key: by_tap[key.tap][key.t].to(self.dtype) for key in self.specs}
+
+    def _read(self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        size = min(self.chunk_size or len(x_t), len(x_t))
+        while True:
+            try:
+                parts = [
+                    self.backbone.forward_taps(
+                        x_t[i : i + size],
+                        t[i : i + size],
+                        self.taps,
+                        **{name: value[i : i + size] for name, value in conditioning.items()},
+                    )
+                    for i in range(0, len(x_t), size)
+                ]
+                return {tap: torch.cat([part[tap] for part in parts]) for tap in self.taps}
+            except torch.cuda.OutOfMemoryError:
+                if size == 1:
+                    raise
+                # Remembered, so that the next batch does not run into it again.
+                size = self.chunk_size = (size + 1) // 2
+                torch.cuda.empty_cache()

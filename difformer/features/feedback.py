@@ -1,0 +1,182 @@
+"""DifFeed: decoder features go through small layers back into the encoder for a second pass (arXiv 2311.17921)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from difformer.backbones import Backbone, ResumableBackbone
+from difformer.features.noising import Noising, repeat_conditioning
+from difformer.taps import FeatureKey, Features, TapSpec, mirror, resolve_taps
+
+FeedbackNorm = Literal["batch", "group", "none"]
+_GROUPS = 32
+
+
+class FeedbackLayer(nn.Sequential):
+    """1×1 convolution without bias, normalisation, ReLU; the published layer with `norm="batch"` and no gate.
+
+    Args:
+        in_channels: of the decoder's feature.
+        out_channels: of the encoder block it is added to.
+        norm: "batch", "group" or "none".
+        gate: scale each channel by a learned factor that starts at zero, so that training starts from the
+            features without feedback.
+    """
+
+    gate: nn.Parameter | None
+
+    def __init__(self, in_channels: int, out_channels: int, norm: FeedbackNorm, gate: bool) -> None:
+        if norm == "batch":
+            layer: nn.Module = nn.BatchNorm2d(out_channels)
+        else:
+            layer = nn.GroupNorm(_GROUPS, out_channels) if norm == "group" else nn.Identity()
+        super().__init__(nn.Conv2d(in_channels, out_channels, 1, bias=False), layer, nn.ReLU())
+        self.register_parameter("gate", nn.Parameter(torch.zeros(out_channels, 1, 1)) if gate else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, in_channels, h, w) in the layer's dtype. Returns (B, out_channels, h, w)."""
+        x = super().forward(x)
+        return x if self.gate is None else self.gate * x
+
+
+class FeedbackExtractor(nn.Module):
+    """Reads features of a second pass, into whose encoder features of the first pass's decoder were fed back.
+
+    The first pass keeps no gradient and stops at the deepest tap needed. The second starts from the first block that
+    gets feedback; gradients flow through its frozen weights to the feedback layers only. To trade time for memory
+    there, open the backbone with `gradient_checkpointing=True`.
+
+    With batch normalisation, all timesteps of a batch share its statistics in training.
+
+    Args:
+        backbone: a frozen backbone.
+        feedback_taps: decoder taps that are fed back, each into its mirror in the encoder. Published: blocks 21, 24,
+            27, 30, 33 and 36 of ADM-256.
+        taps: taps to read in the second pass. Published: block 24.
+        timesteps: noise timesteps.
+        first_pass_taps: taps to read in the first pass, besides.
+        seed, draws, clean, dtype: as for `FeatureExtractor`.
+        norm: normalisation of the feedback layers: "batch" (published), "group" or "none".
+        gate: start from the features without feedback.
+
+    Attributes:
+        specs: what it gives, by key in the order it gives them: timesteps outermost, then the first pass (round 0),
+            then the second (round 1).
+        feedback: the layers, in the order of `feedback_taps`.
+
+    Raises:
+        ValueError: unknown or repeated taps or timesteps, a feedback tap outside the decoder, or one whose mirror
+            lies after every tap of the second pass.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        feedback_taps: Iterable[str | int],
+        taps: Iterable[str | int],
+        timesteps: Iterable[int],
+        first_pass_taps: Iterable[str | int] = (),
+        seed: int = 0,
+        draws: int = 1,
+        clean: bool = False,
+        norm: FeedbackNorm = "batch",
+        gate: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if norm not in get_args(FeedbackNorm):
+            raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(FeedbackNorm))}")
+        self.backbone = backbone
+        self.feedback_taps = resolve_taps(feedback_taps, backbone.taps)
+        self.taps = resolve_taps(taps, backbone.taps)
+        first_pass_taps = tuple(first_pass_taps)
+        self.first_pass_taps = resolve_taps(first_pass_taps, backbone.taps) if first_pass_taps else ()
+        self.mirrors = {tap: mirror(tap, backbone.taps) for tap in self.feedback_taps}
+        self._check_mirrors()
+        self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
+        self.noising.check_schedule(backbone.schedule)
+        self.seed = seed
+        self.norm = norm
+        self.gate = gate
+        self.dtype = dtype
+        self.feedback = nn.ModuleList(
+            FeedbackLayer(backbone.taps[tap].channels, backbone.taps[into].channels, norm, gate)
+            for tap, into in self.mirrors.items()
+        )
+        rounds = (self.first_pass_taps, self.taps)
+        self.specs: dict[FeatureKey, TapSpec] = {
+            FeatureKey(tap, t, number): backbone.taps[tap]
+            for t in self.noising.timesteps
+            for number, names in enumerate(rounds)
+            for tap in names
+        }
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments to build it again with, beside the backbone; JSON types only."""
+        return {
+            "feedback_taps": list(self.feedback_taps),
+            "taps": list(self.taps),
+            "timesteps": list(self.noising.timesteps),
+            "first_pass_taps": list(self.first_pass_taps),
+            "seed": self.seed,
+            "draws": self.noising.draws,
+            "clean": self.noising.clean,
+            "norm": self.norm,
+            "gate": self.gate,
+        }
+
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        *,
+        noise: Mapping[int, Tensor] | None = None,
+        **conditioning: Tensor,
+    ) -> Features:
+        """Reads the features of both passes, which see the same noise.
+
+        Args, Returns and Raises: as for `FeatureExtractor.forward`. Features of the second pass carry gradients.
+        """
+        with torch.no_grad():
+            x_0 = self.backbone.encode(images)
+            x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
+        first, second = self._two_passes(x_t, t, repeat_conditioning(conditioning, len(images), self.noising.repeats))
+        maps = {(tap, 0): self.noising.separate(first[tap]) for tap in self.first_pass_taps}
+        maps |= {(tap, 1): self.noising.separate(second[tap]) for tap in self.taps}
+        return {key: maps[key.tap, key.round][key.t].to(self.dtype) for key in self.specs}
+
+    def _two_passes(
+        self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        backbone = self.backbone
+        wanted = tuple(dict.fromkeys((*self.feedback_taps, *self.first_pass_taps)))
+        if not isinstance(backbone, ResumableBackbone):
+            with torch.no_grad():
+                first = backbone.forward_taps(x_t, t, wanted, **conditioning)
+            return first, backbone.forward_taps(x_t, t, self.taps, inject=self._feed(first), **conditioning)
+        start = min(self.mirrors.values(), key=lambda tap: backbone.taps[tap].block)
+        with torch.no_grad():
+            prefix = backbone.forward_prefix(x_t, t, start, **conditioning)
+            first = backbone.forward_from(prefix, wanted)
+        return first, backbone.forward_from(prefix, self.taps, inject=self._feed(first))
+
+    def _feed(self, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype = next(self.feedback.parameters()).dtype
+        layers = zip(self.feedback, self.mirrors.items(), strict=True)
+        return {into: layer(first[tap].to(dtype)) for layer, (tap, into) in layers}
+
+    def _check_mirrors(self) -> None:
+        blocks = {tap: spec.block for tap, spec in self.backbone.taps.items()}
+        deepest = max(self.taps, key=blocks.__getitem__)
+        for tap, into in self.mirrors.items():
+            if blocks[into] >= blocks[tap]:
+                decoder = [name for name in blocks if blocks[mirror(name, blocks)] < blocks[name]]
+                raise ValueError(f"{tap} cannot be fed back; choose decoder taps, of {', '.join(decoder)}")
+            if blocks[into] > blocks[deepest]:
+                raise ValueError(
+                    f"{tap} feeds {into}, which comes after {deepest}, the deepest tap read in the second pass"
+                )

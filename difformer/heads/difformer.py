@@ -1,0 +1,206 @@
+"""DifFormer: attention across blocks of different resolutions and across timesteps (arXiv 2311.17921)."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from difformer.heads._inputs import check_specs, select, single_key
+from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
+from difformer.heads.transformer import Summary
+from difformer.models.attention import AttentionName
+from difformer.taps import FeatureKey, TapSpec
+
+Variant = Literal["published", "joint"]
+
+
+class DifFormerHead(nn.Module):
+    """Fuses features of several blocks and timesteps.
+
+    Each map is pooled to at most `pool` cells a side, normalised and projected to tokens; one tokenizer a tap, shared
+    by timesteps and rounds.
+
+    `variant="published"`: the tokens of all blocks at one timestep go through a transformer with a CLS token, the
+    same for each timestep; the CLS vectors are concatenated and classified. There are no embeddings of position,
+    block or time. `difformer.heads.published` maps its weights to the published names.
+
+    `variant="joint"`: one transformer over the tokens of all blocks and timesteps together, with learned embeddings
+    of block (and round) and timestep and sine-cosine positions that fit every map's resolution.
+
+    Args:
+        specs: the features it reads; an extractor's `specs`.
+        num_classes: length of the logits.
+        variant: "published" or "joint".
+        width: of the tokens; in the joint variant a multiple of 4.
+        heads: attention heads.
+        layers: transformer blocks.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        pool: greatest side of a pooled map.
+        norm: "layer" (default when published), "batch" or "channel" (default when joint; fits images of any size).
+        attention_pool: joint only: pool by a learned query instead of a CLS token.
+        dropout: joint only: probability in training.
+        drop_path: joint only: stochastic depth of the last block.
+        attention: implementation of the attention.
+
+    Raises:
+        ValueError: unknown options, bad numbers, or joint options in the published variant.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[FeatureKey, TapSpec],
+        num_classes: int,
+        *,
+        variant: Variant = "published",
+        width: int = 1024,
+        heads: int = 8,
+        layers: int = 2,
+        mlp_ratio: float = 4.0,
+        pool: int = 16,
+        norm: TokenNorm | None = None,
+        attention_pool: bool = False,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        attention: AttentionName = "auto",
+    ) -> None:
+        super().__init__()
+        self.specs = check_specs(specs, num_classes)
+        self.num_classes = num_classes
+        _check_variant(variant, width, attention_pool=attention_pool, dropout=dropout, drop_path=drop_path)
+        joint = variant == "joint"
+        norm = norm or ("channel" if joint else "layer")
+        self.variant = variant
+        self.arguments: dict[str, Any] = {
+            "variant": variant, "width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio,
+            "pool": pool, "norm": norm, "attention_pool": attention_pool, "dropout": dropout, "drop_path": drop_path,
+        }  # fmt: skip
+        self.timesteps = tuple(dict.fromkeys(key.t for key in self.specs))
+        self.tokenizers = nn.ModuleDict(
+            {key.tap: Tokenizer(spec.channels, spec.size, width, pool, norm) for key, spec in self.specs.items()}
+        )
+        self.summary = Summary(
+            width, heads, layers, mlp_ratio,
+            dropout=dropout, drop_path=drop_path, attention_pool=attention_pool, final_norm=joint,
+            implementation=attention,
+        )  # fmt: skip
+        self.embeddings = _KeyEmbedding(list(self.specs), width, dropout) if joint else None
+        self.fc = nn.Linear(width if joint else width * len(self.timesteps), num_classes)
+
+    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """Classifies.
+
+        Args:
+            features: (B, C, h, w) by key; more than it needs may be there.
+
+        Returns:
+            Logits (B, num_classes).
+
+        Raises:
+            ValueError: a feature is missing or has the wrong shape.
+        """
+        groups = self._token_groups(features)
+        return self.fc(torch.cat([self.summary(torch.cat(list(group.values()), dim=1)) for group in groups], dim=1))
+
+    @torch.no_grad()
+    def attention_share(self, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey, Tensor]:
+        """How much of the last attention each block and timestep received.
+
+        The share of a feature is the attention that the CLS token (or the pooling query) pays to its tokens in the
+        last block, averaged over heads. In the published variant every timestep has a transformer run of its own,
+        and each counts equally.
+
+        Args:
+            features: as for `forward`.
+
+        Returns:
+            (B,) by key; the shares of an image sum to 1.
+        """
+        groups = self._token_groups(features)
+        shares: dict[FeatureKey, Tensor] = {}
+        for group in groups:
+            weights = self.summary.shares(torch.cat(list(group.values()), dim=1))
+            parts = weights.split([tokens.shape[1] for tokens in group.values()], dim=1)
+            shares |= {key: part.sum(dim=1) / len(groups) for key, part in zip(group, parts, strict=True)}
+        return {key: shares[key] for key in self.specs}
+
+    def _token_groups(self, features: Mapping[FeatureKey, Tensor]) -> list[dict[FeatureKey, Tensor]]:
+        """Tokens (B, N, width) by key, in groups that go through the transformer together."""
+        tokens = {}
+        for key, feature in select(features, self.specs).items():
+            cells = self.tokenizers[key.tap](feature.to(self.fc.weight.dtype))
+            tokens[key] = cells.flatten(2).transpose(1, 2)
+            if self.embeddings is not None:
+                tokens[key] = self.embeddings(tokens[key], key, cells.shape[2], cells.shape[3])
+        if self.embeddings is not None:
+            return [tokens]
+        return [{key: value for key, value in tokens.items() if key.t == t} for t in self.timesteps]
+
+
+class AttentionHead(nn.Module):
+    """The published attention probe of one feature: `DifFormerHead` with a single block and timestep.
+
+    Args:
+        specs: the one feature it reads.
+        num_classes: length of the logits.
+        width, heads, layers, mlp_ratio, pool, norm, attention: as for `DifFormerHead`.
+
+    Raises:
+        ValueError: not exactly one feature, or as `DifFormerHead`.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[FeatureKey, TapSpec],
+        num_classes: int,
+        *,
+        width: int = 1024,
+        heads: int = 8,
+        layers: int = 2,
+        mlp_ratio: float = 4.0,
+        pool: int = 16,
+        norm: TokenNorm = "layer",
+        attention: AttentionName = "auto",
+    ) -> None:
+        super().__init__()
+        self.specs = check_specs(specs, num_classes)
+        single_key(self.specs)
+        self.num_classes = num_classes
+        self.arguments: dict[str, Any] = {
+            "width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio, "pool": pool, "norm": norm,
+        }  # fmt: skip
+        self.difformer = DifFormerHead(self.specs, num_classes, attention=attention, **self.arguments)
+
+    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
+        return self.difformer(features)
+
+
+class _KeyEmbedding(nn.Module):
+    """Tells tokens where they come from: block and round, timestep, and place in the image."""
+
+    def __init__(self, keys: list[FeatureKey], width: int, dropout: float) -> None:
+        super().__init__()
+        self.block_index = {block: i for i, block in enumerate(dict.fromkeys((key.tap, key.round) for key in keys))}
+        self.time_index = {t: i for i, t in enumerate(dict.fromkeys(key.t for key in keys))}
+        self.block = nn.Parameter(torch.randn(len(self.block_index), width) * 0.02)
+        self.time = nn.Parameter(torch.randn(len(self.time_index), width) * 0.02)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor, key: FeatureKey, height: int, width: int) -> Tensor:
+        places = sincos_positions(height, width, tokens.shape[2], tokens.device).to(tokens.dtype)
+        source = self.block[self.block_index[key.tap, key.round]] + self.time[self.time_index[key.t]]
+        return self.dropout(tokens + places + source)
+
+
+def _check_variant(variant: str, width: int, **joint_only: float | bool) -> None:
+    if variant not in get_args(Variant):
+        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(get_args(Variant))}")
+    if variant == "joint" and width % 4:
+        raise ValueError(f"the joint variant's positions need a width that is a multiple of 4, got {width}")
+    given = [name for name, value in joint_only.items() if value]
+    if variant == "published" and given:
+        raise ValueError(f"{', '.join(given)}: the published model has no such option; use variant='joint'")
+    for name in ("dropout", "drop_path"):
+        if not 0 <= joint_only[name] < 1:
+            raise ValueError(f"{name} must be at least 0 and below 1, got {joint_only[name]}")

@@ -1,0 +1,126 @@
+"""Probes of one feature: linear, MLP and CNN heads (arXiv 2307.08702, section 3)."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difformer.heads._inputs import check_specs, select, single_key
+from difformer.taps import FeatureKey, TapSpec
+
+
+class LinearHead(nn.Module):
+    """Adaptive average pooling, then one linear layer. Published: pool 2, no norm; weights are `fcs.0.*`.
+
+    Args:
+        specs: the one feature it reads.
+        num_classes: length of the logits.
+        pool: side of the pooled map.
+        batch_norm: normalise the pooled vector first, without learned scale, as linear evaluation often does.
+
+    Raises:
+        ValueError: not exactly one feature, or a bad number.
+    """
+
+    def __init__(
+        self, specs: Mapping[FeatureKey, TapSpec], num_classes: int, *, pool: int = 2, batch_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.specs = check_specs(specs, num_classes)
+        self.key = single_key(specs)
+        self.num_classes = num_classes
+        self.arguments: dict[str, Any] = {"pool": pool, "batch_norm": batch_norm}
+        width = _pooled_width(self.specs[self.key], pool)
+        self.pool = pool
+        self.norm = nn.BatchNorm1d(width, affine=False) if batch_norm else nn.Identity()
+        self.fcs = nn.ModuleList([nn.Linear(width, num_classes)])
+
+    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
+        x = F.adaptive_avg_pool2d(select(features, self.specs)[self.key], self.pool)
+        return self.fcs[0](self.norm(x.flatten(1)))
+
+
+class MLPHead(nn.Module):
+    """Adaptive average pooling, then linear layers with ReLU between them; weights are `fcs.{i}.*`.
+
+    Args:
+        specs: the one feature it reads.
+        num_classes: length of the logits.
+        pool: side of the pooled map.
+        hidden: widths of the hidden layers. The paper compares several without naming one the default.
+        dropout: probability after each hidden layer in training.
+
+    Raises:
+        ValueError: not exactly one feature, or a bad number.
+    """
+
+    def __init__(
+        self,
+        specs: Mapping[FeatureKey, TapSpec],
+        num_classes: int,
+        *,
+        pool: int = 2,
+        hidden: Sequence[int] = (2048,),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.specs = check_specs(specs, num_classes)
+        self.key = single_key(specs)
+        self.num_classes = num_classes
+        self.arguments: dict[str, Any] = {"pool": pool, "hidden": list(hidden), "dropout": dropout}
+        widths = [_pooled_width(self.specs[self.key], pool), *hidden, num_classes]
+        self.pool = pool
+        self.dropout = dropout
+        self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+
+    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
+        x = F.adaptive_avg_pool2d(select(features, self.specs)[self.key], self.pool).flatten(1)
+        *hidden, last = self.fcs
+        for layer in hidden:
+            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
+        return last(x)
+
+
+class CNNHead(nn.Module):
+    """3×3 convolutions with batch normalisation and ReLU, global average pooling, then a linear layer.
+
+    The paper's CNN heads were not published as code; the layers here are the usual ones.
+
+    Args:
+        specs: the one feature it reads.
+        num_classes: length of the logits.
+        channels: widths of the convolutions. The first keeps the map's size, each further one halves it.
+
+    Raises:
+        ValueError: not exactly one feature, or a bad number.
+    """
+
+    def __init__(
+        self, specs: Mapping[FeatureKey, TapSpec], num_classes: int, *, channels: Sequence[int] = (512, 512)
+    ) -> None:
+        super().__init__()
+        self.specs = check_specs(specs, num_classes)
+        self.key = single_key(specs)
+        self.num_classes = num_classes
+        self.arguments: dict[str, Any] = {"channels": list(channels)}
+        widths = [self.specs[self.key].channels, *channels]
+        self.convolutions = nn.Sequential()
+        for i, (a, b) in enumerate(itertools.pairwise(widths)):
+            convolution = nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1, bias=False)
+            self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(b), nn.ReLU()))
+        self.fc = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
+        x = self.convolutions(select(features, self.specs)[self.key])
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def _pooled_width(spec: TapSpec, pool: int) -> int:
+    if isinstance(pool, bool) or not isinstance(pool, int) or pool < 1:
+        raise ValueError(f"pool must be a positive integer, got {pool!r}")
+    return spec.channels * pool * pool

@@ -1,0 +1,164 @@
+"""The transformer of the fusion heads: pre-norm blocks, and a summary of all tokens in one vector."""
+
+from collections import OrderedDict
+from typing import cast
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from difformer._optional import require
+from difformer.models.attention import AttentionName, attention, check_attention
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; projections to queries, keys and values have no bias, as published."""
+
+    def __init__(self, width: int, heads: int, implementation: AttentionName) -> None:
+        super().__init__()
+        self.heads = heads
+        self.implementation: AttentionName = implementation
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, N, width). Returns the same shape."""
+        h = attention(*self._split(x), implementation=self.implementation)
+        return self.proj(rearrange(h, "b heads n d -> b n (heads d)"))
+
+    def first_token_weights(self, x: Tensor) -> Tensor:
+        """How much the first token attends to each, averaged over heads: (B, N), each row sums to 1."""
+        q, k, _ = self._split(x)
+        return _weights(q[:, :, :1], k)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a LayerNorm and residual."""
+
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, dropout: float, drop_path: float, implementation: AttentionName
+    ) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.norm1 = nn.LayerNorm(width)
+        self.attn = SelfAttention(width, heads, implementation)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(
+                fc1=nn.Linear(width, hidden), act=nn.GELU(), drop=nn.Dropout(dropout), fc2=nn.Linear(hidden, width)
+            )
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.drop_path = _drop_path(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, N, width). Returns the same shape."""
+        x = x + self.drop_path(self.dropout(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
+
+
+class AttentionPool(nn.Module):
+    """One learned query attends to all tokens (as in Lee et al. 2019, pooling by multi-head attention)."""
+
+    def __init__(self, width: int, heads: int, implementation: AttentionName) -> None:
+        super().__init__()
+        self.heads = heads
+        self.implementation: AttentionName = implementation
+        self.query = nn.Parameter(torch.randn(1, heads, 1, width // heads) * 0.02)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Args: x (B, N, width). Returns (B, width)."""
+        k, v = self._split(x)
+        h = attention(self.query.expand(len(x), -1, -1, -1), k, v, implementation=self.implementation)
+        return self.proj(h.flatten(1))
+
+    def weights(self, x: Tensor) -> Tensor:
+        """How much the query attends to each token, averaged over heads: (B, N), each row sums to 1."""
+        return _weights(self.query.expand(len(x), -1, -1, -1), self._split(x)[0])
+
+    def _split(self, x: Tensor) -> Tensor:
+        return rearrange(self.kv(x), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
+
+
+class Summary(nn.Module):
+    """A transformer that sums up any number of tokens in one vector, by a CLS token or by attention pooling.
+
+    Args:
+        width: of the tokens.
+        heads: attention heads; they must divide the width.
+        layers: transformer blocks.
+        mlp_ratio: hidden width of the MLPs over `width`.
+        dropout: probability in training, in attention's and the MLP's outputs.
+        drop_path: stochastic depth of the last block; earlier ones have proportionally less.
+        attention_pool: pool by a learned query instead of a CLS token.
+        final_norm: normalise what comes out of the last block.
+        implementation: of the attention.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        mlp_ratio: float,
+        *,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        attention_pool: bool = False,
+        final_norm: bool = False,
+        implementation: AttentionName = "auto",
+    ) -> None:
+        super().__init__()
+        check_attention(implementation)
+        if width < 1 or heads < 1 or layers < 1 or width % heads:
+            raise ValueError(f"need at least one layer and heads that divide the width; got {layers}, {heads}, {width}")
+        rates = [drop_path * (i + 1) / layers for i in range(layers)]
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout, rate, implementation) for rate in rates)
+        self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
+        self.cls_token = None if attention_pool else nn.Parameter(torch.zeros(1, 1, width))
+        self.pool = AttentionPool(width, heads, implementation) if attention_pool else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Args: tokens (B, N, width). Returns (B, width)."""
+        x = self._run(tokens, self.blocks)
+        return self.norm(x)[:, 0] if self.pool is None else self.pool(self.norm(x))
+
+    def shares(self, tokens: Tensor) -> Tensor:
+        """How much of the last attention each token received: (B, N), each row sums to 1.
+
+        With a CLS token that is its attention in the last block, without what it pays to itself.
+        """
+        if self.pool is not None:
+            return self.pool.weights(self.norm(self._run(tokens, self.blocks)))
+        last = cast(Block, self.blocks[-1])
+        weights = last.attn.first_token_weights(last.norm1(self._run(tokens, self.blocks[:-1])))[:, 1:]
+        return weights / weights.sum(dim=1, keepdim=True)
+
+    def _run(self, tokens: Tensor, blocks: nn.ModuleList) -> Tensor:
+        if self.cls_token is not None:
+            tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        for block in blocks:
+            tokens = block(tokens)
+        return tokens
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    return scores.float().softmax(dim=-1).mean(dim=1)[:, 0]
+
+
+def _drop_path(rate: float) -> nn.Module:
+    if not 0 <= rate < 1:
+        raise ValueError(f"drop_path must be at least 0 and below 1, got {rate}")
+    if rate == 0:
+        return nn.Identity()
+    layer: nn.Module = require("timm.layers", "stochastic depth", install="timm torchvision").DropPath(rate)
+    return layer
