@@ -7,10 +7,8 @@ from typing import Any
 
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
-from difformer.data import ImageError
+from difformer.data import IMAGE_SUFFIXES, ImageError
 from difformer.files import write_atomically
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif"})
 
 
 @dataclass
@@ -76,9 +74,9 @@ def find_images(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
     if not paths:
-        raise FileNotFoundError(f"{folder} holds no image; looked for {', '.join(sorted(SUFFIXES))}")
+        raise FileNotFoundError(f"{folder} holds no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     return paths
 
 

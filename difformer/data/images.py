@@ -1,17 +1,26 @@
 """From image files to tensors in [-1, 1], and a number for an image that has none."""
 
 import hashlib
+import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from difformer._optional import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif"})
+
+# What a data set holds of an image: its file, the bytes of one, or pixels (H, W, 3) or (H, W) uint8.
+Content = Path | bytes | NDArray[np.uint8]
 
 
 class ImageError(ValueError):
@@ -52,15 +61,47 @@ def read_image(path: str | Path) -> "Image":
     Raises:
         ImageError: the file is missing, unreadable, truncated or no image.
     """
-    images = require("PIL.Image", "reading images", install="pillow")
+    return decode_image(Path(path), str(path))
+
+
+def decode_image(content: Content, name: str) -> "Image":
+    """An image as RGB, turned upright.
+
+    Args:
+        content: a file, the bytes of one, or pixels.
+        name: what errors call it.
+
+    Raises:
+        ImageError: it is missing, unreadable, truncated or no image.
+    """
     operations = require("PIL.ImageOps", "reading images", install="pillow")
+    # Damaged files make the decoders raise errors of many kinds.
     try:
-        with images.open(path) as image:
+        with _opened(content) as image:
             upright: Image = operations.exif_transpose(image).convert("RGB")
             return upright
-    # Damaged files make the decoders raise errors of many kinds.
     except Exception as error:
-        raise ImageError(f"{path} cannot be read as an image: {error}") from error
+        raise ImageError(f"{name} cannot be read as an image: {error}") from error
+
+
+def check_header(content: Content, name: str) -> None:
+    """Opens an image without decoding its pixels.
+
+    Raises:
+        ImageError: it is missing, or does not begin like an image.
+    """
+    try:
+        with _opened(content):
+            pass
+    except Exception as error:
+        raise ImageError(f"{name} cannot be read as an image: {error}") from error
+
+
+def _opened(content: Content) -> Any:
+    images = require("PIL.Image", "reading images", install="pillow")
+    if isinstance(content, np.ndarray):
+        return images.fromarray(content)
+    return images.open(io.BytesIO(content) if isinstance(content, bytes) else content)
 
 
 def content_id(image: Tensor) -> int:
@@ -69,5 +110,9 @@ def content_id(image: Tensor) -> int:
     Args:
         image: (3, H, W) as it goes into the backbone.
     """
-    content = image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return stable_id(image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def stable_id(content: bytes) -> int:
+    """The first 63 bits of a SHA-256: a number in [0, 2**63) that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1
