@@ -1,0 +1,119 @@
+"""Which data set, which part of it, and how its images become input."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from difformer.config import from_mapping
+
+OnBadImage = Literal["raise", "skip"]
+CheckImages = Literal["headers", "decode", "none"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """A data set and its use.
+
+    Attributes:
+        name: kind of data set: `folder`, `imagenet`, `webdataset`, `huggingface`, `cub`, `nabirds`, `dogs`, `elpv`, or
+            one of torchvision's, as `difformer.data.data_set_names` lists them.
+        root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`.
+        splits: the data set's own name of a split where it differs from the one asked for, `{"val": "validation"}`;
+            for `folder` a subfolder ("." for root itself), for `webdataset` a pattern of file names.
+        class_names: in the order of the labels, for data sets that do not say them.
+        holdout: fraction of each class of the training split that is set aside as the split `holdout`.
+        k_shot: keep that many labelled images of each class of the training split.
+        percent: keep that percentage of each class, at least one image.
+        list_file: keep the images that a text file names, one a line.
+        seed: of the label subset, of augmentation and of the stream's order.
+        split_seed: of the splits made here: the holdout, and those of data sets that have no official ones.
+        on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
+        check_images: what is looked at before the first step: the `headers` of images that are files of their own,
+            every pixel (`decode`), or nothing.
+        size: side of the input in pixels.
+        resize: short side before the central crop in evaluation; `size` when None, as published.
+        augmentation: of the training split: `published`, `none`, `crop` (random resized crop and flip), or a policy
+            by timm's name, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`.
+        random_erasing: probability of timm's random erasing, with `crop` and timm's policies.
+        stream: read WebDataset shards as a stream; otherwise as a data set with random access.
+        shuffle_buffer: images of the training stream to choose the next from.
+        image_column: of a Hugging Face data set; the only image column when None.
+        label_column: of a Hugging Face data set; the only class-label column, or `label`, when None.
+        download: let torchvision fetch what is not there.
+
+    Raises:
+        ValueError: a value out of range, or more than one label subset.
+    """
+
+    name: str
+    root: str | None = None
+    splits: Mapping[str, str] = field(default_factory=dict)
+    class_names: tuple[str, ...] | None = None
+    holdout: float = 0.0
+    k_shot: int | None = None
+    percent: float | None = None
+    list_file: str | None = None
+    seed: int = 0
+    split_seed: int = 0
+    on_bad_image: OnBadImage = "raise"
+    check_images: CheckImages = "headers"
+    size: int = 256
+    resize: int | None = None
+    augmentation: str = "published"
+    random_erasing: float = 0.0
+    stream: bool = True
+    shuffle_buffer: int = 1000
+    image_column: str | None = None
+    label_column: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_splits()
+        self._check_numbers()
+        for name, kinds in (("on_bad_image", OnBadImage), ("check_images", CheckImages)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
+        for name in ("stream", "download"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        rules = {"k_shot": self.k_shot, "percent": self.percent, "list_file": self.list_file}
+        given = [name for name, value in rules.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one rule for the label subset, got {' and '.join(given)}")
+
+    def split_name(self, split: str) -> str:
+        """The data set's own name of a split."""
+        return self.splits.get(split, split)
+
+    def _check_splits(self) -> None:
+        if not isinstance(self.splits, Mapping) or not all(isinstance(v, str) for v in self.splits.values()):
+            raise ValueError(f"splits must map names to names, got {self.splits!r}")
+        object.__setattr__(self, "splits", dict(self.splits))
+        if self.class_names is not None:
+            if isinstance(self.class_names, str):
+                raise ValueError(f"class_names must be a list of names, got {self.class_names!r}")
+            object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+
+    def _check_numbers(self) -> None:
+        smallest = {"seed": 0, "split_seed": 0, "size": 1, "resize": self.size, "k_shot": 1, "shuffle_buffer": 1}
+        for name, least in smallest.items():
+            value = getattr(self, name)
+            if value is None and name in ("resize", "k_shot"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+        if self.percent is not None and not 0 < self.percent <= 100:
+            raise ValueError(f"percent must be above 0 and at most 100, got {self.percent!r}")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout must be a fraction of at least 0 and below 1, got {self.holdout!r}")
+        if not 0 <= self.random_erasing <= 1:
+            raise ValueError(f"random_erasing must be a probability, got {self.random_erasing!r}")
+
+
+def as_config(spec: "DataConfig | Mapping[str, Any]") -> DataConfig:
+    """A `DataConfig` as it is, or read strictly from a mapping.
+
+    Raises:
+        ValueError: an unknown key (the message names the nearest known one), a missing one, or a bad value.
+    """
+    return spec if isinstance(spec, DataConfig) else from_mapping(DataConfig, spec)

@@ -1,0 +1,210 @@
+"""Which labelled images are used: few of each class, a percentage, a list, and splits held out."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difformer.data.source import DataError, Source
+from difformer.data.spec import DataConfig
+from difformer.files import write_atomically
+
+_log = getLogger(__name__)
+
+Indices = NDArray[np.int64]
+
+# Different uses of one seed must not draw the same numbers.
+_SUBSET, _HOLDOUT = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSubset:
+    """The labelled images of a split that are used, as it is saved with a run.
+
+    Attributes:
+        indices: (n,) int64 places in the full split, ascending.
+        rule: what chose them, such as {"k_shot": 16}.
+        seed: of the choice.
+        digest: of the full split, `Source.digest`.
+    """
+
+    indices: Indices
+    rule: Mapping[str, Any]
+    seed: int
+    digest: str
+
+    def save(self, path: str | Path) -> None:
+        """Writes it as JSON, whole or not at all."""
+        record = {
+            "rule": dict(self.rule),
+            "seed": self.seed,
+            "digest": self.digest,
+            "indices": [int(i) for i in self.indices],
+        }
+        with write_atomically(Path(path), overwrite=True) as temporary:
+            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "LabelSubset":
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            DataError: it is no subset.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+            indices = np.asarray(record["indices"], dtype=np.int64)
+            return cls(indices, record["rule"], int(record["seed"]), record["digest"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path} is not a saved label subset: {error!r}") from error
+
+    def check(self, source: Source) -> None:
+        """Raises DataError when it was chosen from another split than this."""
+        if self.digest != source.digest:
+            raise DataError(
+                f"the label subset was chosen from another version of {source.title}: "
+                f"labels, order or file names differ"
+            )
+
+
+def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> LabelSubset:
+    """The label subset that a configuration asks for.
+
+    Args:
+        source: the full split.
+        config: with at most one of k_shot, percent and list_file.
+        candidates: places in the split to choose from.
+
+    Raises:
+        DataError: a list names what is not there, or leaves nothing.
+        FileNotFoundError: the list file is not there.
+    """
+    labels = source.labels[candidates]
+    rule: dict[str, Any] = {}
+    chosen = candidates
+    if config.k_shot is not None:
+        rule = {"k_shot": config.k_shot}
+        chosen = candidates[few_shot(labels, config.k_shot, config.seed)]
+    elif config.percent is not None:
+        rule = {"percent": config.percent}
+        chosen = candidates[percentage(labels, config.percent, config.seed)]
+    elif config.list_file is not None:
+        rule = {"list_file": config.list_file}
+        chosen = np.intersect1d(candidates, listed(source, Path(config.list_file)))
+    if config.holdout:
+        rule |= {"holdout": config.holdout, "split_seed": config.split_seed}
+    if not len(chosen):
+        raise DataError(f"{source.title}: the label subset {rule} leaves no image")
+    return LabelSubset(chosen, rule, config.seed, source.digest)
+
+
+def few_shot(labels: Sequence[int] | Indices, k: int, seed: int) -> Indices:
+    """`k` images of each class; those of a smaller k are among them. A class that has fewer gives all it has.
+
+    Args:
+        labels: (N,).
+        k: at least 1.
+        seed: of the choice, not negative.
+
+    Returns:
+        Ascending indices into the labels.
+    """
+    groups = _shuffled_by_class(labels, seed, _SUBSET)
+    short = {c: len(group) for c, group in groups.items() if len(group) < k}
+    if short:
+        _log.warning("%d classes have fewer than %d images; the smallest has %d", len(short), k, min(short.values()))
+    return _sorted([group[:k] for group in groups.values()])
+
+
+def percentage(labels: Sequence[int] | Indices, percent: float, seed: int) -> Indices:
+    """`percent` % of each class, rounded, at least one image; those of a smaller percentage are among them.
+
+    Args and returns: as `few_shot`.
+    """
+    groups = _shuffled_by_class(labels, seed, _SUBSET)
+    return _sorted([group[: max(1, round(len(group) * percent / 100))] for group in groups.values()])
+
+
+def listed(source: Source, file: Path) -> Indices:
+    """The images that a text file names, one a line: by the path in the split, or by the file name alone, as in
+    SimCLR's lists of 1 % and 10 % of ImageNet.
+
+    Raises:
+        FileNotFoundError: the list is not there.
+        DataError: it names what is not in the split or there several times, or the split's images have no names.
+    """
+    if source.names is None:
+        raise DataError(f"{source.title}: the images have no file names, so a list file cannot choose among them")
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no list file {file}")
+    wanted = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    by_path = {name: i for i, name in enumerate(source.names)}
+    by_file = {name.rpartition("/")[2]: i for name, i in by_path.items()}
+    counts = Counter(name.rpartition("/")[2] for name in source.names)
+    missing = [name for name in wanted if name not in by_path and name not in by_file]
+    if missing:
+        raise DataError(f"{file} names {len(missing)} images that {source.title} does not have, such as {missing[0]}")
+    ambiguous = [name for name in wanted if name not in by_path and counts[name] > 1]
+    if ambiguous:
+        raise DataError(f"{file}: {ambiguous[0]} is there {counts[ambiguous[0]]} times; name it with its folder")
+    return np.unique(np.asarray([by_path.get(name, by_file.get(name)) for name in wanted], dtype=np.int64))
+
+
+def split_holdout(labels: Sequence[int] | Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """A seeded stratified split: a share of each class is held out.
+
+    The part held out has round(N · fraction) images, divided over the classes in proportion (largest remainders first).
+    No class is left without an image to learn from.
+
+    Args:
+        labels: (N,) classes, or any numbers to stratify by.
+        fraction: in (0, 1).
+        seed: not negative.
+
+    Returns:
+        Kept and held-out indices into the labels, both ascending.
+
+    Raises:
+        DataError: the fraction would hold out nothing.
+    """
+    groups = _shuffled_by_class(labels, seed, _HOLDOUT)
+    if not 0 < fraction < 1:
+        raise DataError(f"the fraction to hold out must lie between 0 and 1, got {fraction}")
+    shares = np.asarray([len(group) * fraction for group in groups.values()])
+    counts = np.floor(shares).astype(int)
+    room = np.asarray([len(group) for group in groups.values()]) - 1
+    # Ties are broken at random, or the first classes would always be the ones to give.
+    order = np.lexsort((np.random.default_rng([_HOLDOUT, seed]).random(len(shares)), counts - shares))
+    for place in order:
+        if counts.sum() < round(shares.sum()):
+            counts[place] += 1
+    counts = np.minimum(counts, room)
+    if not counts.sum():
+        raise DataError(
+            f"holding out {fraction} of {len(labels)} images in {len(groups)} classes leaves none to hold out"
+        )
+    parts = list(zip(groups.values(), counts, strict=True))
+    return _sorted([group[n:] for group, n in parts]), _sorted([group[:n] for group, n in parts])
+
+
+def _shuffled_by_class(labels: Sequence[int] | Indices, seed: int, purpose: int) -> dict[int, Indices]:
+    """The indices of each class in a random order that depends on nothing but the seed, the class and its size."""
+    array = np.asarray(labels, dtype=np.int64)
+    order = np.argsort(array, kind="stable")
+    classes, starts = np.unique(array[order], return_index=True)
+    groups = {}
+    for name, group in zip(classes.tolist(), np.split(order, starts[1:]), strict=True):
+        rng = np.random.default_rng([purpose, seed, name])
+        groups[name] = group[np.argsort(rng.random(len(group)), kind="stable")]
+    return groups
+
+
+def _sorted(groups: Sequence[Indices]) -> Indices:
+    return np.sort(np.concatenate(groups)).astype(np.int64)

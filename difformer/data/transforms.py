@@ -1,0 +1,151 @@
+"""Random transforms of training images, each a pure function of the image and of the sample's own generator."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difformer._optional import require
+from difformer.data.images import Preprocessing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# An RGB image of any size and the sample's generator, to (3, size, size) float32 in [-1, 1].
+SampleTransform = Callable[["Image", np.random.Generator], Tensor]
+
+# The first word of timm's names of augmentation policies.
+TIMM_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
+
+
+@dataclass(frozen=True)
+class PublishedTransform:
+    """The published training transform: short side to a random size, random crop, flip, pixels to [-1, 1].
+
+    Attributes:
+        size: side of the result in pixels.
+        resize: smallest and largest short side, both included; (size, 5/4 size) when None, which is [256, 320] at 256.
+
+    Raises:
+        ValueError: sizes that are not in order.
+    """
+
+    size: int
+    resize: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.short_sides
+        if not 1 <= self.size <= low <= high:
+            raise ValueError(f"need 1 <= size <= smallest <= largest short side, got {self.size} and {self.resize}")
+
+    @property
+    def short_sides(self) -> tuple[int, int]:
+        return self.resize or (self.size, self.size * 5 // 4)
+
+    def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
+        functional = require("torchvision.transforms.v2.functional", "augmenting images", install="torchvision")
+        low, high = self.short_sides
+        resized = functional.resize(image, [int(rng.integers(low, high + 1))])
+        width, height = resized.size
+        top, left = (int(rng.integers(0, side - self.size + 1)) for side in (height, width))
+        cropped = functional.crop(resized, top, left, self.size, self.size)
+        if rng.random() < 0.5:
+            cropped = functional.horizontal_flip(cropped)
+        pixels: Tensor = functional.pil_to_tensor(cropped)
+        return pixels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Deterministic:
+    """A transform without randomness."""
+
+    transform: Callable[["Image"], Tensor]
+
+    def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
+        return self.transform(image)
+
+
+@dataclass(frozen=True)
+class Isolated:
+    """A transform that draws from the global generators, as timm's and torchvision's do."""
+
+    transform: Callable[["Image"], Tensor]
+
+    def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
+        with isolated_generators(rng):
+            return self.transform(image)
+
+
+@contextmanager
+def isolated_generators(rng: np.random.Generator) -> Iterator[None]:
+    """Seeds the global CPU generators of Python, NumPy and torch from another, and puts them back afterwards.
+
+    Not for several threads at once: the generators belong to the whole process.
+    """
+    seeds = rng.integers(0, 2**32, size=3)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(int(seeds[0]))
+        np.random.seed(int(seeds[1]))
+        # Not torch.manual_seed, which would seed the accelerators' generators too.
+        torch.default_generator.manual_seed(int(seeds[2]))
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def sample_generator(seed: int, epoch: int, image_id: int) -> np.random.Generator:
+    """The generator of one sample in one epoch, whichever worker and process draws it and when."""
+    return np.random.default_rng([seed, epoch, image_id])
+
+
+def create_transform(
+    name: str, size: int, *, resize: int | None = None, random_erasing: float = 0.0
+) -> SampleTransform:
+    """A transform by name.
+
+    Args:
+        name: `none` (the evaluation transform), `published`, `crop`, or a policy by timm's name.
+        size: side of the result in pixels.
+        resize: short side before the central crop, for `none`.
+        random_erasing: probability of timm's random erasing, for `crop` and timm's policies.
+
+    Raises:
+        ValueError: an unknown name, or random erasing with a transform that has none.
+    """
+    if name in ("none", "published"):
+        if random_erasing:
+            raise ValueError(f"random_erasing needs the augmentation `crop` or a policy of timm's, not {name!r}")
+        return PublishedTransform(size) if name == "published" else Deterministic(Preprocessing(size, resize))
+    known = ("none", "published", "crop", *TIMM_POLICIES)
+    if name.partition("-")[0] not in known[2:]:
+        close = get_close_matches(name, known, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+        raise ValueError(f"unknown augmentation {name!r}; {hint}")
+    return Isolated(_timm_transform(None if name == "crop" else name, size, random_erasing))
+
+
+def _timm_transform(policy: str | None, size: int, random_erasing: float) -> Callable[["Image"], Tensor]:
+    timm = require("timm.data", "this augmentation", install="timm")
+    try:
+        transform: Callable[[Image], Tensor] = timm.create_transform(
+            input_size=size,
+            is_training=True,
+            color_jitter=None,
+            auto_augment=policy,
+            re_prob=random_erasing,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.5, 0.5, 0.5),
+        )
+    # timm checks names with assertions.
+    except (AssertionError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(f"timm does not know the augmentation {policy!r}: {error!r}") from error
+    return transform
