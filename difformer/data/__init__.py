@@ -1,5 +1,38 @@
-"""Images: reading, preprocessing and their stable numbers."""
+"""Data sets by name, their transforms and label subsets, and the reading of images."""
 
+from difformer.data.dataset import HOLDOUT, ImageDataset, create_dataset, data_set_names, read_source
 from difformer.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing, content_id, read_image
+from difformer.data.samples import Batch, Sample, collate
+from difformer.data.source import DataError, Source
+from difformer.data.spec import DataConfig
+from difformer.data.stream import ShardDataset
+from difformer.data.subset import LabelSubset, few_shot, percentage, split_holdout
+from difformer.data.transforms import PublishedTransform, create_transform, isolated_generators, sample_generator
 
-__all__ = ["IMAGE_SUFFIXES", "ImageError", "Preprocessing", "content_id", "read_image"]
+__all__ = [
+    "HOLDOUT",
+    "IMAGE_SUFFIXES",
+    "Batch",
+    "DataConfig",
+    "DataError",
+    "ImageDataset",
+    "ImageError",
+    "LabelSubset",
+    "Preprocessing",
+    "PublishedTransform",
+    "Sample",
+    "ShardDataset",
+    "Source",
+    "collate",
+    "content_id",
+    "create_dataset",
+    "create_transform",
+    "data_set_names",
+    "few_shot",
+    "isolated_generators",
+    "percentage",
+    "read_image",
+    "read_source",
+    "sample_generator",
+    "split_holdout",
+]

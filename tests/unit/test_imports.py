@@ -21,6 +21,9 @@ HEAVY = [
     "huggingface_hub",
     "jsonargparse",
     "torchmetrics",
+    "datasets",
+    "scipy",
+    "elpv_dataset",
 ]
 
 # A module may import those of its own rank and below.

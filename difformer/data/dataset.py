@@ -1,0 +1,224 @@
+"""The one door to data: `create_dataset`, and the data sets with random access that it gives."""
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from difformer.data.checking import readable
+from difformer.data.elpv import read_elpv, read_elpv_levels
+from difformer.data.folder import read_folder, read_imagenet
+from difformer.data.huggingface import read_huggingface
+from difformer.data.images import Preprocessing
+from difformer.data.official import read_cub, read_dogs, read_nabirds
+from difformer.data.samples import Sample, SampleReader
+from difformer.data.source import DataError, Source
+from difformer.data.spec import DataConfig, as_config
+from difformer.data.stream import ShardDataset
+from difformer.data.subset import LabelSubset, choose_subset, split_holdout
+from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
+from difformer.data.transforms import Deterministic, Isolated, SampleTransform, create_transform
+from difformer.data.webdataset import read_webdataset
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HOLDOUT = "holdout"
+
+_READERS: dict[str, Callable[[DataConfig, str], Source]] = {
+    "folder": read_folder,
+    "imagenet": read_imagenet,
+    "webdataset": read_webdataset,
+    "huggingface": read_huggingface,
+    "cub": read_cub,
+    "nabirds": read_nabirds,
+    "dogs": read_dogs,
+    "elpv": read_elpv,
+    "elpvlevels": read_elpv_levels,
+    **{name: partial(read_torchvision, name=name) for name in TORCHVISION_SETS},
+}
+_ALIASES = {
+    "flowers": "flowers102",
+    "aircraft": "fgvcaircraft",
+    "cars": "stanfordcars",
+    "pets": "oxfordiiitpet",
+    "cub2002011": "cub",
+    "stanforddogs": "dogs",
+}
+
+
+class ImageDataset(Dataset[Sample | None]):
+    """The samples of a split, with random access.
+
+    Args:
+        reader: reads the full split.
+        indices: places in the full split, in the order of this data set.
+        subset: the label subset that chose the indices.
+    """
+
+    def __init__(self, reader: SampleReader, indices: NDArray[np.int64], *, subset: LabelSubset | None = None) -> None:
+        self._reader = reader
+        self._indices = indices
+        self.subset = subset
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self._reader.source.class_names
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """(N,) in [0, number of classes), in the order of the samples."""
+        return self._reader.source.labels[self._indices]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """(N,) stable numbers, in the order of the samples: places in the full split, or hashes of WebDataset keys."""
+        return self._reader.source.ids[self._indices]
+
+    @property
+    def names(self) -> list[str] | None:
+        """File names relative to the split, in the order of the samples, where images have any."""
+        names = self._reader.source.names
+        return None if names is None else [names[i] for i in self._indices]
+
+    @property
+    def skipped(self) -> NDArray[np.int64]:
+        """Ids of the images that could not be read so far, in this process and its workers."""
+        return self._reader.skipped.numpy()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that augmentation depends on, in running workers too.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        self._reader.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Sample | None:
+        """The sample at a place, or None where an image turns out to be unreadable and such are skipped.
+
+        Raises:
+            ImageError: it cannot be read, and bad images are not to be skipped.
+            IndexError: the place is out of range.
+        """
+        return self._reader.read(int(self._indices[operator.index(index)]))
+
+
+def data_set_names() -> list[str]:
+    """The kinds of data sets that `DataConfig.name` may be, without aliases."""
+    return sorted(_READERS)
+
+
+def create_dataset(
+    spec: DataConfig | Mapping[str, Any],
+    split: str = "train",
+    *,
+    augment: bool | None = None,
+    transform: "Callable[[Image], Tensor] | None" = None,
+    subset: LabelSubset | None = None,
+    process_index: int | None = None,
+    num_processes: int | None = None,
+) -> ImageDataset | ShardDataset:
+    """A data set whose samples are `Sample(image, label, id)`; a data loader wants `collate` with it.
+
+    What can be known to be wrong before the first step raises here.
+
+    Args:
+        spec: a `DataConfig`, or a mapping that is read strictly as one.
+        split: `train`, `holdout` (of train, where the configuration sets some aside), or a split of the data set.
+            The holdout and label subsets concern `train` only.
+        augment: use the training transform and, for a stream, shuffle; by default for `train` only.
+        transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
+        subset: a saved label subset to use again, in place of choosing one.
+        process_index, num_processes: of a stream, as `ShardDataset`; with random access that is up to a sampler.
+
+    Returns:
+        `ShardDataset` for WebDataset shards with `stream`, else `ImageDataset`. Both have `class_names`, `labels`,
+        `ids`, `subset`, `skipped`, `set_epoch` and a length.
+
+    Raises:
+        FileNotFoundError: the data is not there.
+        DataError: it is not as it should be: no such split, a class without images, a label out of range, ….
+        ImageError: an image cannot be read, and bad images are not to be skipped.
+        ValueError: a value in the specification.
+        ImportError: a library that the data set needs is missing.
+    """
+    config = as_config(spec)
+    augment = split == "train" if augment is None else augment
+    sample_transform = _transform(config, augment, transform)
+    source = read_source(config, "train" if split == HOLDOUT else split)
+    if subset is not None:
+        subset.check(source)
+    indices, subset = _choose(source, config, split, subset)
+    reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
+    indices = readable(reader, indices, config.check_images)
+    if source.shards is None or not config.stream:
+        return ImageDataset(reader, indices, subset=subset)
+    buffer = config.shuffle_buffer if augment else 0
+    return ShardDataset(
+        reader,
+        indices,
+        shuffle_buffer=buffer,
+        process_index=process_index,
+        num_processes=num_processes,
+        subset=subset,
+    )
+
+
+def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
+    """One whole split as it is on the disk: labels and encoded images, nothing left out.
+
+    Raises:
+        FileNotFoundError, DataError, ValueError, ImportError: as `create_dataset`.
+    """
+    config = as_config(spec)
+    key = config.name.lower().replace("-", "").replace("_", "")
+    key = _ALIASES.get(key, key)
+    if key not in _READERS:
+        close = get_close_matches(key, [*_READERS, *_ALIASES], n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise DataError(f"unknown data set {config.name!r}; {hint}known are {', '.join(data_set_names())}")
+    source = _READERS[key](config, config.split_name(split))
+    if config.class_names is not None and config.class_names != source.class_names:
+        if len(config.class_names) != len(source.class_names):
+            raise DataError(
+                f"{source.title} has {len(source.class_names)} classes, "
+                f"but {len(config.class_names)} class_names are given"
+            )
+        source = replace(source, class_names=config.class_names)
+    return source
+
+
+def _transform(config: DataConfig, augment: bool, transform: "Callable[[Image], Tensor] | None") -> SampleTransform:
+    if transform is None:
+        name, erasing = (config.augmentation, config.random_erasing) if augment else ("none", 0.0)
+        return create_transform(name, config.size, resize=config.resize, random_erasing=erasing)
+    return Deterministic(transform) if isinstance(transform, Preprocessing) else Isolated(transform)
+
+
+def _choose(
+    source: Source, config: DataConfig, split: str, saved: LabelSubset | None
+) -> tuple[NDArray[np.int64], LabelSubset | None]:
+    """The places that are used, and the subset that says so."""
+    candidates = np.arange(len(source))
+    if split == HOLDOUT and not config.holdout:
+        raise DataError("there is no holdout; set holdout to the fraction of the training split to set aside")
+    if config.holdout and split in ("train", HOLDOUT):
+        kept, held = split_holdout(source.labels, config.holdout, config.split_seed)
+        candidates = held if split == HOLDOUT else kept
+    if saved is not None:
+        return saved.indices, saved
+    if split == "train" and (config.k_shot is not None or config.percent is not None or config.list_file is not None):
+        chosen = choose_subset(source, config, candidates)
+        return chosen.indices, chosen
+    return candidates, None

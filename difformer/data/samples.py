@@ -1,0 +1,121 @@
+"""Samples: an image as input, its label and its stable number; how they are read, and how they become batches."""
+
+from collections.abc import Sequence
+from logging import getLogger
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from difformer.data.images import Content, ImageError
+from difformer.data.source import Source
+from difformer.data.spec import OnBadImage
+from difformer.data.transforms import SampleTransform, sample_generator
+
+_log = getLogger(__name__)
+
+
+class Sample(NamedTuple):
+    """One image of a data set.
+
+    Attributes:
+        image: (3, size, size) float32 in [-1, 1].
+        label: in [0, number of classes).
+        id: stable number in [0, 2**63): does not depend on the subset, the order, workers or processes.
+    """
+
+    image: Tensor
+    label: int
+    id: int
+
+
+class Batch(NamedTuple):
+    """Several samples.
+
+    Attributes:
+        images: (B, 3, size, size) float32 in [-1, 1].
+        labels: (B,) int64.
+        ids: (B,) int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+def collate(samples: Sequence[Sample | None]) -> Batch:
+    """Stacks samples, without those that were skipped; the `collate_fn` of a data loader.
+
+    Raises:
+        ImageError: not one of them could be read.
+    """
+    there = [sample for sample in samples if sample is not None]
+    if not there:
+        raise ImageError(f"none of the {len(samples)} images of a batch can be read; see the log for their names")
+    images = torch.stack([sample.image for sample in there])
+    labels, ids = (torch.tensor([sample[i] for sample in there], dtype=torch.int64) for i in (1, 2))
+    return Batch(images, labels, ids)
+
+
+class SampleReader:
+    """Reads and transforms the images of a source, with randomness that depends on (seed, epoch, id) alone.
+
+    The epoch and the record of skipped images are in shared memory, so that they are the same in the workers of a data
+    loader, persistent ones included, as here.
+
+    Args:
+        source: the full split.
+        transform: from an image and its generator to the input.
+        seed: of the transform's randomness.
+        on_bad_image: `raise`, or `skip`: None in place of the sample, logged and counted.
+    """
+
+    def __init__(self, source: Source, transform: SampleTransform, seed: int, on_bad_image: OnBadImage) -> None:
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.on_bad_image = on_bad_image
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._bad = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Raises ValueError when the epoch is negative."""
+        if epoch < 0:
+            raise ValueError(f"the epoch must not be negative, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    @property
+    def skipped(self) -> Tensor:
+        """(n,) int64 ids of the images that could not be read so far, in any worker of this process."""
+        return torch.from_numpy(self.source.ids)[self._bad.nonzero().flatten()]
+
+    def skip(self, index: int, error: ImageError) -> None:
+        """Records and logs an image that cannot be read, once."""
+        if not self._bad[index]:
+            self._bad[index] = True
+            _log.warning("skipping image %d: %s", int(self.source.ids[index]), error)
+
+    def read(self, index: int, content: Content | None = None) -> Sample | None:
+        """The sample at a place in the full split, or None where it is skipped.
+
+        Args:
+            index: place in the full split.
+            content: the encoded image, where it has been read already.
+
+        Raises:
+            ImageError: it cannot be read, and bad images are not to be skipped.
+        """
+        number = int(self.source.ids[index])
+        try:
+            image = self.source.read(index) if content is None else self.source.decode(index, content)
+        except ImageError as error:
+            if self.on_bad_image == "raise":
+                raise
+            self.skip(index, error)
+            return None
+        rng = sample_generator(self.seed, self.epoch, number)
+        return Sample(self.transform(image, rng), int(self.source.labels[index]), number)

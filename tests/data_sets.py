@@ -1,0 +1,103 @@
+"""Tiny data sets on the disk, in the formats that the readers read."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+def pixels(number: int, height: int = 24, width: int = 30) -> np.ndarray:
+    """(h, w, 3) uint8 noise; each number gives another image."""
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write_image(path: Path, number: int = 0, **size: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(number, **size)).save(path)
+    return path
+
+
+def encoded(number: int, suffix: str = "png") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(number)).save(buffer, suffix)
+    return buffer.getvalue()
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def make_folder(root: Path, counts: dict[str, int], suffix: str = "png") -> Path:
+    """`root/class/0.png`, …; classes may be paths, so that splits can be among them."""
+    number = 0
+    for name, count in counts.items():
+        for i in range(count):
+            write_image(root / name / f"{name.rpartition('/')[2]}_{i}.{suffix}", number)
+            number += 1
+    return root
+
+
+def write_shard(path: Path, samples: Sequence[tuple[str, Any, bytes]], suffix: str = "png") -> Path:
+    """A tar file of (key, label, image); a label that is a mapping is written as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for key, label, image in samples:
+            members = {suffix: image}
+            if label is not None:
+                members |= (
+                    {"json": json.dumps(label).encode()} if isinstance(label, dict) else {"cls": str(label).encode()}
+                )
+            for name, content in members.items():
+                info = tarfile.TarInfo(f"{key}.{name}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def make_shards(root: Path, sizes: Sequence[int], classes: int = 3) -> Path:
+    """`root/set-train-000.tar`, …: shards of the sizes given, with keys that count through."""
+    number = 0
+    for shard, size in enumerate(sizes):
+        samples = []
+        for _ in range(size):
+            samples.append((f"{number:06}", number % classes, encoded(number)))
+            number += 1
+        write_shard(root / f"set-train-{shard:03}.tar", samples)
+    return root
+
+
+def make_birds(root: Path, classes: dict[int, str], images: Sequence[tuple[str, int, int]]) -> Path:
+    """CUB's and NABirds' files: class numbers and names; (file, class, whether it is for training) of each image."""
+    write_lines(root / "classes.txt", [f"{number} {name}" for number, name in classes.items()])
+    write_lines(root / "images.txt", [f"{i} {name}" for i, (name, _, _) in enumerate(images, 1)])
+    write_lines(root / "image_class_labels.txt", [f"{i} {label}" for i, (_, label, _) in enumerate(images, 1)])
+    write_lines(root / "train_test_split.txt", [f"{i} {training}" for i, (*_, training) in enumerate(images, 1)])
+    for i, (name, _, _) in enumerate(images):
+        write_image(root / "images" / name, i)
+    return root
+
+
+def make_elpv(root: Path, count: int) -> Path:
+    """`count` images of each of the eight combinations of level and cell type."""
+    lines = []
+    for level in ("0.0", "0.3333333333333333", "0.6666666666666666", "1.0"):
+        for kind in ("mono", "poly"):
+            for _ in range(count):
+                name = f"images/cell{len(lines):04}.png"
+                path = root / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels(len(lines))[..., 0]).save(path)
+                lines.append(f"{name}  {level:<19} {kind}")
+    write_lines(root / "labels.csv", lines)
+    return root
+
+
+def write_json(path: Path, content: Any) -> Path:
+    return write_lines(path, [json.dumps(content)])

@@ -1,0 +1,251 @@
+"""WebDataset shards: streamed to any number of processes and workers, or with random access."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_sets import encoded, make_shards, write_shard
+from torch.utils.data import DataLoader
+
+from difformer.data import DataError, ImageDataset, ImageError, ShardDataset, collate, create_dataset
+
+# Sizes that divide by nothing, fewer shards than consumers, and one shard that is smaller than their number.
+SIZES = (7, 11, 2)
+TOTAL = sum(SIZES)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards"), SIZES)
+
+
+def spec(root, **changes):
+    return {"name": "webdataset", "root": str(root), "size": 8, "shuffle_buffer": 4} | changes
+
+
+def ids_of(dataset, workers=0, **options):
+    loader = DataLoader(dataset, 3, num_workers=workers, collate_fn=collate, **options)
+    return [i for batch in loader for i in batch.ids.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_sample_exactly_once(root, processes, workers):
+    everything = create_dataset(spec(root), "train").ids.tolist()
+    assert len(set(everything)) == TOTAL
+    for augment in (False, True):
+        parts = [
+            create_dataset(spec(root), augment=augment, process_index=i, num_processes=processes)
+            for i in range(processes)
+        ]
+        seen = [ids_of(part, workers) for part in parts]
+        assert sorted(i for part in seen for i in part) == sorted(everything)
+        assert [len(part) for part in seen] == [len(part) for part in parts]
+        assert max(map(len, seen)) - min(map(len, seen)) <= 1
+
+
+def test_more_processes_than_samples(root):
+    seen = [ids_of(create_dataset(spec(root), process_index=i, num_processes=50)) for i in range(50)]
+    assert sum(map(len, seen)) == len({i for part in seen for i in part}) == TOTAL
+
+
+def test_processes_of_torch_distributed_divide_it(root, tmp_path):
+    script = """
+        import sys, torch
+        from torch.utils.data import DataLoader
+        from difformer.data import collate, create_dataset
+        rank, init, root, out = int(sys.argv[1]), *sys.argv[2:]
+        torch.distributed.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=2)
+        dataset = create_dataset({"name": "webdataset", "root": root, "size": 8}, "train")
+        ids = [i for batch in DataLoader(dataset, 4, num_workers=1, collate_fn=collate) for i in batch.ids.tolist()]
+        open(f"{out}/{rank}", "w").write("\\n".join(map(str, ids)))
+        torch.distributed.destroy_process_group()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    arguments = [str(tmp_path / "init"), str(root), str(tmp_path)]
+    runs = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
+    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    seen = [[int(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(2)]
+    assert [len(part) for part in seen] == [TOTAL // 2, TOTAL // 2]
+    assert sorted(seen[0] + seen[1]) == sorted(create_dataset(spec(root)).ids.tolist())
+
+
+class TestOrder:
+    def test_evaluation_follows_the_shards(self, root):
+        dataset = create_dataset(spec(root), augment=False)
+        assert ids_of(dataset) == dataset.ids.tolist()
+
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_training_is_shuffled_anew_each_epoch_and_reproducibly(self, root, workers):
+        dataset, again = create_dataset(spec(root)), create_dataset(spec(root))
+        first = ids_of(dataset, workers)
+        assert first != dataset.ids.tolist()
+        assert ids_of(dataset, workers) == first
+        dataset.set_epoch(1)
+        second = ids_of(dataset, workers)
+        assert second != first
+        again.set_epoch(1)
+        assert ids_of(again, workers) == second
+        assert ids_of(create_dataset(spec(root, seed=1)), workers) != first
+
+    def test_persistent_workers_see_the_epoch(self, root):
+        dataset = create_dataset(spec(root))
+        loader = DataLoader(dataset, 3, num_workers=2, persistent_workers=True, collate_fn=collate)
+        first, second = ([i for batch in loader for i in batch.ids.tolist()] for _ in range(2))
+        assert first == second
+        dataset.set_epoch(3)
+        third = [i for batch in loader for i in batch.ids.tolist()]
+        assert third != first
+        assert sorted(third) == sorted(first)
+
+
+class TestRandomAccess:
+    def test_the_same_samples_as_the_stream(self, root):
+        stream, places = create_dataset(spec(root)), create_dataset(spec(root, stream=False))
+        assert isinstance(stream, ShardDataset)
+        assert isinstance(places, ImageDataset)
+        there = {sample.id: sample for sample in (places[i] for i in range(len(places)))}
+        for sample in stream:
+            assert sample.label == there[sample.id].label
+            assert torch.equal(sample.image, there[sample.id].image), "augmentation depends on seed, epoch and id alone"
+
+    def test_a_copy_for_a_worker(self, root):
+        dataset = create_dataset(spec(root, stream=False))
+        assert torch.equal(pickle.loads(pickle.dumps(dataset))[13].image, dataset[13].image)
+        stream = create_dataset(spec(root))
+        assert ids_of(pickle.loads(pickle.dumps(stream))) == ids_of(stream)
+
+
+class TestIds:
+    def test_they_stay_when_shards_are_packed_anew(self, root, tmp_path):
+        make_shards(tmp_path, (5, 5, 5, 5))
+        assert create_dataset(spec(tmp_path)).ids.tolist() == create_dataset(spec(root)).ids.tolist()
+
+    def test_they_are_63_bits_and_fixed(self, root):
+        ids = create_dataset(spec(root)).ids
+        assert ids.dtype == np.int64
+        assert (ids >= 0).all()
+        # The first 63 bits of the SHA-256 of "000000".
+        assert ids[0] == int(sha256(b"000000").hexdigest()[:16], 16) >> 1
+
+    def test_shards_that_repeat_keys(self, tmp_path, caplog):
+        for i in range(2):
+            write_shard(tmp_path / f"train-{i}.tar", [("0", 0, encoded(0)), ("1", 1, encoded(1))])
+        dataset = create_dataset(spec(tmp_path))
+        assert len(set(dataset.ids.tolist())) == 4
+        assert "2 sample keys are in several shards" in caplog.text
+
+
+class TestSubsets:
+    def test_few_shot_of_a_stream(self, root):
+        dataset = create_dataset(spec(root, k_shot=2))
+        assert np.bincount(dataset.labels).tolist() == [2, 2, 2]
+        parts = [ids_of(create_dataset(spec(root, k_shot=2), process_index=i, num_processes=2)) for i in range(2)]
+        assert sorted(parts[0] + parts[1]) == sorted(dataset.ids.tolist())
+        assert len(dataset.subset.indices) == 6
+
+    def test_holdout_of_a_stream(self, root):
+        train, held = (create_dataset(spec(root, holdout=0.25), split) for split in ("train", "holdout"))
+        assert len(held) == 5
+        assert sorted(ids_of(train) + ids_of(held)) == sorted(create_dataset(spec(root)).ids.tolist())
+
+    def test_a_list_of_keys(self, root, tmp_path):
+        (tmp_path / "list.txt").write_text("000003.png\n000012.png\n")
+        assert len(create_dataset(spec(root, list_file=str(tmp_path / "list.txt")))) == 2
+
+
+class TestFindingShards:
+    @pytest.mark.parametrize(
+        ("split", "count"),
+        [("train", TOTAL), ("set-train-{000..001}.tar", 18), ("*-{000,002}.tar", 9), ("set-train-00?.tar", TOTAL)],
+    )
+    def test_patterns(self, root, split, count):
+        assert len(create_dataset(spec(root), split)) == count
+
+    def test_mapped_splits(self, root):
+        assert len(create_dataset(spec(root, splits={"test": "*-002.tar"}), "test")) == 2
+
+    def test_no_such_split(self, root):
+        with pytest.raises(DataError, match=r"no split 'dev'; it has set-train-000\.tar"):
+            create_dataset(spec(root), "dev")
+
+    def test_a_shard_that_is_missing_from_a_range(self, root):
+        with pytest.raises(DataError, match=r"no shard set-train-003\.tar; 2 of the shards"):
+            create_dataset(spec(root), "set-train-{000..004}.tar")
+
+    def test_addresses(self, root):
+        with pytest.raises(DataError, match="download or mount https://host/data first"):
+            create_dataset(spec("https://host/data"))
+
+
+class TestErrors:
+    def one(self, tmp_path, samples, **changes):
+        write_shard(tmp_path / "train-0.tar", samples)
+        return create_dataset(spec(tmp_path, **changes))
+
+    def test_class_names_and_labels_out_of_range(self, tmp_path):
+        samples = [("a", 0, encoded(0)), ("b", 5, encoded(1))]
+        assert self.one(tmp_path, samples).class_names == ("0", "1", "2", "3", "4", "5")
+        with pytest.raises(DataError, match=r"b\.png has label 5, but with 2 classes"):
+            self.one(tmp_path, samples, class_names=["x", "y"])
+
+    def test_no_label(self, tmp_path):
+        with pytest.raises(DataError, match=r"train-0\.tar: the sample a has no label"):
+            self.one(tmp_path, [("a", None, encoded(0))])
+
+    def test_a_label_that_is_no_integer(self, tmp_path):
+        with pytest.raises(DataError, match=r"a\.cls must hold an integer label, got b'cat'"):
+            self.one(tmp_path, [("a", "cat", encoded(0))])
+
+    def test_no_image(self, tmp_path):
+        write_shard(tmp_path / "train-0.tar", [("a", 0, b"x")], suffix="txt")
+        with pytest.raises(DataError, match="the sample a must have one image, but its members are txt, cls"):
+            create_dataset(spec(tmp_path))
+
+    def test_a_key_that_repeats(self, tmp_path):
+        with pytest.raises(DataError, match=r"a\.png is there twice"):
+            self.one(tmp_path, [("a", 0, encoded(0)), ("a", 1, encoded(1))])
+
+    def test_an_empty_shard(self, tmp_path):
+        with pytest.raises(DataError, match="holds no image"):
+            self.one(tmp_path, [])
+
+    def test_a_label_in_json(self, tmp_path):
+        assert self.one(tmp_path, [("a", {"label": 1}, encoded(0))]).labels.tolist() == [1]
+        with pytest.raises(DataError, match=r"a\.json must hold an integer label"):
+            self.one(tmp_path, [("a", {"class": 1}, encoded(0))])
+
+    @pytest.mark.parametrize("size", [0, 100, 3000])
+    def test_a_truncated_shard(self, root, tmp_path, size):
+        (tmp_path / "train-0.tar").write_bytes((root / "set-train-000.tar").read_bytes()[:size])
+        with pytest.raises(DataError, match=r"train-0\.tar cannot be read as an uncompressed tar file"):
+            create_dataset(spec(tmp_path))
+
+    def test_a_damaged_image(self, tmp_path, caplog):
+        samples = [("a", 0, encoded(0)), ("b", 0, b"no image"), ("c", 0, encoded(2))]
+        dataset = self.one(tmp_path, samples, check_images="headers")
+        with pytest.raises(ImageError, match=r"b\.png cannot be read"):
+            ids_of(dataset)
+        dataset = self.one(tmp_path, samples, on_bad_image="skip")
+        assert len(ids_of(dataset, workers=1)) == 2
+        assert dataset.skipped.tolist() == [dataset.ids[1]]
+        with pytest.raises(ImageError, match=r"b\.png"):
+            self.one(tmp_path, samples, check_images="decode")
+        assert len(self.one(tmp_path, samples, check_images="decode", on_bad_image="skip")) == 2
+
+    def test_a_shard_that_vanishes(self, tmp_path):
+        dataset = self.one(tmp_path, [("a", 0, encoded(0))])
+        Path(tmp_path / "train-0.tar").unlink()
+        with pytest.raises(ImageError, match=r"train-0\.tar cannot be read any more"):
+            list(dataset)
+
+    @pytest.mark.parametrize(("index", "count"), [(2, 2), (-1, 2), (0, None)])
+    def test_processes_that_make_no_sense(self, root, index, count):
+        with pytest.raises(ValueError, match="process"):
+            create_dataset(spec(root), process_index=index, num_processes=count)

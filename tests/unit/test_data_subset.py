@@ -1,0 +1,140 @@
+"""Label subsets and held-out splits."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from data_sets import make_folder, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from difformer.data import DataError, LabelSubset, create_dataset, few_shot, percentage, split_holdout
+
+LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [40, 30, 20, 10, 3]))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_folder(tmp_path / "set", {"train/a": 6, "train/b": 4})
+
+
+def spec(root, **changes):
+    return {"name": "folder", "root": str(root), "size": 16} | changes
+
+
+def test_few_shot_takes_k_of_each_class(caplog):
+    chosen = few_shot(LABELS, 8, seed=0)
+    assert np.bincount(LABELS[chosen]).tolist() == [8, 8, 8, 8, 3]
+    assert (np.diff(chosen) > 0).all()
+    assert "1 classes have fewer than 8 images; the smallest has 3" in caplog.text
+
+
+def test_smaller_subsets_lie_in_larger_ones():
+    assert set(few_shot(LABELS, 2, 1)) < set(few_shot(LABELS, 3, 1))
+    assert set(percentage(LABELS, 10, 1)) < set(percentage(LABELS, 30, 1))
+
+
+def test_percentage_keeps_at_least_one_of_each_class():
+    assert np.bincount(LABELS[percentage(LABELS, 10, 0)]).tolist() == [4, 3, 2, 1, 1]
+    assert len(percentage(LABELS, 100, 0)) == len(LABELS)
+
+
+def test_seeds_differ_and_repeat():
+    assert few_shot(LABELS, 3, 0).tolist() == few_shot(LABELS, 3, 0).tolist()
+    assert few_shot(LABELS, 3, 0).tolist() != few_shot(LABELS, 3, 1).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 6), min_size=2, max_size=120),
+    st.floats(0.05, 0.9),
+    st.integers(0, 2**32),
+)
+def test_a_holdout_is_a_stratified_partition(labels, fraction, seed):
+    labels = np.asarray(labels)
+    counts = np.bincount(labels)
+    try:
+        kept, held = split_holdout(labels, fraction, seed)
+    except DataError:
+        assert round(len(labels) * fraction) == 0 or (counts <= 1).all() or max(counts * fraction) < 1
+        return
+    assert sorted([*kept, *held]) == list(range(len(labels)))
+    held_counts = np.bincount(labels[held], minlength=len(counts))
+    assert (held_counts[counts > 0] < counts[counts > 0]).all(), "every class keeps an image"
+    assert (np.abs(held_counts - counts * fraction) <= 1 + 1e-9).all()
+
+
+def test_a_holdout_has_the_size_asked_for():
+    _, held = split_holdout(LABELS, 0.25, 3)
+    assert len(held) == round(0.25 * len(LABELS))
+    with pytest.raises(DataError, match="leaves none to hold out"):
+        split_holdout([0, 1, 2], 0.5, 0)
+    with pytest.raises(DataError, match="between 0 and 1"):
+        split_holdout([0, 0], 1.0, 0)
+
+
+def test_the_global_generators_are_left_alone():
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    few_shot(LABELS, 3, 0)
+    split_holdout(LABELS, 0.5, 0)
+    assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+class TestOnADataSet:
+    def test_ids_are_places_in_the_full_split(self, root):
+        dataset = create_dataset(spec(root, k_shot=2))
+        full = create_dataset(spec(root))
+        assert np.bincount(dataset.labels).tolist() == [2, 2]
+        assert [full.names[i] for i in dataset.ids] == dataset.names
+
+    def test_the_holdout_comes_first(self, root):
+        config = spec(root, holdout=0.3, k_shot=2)
+        train, holdout = create_dataset(config), create_dataset(config, "holdout")
+        assert len(holdout) == 3
+        assert len(train) == 4
+        assert not set(train.ids) & set(holdout.ids)
+        assert set(train.ids) < set(range(10))
+
+    def test_saved_and_used_again(self, root, tmp_path):
+        dataset = create_dataset(spec(root, percent=50, seed=3))
+        dataset.subset.save(tmp_path / "subset.json")
+        subset = LabelSubset.load(tmp_path / "subset.json")
+        assert (subset.rule, subset.seed) == ({"percent": 50}, 3)
+        again = create_dataset(spec(root), subset=subset)
+        assert again.ids.tolist() == dataset.ids.tolist() == subset.indices.tolist()
+        make_folder(root, {"train/b": 5})
+        with pytest.raises(DataError, match="another version"):
+            create_dataset(spec(root), subset=subset)
+
+    def test_what_is_no_saved_subset(self, tmp_path):
+        with pytest.raises(DataError, match="not a saved label subset"):
+            LabelSubset.load(write_lines(tmp_path / "x.json", ["{}"]))
+
+    def test_a_list_file_by_file_name_and_by_path(self, root, tmp_path):
+        listing = write_lines(tmp_path / "1percent.txt", ["b_3.png", "a/a_1.png", ""])
+        dataset = create_dataset(spec(root, list_file=str(listing)))
+        assert dataset.names == ["a/a_1.png", "b/b_3.png"]
+        assert dataset.ids.tolist() == [1, 9]
+
+    def test_a_list_file_with_unknown_names(self, root, tmp_path):
+        listing = write_lines(tmp_path / "list.txt", ["a_1.png", "zebra.png"])
+        with pytest.raises(DataError, match=r"names 1 images .* such as zebra\.png"):
+            create_dataset(spec(root, list_file=str(listing)))
+
+    def test_a_list_file_with_ambiguous_names(self, tmp_path):
+        make_folder(tmp_path, {"train/a": 1, "train/b": 1})
+        for name in ("a", "b"):
+            (tmp_path / f"train/{name}/{name}_0.png").rename(tmp_path / f"train/{name}/0.png")
+        with pytest.raises(DataError, match=r"0\.png is there 2 times"):
+            create_dataset(spec(tmp_path, list_file=str(write_lines(tmp_path / "list.txt", ["0.png"]))))
+
+    def test_a_missing_or_empty_list_file(self, root, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no list file"):
+            create_dataset(spec(root, list_file=str(tmp_path / "none.txt")))
+        with pytest.raises(DataError, match="leaves no image"):
+            create_dataset(spec(root, list_file=str(write_lines(tmp_path / "empty.txt", []))))
+
+    def test_evaluation_splits_are_whole(self, root):
+        make_folder(root, {"val/a": 3, "val/b": 3})
+        assert len(create_dataset(spec(root, k_shot=1), "val")) == 6
