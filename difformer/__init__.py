@@ -4,7 +4,7 @@ from difformer._version import __version__
 from difformer.backbones import Backbone, UNetBackbone, create_backbone
 from difformer.checkpoints import PRESETS, CheckpointError, DownloadError
 from difformer.config import UNetConfig
-from difformer.diffusion import NoiseSchedule, image_noise, q_sample
+from difformer.diffusion import NoiseSchedule, Schedule, image_noise, q_sample
 from difformer.models import AttentionUnavailable, UNet
 from difformer.taps import FeatureKey, TapSpec, mirror
 
@@ -16,6 +16,7 @@ __all__ = [
     "DownloadError",
     "FeatureKey",
     "NoiseSchedule",
+    "Schedule",
     "TapSpec",
     "UNet",
     "UNetBackbone",
