@@ -27,7 +27,7 @@ class UNetConfig:
         channel_mult: width of each level as a multiple of `model_channels`, finest level first.
         num_res_blocks: residual blocks a level in the encoder (the decoder has one more).
         attention_resolutions: feature-map sides in pixels that get self-attention, as in OpenAI's own flags.
-            Sizes below the coarsest level are allowed and have no effect, as there. Kept in descending order, each once.
+            Sizes below the coarsest level are allowed and have no effect, as there. Kept in descending order.
         in_channels: image channels.
         out_channels: 6 where the network also predicts a variance (learned sigma), else 3.
         num_heads: attention heads, where `num_head_channels` is None; else 1 whatever was given.

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from difformer.config import as_integer
 
-
 # The diffusion-feature papers number the blocks of ADM-256, which has this many in its encoder.
 LITERATURE_ENCODER_BLOCKS = 18
 
