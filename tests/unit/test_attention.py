@@ -1,6 +1,7 @@
 import importlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,16 +116,17 @@ def test_the_automatic_choice_survives_a_broken_xformers(module, monkeypatch, er
         raise error
 
     module._xformers_fits.cache_clear()
-    monkeypatch.setattr("importlib.util.find_spec", fail_to_look)
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=fail_to_look)))
     assert not module._xformers_fits(torch.device("cpu"), torch.float32, 8, False)
 
 
 def test_the_automatic_choice_is_made_for_each_device_with_a_probe_there(module, monkeypatch):
     probed = []
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    # In the module only, since torch looks for libraries of its own.
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name)))
     monkeypatch.setattr(module, "_xformers", lambda q, k, v: probed.append((q.device.type, q.dtype)) or q * 1)
-    for device in ("cpu", "meta", "cpu"):
-        assert module._xformers_fits(torch.device(device), torch.bfloat16, 8, True)
+    for device, gradient in (("cpu", True), ("meta", False), ("cpu", True)):
+        assert module._xformers_fits(torch.device(device), torch.bfloat16, 8, gradient)
     assert probed == [("cpu", torch.bfloat16), ("meta", torch.bfloat16)]
 
 
