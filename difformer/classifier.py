@@ -137,7 +137,7 @@ class DiffusionClassifier(nn.Module):
         """
         alone = isinstance(images, str | Path) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor) and images.ndim == 3)
-        tensors = [self._prepare(image) for image in ([images] if alone else images)]
+        tensors = [self.preprocess(image) for image in ([images] if alone else images)]
         same_size = len({tensor.shape for tensor in tensors}) <= 1
         size = max(1, batch_size) if same_size else 1
         training = self.training
@@ -158,7 +158,19 @@ class DiffusionClassifier(nn.Module):
             predictions.append(Prediction(self.class_names[best], row[best], by_name))
         return predictions
 
-    def _prepare(self, image: ImageLike) -> Tensor:
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """The backbone's input for one image.
+
+        Args:
+            image: a path, a PIL image, or a tensor (3, H, W) in [-1, 1], which is taken as it is.
+
+        Returns:
+            (3, H, W) float32 in [-1, 1], on the CPU unless it was a tensor elsewhere.
+
+        Raises:
+            ImageError: the file cannot be read.
+            ValueError: no preprocessing is known for the backbone.
+        """
         if isinstance(image, Tensor):
             return image
         if self.preprocessing is None:
@@ -166,7 +178,8 @@ class DiffusionClassifier(nn.Module):
         return self.preprocessing(read_image(image) if isinstance(image, str | Path) else image.convert("RGB"))
 
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
-        """Writes `model.safetensors` and a readable `config.json` into a folder, as hub repositories have them.
+        """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
+        have them.
 
         Args:
             folder: created when it does not exist.
@@ -180,6 +193,8 @@ class DiffusionClassifier(nn.Module):
         save_classifier(folder / "model.safetensors", self, **metadata)
         with write_atomically(folder / "config.json", overwrite=True) as temporary:
             temporary.write_text(json.dumps(_describe(self, metadata), indent=2) + "\n")
+        with write_atomically(folder / "README.md", overwrite=True) as temporary:
+            temporary.write_text(_model_card(self), encoding="utf-8")
         return folder
 
     def push_to_hub(
@@ -214,6 +229,26 @@ class DiffusionClassifier(nn.Module):
         if folder.is_dir():
             return load_classifier(folder / "model.safetensors", **options)
         return load_classifier(f"hf://{name_or_path}", **({"download": True} | options))
+
+
+def _model_card(classifier: DiffusionClassifier) -> str:
+    description = _describe(classifier, {})
+    backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
+    return f"""---
+library_name: difformer
+pipeline_tag: image-classification
+---
+A {head["type"]} on diffusion features ({extractor["type"]}) for {len(classifier.class_names)} classes.
+
+The backbone is not in this repository: `{backbone["name"]}`, digest `{backbone["digest"]}`.
+
+```python
+from difformer import DiffusionClassifier
+
+classifier = DiffusionClassifier.from_pretrained("OWNER/NAME")
+print(classifier.predict("image.jpg"))
+```
+"""
 
 
 def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadata: Any) -> None:

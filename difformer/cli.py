@@ -1,46 +1,73 @@
 """The command line: `difformer VERB`."""
 
+import inspect
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from difformer._optional import require
+from difformer.backbones import create_backbone
 from difformer.checkpoints import PRESETS, describe, locate, read_backbone, write_backbone
+from difformer.classifier import load_classifier, save_classifier
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
+from difformer.files import check_target
 from difformer.models.plan import tap_specs
+from difformer.predict import predict_folder
+from difformer.published import PublishedOptions, is_published, read_published
+
+# Exit status when everything was done but for images that could not be read.
+SKIPPED = 3
 
 ScheduleName = Literal["linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """What the weights of an unknown .pt cannot show.
+
+    Attributes:
+        image_size: side in pixels of the images it was trained on.
+        num_heads: attention heads, when their number is fixed.
+        num_head_channels: channels an attention head, when that is fixed.
+        use_new_attention_order: whether q, k and v are split before the heads.
+    """
+
+    image_size: int | None = None
+    num_heads: int | None = None
+    num_head_channels: int | None = None
+    use_new_attention_order: bool | None = None
+
+    def given(self) -> dict[str, Any] | None:
+        return {name: value for name, value in asdict(self).items() if value is not None} or None
 
 
 def info(
     source: str,
     *,
     preset: str | None = None,
-    image_size: int | None = None,
-    num_heads: int | None = None,
-    num_head_channels: int | None = None,
-    use_new_attention_order: bool | None = None,
+    arch: Unseen | None = None,
     schedule: ScheduleName | None = None,
+    folder: Path | None = None,
+    download: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Prints a backbone's configuration and the features it offers, with their cost. Needs no weights for a preset.
+    """Prints a backbone's configuration and the features it offers, with their cost. A preset needs no weights.
 
     Args:
         source: a preset's name, a weight file or hf://owner/name.
         preset: for an unknown .pt: the published checkpoint it is.
-        image_size: for an unknown .pt: the side in pixels of the images it was trained on.
-        num_heads: for an unknown .pt: attention heads, when their number is fixed.
-        num_head_channels: for an unknown .pt: channels an attention head, when that is fixed.
-        use_new_attention_order: for an unknown .pt: whether q, k and v are split before the heads.
+        arch: for an unknown .pt: what its weights cannot show.
         schedule: for an unknown .pt: the noise schedule.
+        folder: where named weights lie, in place of the usual folders.
+        download: allow the download of what is not on this machine.
         as_json: print JSON instead of a table.
     """
-    given = _given(image_size, num_heads, num_head_channels, use_new_attention_order)
-    config, found = describe(source, preset=preset, config=given, schedule=schedule)
+    given = arch.given() if arch else None
+    config, found = describe(source, preset=preset, config=given, schedule=schedule, folder=folder, download=download)
     if as_json:
         taps = [asdict(spec) for spec in tap_specs(config).values()]
         print(json.dumps({"config": asdict(config), "schedule": found.to_dict(), "taps": taps}, indent=2))
@@ -53,36 +80,86 @@ def convert(
     out: Path,
     *,
     preset: str | None = None,
-    image_size: int | None = None,
-    num_heads: int | None = None,
-    num_head_channels: int | None = None,
-    use_new_attention_order: bool | None = None,
+    arch: Unseen | None = None,
     schedule: ScheduleName | None = None,
+    backbone: str = "adm256_uncond",
+    published: PublishedOptions | None = None,
     folder: Path | None = None,
     download: bool = False,
+    verify: bool = True,
     overwrite: bool = False,
 ) -> None:
-    """Writes a backbone as one self-describing safetensors file.
+    """Writes a backbone, or a classifier of the published code, as one self-describing safetensors file.
 
     Args:
-        source: a preset's name, a weight file or hf://owner/name.
+        source: a preset's name, a weight file, hf://owner/name, or the published code's latest.pth.
         out: the file to write.
         preset: for an unknown .pt: the published checkpoint it is.
-        image_size: for an unknown .pt: the side in pixels of the images it was trained on.
-        num_heads: for an unknown .pt: attention heads, when their number is fixed.
-        num_head_channels: for an unknown .pt: channels an attention head, when that is fixed.
-        use_new_attention_order: for an unknown .pt: whether q, k and v are split before the heads.
+        arch: for an unknown .pt: what its weights cannot show.
         schedule: for an unknown .pt: the noise schedule.
-        folder: where presets lie.
-        download: allow the download of a preset that is not on this machine.
+        backbone: for a latest.pth: the backbone it was trained on.
+        published: for a latest.pth: what it cannot show.
+        folder: where named weights lie, in place of the usual folders.
+        download: allow the download of what is not on this machine.
+        verify: check digests.
         overwrite: replace the output if it exists.
     """
+    check_target(out, overwrite=overwrite)
     path = locate(source, folder=folder, download=download)
-    given = _given(image_size, num_heads, num_head_channels, use_new_attention_order)
+    if is_published(path):
+        opened = create_backbone(backbone, folder=folder, download=download, verify=verify)
+        classifier = read_published(path, opened, published or PublishedOptions())
+        save_classifier(out, classifier, converted_from=path.name)
+        kind = f"{type(classifier.head).__name__}, {len(classifier.class_names)} classes, on {opened.name}"
+        print(f"wrote {out}: {kind}")
+        return
+    if published is not None:
+        raise ValueError(f"{source} is not a checkpoint of the published code; leave out --published")
     known = source if source in PRESETS else preset
-    state, stored = read_backbone(path, preset=known, config=given, schedule=schedule)
+    given = arch.given() if arch else None
+    state, stored = read_backbone(path, preset=known, config=given, schedule=schedule, verify=verify)
     write_backbone(out, state, stored, overwrite=overwrite)
-    print(f"wrote {out}: {stored.name}, {len(state)} tensors, weights' SHA-256 {stored.digest}")
+    print(f"wrote {out}: {stored.name}, {len(state)} tensors, digest {stored.digest}")
+
+
+def predict(
+    model: str,
+    folder: Path,
+    *,
+    csv: Path,
+    backbone: str | None = None,
+    weights_folder: Path | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    download: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Classifies every image in a folder and its subfolders. Images that cannot be read are reported and skipped;
+    the exit status is then 3.
+
+    Args:
+        model: a saved classifier or hf://owner/name.
+        folder: the images.
+        csv: the table to write: file, label, probability, and the probability of each class.
+        backbone: where the classifier's backbone is, when it is not found by its name.
+        weights_folder: where backbones lie, in place of the usual folders.
+        batch_size: images to classify at once.
+        device: where to run, such as cuda; the CPU by default.
+        download: allow the download of what is not on this machine.
+        overwrite: replace the table if it exists.
+    """
+    check_target(csv, overwrite=overwrite)
+    classifier = load_classifier(model, backbone=backbone, folder=weights_folder, download=download, device=device)
+    report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
+    for error in report.skipped:
+        print(f"difformer: skipped: {error}", file=sys.stderr)
+    print(f"wrote {csv}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
+    if report.interrupted:
+        raise KeyboardInterrupt
+    return SKIPPED if report.skipped else 0
+
+
+VERBS: dict[str, Callable[..., int | None]] = {"info": info, "convert": convert, "predict": predict}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,31 +169,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process when left out.
 
     Returns:
-        The exit status: 0, or 1 after an error that was printed. Wrong usage exits with 2.
+        The exit status: 0, 1 after an error that was printed, or the verb's own. Wrong usage exits with 2.
     """
-    jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-    verbs: dict[str, Any] = {"info": info, "convert": convert}
+    arguments = _expand_flags(list(sys.argv[1:] if argv is None else argv))
     try:
-        jsonargparse.auto_cli(verbs, args=argv, prog="difformer", description=__doc__)
-    except (ValueError, OSError, ImportError) as error:
+        jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
+        return jsonargparse.auto_cli(VERBS, args=arguments, prog="difformer", description=__doc__) or 0
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"difformer: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("difformer: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
-def _given(
-    image_size: int | None, num_heads: int | None, num_head_channels: int | None, new_order: bool | None
-) -> dict[str, Any] | None:
-    values = {
-        "image_size": image_size,
-        "num_heads": num_heads,
-        "num_head_channels": num_head_channels,
-        "use_new_attention_order": new_order,
-    }
-    return {name: value for name, value in values.items() if value is not None} or None
+def _expand_flags(arguments: list[str]) -> list[str]:
+    """Lets a verb's switches be given without a value: `--download` for `--download=true`."""
+    verb = VERBS.get(arguments[0]) if arguments else None
+    parameters = inspect.signature(verb).parameters.values() if verb else ()
+    switches = {f"--{parameter.name}" for parameter in parameters if parameter.annotation is bool}
+    following = [*arguments[1:], ""]
+    return [
+        f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _table(source: str, config: UNetConfig, schedule: NoiseSchedule) -> str:

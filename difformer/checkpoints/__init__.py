@@ -9,6 +9,7 @@ from difformer.checkpoints.weights import (
     check_fits,
     contiguous_state,
     load_strictly,
+    read_pickle,
     read_weights,
     weights_digest,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "locate",
     "open_weights",
     "read_backbone",
+    "read_pickle",
     "read_weights",
     "weights_digest",
     "write_backbone",

@@ -34,10 +34,11 @@ ScheduleLike = NoiseSchedule | str
 
 
 def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bool = False) -> Path:
-    """The file behind a preset's name, a path or a `hf://owner/name[/file][@revision]` address.
+    """The file behind a preset's name, a path, a `hf://owner/name[/file][@revision]` address or another name.
 
     Args:
-        name_or_path: what the user wrote. A leading `~` is the home folder.
+        name_or_path: what the user wrote. A leading `~` is the home folder. A name that is neither preset nor path is
+            that of a backbone saved as `name.safetensors` where presets lie.
         folder: where presets lie, in place of the usual folders.
         download: whether it may be fetched when it is not on this machine.
 
@@ -54,6 +55,9 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
     path = expand_user(name_or_path)
     if path.exists():
         return path
+    for place in search_folders(folder) if path.name == name else ():
+        if (place / f"{name}.safetensors").is_file():
+            return place / f"{name}.safetensors"
     close = get_close_matches(name, PRESETS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(f"there is no file {name}, and no preset of that name ({', '.join(PRESETS)}).{hint}")

@@ -64,9 +64,39 @@ def read_weights(path: Path, *, verify: bool = True, mapped: bool = False) -> We
     if start[8:9] == b"{":
         return _read_safetensors(path, mapped=mapped)
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        content = _read_torch(path, zipped=start.startswith(b"PK"), verify=verify, mapped=mapped)
+        content = read_pickle(path, verify=verify, mapped=mapped)
         return Weights(str(path), _named_tensors(content, str(path)), {})
     raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")
+
+
+def read_pickle(path: Path, *, verify: bool = True, mapped: bool = False) -> Any:
+    """What a PyTorch `.pt` file holds, of whatever structure, read by torch's restricted loader.
+
+    Args:
+        path, verify, mapped: as for `read_weights`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is damaged, a TorchScript archive, or holds anything but tensors in plain containers.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    try:
+        if zipped:
+            _check_archive(path, verify)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whatever is wrong, the error says more
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
+    except (CheckpointError, MemoryError):
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was refused: it is damaged, or holds Python objects other than tensors, which could run code. "
+            f"Nothing in it was executed. ({_cause(error)})"
+        ) from error
+    # A damaged file can make the loaders raise almost anything: UnicodeDecodeError, zlib.error, IndexError, ….
+    except Exception as error:
+        raise CheckpointError(f"{path} is truncated or corrupt: {_cause(error)}") from error
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
@@ -170,25 +200,6 @@ def contiguous_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         taken.add(tensor.untyped_storage().data_ptr())
         result[name] = tensor
     return result
-
-
-def _read_torch(path: Path, *, zipped: bool, verify: bool, mapped: bool) -> Any:
-    try:
-        if zipped:
-            _check_archive(path, verify)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # whatever is wrong, the error says more
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
-    except (CheckpointError, MemoryError):
-        raise
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} was refused: it is damaged, or holds Python objects other than tensors, which could run code. "
-            f"Nothing in it was executed. ({_cause(error)})"
-        ) from error
-    # A damaged file can make the loaders raise almost anything: UnicodeDecodeError, zlib.error, IndexError, ….
-    except Exception as error:
-        raise CheckpointError(f"{path} is truncated or corrupt: {_cause(error)}") from error
 
 
 def _check_archive(path: Path, verify: bool) -> None:

@@ -48,8 +48,6 @@ class FeedbackExtractor(nn.Module):
     gets feedback; gradients flow through its frozen weights to the feedback layers only. To trade time for memory
     there, open the backbone with `gradient_checkpointing=True`.
 
-    With batch normalisation, all timesteps of a batch share its statistics in training.
-
     Args:
         backbone: a frozen backbone.
         feedback_taps: decoder taps that are fed back, each into its mirror in the encoder. Published: blocks 21, 24,
@@ -166,8 +164,12 @@ class FeedbackExtractor(nn.Module):
 
     def _feed(self, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = next(self.feedback.parameters()).dtype
-        layers = zip(self.feedback, self.mirrors.items(), strict=True)
-        return {into: layer(first[tap].to(dtype)) for layer, (tap, into) in layers}
+        fed = {}
+        for layer, (tap, into) in zip(self.feedback, self.mirrors.items(), strict=True):
+            # Each timestep alone, as published: batch statistics of different noise levels do not mix.
+            by_timestep = first[tap].to(dtype).chunk(len(self.noising.timesteps))
+            fed[into] = torch.cat([layer(feature) for feature in by_timestep])
+        return fed
 
     def _check_mirrors(self) -> None:
         blocks = {tap: spec.block for tap, spec in self.backbone.taps.items()}

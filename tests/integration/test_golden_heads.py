@@ -43,9 +43,29 @@ def build_head(name, specs, options):
     return head(specs, classes, pool=pool, norm=options["norm_type"], **arguments)
 
 
+def settle_kinks(extractor, undecided):
+    """Puts ReLU inputs that lie within rounding of zero on the positive side.
+
+    In the feedback golden file one of some 200,000 units has an input of -5e-7 here (in float64 too) and a positive
+    one there, which shows as 3e-3 in the gradients of its layer. The derivative at zero is nobody's error; everything
+    else must match to the bound.
+    """
+
+    def settle(module, args, output):
+        close = output.abs() < 1e-6
+        undecided.append(int(close.sum()))
+        return output + 1e-6 * close
+
+    for layer in extractor.feedback:
+        layer[1].register_forward_hook(settle)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_logits_loss_and_gradients_match(name):
     extractor, head, tensors, noise = build(name)
+    undecided = []
+    if isinstance(extractor, FeedbackExtractor):
+        settle_kinks(extractor, undecided)
     logits = head(extractor(tensors["x"], noise=noise))
     loss = F.cross_entropy(logits, tensors["target"])
     loss.backward()
@@ -57,6 +77,7 @@ def test_logits_loss_and_gradients_match(name):
         gradients |= {f"grad.feedback.{name}": p.grad for name, p in extractor.feedback.named_parameters()}
         for key, buffer in extractor.feedback.named_buffers():
             torch.testing.assert_close(buffer, tensors[f"buffer.feedback.{key}"])
+        assert sum(undecided) <= 1
     assert gradients.keys() == {key for key in tensors if key.startswith("grad.")}
     for key, gradient in gradients.items():
         error = (gradient - tensors[key]).norm() / tensors[key].norm()

@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -5,12 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from support import small_config, small_unet
 
-from difformer import create_backbone
-from difformer.cli import main
+from difformer import (
+    DiffusionClassifier,
+    FeatureExtractor,
+    LinearHead,
+    NoiseSchedule,
+    UNetBackbone,
+    create_backbone,
+    save_classifier,
+)
+from difformer.cli import SKIPPED, main
 
-WEIGHTS = ["--image_size=32", "--num_head_channels=16", "--use_new_attention_order=false", "--schedule=cosine"]
+WEIGHTS = ["--arch.image_size=32", "--arch.num_head_channels=16"]
+WEIGHTS += ["--arch.use_new_attention_order=false", "--schedule=cosine"]
 
 
 @pytest.fixture
@@ -35,7 +46,7 @@ import resource, difformer.cli
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
-difformer.cli.main(["info", "adm512_cond", "--as_json=true"])
+difformer.cli.main(["info", "adm512_cond", "--as_json"])
 assert peak() - before < 300_000, peak() - before  # KiB; the weights are 2.2 million
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -43,14 +54,14 @@ assert peak() - before < 300_000, peak() - before  # KiB; the weights are 2.2 mi
 
 
 def test_info_reads_files(weights, capsys, tmp_path):
-    assert main(["info", weights, *WEIGHTS, "--as_json=true"]) == 0
+    assert main(["info", weights, *WEIGHTS, "--as_json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["config"]["channel_mult"] == [1, 1, 2]
     assert told["schedule"] == {"name": "cosine", "num_timesteps": 1000}
     assert told["taps"][9]["name"] == "mid"
     main(["convert", weights, str(tmp_path / "own.safetensors"), *WEIGHTS])
     capsys.readouterr()
-    assert main(["info", str(tmp_path / "own.safetensors"), "--as_json=true"]) == 0
+    assert main(["info", str(tmp_path / "own.safetensors"), "--as_json"]) == 0
     assert json.loads(capsys.readouterr().out) == told
 
 
@@ -64,15 +75,136 @@ def test_convert_writes_a_file_that_is_enough(weights, tmp_path, capsys):
     assert backbone.digest == create_backbone(weights, config=small_config(), schedule="cosine").digest
     assert main(["convert", weights, str(out), *WEIGHTS]) == 1
     assert "exists already" in capsys.readouterr().err
-    assert main(["convert", weights, str(out), *WEIGHTS, "--overwrite=true"]) == 0
+    assert main(["convert", weights, str(out), *WEIGHTS, "--overwrite"]) == 0
 
 
 def test_convert_refuses_what_it_cannot_know(weights, tmp_path, capsys):
     assert main(["convert", weights, str(tmp_path / "own.safetensors")]) == 1
     assert "still to be given: image_size" in capsys.readouterr().err
     assert main(["convert", weights, str(tmp_path / "own.safetensors"), "--preset=adm256_uncond"]) == 1
-    assert "SHA-256" in capsys.readouterr().err
+    assert "own.pt does not fit" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["own.pt"]
+
+
+def test_a_file_under_a_presets_name_must_fit_it(tmp_path, capsys):
+    """The commonest mishap: other weights under a well-known name."""
+    torch.save(small_unet().state_dict(), tmp_path / "lsun_cat.pt")
+    for verb in (
+        ["info", str(tmp_path / "lsun_cat.pt")],
+        ["convert", str(tmp_path / "lsun_cat.pt"), str(tmp_path / "x")],
+    ):
+        assert main(verb) == 1
+        assert "lsun_cat.pt does not fit" in capsys.readouterr().err
+
+
+def test_switches_may_go_without_a_value(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(
+        "difformer.checkpoints.sources.fetch", lambda url, *args, **kw: asked.append(url) or sys.exit(9)
+    )
+    for switch in ("--download", "--download=true"):
+        with pytest.raises(SystemExit):
+            main(["convert", "lsun_cat", "out.safetensors", switch])
+    assert len(asked) == 2
+    assert main(["convert", "lsun_cat", "out.safetensors", "--download", "false"]) == 1
+    assert "--download" in capsys.readouterr().err
+
+
+def test_the_output_is_checked_before_the_work(tmp_path, capsys):
+    assert main(["convert", "no_such_source", str(tmp_path / "missing" / "x.safetensors")]) == 1
+    assert "missing does not exist" in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    """A saved classifier and a folder of images, two of which cannot be read."""
+    monkeypatch.chdir(tmp_path)
+    backbone = UNetBackbone(small_unet(), NoiseSchedule.linear(), name="small")
+    (tmp_path / "checkpoints").mkdir()
+    backbone.save("checkpoints/small.safetensors")
+    extractor = FeatureExtractor(backbone, taps=["out02"], timesteps=[90])
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 2), class_names=["a, b", "c"])
+    save_classifier("model.safetensors", classifier)
+    for i in range(5):
+        path = tmp_path / "images" / f"sub{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40 + i, 36), (50 * i, 0, 90)).save(path)
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return classifier
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_predict_writes_a_table(model, capsys):
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv", "--batch_size=2"]) == 0
+    assert "wrote out.csv: 5 of 5 images" in capsys.readouterr().out
+    table = rows("out.csv")
+    assert [row["file"] for row in table] == sorted(f"sub{i % 2}/{i}.png" for i in range(5))
+    for row in table:
+        expected = model.predict(f"images/{row['file']}")[0]
+        assert row["label"] == expected.label
+        assert float(row["probability"]) == pytest.approx(expected.probability, abs=1e-5)
+        assert float(row["a, b"]) == pytest.approx(expected.probabilities["a, b"], abs=1e-5)
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv"]) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv", "--overwrite"]) == 0
+
+
+def test_predict_reports_and_skips_unreadable_images(model, capsys):
+    Path("images/sub0/2.png").write_bytes(b"broken")
+    Path("images/sub1/zero.jpg").touch()
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv"]) == SKIPPED
+    captured = capsys.readouterr()
+    assert captured.err.count("skipped: images/sub") == 2
+    assert "4 of 6 images, 2 skipped" in captured.out
+    assert len(rows("out.csv")) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["images", "--csv", "missing/out.csv"], "missing does not exist"),
+        (["nothing", "--csv", "out.csv"], "there is no folder nothing"),
+        (["checkpoints", "--csv", "out.csv"], "holds no image"),
+        (["images", "--csv", "out.csv", "--batch_size=0"], "batch_size must be at least 1"),
+        (["images", "--csv", "out.csv", "--backbone=nothing"], "nothing"),
+        (["images", "--csv", "out.csv", "--device=nothing"], "nothing"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_do(model, capsys, arguments, message):
+    assert main(["predict", "model.safetensors", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+def test_predict_without_a_readable_image_writes_nothing(model, capsys):
+    for path in Path("images").rglob("*.png"):
+        path.write_bytes(b"broken")
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv"]) == 1
+    assert "cannot be read as an image" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+def test_an_interrupted_prediction_keeps_what_was_done(model, capsys, monkeypatch):
+    predict, calls = DiffusionClassifier.predict, []
+
+    def stop_at_the_third(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return predict(*args, **options)
+
+    monkeypatch.setattr(DiffusionClassifier, "predict", stop_at_the_third)
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv", "--batch_size=1"]) == 130
+    captured = capsys.readouterr()
+    assert "2 of 5 images" in captured.out
+    assert "interrupted" in captured.err
+    assert len(rows("out.csv")) == 2
 
 
 def test_errors_are_one_message_and_no_traceback(capsys, tmp_path):

@@ -540,3 +540,13 @@ def test_everything_in_one_call(anywhere, tiny_preset):
     state, stored = open_weights("tiny", folder=Path())
     assert (stored.name, stored.config) == ("tiny", tiny_preset.config)
     load_strictly(UNet(stored.config), state, "tiny")
+
+
+def test_saved_backbones_are_found_by_name_where_presets_lie(anywhere):
+    for place in ("checkpoints", "elsewhere"):
+        Path(place).mkdir()
+        UNetBackbone(small_unet(), NoiseSchedule.linear(), name=place).save(f"{place}/own.safetensors")
+    assert create_backbone("own").name == "checkpoints"
+    assert create_backbone("own", folder="elsewhere").name == "elsewhere"
+    with pytest.raises(FileNotFoundError, match="no file mine"):
+        create_backbone("mine")

@@ -24,6 +24,7 @@ from difformer.checkpoints import (
     contiguous_state,
     describe,
     load_strictly,
+    read_pickle,
     read_weights,
     weights_digest,
     write_backbone,
@@ -464,3 +465,15 @@ def test_the_home_folder_is_understood(backbone, tmp_path, monkeypatch):
     backbone.save("~/small.safetensors")
     assert create_backbone("~/small.safetensors").digest == backbone.digest
     assert describe("~/small.safetensors")[0] == backbone.config
+
+
+def test_pickles_of_any_structure_can_be_read(tmp_path):
+    content = {"model": {"x": torch.ones(2)}, "step": 3}
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "other.pt", _use_new_zipfile_serialization=zipped)
+        found = read_pickle(tmp_path / "other.pt")
+        assert found["step"] == 3
+        assert torch.equal(found["model"]["x"], torch.ones(2))
+    torch.save(Bomb(tmp_path / "victim"), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="was refused"):
+        read_pickle(tmp_path / "other.pt")

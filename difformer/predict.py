@@ -1,0 +1,102 @@
+"""Predictions for a folder of images, as a table."""
+
+import csv
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from difformer._optional import require
+from difformer.classifier import DiffusionClassifier
+from difformer.data import ImageError
+from difformer.files import write_atomically
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif"})
+
+
+@dataclass
+class Report:
+    """What became of a folder.
+
+    Attributes:
+        total: images found.
+        done: images classified, each a row of the table.
+        skipped: the errors of those that could not be read.
+        interrupted: whether it was stopped before the end; the table then holds what was done.
+    """
+
+    total: int
+    done: int = 0
+    skipped: list[ImageError] = field(default_factory=list)
+    interrupted: bool = False
+
+
+def predict_folder(
+    classifier: DiffusionClassifier, folder: Path, table: Path, *, batch_size: int = 32, overwrite: bool = False
+) -> Report:
+    """Classifies every image in a folder and its subfolders, with a progress bar, and writes a CSV file.
+
+    Args:
+        classifier: with a preprocessing.
+        folder: searched for files with an image's suffix.
+        table: the file to write, whole or not at all: file (relative to the folder), label, probability, and one
+            column a class.
+        batch_size: images to classify at once, at least 1.
+        overwrite: whether a table that is there may be replaced.
+
+    Returns:
+        What became of the images. Ctrl-C stops it with the table written so far.
+
+    Raises:
+        FileNotFoundError: the folder is not there or holds no image.
+        ImageError: not one image could be read.
+        ValueError: the classifier has no preprocessing, or batch_size is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    paths = find_images(folder)
+    report = Report(len(paths))
+    with write_atomically(table, overwrite=overwrite) as temporary:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", "label", "probability", *classifier.class_names])
+            try:
+                _write_rows(classifier, folder, paths, batch_size, writer, report)
+            except KeyboardInterrupt:
+                report.interrupted = True
+        if not report.done and report.skipped:
+            raise report.skipped[0]
+    return report
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The image files of a folder and its subfolders, in the order of their names.
+
+    Raises:
+        FileNotFoundError: the folder is not there or holds no image.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not paths:
+        raise FileNotFoundError(f"{folder} holds no image; looked for {', '.join(sorted(SUFFIXES))}")
+    return paths
+
+
+def _write_rows(
+    classifier: DiffusionClassifier, folder: Path, paths: list[Path], size: int, writer: Any, report: Report
+) -> None:
+    with require("tqdm", "the progress bar").tqdm(total=len(paths), unit="image") as bar:
+        for start in range(0, len(paths), size):
+            readable, images = [], []
+            for path in paths[start : start + size]:
+                try:
+                    images.append(classifier.preprocess(path))
+                    readable.append(path)
+                except ImageError as error:
+                    report.skipped.append(error)
+            for path, found in zip(readable, classifier.predict(images, batch_size=size), strict=True):
+                writer.writerow(
+                    [path.relative_to(folder), found.label, found.probability, *found.probabilities.values()]
+                )
+                report.done += 1
+            bar.update(min(size, len(paths) - start))

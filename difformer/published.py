@@ -1,0 +1,151 @@
+"""Checkpoints of the published DifFormer and DifFeed code (soumik-kanad/diffssl, `latest.pth`) as classifiers."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from difformer.backbones import Backbone
+from difformer.checkpoints import CheckpointError, load_strictly, read_pickle
+from difformer.classifier import DiffusionClassifier
+from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.heads import AttentionHead, DifFormerHead, LinearHead, MLPHead
+from difformer.heads.published import from_published
+from difformer.taps import FeatureKey, TapSpec
+
+_ATTENTION = "intra_inter_block_attention"
+_PUBLISHED_FEEDBACK = (21, 24, 27, 30, 33, 36)
+
+
+@dataclass(frozen=True)
+class PublishedOptions:
+    """What a published checkpoint cannot show of itself.
+
+    Attributes:
+        timesteps: the noise timesteps it was trained at, in their order.
+        taps: blocks of the second pass with feedback, else of the only pass; those with a tokenizer when left out.
+        feedback_taps: blocks fed back, in the order of the feedback layers; where there are such layers.
+        first_pass_taps: blocks read in the first pass besides; where there are feedback layers.
+        heads: attention heads.
+        pool: greatest side of a pooled map, where batch normalisation does not show it.
+    """
+
+    timesteps: tuple[int, ...] = ()
+    taps: tuple[int, ...] = ()
+    feedback_taps: tuple[int, ...] = ()
+    first_pass_taps: tuple[int, ...] = ()
+    heads: int = 8
+    pool: int = 16
+
+
+def is_published(path: Path) -> bool:
+    """Whether a file is a checkpoint of the published code.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_pickle`.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if not zipped:
+        return False
+    content = read_pickle(path)
+    return isinstance(content, dict) and "model_head" in content
+
+
+def read_published(path: Path, backbone: Backbone, options: PublishedOptions) -> DiffusionClassifier:
+    """Reads a checkpoint of the published code; nothing in it is executed.
+
+    Args:
+        path: `latest.pth`.
+        backbone: the one it was trained on; the published ones on `adm256_uncond`.
+        options: what the file cannot show.
+
+    Returns:
+        The classifier in evaluation mode, with float32 weights and numbers for class names.
+
+    Raises:
+        CheckpointError: the file is damaged or of another kind, or options are missing or contradict it.
+    """
+    content = read_pickle(path)
+    if not isinstance(content, dict) or "model_head" not in content:
+        raise CheckpointError(f"{path} is no checkpoint of the published code: it has no entry model_head")
+    source = str(path)
+    head_state, feedback_state = content["model_head"], content.get("model_feedback")
+    taps = options.taps or _tokenized_blocks(head_state)
+    missing = [name for name, value in (("timesteps", options.timesteps), ("taps", taps)) if not value]
+    if feedback_state is not None and not options.feedback_taps:
+        missing.append(f"feedback_taps (the published ones are {_PUBLISHED_FEEDBACK})")
+    if missing:
+        raise CheckpointError(f"{source} cannot show everything; still to be given: {', '.join(missing)}")
+    extractor: FeatureExtractor | FeedbackExtractor
+    if feedback_state is None:
+        if options.feedback_taps or options.first_pass_taps:
+            raise CheckpointError(f"{source} has no feedback layers; leave out feedback_taps and first_pass_taps")
+        extractor = FeatureExtractor(backbone, taps=taps, timesteps=options.timesteps)
+    else:
+        extractor = _load_feedback(backbone, taps, feedback_state, options, source)
+    head = _build_head(head_state, extractor.specs, options, source)
+    load_strictly(head, _float(from_published(head, head_state)), source)
+    return DiffusionClassifier(extractor, head).eval()
+
+
+def _load_feedback(
+    backbone: Backbone, taps: tuple[int, ...], state: Mapping[str, Tensor], options: PublishedOptions, source: str
+) -> FeedbackExtractor:
+    extractor = FeedbackExtractor(
+        backbone,
+        feedback_taps=options.feedback_taps,
+        taps=[tap for tap in taps if tap not in options.first_pass_taps or tap in options.taps],
+        timesteps=options.timesteps,
+        first_pass_taps=options.first_pass_taps,
+    )
+    # They may have been trained, and stored, in half precision.
+    load_strictly(extractor.feedback, _float(state), f"{source} (model_feedback)")
+    return extractor
+
+
+def _build_head(
+    state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec], options: PublishedOptions, source: str
+) -> nn.Module:
+    if "fcs.0.weight" in state:
+        return _build_probe(state, specs)
+    if f"{_ATTENTION}.cls_token" not in state:
+        raise CheckpointError(f"{source}: model_head has neither the linear nor the attention head's weights")
+    width = state[f"{_ATTENTION}.cls_token"].shape[-1]
+    classes, joined = state["head.weight"].shape
+    if joined != width * len(options.timesteps):
+        raise CheckpointError(
+            f"{source} was trained at {joined // width} timesteps, but {len(options.timesteps)} were given"
+        )
+    norms = {name: tensor for name, tensor in state.items() if name.startswith("pre_layer.") and ".1.weight" in name}
+    layered = all(tensor.ndim == 3 for tensor in norms.values())
+    arguments: dict[str, Any] = {
+        "width": width,
+        "heads": options.heads,
+        "layers": sum(name.endswith(".attn.qkv.weight") for name in state),
+        "mlp_ratio": state[f"{_ATTENTION}.layers.1.mlp.fc1.weight"].shape[0] / width,
+        "pool": max(tensor.shape[-1] for tensor in norms.values()) if layered else options.pool,
+        "norm": "layer" if layered else "batch",
+    }
+    return (AttentionHead if len(specs) == 1 else DifFormerHead)(specs, classes, **arguments)
+
+
+def _build_probe(state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec]) -> nn.Module:
+    widths = [state[f"fcs.{i}.weight"].shape for i in range(len(state) // 2)]
+    channels = next(iter(specs.values())).channels
+    pool = math.isqrt(widths[0][1] // channels)
+    if len(widths) == 1:
+        return LinearHead(specs, widths[0][0], pool=pool)
+    return MLPHead(specs, widths[-1][0], pool=pool, hidden=[rows for rows, _ in widths[:-1]])
+
+
+def _tokenized_blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """The blocks with a tokenizer. Their order is not stored, and does not matter: tokens have no positions."""
+    return tuple(sorted({int(name.split(".")[1]) for name in state if name.startswith("pre_layer.")}))
+
+
+def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}

@@ -1,0 +1,276 @@
+"""Contracts that every head keeps, and what is particular to each."""
+
+import pytest
+import torch
+from support import ADM256, recipe_input
+
+from difformer import FeatureKey
+from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
+from difformer.heads.published import from_published, published_names
+from difformer.heads.tokens import sincos_positions
+from difformer.models.plan import tap_specs
+from difformer.taps import TapSpec
+
+KEY = FeatureKey("out02", 90)
+ONE = {KEY: TapSpec("out02", 13, 64, 8, 0)}
+MANY = {
+    FeatureKey(tap, t, number): TapSpec(tap, block, channels, size, 0)
+    for t in (90, 300)
+    for tap, block, channels, size, number in [
+        ("mid", 10, 64, 8, 0),
+        ("out05", 16, 32, 16, 0),
+        ("out05", 16, 32, 16, 1),
+    ]
+}
+SMALL = {"width": 32, "heads": 4, "layers": 2, "pool": 4}
+
+HEADS = {
+    "linear": lambda: LinearHead(ONE, 5),
+    "linear with norm": lambda: LinearHead(ONE, 5, pool=1, batch_norm=True),
+    "mlp": lambda: MLPHead(ONE, 5, hidden=(16, 8)),
+    "cnn": lambda: CNNHead(ONE, 5, channels=(16, 8)),
+    "attention": lambda: AttentionHead(ONE, 5, **SMALL),
+    "difformer": lambda: DifFormerHead(MANY, 5, **SMALL),
+    "difformer batch": lambda: DifFormerHead(MANY, 5, norm="batch", **SMALL),
+    "joint": lambda: DifFormerHead(MANY, 5, variant="joint", **SMALL),
+    "joint pooled": lambda: DifFormerHead(MANY, 5, variant="joint", attention_pool=True, **SMALL),
+    "joint regular": lambda: DifFormerHead(MANY, 5, variant="joint", dropout=0.2, drop_path=0.2, **SMALL),
+}
+
+
+def build(name):
+    torch.manual_seed(0)
+    return HEADS[name]()
+
+
+def features_for(head, batch=3, scale=1):
+    return {
+        key: recipe_input(i, batch, spec.channels, spec.size * scale, spec.size * scale)
+        for i, (key, spec) in enumerate(head.specs.items())
+    }
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_gradients_reach_every_parameter(name):
+    head = build(name).train()
+    logits = head(features_for(head, batch=8))
+    assert logits.shape == (8, 5)
+    (logits * recipe_input(99, 8, 5)).sum().backward()
+    for parameter_name, parameter in head.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all()
+        assert parameter.grad.abs().sum() > 0, parameter_name
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_images_do_not_affect_each_other(name):
+    head = build(name).eval()
+    features = features_for(head)
+    logits = head(features)
+    for i in range(3):
+        alone = head({key: value[i : i + 1] for key, value in features.items()})
+        torch.testing.assert_close(alone, logits[i : i + 1], rtol=1e-4, atol=1e-5)
+    flipped = head({key: value.flip(0) for key, value in features.items()})
+    torch.testing.assert_close(flipped, logits.flip(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_features_are_found_by_key_whatever_their_order(name):
+    head = build(name).eval()
+    features = features_for(head)
+    shuffled = dict(reversed(list(features.items()))) | {FeatureKey("in00", 1): torch.zeros(1)}
+    assert torch.equal(head(shuffled), head(features))
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_bad_features_raise_with_what_was_expected(name):
+    head = build(name)
+    features = features_for(head)
+    key, value = next(iter(features.items()))
+    with pytest.raises(ValueError, match=r"features lack .*tap="):
+        head({k: v for k, v in features.items() if k != key})
+    for wrong in (value[:, :-1], value[0], value.flatten(2)):
+        with pytest.raises(ValueError, match=rf"must have shape \(\d+, {head.specs[key].channels}, h, w\)"):
+            head(features | {key: wrong})
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_can_be_rebuilt_from_its_arguments(name):
+    head = build(name).eval()
+    again = type(head)(head.specs, head.num_classes, **head.arguments).eval()
+    again.load_state_dict(head.state_dict())
+    assert torch.equal(again(features_for(head)), head(features_for(head)))
+
+
+@pytest.mark.parametrize("name", ["attention", "difformer", "joint", "joint pooled"])
+def test_attention_implementations_agree(name):
+    head = build(name).eval()
+    features = features_for(head)
+    expected = head(features)
+    for implementation in ("math", "sdpa"):
+        for module in head.modules():
+            if hasattr(module, "implementation"):
+                module.implementation = implementation
+        torch.testing.assert_close(head(features), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [LinearHead, MLPHead, CNNHead, AttentionHead])
+def test_probes_read_exactly_one_feature(cls):
+    with pytest.raises(ValueError, match="exactly one feature"):
+        cls(MANY, 5)
+
+
+@pytest.mark.parametrize("cls", [LinearHead, MLPHead, CNNHead, AttentionHead, DifFormerHead])
+def test_classes_and_specs_are_checked(cls):
+    with pytest.raises(ValueError, match="num_classes"):
+        cls(ONE, 0)
+    with pytest.raises(ValueError, match="at least one feature"):
+        cls({}, 5)
+
+
+def test_parameter_counts_on_adm256_are_the_published_ones():
+    taps = tap_specs(ADM256)
+
+    def specs(blocks, timesteps):
+        return {FeatureKey(tap, t): spec for t in timesteps for tap, spec in taps.items() if spec.block in blocks}
+
+    with torch.device("meta"):
+        heads = {
+            4_097_000: LinearHead(specs({24}, [150]), 1000),
+            27_786_216: AttentionHead(specs({24}, [150]), 1000),
+            31_802_344: DifFormerHead(specs({19, 24, 30}, [90, 150, 300]), 1000),
+        }
+    for count, head in heads.items():
+        assert sum(parameter.numel() for parameter in head.parameters()) == count
+    assert 27_786_216 + 2_759_680 == 30_545_896  # DifFeed: the attention head and the feedback layers
+
+
+@pytest.mark.parametrize("name", ["difformer", "difformer batch", "joint", "joint pooled"])
+def test_attention_shares_sum_to_one(name):
+    head = build(name).eval()
+    shares = head.attention_share(features_for(head))
+    assert list(shares) == list(head.specs)
+    stacked = torch.stack(list(shares.values()))
+    assert stacked.shape == (len(head.specs), 3)
+    assert (stacked > 0).all()
+    torch.testing.assert_close(stacked.sum(dim=0), torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["difformer", "joint", "joint pooled"])
+def test_attention_shares_say_what_the_output_depends_on(name):
+    """With queries and keys at zero, attention is uniform, and a share is the part of the tokens."""
+    head = build(name).eval()
+    with torch.no_grad():
+        for block in head.summary.blocks:
+            block.attn.qkv.weight[:64].zero_()
+        if head.summary.pool is not None:
+            head.summary.pool.query.zero_()
+    shares = head.attention_share(features_for(head))
+    for share in shares.values():
+        torch.testing.assert_close(share, torch.full((3,), 1 / 6))
+
+
+def test_attention_shares_follow_a_token_that_is_looked_at():
+    """A CLS token that is made to look for one block's embedding gives that block nearly all of its attention."""
+    head = DifFormerHead(MANY, 5, variant="joint", width=32, heads=1, layers=1, pool=4).eval()
+    key = FeatureKey("out05", 90, 1)
+    with torch.no_grad():
+        for tokenizer in head.tokenizers.values():
+            tokenizer.project.weight.zero_()
+            tokenizer.project.bias.zero_()
+        mark = torch.zeros(32)
+        mark[3] = 100.0
+        head.embeddings.block[head.embeddings.block_index["out05", 1]] += mark
+        head.summary.cls_token[..., 3] = 100.0
+        qkv = head.summary.blocks[0].attn.qkv.weight
+        qkv[:64].zero_()
+        qkv[3, 3] = qkv[32 + 3, 3] = 5.0
+    shares = head.attention_share(features_for(head))
+    assert (
+        sum(share for found, share in shares.items() if (found.tap, found.round) == (key.tap, key.round)).min() > 0.99
+    )
+
+
+@pytest.mark.parametrize("name", ["joint", "joint pooled", "difformer batch", "linear", "mlp", "cnn"])
+def test_heads_not_tied_to_one_size_take_larger_and_non_square_maps(name):
+    head = build(name).eval()
+    assert head(features_for(head, scale=2)).shape == (3, 5)
+    tall = {key: value.repeat(1, 1, 1, 2) for key, value in features_for(head).items()}
+    assert head(tall).shape == (3, 5)
+
+
+def test_the_joint_head_knows_block_timestep_round_and_place():
+    """Swapping what two keys hold, or mirroring a map, changes the logits of the joint head."""
+    head = build("joint").eval()
+    features = features_for(head)
+    logits = head(features)
+    by_round = [FeatureKey("out05", 90, 0), FeatureKey("out05", 90, 1)]
+    by_time = [FeatureKey("mid", 90), FeatureKey("mid", 300)]
+    for one, other in (by_round, by_time):
+        swapped = features | {one: features[other], other: features[one]}
+        assert not torch.allclose(head(swapped), logits, atol=1e-4)
+    mirrored = {key: value.flip(3) for key, value in features.items()}
+    assert not torch.allclose(head(mirrored), logits, atol=1e-4)
+
+
+def test_positions_agree_across_resolutions():
+    coarse, fine = sincos_positions(4, 4, 32), sincos_positions(8, 8, 32)
+    assert coarse.shape == (16, 32)
+    assert sincos_positions(2, 6, 8).shape == (12, 8)
+    assert len(fine.unique(dim=0)) == 64
+    similarity = torch.nn.functional.normalize(coarse, dim=1) @ torch.nn.functional.normalize(fine, dim=1).T
+    row, column = 1, 2
+    nearest = similarity[row * 4 + column].topk(4).indices.sort().values
+    inside = [8 * (2 * row + i) + 2 * column + j for i in (0, 1) for j in (0, 1)]
+    assert nearest.tolist() == inside
+
+
+def test_regularisation_acts_in_training_only():
+    head = build("joint regular")
+    features = features_for(head, batch=8)
+    assert torch.equal(head.eval()(features), head(features))
+    assert not torch.allclose(head.train()(features), head(features))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"variant": "both"}, "unknown variant 'both'; expected one of published, joint"),
+        ({"dropout": 0.1}, "dropout: the published model has no such option"),
+        ({"attention_pool": True}, "attention_pool: the published"),
+        ({"variant": "joint", "drop_path": 1.0}, "drop_path must be"),
+        ({"variant": "joint", "width": 30, "heads": 2}, "multiple of 4"),
+        ({"width": 30}, "heads that divide the width"),
+        ({"layers": 0}, "at least one layer"),
+        ({"pool": 0}, "pool must be"),
+        ({"norm": "group"}, "unknown norm 'group'; expected one of layer, batch, channel"),
+        ({"attention": "flash"}, "unknown attention 'flash'"),
+    ],
+)
+def test_bad_arguments_raise(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DifFormerHead(MANY, 5, **(SMALL | arguments))
+    with pytest.raises(ValueError, match="pool"):
+        LinearHead(ONE, 5, pool=0)
+
+
+@pytest.mark.parametrize("name", ["linear", "mlp", "attention", "difformer", "difformer batch"])
+def test_published_names_map_one_to_one(name):
+    head = build(name)
+    names = published_names(head)
+    assert set(names) == set(head.state_dict())
+    assert len(set(names.values())) == len(names)
+    renamed = {names[key]: tensor for key, tensor in head.state_dict().items()}
+    assert from_published(head, renamed).keys() == head.state_dict().keys()
+
+
+def test_published_names_are_those_of_the_published_code():
+    names = published_names(build("difformer"))
+    assert names["tokenizers.mid.norm.weight"] == "pre_layer.10.1.weight"
+    assert names["tokenizers.out05.project.bias"] == "pre_layer.16.2.bias"
+    assert names["summary.cls_token"] == "intra_inter_block_attention.cls_token"
+    assert names["summary.blocks.0.mlp.fc1.weight"] == "intra_inter_block_attention.layers.1.mlp.fc1.weight"
+    assert names["fc.bias"] == "head.bias"
+    for name in ("joint", "cnn", "linear with norm"):
+        with pytest.raises(ValueError, match="never published"):
+            published_names(build(name))
