@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from difformer._optional import require
 from difformer._version import __version__
 from difformer.backbones import Backbone, create_backbone
-from difformer.checkpoints import CheckpointError, load_strictly, locate, read_weights, weights_digest
+from difformer.checkpoints import (
+    CheckpointError,
+    contiguous_state,
+    load_strictly,
+    locate,
+    read_weights,
+    weights_digest,
+)
 from difformer.config import from_mapping
 from difformer.data import Preprocessing, content_id, read_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
@@ -86,6 +93,7 @@ class DiffusionClassifier(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
+        """The frozen model the features come from."""
         return self.extractor.backbone
 
     def forward(
@@ -266,7 +274,7 @@ def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadat
         OSError: it cannot be written; what was there is untouched.
     """
     path = Path(path)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.trained_state().items()}
+    state = contiguous_state(classifier.trained_state())
     description = _describe(classifier, metadata)
     entries = {
         "format": FORMAT,

@@ -254,9 +254,11 @@ def _parse(
     """What one of our files says; raises ValueError when the user says otherwise."""
     stored = parse_metadata(metadata, source)
     if named is not None:
-        is_ = stored.provenance.get("preset", named.name)
-        if is_ != named.name:
-            raise ValueError(f"{source} was made of {is_}, which the preset {named.name} contradicts; leave that out")
+        origin = stored.provenance.get("preset", named.name)
+        if origin != named.name:
+            raise ValueError(
+                f"{source} was made of {origin}, which the preset {named.name} contradicts; leave that out"
+            )
         _agree(stored.config, stored.schedule, named.config, named.schedule, source)
     _agree(stored.config, stored.schedule, config, schedule, source)
     return stored
