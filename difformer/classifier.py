@@ -358,7 +358,7 @@ def _describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> d
     keys = [asdict(key) for key in head.specs]  # type: ignore[union-attr]
     description = {
         "difformer_version": __version__,
-        "backbone": {"name": getattr(backbone, "name", "unnamed"), "digest": getattr(backbone, "digest", None)},
+        "backbone": _identity(backbone),
         "extractor": {"type": type(extractor).__name__, "arguments": extractor.arguments},
         "head": {"type": type(head).__name__, "keys": keys, "arguments": head.arguments},
         "class_names": list(classifier.class_names),
@@ -388,13 +388,27 @@ def _parse(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
     return description
 
 
+def _identity(backbone: Backbone) -> dict[str, Any]:
+    """What tells a backbone from others; the same weights mean something else under another configuration."""
+    config = getattr(backbone, "config", None)
+    schedule = getattr(backbone.schedule, "to_dict", None)
+    return {
+        "name": getattr(backbone, "name", "unnamed"),
+        "digest": getattr(backbone, "digest", None),
+        # Through JSON, so that what is given compares with what was stored.
+        "config": json.loads(json.dumps(asdict(config))) if config is not None else None,
+        "schedule": schedule() if schedule is not None else None,
+    }
+
+
 def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
-    found = getattr(backbone, "digest", None)
-    if expected["digest"] is not None and found != expected["digest"]:
-        raise CheckpointError(
-            f"{source} was trained on the backbone {expected['name']} with digest {expected['digest']}, but the one "
-            f"given, {getattr(backbone, 'name', 'unnamed')}, has {found}; give the right one, or verify=False to try"
-        )
+    found = _identity(backbone)
+    for part in ("digest", "config", "schedule"):
+        if expected.get(part) is not None and found[part] != expected[part]:
+            raise CheckpointError(
+                f"{source} was trained on the backbone {expected['name']} with {part} {expected[part]}, but the one "
+                f"given, {found['name']}, has {found[part]}; give the right one, or verify=False to try"
+            )
 
 
 def _build(description: Mapping[str, Any], backbone: Backbone, source: str) -> DiffusionClassifier:

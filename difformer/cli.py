@@ -155,7 +155,8 @@ def predict(
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)
-    print(f"wrote {csv}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
+    where = f"{csv}.partial" if report.interrupted else csv
+    print(f"wrote {where}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
     if report.interrupted:
         raise KeyboardInterrupt
     return SKIPPED if report.skipped else 0

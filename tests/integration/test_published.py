@@ -60,10 +60,9 @@ def test_converted_checkpoints_give_the_golden_logits(published, capsys):
     torch.testing.assert_close(classifier(tensors["x"], noise=noise), tensors["logits"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("published", ["diffeed"], indirect=True)
 def test_half_precision_feedback_layers_load(published):
     folder, tensors, options = published
-    if not options["feedback_keys"]:
-        pytest.skip("no feedback layers")
     content = torch.load(folder / "latest.pth")
     state = content["model_feedback"]
     content["model_feedback"] = {k: v.half() if k.endswith(".0.weight") else v for k, v in state.items()}

@@ -113,7 +113,9 @@ def test_save_and_load_give_equal_logits(classifier, images, tmp_path, backbone)
     assert not again.training
     description = read_description(tmp_path / "c.safetensors")
     assert description["metadata"] == {"accuracy": 0.5, "recipe": {"lr": 0.1}}
-    assert description["backbone"] == {"name": "UNet", "digest": backbone.digest}
+    assert description["backbone"]["name"] == "UNet"
+    assert description["backbone"]["digest"] == backbone.digest
+    assert description["backbone"]["schedule"] == {"name": "linear", "num_timesteps": 1000}
     names = load_file(tmp_path / "c.safetensors").keys()
     assert {name.partition(".")[0] for name in names} <= {"head", "feedback"}
 
@@ -141,6 +143,13 @@ def test_another_backbone_is_refused(backbone, tmp_path):
     ):
         load_classifier(tmp_path / "c.safetensors", backbone=other)
     assert load_classifier(tmp_path / "c.safetensors", backbone=other, verify=False)
+    for same_weights, part in (
+        (create_backbone(small_unet(), schedule="cosine"), "schedule"),
+        (create_backbone(small_unet(use_new_attention_order=True), schedule="linear"), "config"),
+    ):
+        assert same_weights.digest == backbone.digest
+        with pytest.raises(CheckpointError, match=f"trained on the backbone UNet with {part}"):
+            load_classifier(tmp_path / "c.safetensors", backbone=same_weights)
     narrow = create_backbone(small_unet(channel_mult=(1, 1, 1)), schedule="linear")
     with pytest.raises(CheckpointError, match="does not fit"):
         load_classifier(tmp_path / "c.safetensors", backbone=narrow, verify=False)
