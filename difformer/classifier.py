@@ -24,7 +24,7 @@ from difformer.checkpoints import (
     weights_digest,
 )
 from difformer.config import from_mapping
-from difformer.data import Preprocessing, content_id, read_image
+from difformer.data import Preprocessing, as_rgb, content_id, read_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.files import write_atomically
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -183,7 +183,7 @@ class DiffusionClassifier(nn.Module):
             return image
         if self.preprocessing is None:
             raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
-        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else image.convert("RGB"))
+        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else as_rgb(image))
 
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
         """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
@@ -385,6 +385,8 @@ def _parse(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         description: dict[str, Any] = json.loads(metadata["description"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{source}: its metadata is malformed: {error!r}") from error
+    if not isinstance(description, dict) or "name" not in (description.get("backbone") or {}):
+        raise CheckpointError(f"{source}: its metadata is malformed: it does not name a backbone")
     return description
 
 

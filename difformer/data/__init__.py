@@ -1,5 +1,5 @@
 """Images: reading, preprocessing and their stable numbers."""
 
-from difformer.data.images import ImageError, Preprocessing, content_id, read_image
+from difformer.data.images import ImageError, Preprocessing, as_rgb, content_id, read_image
 
-__all__ = ["ImageError", "Preprocessing", "content_id", "read_image"]
+__all__ = ["ImageError", "Preprocessing", "as_rgb", "content_id", "read_image"]

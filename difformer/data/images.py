@@ -53,14 +53,19 @@ def read_image(path: str | Path) -> "Image":
         ImageError: the file is missing, unreadable, truncated or no image.
     """
     images = require("PIL.Image", "reading images", install="pillow")
-    operations = require("PIL.ImageOps", "reading images", install="pillow")
     try:
         with images.open(path) as image:
-            upright: Image = operations.exif_transpose(image).convert("RGB")
-            return upright
+            return as_rgb(image)
     # Damaged files make the decoders raise errors of many kinds.
     except Exception as error:
         raise ImageError(f"{path} cannot be read as an image: {error}") from error
+
+
+def as_rgb(image: "Image") -> "Image":
+    """An image as RGB, turned upright as its EXIF orientation says."""
+    upright = require("PIL.ImageOps", "reading images", install="pillow").exif_transpose(image)
+    converted: Image = upright.convert("RGB")
+    return converted
 
 
 def content_id(image: Tensor) -> int:

@@ -166,6 +166,8 @@ def test_another_backbone_is_refused(backbone, tmp_path):
         ({"format": "difformer.backbone"}, "difformer.backbone, not a classifier"),
         ({"format_version": "9"}, "classifier format 9"),
         ({"description": "{"}, "malformed"),
+        ({"description": "{}"}, "does not name a backbone"),
+        ({"description": "null"}, "does not name a backbone"),
         ({"weights_sha256": "0"}, "is corrupt"),
     ],
 )
@@ -259,6 +261,12 @@ def test_paths_images_and_tensors_are_predicted_alike(backbone, folder):
     predictions = [classifier.predict(form)[0] for form in forms] + classifier.predict(tensor[None])
     for prediction in predictions:
         assert prediction.probabilities == pytest.approx(predictions[0].probabilities, abs=1e-5)
+    turned = Image.open(path)
+    turned.getexif()[0x0112] = 6  # orientation: a quarter turn
+    turned.save(folder / "turned.png", exif=turned.getexif())
+    one, other = classifier.predict([folder / "turned.png", Image.open(folder / "turned.png")])
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert not torch.equal(classifier.preprocess(folder / "turned.png"), tensor)
     assert classifier.predict([]) == []
     mixed = classifier.predict([torch.zeros(3, 32, 32), torch.zeros(3, 64, 32)])
     assert len(mixed) == 2
