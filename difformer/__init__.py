@@ -5,7 +5,7 @@ from difformer.backbones import Backbone, UNetBackbone, create_backbone
 from difformer.checkpoints import PRESETS, CheckpointError, DownloadError
 from difformer.classifier import DiffusionClassifier, load_classifier, save_classifier
 from difformer.config import UNetConfig
-from difformer.diffusion import NoiseSchedule, image_noise, q_sample
+from difformer.diffusion import NoiseSchedule, Schedule, image_noise, q_sample
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
 from difformer.models import AttentionUnavailable, UNet
@@ -27,6 +27,7 @@ __all__ = [
     "LinearHead",
     "MLPHead",
     "NoiseSchedule",
+    "Schedule",
     "TapSpec",
     "UNet",
     "UNetBackbone",

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from difformer.checkpoints.live import read_live
-from difformer.checkpoints.presets import PRESETS
-from difformer.checkpoints.sources import ConfigLike, ScheduleLike, as_schedule, locate, read_backbone
+from difformer.checkpoints.sources import ConfigLike, ScheduleLike, as_schedule, open_weights
 from difformer.checkpoints.store import StoredBackbone, write_backbone
 from difformer.checkpoints.weights import load_strictly, weights_digest
 from difformer.config import UNetConfig
-from difformer.diffusion import NoiseSchedule
+from difformer.diffusion import NoiseSchedule, Schedule
 from difformer.models import AttentionName, Prefix, UNet
+from difformer.models.attention import check_attention
 from difformer.taps import TapSpec
 
 
@@ -28,7 +28,7 @@ class Backbone(Protocol):
         ...
 
     @property
-    def schedule(self) -> NoiseSchedule:
+    def schedule(self) -> Schedule:
         """Gives the pair (a_t, s_t) of x_t = a_t x_0 + s_t eps."""
         ...
 
@@ -68,7 +68,8 @@ class UNetBackbone(nn.Module):
         unet: the network; frozen here.
         schedule: the noise it was trained with.
         name: what it is called.
-        digest: SHA-256 of its weights as they were stored; taken of the weights it holds when it is left out.
+        digest: SHA-256 of its weights as they were stored. When it is left out, it is that of the weights the network
+            has whenever it is asked for, which may change where they are shared with a network in training.
         provenance: where the weights came from.
     """
 
@@ -91,6 +92,7 @@ class UNetBackbone(nn.Module):
 
     @property
     def config(self) -> UNetConfig:
+        """The architecture."""
         return self.unet.config
 
     @property
@@ -106,9 +108,8 @@ class UNetBackbone(nn.Module):
     @property
     def digest(self) -> str:
         """SHA-256 of the weights as they were stored, by which trained heads know their backbone."""
-        if self._digest is None:
-            self._digest = weights_digest(self.unet.state_dict())
-        return self._digest
+        # Not kept: the weights of a live network may have moved on.
+        return weights_digest(self.unet.state_dict()) if self._digest is None else self._digest
 
     def train(self, mode: bool = True) -> "UNetBackbone":
         """Stays in evaluation mode."""
@@ -173,12 +174,13 @@ def create_backbone(
 
     Args:
         name_or_path: a preset (`adm256_uncond`, …), OpenAI's `.pt` or our safetensors by path, `hf://owner/name`,
-            a live `UNet`, or a live `guided_diffusion.unet.UNetModel`, whose weights are then shared, not copied.
+            a live `UNet`, or a live `guided_diffusion.unet.UNetModel`. A live network's weights are shared with it
+            where they are float32 and stay so on the same device; any other precision or device makes copies.
         config: needed for an unknown `.pt` only: the architecture, a preset's name, or a mapping with what the
-            weights cannot show. What is missing is asked for with candidates.
+            weights cannot show. What is missing is asked for with candidates. What is known already must agree.
         schedule: "linear", "cosine" or a schedule; needed for an unknown `.pt` and for live modules.
         dtype: float32 (default), bfloat16 or float16 for the convolutions; norms and embeddings stay float32.
-        device: where it is to run; the CPU by default.
+        device: where it is to run; by default the CPU, or where a live network is.
         attention: "auto", "xformers", "sdpa" or "math".
         gradient_checkpointing: recompute activations in the backward pass of DifFeed.
         folder: where presets lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/` and the cache are searched.
@@ -189,31 +191,64 @@ def create_backbone(
         FileNotFoundError: the weights are not on this machine and may not be fetched.
         CheckpointError: the file is damaged, not a U-Net's, or something about it must be given.
         ValueError: contradictory or unknown arguments.
+        AttentionUnavailable: the attention named cannot run on the device.
     """
-    preset = config if isinstance(config, str) else None
-    given = None if isinstance(config, str) else config
+    check_attention(attention)
     if isinstance(name_or_path, nn.Module):
-        state, stored = _open_live(name_or_path, given, schedule)
-        source = stored.name
-    else:
-        path = locate(name_or_path, folder=Path(folder) if folder else None, download=download)
-        preset = str(name_or_path) if str(name_or_path) in PRESETS else preset
-        state, stored = read_backbone(path, preset=preset, config=given, schedule=schedule, verify=verify)
-        source = str(path)
-    with torch.device("meta"):
-        unet = UNet(stored.config, attention=attention, gradient_checkpointing=gradient_checkpointing)
-    load_strictly(unet, state, source)
-    unet.float().cast_torso(dtype or torch.float32)
-    backbone = UNetBackbone(unet, stored.schedule, name=stored.name, digest=stored.digest, provenance=stored.provenance)
-    return backbone.to(device or "cpu")
+        if config is not None or folder is not None or download:
+            raise ValueError(
+                "a live network brings its configuration and weights; leave config out, and folder and download"
+            )
+        return _open_live(name_or_path, schedule, dtype, device, attention, gradient_checkpointing)
+    state, stored = open_weights(
+        name_or_path,
+        preset=config if isinstance(config, str) else None,
+        config=None if isinstance(config, str) else config,
+        schedule=schedule,
+        folder=Path(folder) if folder else None,
+        download=download,
+        verify=verify,
+    )
+    unet = _build(stored.config, state, str(name_or_path), dtype, device or "cpu", attention, gradient_checkpointing)
+    return UNetBackbone(unet, stored.schedule, name=stored.name, digest=stored.digest, provenance=stored.provenance)
 
 
 def _open_live(
-    network: nn.Module, config: ConfigLike | None, schedule: ScheduleLike | None
-) -> tuple[Mapping[str, Tensor], StoredBackbone]:
-    if config is not None:
-        raise ValueError("a live network brings its configuration; leave config out")
+    network: nn.Module,
+    schedule: ScheduleLike | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    attention: AttentionName,
+    gradient_checkpointing: bool,
+) -> UNetBackbone:
     if schedule is None:
         raise ValueError("a live network does not say its noise schedule; give schedule='linear' or 'cosine'")
-    state, found = read_live(network)
-    return state, StoredBackbone(type(network).__name__, found, as_schedule(schedule), weights_digest(state), {})
+    noise = as_schedule(schedule)
+    state, config = read_live(network)
+    name = type(network).__name__
+    unet = _build(config, state, name, dtype, device or _device(state), attention, gradient_checkpointing)
+    # Half-precision copies have lost what the digest is taken of.
+    digest = None if unet.dtype == torch.float32 else weights_digest(state)
+    return UNetBackbone(unet, noise, name=name, digest=digest)
+
+
+def _build(
+    config: UNetConfig,
+    state: Mapping[str, Tensor],
+    source: str,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    attention: AttentionName,
+    gradient_checkpointing: bool,
+) -> UNet:
+    dtype = dtype or torch.float32
+    width = config.level_channels[-1]
+    check_attention(attention, device, dtype=dtype, width=width // config.heads(width))
+    with torch.device("meta"):
+        unet = UNet(config, attention=attention, gradient_checkpointing=gradient_checkpointing)
+    load_strictly(unet, state, source)
+    return unet.float().cast_torso(dtype).to(device)
+
+
+def _device(state: Mapping[str, Tensor]) -> torch.device:
+    return next(iter(state.values())).device

@@ -15,9 +15,16 @@ from torch import Tensor, nn
 from difformer._optional import require
 from difformer._version import __version__
 from difformer.backbones import Backbone, create_backbone
-from difformer.checkpoints import CheckpointError, load_strictly, locate, read_weights, weights_digest
+from difformer.checkpoints import (
+    CheckpointError,
+    contiguous_state,
+    load_strictly,
+    locate,
+    read_weights,
+    weights_digest,
+)
 from difformer.config import from_mapping
-from difformer.data import Preprocessing, content_id, read_image
+from difformer.data import Preprocessing, as_rgb, content_id, read_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.files import write_atomically
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -86,6 +93,7 @@ class DiffusionClassifier(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
+        """The frozen model the features come from."""
         return self.extractor.backbone
 
     def forward(
@@ -175,7 +183,7 @@ class DiffusionClassifier(nn.Module):
             return image
         if self.preprocessing is None:
             raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
-        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else image.convert("RGB"))
+        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else as_rgb(image))
 
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
         """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
@@ -266,7 +274,7 @@ def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadat
         OSError: it cannot be written; what was there is untouched.
     """
     path = Path(path)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in classifier.trained_state().items()}
+    state = contiguous_state(classifier.trained_state())
     description = _describe(classifier, metadata)
     entries = {
         "format": FORMAT,
@@ -350,7 +358,7 @@ def _describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> d
     keys = [asdict(key) for key in head.specs]  # type: ignore[union-attr]
     description = {
         "difformer_version": __version__,
-        "backbone": {"name": getattr(backbone, "name", "unnamed"), "digest": getattr(backbone, "digest", None)},
+        "backbone": _identity(backbone),
         "extractor": {"type": type(extractor).__name__, "arguments": extractor.arguments},
         "head": {"type": type(head).__name__, "keys": keys, "arguments": head.arguments},
         "class_names": list(classifier.class_names),
@@ -377,16 +385,32 @@ def _parse(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
         description: dict[str, Any] = json.loads(metadata["description"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{source}: its metadata is malformed: {error!r}") from error
+    if not isinstance(description, dict) or "name" not in (description.get("backbone") or {}):
+        raise CheckpointError(f"{source}: its metadata is malformed: it does not name a backbone")
     return description
 
 
+def _identity(backbone: Backbone) -> dict[str, Any]:
+    """What tells a backbone from others; the same weights mean something else under another configuration."""
+    config = getattr(backbone, "config", None)
+    schedule = getattr(backbone.schedule, "to_dict", None)
+    return {
+        "name": getattr(backbone, "name", "unnamed"),
+        "digest": getattr(backbone, "digest", None),
+        # Through JSON, so that what is given compares with what was stored.
+        "config": json.loads(json.dumps(asdict(config))) if config is not None else None,
+        "schedule": schedule() if schedule is not None else None,
+    }
+
+
 def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
-    found = getattr(backbone, "digest", None)
-    if expected["digest"] is not None and found != expected["digest"]:
-        raise CheckpointError(
-            f"{source} was trained on the backbone {expected['name']} with digest {expected['digest']}, but the one "
-            f"given, {getattr(backbone, 'name', 'unnamed')}, has {found}; give the right one, or verify=False to try"
-        )
+    found = _identity(backbone)
+    for part in ("digest", "config", "schedule"):
+        if expected.get(part) is not None and found[part] != expected[part]:
+            raise CheckpointError(
+                f"{source} was trained on the backbone {expected['name']} with {part} {expected[part]}, but the one "
+                f"given, {found['name']}, has {found[part]}; give the right one, or verify=False to try"
+            )
 
 
 def _build(description: Mapping[str, Any], backbone: Backbone, source: str) -> DiffusionClassifier:

@@ -5,12 +5,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
 from difformer._optional import require
 from difformer.backbones import create_backbone
-from difformer.checkpoints import PRESETS, describe, locate, read_backbone, write_backbone
+from difformer.checkpoints import describe, locate, open_weights, write_backbone
 from difformer.classifier import load_classifier, save_classifier
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
@@ -115,9 +116,10 @@ def convert(
         return
     if published is not None:
         raise ValueError(f"{source} is not a checkpoint of the published code; leave out --published")
-    known = source if source in PRESETS else preset
     given = arch.given() if arch else None
-    state, stored = read_backbone(path, preset=known, config=given, schedule=schedule, verify=verify)
+    state, stored = open_weights(
+        source, preset=preset, config=given, schedule=schedule, folder=folder, download=download, verify=verify
+    )
     write_backbone(out, state, stored, overwrite=overwrite)
     print(f"wrote {out}: {stored.name}, {len(state)} tensors, digest {stored.digest}")
 
@@ -153,7 +155,8 @@ def predict(
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)
-    print(f"wrote {csv}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
+    where = f"{csv}.partial" if report.interrupted else csv
+    print(f"wrote {where}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
     if report.interrupted:
         raise KeyboardInterrupt
     return SKIPPED if report.skipped else 0
@@ -188,10 +191,9 @@ def _expand_flags(arguments: list[str]) -> list[str]:
     verb = VERBS.get(arguments[0]) if arguments else None
     parameters = inspect.signature(verb).parameters.values() if verb else ()
     switches = {f"--{parameter.name}" for parameter in parameters if parameter.annotation is bool}
-    following = [*arguments[1:], ""]
     return [
         f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
-        for argument, after in zip(arguments, following, strict=True)
+        for argument, after in zip_longest(arguments, arguments[1:])
     ]
 
 

@@ -1,19 +1,25 @@
 """Configuration as frozen dataclasses, and their strict reading from mappings."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 # GroupNorm's groups in every ADM network; widths must be multiples of it.
 NORM_GROUPS = 32
+# Far above any real network, and low enough for exact widths.
+_MAX_MULTIPLE = 1_000_000
 
 
 @dataclass(frozen=True)
 class UNetConfig:
     """Architecture of a guided-diffusion (ADM) U-Net, Dhariwal & Nichol 2021.
+
+    Values are kept as plain Python numbers, in one form for one network: see the attributes.
 
     Attributes:
         image_size: side in pixels of the images it was trained on.
@@ -21,10 +27,10 @@ class UNetConfig:
         channel_mult: width of each level as a multiple of `model_channels`, finest level first.
         num_res_blocks: residual blocks a level in the encoder (the decoder has one more).
         attention_resolutions: feature-map sides in pixels that get self-attention, as in OpenAI's own flags.
-            Sizes below the coarsest level are allowed and have no effect, as there.
+            Sizes below the coarsest level are allowed and have no effect, as there. Kept in descending order.
         in_channels: image channels.
         out_channels: 6 where the network also predicts a variance (learned sigma), else 3.
-        num_heads: attention heads, where `num_head_channels` is None.
+        num_heads: attention heads, where `num_head_channels` is None; else 1 whatever was given.
         num_head_channels: channels a head; takes precedence over `num_heads`.
         use_scale_shift_norm: timestep embedding scales and shifts the normalised activations instead of being added.
         resblock_updown: residual blocks do the resampling.
@@ -55,8 +61,11 @@ class UNetConfig:
 
     def __post_init__(self) -> None:
         for name in ("channel_mult", "attention_resolutions"):
-            object.__setattr__(self, name, _as_tuple(name, getattr(self, name)))
+            self._set(name, _as_tuple(name, getattr(self, name)))
         self._check_types()
+        self._set("attention_resolutions", tuple(sorted(set(self.attention_resolutions), reverse=True)))
+        if self.num_head_channels is not None:
+            self._set("num_heads", 1)
         self._check_sizes()
         self._check_widths()
 
@@ -69,6 +78,11 @@ class UNetConfig:
     def level_channels(self) -> tuple[int, ...]:
         """Width of each level, finest first."""
         return tuple(int(mult * self.model_channels) for mult in self.channel_mult)
+
+    @property
+    def attention_levels(self) -> tuple[int, ...]:
+        """The levels (0 is the finest) with attention."""
+        return tuple(level for level in range(len(self.channel_mult)) if self.attends(level))
 
     def heads(self, channels: int) -> int:
         """Attention heads at a given width."""
@@ -88,14 +102,17 @@ class UNetConfig:
         ]
         positive += [name for name in ("num_head_channels", "num_classes") if getattr(self, name) is not None]
         for name in positive:
-            _check_positive_int(name, getattr(self, name))
-        for size in self.attention_resolutions:
-            _check_positive_int("attention_resolutions", size)
-        for mult in self.channel_mult:
-            if isinstance(mult, bool) or not isinstance(mult, int | float) or not mult > 0:
-                raise ValueError(f"channel_mult must hold positive numbers, got {mult!r}")
-        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be at least 0 and below 1, got {self.dropout!r}")
+            self._set(name, as_positive_integer(name, getattr(self, name)))
+        sizes = tuple(as_positive_integer("attention_resolutions", size) for size in self.attention_resolutions)
+        self._set("attention_resolutions", sizes)
+        self._set("channel_mult", tuple(_as_multiple(mult) for mult in self.channel_mult))
+        dropout = self.dropout
+        if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
+        self._set("dropout", float(dropout))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
 
     def _check_sizes(self) -> None:
         if not self.channel_mult:
@@ -151,12 +168,45 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
         raise ValueError(f"cannot build {cls.__name__}: {error}") from error
 
 
+def as_integer(name: str, value: Any) -> int:
+    """A whole number of any integer type, numpy's and torch's included, as a plain int.
+
+    Raises:
+        ValueError: it is a truth value, a fraction (32.0 too), text or anything else.
+    """
+    # Truth values and their tensors count as integers to Python, and are never meant as such.
+    if not isinstance(value, bool) and "bool" not in str(getattr(value, "dtype", "")):
+        try:
+            return operator.index(value)
+        except (TypeError, RuntimeError):  # the latter from tensors without a value
+            pass
+    raise ValueError(f"{name} must be an integer, got {value!r}")
+
+
+def as_positive_integer(name: str, value: Any) -> int:
+    """As `as_integer`, from 1.
+
+    Raises:
+        ValueError: it is not a positive integer.
+    """
+    try:
+        number = as_integer(name, value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+    return number
+
+
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} must be a sequence of numbers, got {value!r}")
     return tuple(value)
 
 
-def _check_positive_int(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, got {value!r}")
+def _as_multiple(value: Any) -> int | float:
+    if not isinstance(value, bool) and isinstance(value, Real):
+        number = int(value) if isinstance(value, Integral) else float(value)
+        if 0 < number < _MAX_MULTIPLE:
+            return number
+    raise ValueError(f"channel_mult must hold positive numbers below {_MAX_MULTIPLE}, got {value!r}")

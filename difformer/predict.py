@@ -1,6 +1,7 @@
 """Predictions for a folder of images, as a table."""
 
 import csv
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import IMAGE_SUFFIXES, ImageError
-from difformer.files import write_atomically
+from difformer.files import check_target
 
 
 @dataclass
@@ -19,7 +20,7 @@ class Report:
         total: images found.
         done: images classified, each a row of the table.
         skipped: the errors of those that could not be read.
-        interrupted: whether it was stopped before the end; the table then holds what was done.
+        interrupted: whether it was stopped before the end; what was done is in `.partial`.
     """
 
     total: int
@@ -36,13 +37,13 @@ def predict_folder(
     Args:
         classifier: with a preprocessing.
         folder: searched for files with an image's suffix.
-        table: the file to write, whole or not at all: file (relative to the folder), label, probability, and one
-            column a class.
+        table: the file to write: file (relative to the folder), label, probability, and one column a class. Rows are
+            gathered beside it, in `.partial`, which becomes the table at the end.
         batch_size: images to classify at once, at least 1.
         overwrite: whether a table that is there may be replaced.
 
     Returns:
-        What became of the images. Ctrl-C stops it with the table written so far.
+        What became of the images. After Ctrl-C or an error, the rows so far are in `.partial`.
 
     Raises:
         FileNotFoundError: the folder is not there or holds no image.
@@ -53,16 +54,21 @@ def predict_folder(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     paths = find_images(folder)
     report = Report(len(paths))
-    with write_atomically(table, overwrite=overwrite) as temporary:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["file", "label", "probability", *classifier.class_names])
-            try:
-                _write_rows(classifier, folder, paths, batch_size, writer, report)
-            except KeyboardInterrupt:
-                report.interrupted = True
-        if not report.done and report.skipped:
-            raise report.skipped[0]
+    check_target(table, overwrite=overwrite)
+    # Rows go to a file of their own, which stays when the run does not reach its end.
+    partial = table.with_name(table.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "label", "probability", *classifier.class_names])
+        try:
+            _write_rows(classifier, folder, paths, batch_size, writer, report)
+        except KeyboardInterrupt:
+            report.interrupted = True
+    if not report.interrupted and not report.done:
+        partial.unlink()
+        raise report.skipped[0]
+    if not report.interrupted:
+        os.replace(partial, table)
     return report
 
 

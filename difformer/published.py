@@ -51,7 +51,7 @@ def is_published(path: Path) -> bool:
         zipped = file.read(4) == b"PK\x03\x04"
     if not zipped:
         return False
-    content = read_pickle(path)
+    content = read_pickle(path, verify=False, mapped=True)
     return isinstance(content, dict) and "model_head" in content
 
 
@@ -111,7 +111,7 @@ def _build_head(
     state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec], options: PublishedOptions, source: str
 ) -> nn.Module:
     if "fcs.0.weight" in state:
-        return _build_probe(state, specs)
+        return _build_probe(state, specs, source)
     if f"{_ATTENTION}.cls_token" not in state:
         raise CheckpointError(f"{source}: model_head has neither the linear nor the attention head's weights")
     width = state[f"{_ATTENTION}.cls_token"].shape[-1]
@@ -133,10 +133,14 @@ def _build_head(
     return (AttentionHead if len(specs) == 1 else DifFormerHead)(specs, classes, **arguments)
 
 
-def _build_probe(state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec]) -> nn.Module:
+def _build_probe(state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec], source: str) -> nn.Module:
     widths = [state[f"fcs.{i}.weight"].shape for i in range(len(state) // 2)]
     channels = next(iter(specs.values())).channels
     pool = math.isqrt(widths[0][1] // channels)
+    if channels * pool**2 != widths[0][1]:
+        raise CheckpointError(
+            f"{source} does not fit: no square map of a block with {channels} channels has {widths[0][1]} values"
+        )
     if len(widths) == 1:
         return LinearHead(specs, widths[0][0], pool=pool)
     return MLPHead(specs, widths[-1][0], pool=pool, hidden=[rows for rows, _ in widths[:-1]])

@@ -6,6 +6,11 @@ from difflib import get_close_matches
 
 from torch import Tensor
 
+from difformer.config import as_integer
+
+# The diffusion-feature papers number the blocks of ADM-256, which has this many in its encoder.
+LITERATURE_ENCODER_BLOCKS = 18
+
 
 @dataclass(frozen=True)
 class TapSpec:
@@ -94,24 +99,27 @@ def resolve_taps(request: Iterable[str | int], names: Iterable[str]) -> tuple[st
     return taps
 
 
-def mirror(tap: str | int, names: Iterable[str]) -> str:
+def mirror(tap: str | int, names: Iterable[str] | None = None) -> str:
     """The tap on the other side of the bottleneck: the n-th from the end for the n-th from the start.
 
-    With ADM-256's 37 blocks, `out01` (block 21) mirrors `in16` (block 17); `mid` is its own mirror.
+    In ADM-256, `out01` (block 21) mirrors `in16` (block 17); `mid` is its own mirror.
+
+    Args:
+        tap: a tap name or 1-based block number.
+        names: the backbone's tap names in network order (its `taps` mapping will do); ADM-256's when left out.
 
     Raises:
         ValueError: no such tap.
     """
-    known = list(names)
+    known = list(tap_names(LITERATURE_ENCODER_BLOCKS) if names is None else names)
     return known[-1 - known.index(resolve_tap(tap, known))]
 
 
 def _block_number(tap: str | int) -> int | None:
-    if isinstance(tap, bool):
-        return None
     if isinstance(tap, str):
-        return int(tap) if tap.isascii() and tap.isdigit() else None
+        # Longer ones are no block's, and Python refuses to convert the longest.
+        return int(tap) if tap.isascii() and tap.isdigit() and len(tap) < 10 else None
     try:
-        return tap.__index__()
-    except AttributeError:
+        return as_integer("a block number", tap)
+    except ValueError:
         return None

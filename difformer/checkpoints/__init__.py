@@ -2,9 +2,17 @@
 
 from difformer.checkpoints.download import DownloadError, download
 from difformer.checkpoints.presets import PRESETS, Preset
-from difformer.checkpoints.sources import describe, locate, read_backbone
+from difformer.checkpoints.sources import describe, locate, open_weights, read_backbone
 from difformer.checkpoints.store import StoredBackbone, write_backbone
-from difformer.checkpoints.weights import CheckpointError, load_strictly, read_weights, weights_digest
+from difformer.checkpoints.weights import (
+    CheckpointError,
+    check_fits,
+    contiguous_state,
+    load_strictly,
+    read_pickle,
+    read_weights,
+    weights_digest,
+)
 
 __all__ = [
     "PRESETS",
@@ -12,11 +20,15 @@ __all__ = [
     "DownloadError",
     "Preset",
     "StoredBackbone",
+    "check_fits",
+    "contiguous_state",
     "describe",
     "download",
     "load_strictly",
     "locate",
+    "open_weights",
     "read_backbone",
+    "read_pickle",
     "read_weights",
     "weights_digest",
     "write_backbone",

@@ -1,16 +1,15 @@
 """The architecture that weights show: what can be read off the names and shapes of a state dict, and what cannot."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
 from difformer.checkpoints.presets import PRESETS, Preset, weight_shapes
 from difformer.checkpoints.weights import CheckpointError
-from difformer.config import NORM_GROUPS, UNetConfig, from_mapping
+from difformer.config import NORM_GROUPS, UNetConfig, as_integer, from_mapping
 
-_UNSEEN = ("image_size", "num_heads", "num_head_channels", "use_new_attention_order", "dropout")
 _USUAL_HEAD_CHANNELS = (32, 64, 128)
 _USUAL_HEADS = (1, 4, 8)
 
@@ -39,27 +38,25 @@ class SeenArchitecture:
         Raises:
             ValueError: something is missing (the message lists candidates), unknown, or contradicts the weights.
         """
-        known = {field.name for field in fields(UNetConfig)}
-        if given.keys() - known:
+        given = {name: value for name, value in given.items() if value is not None}
+        known = [field.name for field in fields(UNetConfig)]
+        if given.keys() - set(known):
             from_mapping(UNetConfig, given)  # raises, and names the nearest known key
-        missing = [name for name in ("image_size", "use_new_attention_order") if given.get(name) is None]
-        if given.get("num_heads") is None and given.get("num_head_channels") is None:
+        missing = [name for name in ("image_size", "use_new_attention_order") if name not in given]
+        if "num_heads" not in given and "num_head_channels" not in given:
             missing.append("num_heads or num_head_channels")
         if missing:
             raise CheckpointError(self._question(missing))
-        arguments = dict(self.arguments)
-        arguments["attention_resolutions"] = tuple(given["image_size"] >> level for level in self.attention_levels)
-        for name, value in given.items():
-            if value is None:
-                continue
-            seen = arguments.get(name, value) if name not in _UNSEEN else value
-            value = tuple(value) if isinstance(value, list) else value
-            if name == "attention_resolutions":
-                value, seen = sorted(value), sorted(seen)
-            if value != seen:
-                raise CheckpointError(f"{self.source}: the weights show {name} {seen!r}, not {value!r}")
-            arguments.setdefault(name, value)
-        return from_mapping(UNetConfig, arguments)
+        size = as_integer("image_size", given["image_size"])
+        # A size too small for its levels is refused below; it should not fail for its attention first.
+        sizes = tuple(max(1, size >> level) for level in self.attention_levels)
+        seen = from_mapping(UNetConfig, {**given, **self.arguments, "attention_resolutions": sizes})
+        said = from_mapping(UNetConfig, {**asdict(seen), **given})
+        for name in differences(seen, said):
+            raise CheckpointError(
+                f"{self.source}: the weights show {name} {getattr(seen, name)!r}, not {getattr(said, name)!r}"
+            )
+        return seen
 
     def matching_presets(self) -> list[Preset]:
         """The published checkpoints with exactly these weights' names and shapes."""
@@ -67,8 +64,7 @@ class SeenArchitecture:
 
     def _matches(self, config: UNetConfig) -> bool:
         seen = all(getattr(config, name) == value for name, value in self.arguments.items())
-        levels = tuple(level for level in range(len(config.channel_mult)) if config.attends(level))
-        return seen and levels == self.attention_levels
+        return seen and config.attention_levels == self.attention_levels
 
     def _question(self, missing: list[str]) -> str:
         width = int(max(self.arguments["channel_mult"]) * self.arguments["model_channels"])
@@ -85,11 +81,25 @@ class SeenArchitecture:
                 f"  image_size: a multiple of {divisor}, usually one of {sizes}",
                 f"  heads: one of {', '.join(heads)}",
                 "  use_new_attention_order: False in OpenAI's networks but the 64-pixel one",
-                "  give them as config={'image_size': …, 'num_head_channels': …, 'use_new_attention_order': …}",
+                "  in Python: config={'image_size': …, 'num_head_channels': …, 'use_new_attention_order': …}",
+                "  on the command line: --arch.image_size … --arch.num_head_channels … "
+                "--arch.use_new_attention_order …",
                 f"  published checkpoints of exactly this shape: {', '.join(presets) or 'none'}"
-                + (f"; if it is one of them: config={presets[0]!r}" if presets else ""),
+                + (f"; if it is one of them: config={presets[0]!r} or --preset {presets[0]}" if presets else ""),
             ]
         )
+
+
+def differences(one: UNetConfig, other: UNetConfig) -> list[str]:
+    """Names of the values in which two configurations describe different networks.
+
+    Dropout acts in training only, and no attention happens at sizes that do not occur.
+    """
+    names = [field.name for field in fields(UNetConfig) if field.name not in ("dropout", "attention_resolutions")]
+    found = [name for name in names if getattr(one, name) != getattr(other, name)]
+    if one.attention_levels != other.attention_levels:
+        found.append("attention_resolutions")
+    return found
 
 
 def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitecture:
@@ -104,12 +114,13 @@ def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitectu
         # Whatever the heads are, the shapes do not depend on them.
         size = 2 ** (len(arguments["channel_mult"]) + 7)
         config = seen.complete({"image_size": size, "num_heads": 1, "use_new_attention_order": False})
-    except (KeyError, IndexError, ZeroDivisionError, CheckpointError, ValueError) as error:
+        expected = weight_shapes(config)
+    # The last two from sizes too large even to be counted.
+    except (KeyError, IndexError, ZeroDivisionError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{source} does not hold a guided-diffusion U-Net: {error!r} while reading its {len(state)} tensors, "
             f"the first of them {', '.join(list(state)[:4]) or 'none'}"
         ) from error
-    expected = weight_shapes(config)
     unexpected = sorted(state.keys() ^ expected.keys())
     if unexpected:
         raise CheckpointError(
@@ -121,9 +132,14 @@ def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitectu
 
 def _read(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[int, ...]]:
     width = state["time_embed.0.weight"].shape[1]
-    blocks = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("output_blocks."))
-    encoder = [_layers(state, f"input_blocks.{i}.") for i in range(blocks)]
-    decoder = [_layers(state, f"output_blocks.{i}.") for i in range(blocks)]
+    found = _blocks(state, "output_blocks")
+    blocks = len(found)
+    # Every block of the decoder has weights, so that a gap means names made up or lost.
+    if sorted(found) != list(range(blocks)):
+        raise ValueError(f"output_blocks are numbered {sorted(found)[:4]} … {max(found)}, with gaps")
+    decoder = [found[i] for i in range(blocks)]
+    found = _blocks(state, "input_blocks")
+    encoder = [found.get(i, []) for i in range(blocks)]
 
     plain_down = [i for i, layers in enumerate(encoder) if not layers or "op.weight" in layers[0]]
     residual_up = [i for i, layers in enumerate(decoder) if any("in_layers.0.weight" in x for x in layers[1:])]
@@ -150,11 +166,11 @@ def _read(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[int, ...]]
     return arguments, tuple(level for level, i in enumerate(starts) if len(encoder[i]) > 1)
 
 
-def _layers(state: Mapping[str, Tensor], prefix: str) -> list[dict[str, Tensor]]:
-    """The layers of a block that have weights, each with its tensors by name."""
-    layers: dict[str, dict[str, Tensor]] = {}
+def _blocks(state: Mapping[str, Tensor], part: str) -> dict[int, list[dict[str, Tensor]]]:
+    """The blocks of a part that have weights, by number: their layers with weights, each with its tensors by name."""
+    blocks: dict[int, dict[str, dict[str, Tensor]]] = {}
     for name, tensor in state.items():
-        if name.startswith(prefix):
-            index, _, rest = name[len(prefix) :].partition(".")
-            layers.setdefault(index, {})[rest] = tensor
-    return [layers[index] for index in sorted(layers)]
+        if name.startswith(f"{part}."):
+            _, block, layer, *rest = name.split(".", 3)
+            blocks.setdefault(int(block), {}).setdefault(layer, {})[".".join(rest)] = tensor
+    return {block: [layers[layer] for layer in sorted(layers)] for block, layers in blocks.items()}

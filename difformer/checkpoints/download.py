@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,6 +14,8 @@ from difformer.files import sha256
 
 _CHUNK = 1 << 20
 _TIMEOUT_SECONDS = 60
+# A strong entity tag; weak ones do not promise equal bytes.
+_STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]*"')
 
 
 class DownloadError(OSError):
@@ -21,7 +24,8 @@ class DownloadError(OSError):
 
 def download(url: str, target: Path, *, digest: str | None = None, progress: bool = True) -> Path:
     """Fetches a file unless it is there already. What an interrupted call has fetched is kept beside the target
-    (`.part`), and the next call goes on from there. Several processes may call it for the same file.
+    (`.part`, with the server's tag of the version in `.part.etag`), and the next call goes on from there when the
+    server still has that version. Several processes may call it for the same file.
 
     Args:
         url: http or https address.
@@ -42,26 +46,36 @@ def download(url: str, target: Path, *, digest: str | None = None, progress: boo
             return target
         _fetch(url, part, progress)
         if digest is not None and (found := sha256(part)) != digest:
-            part.unlink()
+            _forget(part)
             raise DownloadError(f"{url}: the file's SHA-256 is {found}, expected {digest}; it was removed")
         os.replace(part, target)
+        _forget(part)
     return target
 
 
 def _fetch(url: str, part: Path, progress: bool) -> None:
+    """Goes on with what is there if the server has the rest of it, else starts again."""
+    if not _attempt(url, part, progress):
+        _forget(part)
+        if not _attempt(url, part, progress):
+            raise DownloadError(f"{url}: asked for the whole file, the server answers with a piece of it")
+
+
+def _attempt(url: str, part: Path, progress: bool) -> bool:
+    """One request for what is missing; False when the answer does not continue what is there."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
+    request = urllib.request.Request(url, headers=_range_headers(part, done))
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
-            resumed = response.status == http.client.PARTIAL_CONTENT
-            start = done if resumed else 0
-            length = response.headers.get("Content-Length")
-            total = start + int(length) if length else None
+            place = _place(response, part, done)
+            if place is None:
+                return False
+            start, total = place
             done = _receive(response, part, start, total, progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and done:
-            _finish_or_restart(url, part, done, error, progress)
-            return
+            # Nothing follows what is there: either that is the whole file, or it belongs to another one.
+            return bool(error.headers.get("Content-Range") == f"bytes */{done}")
         raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
         have = part.stat().st_size if part.exists() else 0
@@ -73,6 +87,49 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
         raise DownloadError(
             f"{url}: the connection ended after {done} of {total} bytes; call again to go on from there"
         )
+    return True
+
+
+def _range_headers(part: Path, done: int) -> dict[str, str]:
+    if not done:
+        return {}
+    tag = _known_tag(part)
+    # A server whose file has another tag by now sends it whole.
+    return {"Range": f"bytes={done}-"} | ({"If-Range": tag} if tag else {})
+
+
+def _place(response: http.client.HTTPResponse, part: Path, done: int) -> tuple[int, int | None] | None:
+    """Where in the file an answer starts and how long the file is, if known; None when it does not continue `part`.
+
+    Remembers the tag of a file that is sent from its start.
+    """
+    tag = response.headers.get("ETag") or ""
+    if response.status != http.client.PARTIAL_CONTENT:
+        _forget(part)  # before the new tag is there, which is not that of the old bytes
+        if _STRONG_TAG.fullmatch(tag):
+            _tag_file(part).write_text(tag)
+        length = response.headers.get("Content-Length")
+        return 0, int(length) if length else None
+    known = _known_tag(part)
+    span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range") or "")
+    if span is None or int(span[1]) != done or (known and tag and tag != known):
+        return None
+    return done, None if span[2] == "*" else int(span[2])
+
+
+def _known_tag(part: Path) -> str | None:
+    file = _tag_file(part)
+    tag = file.read_text(errors="replace") if file.exists() else ""
+    return tag if _STRONG_TAG.fullmatch(tag) else None
+
+
+def _tag_file(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _forget(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _tag_file(part).unlink(missing_ok=True)
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: bool) -> int:
@@ -85,11 +142,3 @@ def _receive(response: http.client.HTTPResponse, part: Path, start: int, total: 
         file.flush()
         os.fsync(file.fileno())
         return file.tell()
-
-
-def _finish_or_restart(url: str, part: Path, done: int, error: urllib.error.HTTPError, progress: bool) -> None:
-    """The server has nothing after what is there: either that is the whole file, or it belongs to another one."""
-    if error.headers.get("Content-Range") == f"bytes */{done}":
-        return
-    part.unlink()
-    _fetch(url, part, progress)

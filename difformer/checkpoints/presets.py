@@ -14,6 +14,7 @@ import torch
 
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
+from difformer.files import expand_user
 from difformer.models import UNet
 
 _URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
@@ -39,10 +40,12 @@ class Preset:
 
     @property
     def url(self) -> str:
+        """Where OpenAI serves it."""
         return _URL + self.file
 
     @property
     def schedule(self) -> NoiseSchedule:
+        """Its noise schedule."""
         return NoiseSchedule.from_name(self.schedule_name)
 
     @property
@@ -68,16 +71,16 @@ def weight_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 def cache_folder() -> Path:
     """Where downloads go: `$DIFFORMER_CACHE`, else `difformer` in the user's cache folder."""
     if path := os.environ.get("DIFFORMER_CACHE"):
-        return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "difformer"
+        return expand_user(path)
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "difformer"
 
 
 def search_folders(folder: Path | None = None) -> tuple[Path, ...]:
     """Where presets are looked for: the folder given; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the cache."""
     if folder is not None:
-        return (folder,)
+        return (expand_user(folder),)
     named = os.environ.get("DIFFORMER_CHECKPOINTS")
-    return (*([Path(named)] if named else []), Path("checkpoints"), cache_folder())
+    return (*([expand_user(named)] if named else []), Path("checkpoints"), cache_folder())
 
 
 _ADM256 = UNetConfig(

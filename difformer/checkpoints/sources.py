@@ -1,7 +1,8 @@
 """From what a user writes (a preset, a file, a hub repository) to weights and all that is known about them."""
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,21 @@ from typing import Any
 from torch import Tensor
 
 from difformer._optional import require
-from difformer.checkpoints.architecture import see_architecture
+from difformer.checkpoints.architecture import differences, see_architecture
 from difformer.checkpoints.download import download as fetch
-from difformer.checkpoints.presets import PRESETS, Preset, cache_folder, search_folders
+from difformer.checkpoints.presets import PRESETS, Preset, cache_folder, search_folders, weight_shapes
 from difformer.checkpoints.store import StoredBackbone, is_backbone_file, parse_metadata, verify_digest
 from difformer.checkpoints.weights import (
     CheckpointError,
     Weights,
+    check_fits,
     read_metadata,
     read_weights,
     weights_digest,
 )
 from difformer.config import UNetConfig, from_mapping
 from difformer.diffusion import NoiseSchedule
-from difformer.files import sha256
+from difformer.files import expand_user, sha256
 
 _HUB = "hf://"
 _HUB_FILE = "model.safetensors"
@@ -32,10 +34,11 @@ ScheduleLike = NoiseSchedule | str
 
 
 def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bool = False) -> Path:
-    """The file behind a preset's name, a path or a `hf://owner/name[/file][@revision]` address.
+    """The file behind a preset's name, a path, a `hf://owner/name[/file][@revision]` address or another name.
 
     Args:
-        name_or_path: what the user wrote.
+        name_or_path: what the user wrote. A leading `~` is the home folder. A name that is neither preset nor path is
+            that of a backbone saved as `name.safetensors` where presets lie.
         folder: where presets lie, in place of the usual folders.
         download: whether it may be fetched when it is not on this machine.
 
@@ -49,9 +52,12 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
         return _locate_on_hub(name, download)
     if name in PRESETS:
         return _locate_preset(PRESETS[name], folder, download)
-    path = Path(name_or_path)
+    path = expand_user(name_or_path)
     if path.exists():
         return path
+    for place in search_folders(folder) if path.name == name else ():
+        if (place / f"{name}.safetensors").is_file():
+            return place / f"{name}.safetensors"
     close = get_close_matches(name, PRESETS, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise FileNotFoundError(f"there is no file {name}, and no preset of that name ({', '.join(PRESETS)}).{hint}")
@@ -61,25 +67,56 @@ def describe(
     name_or_path: str | Path,
     *,
     folder: Path | None = None,
+    download: bool = False,
     preset: str | None = None,
     config: ConfigLike | None = None,
     schedule: ScheduleLike | None = None,
 ) -> tuple[UNetConfig, NoiseSchedule]:
-    """Architecture and schedule of a preset (without its weights) or of a file (without keeping them).
+    """Architecture and schedule of a preset (without its weights) or of a file (without reading its values).
+
+    Raises:
+        As `open_weights`.
+    """
+    named = resolve_preset(name_or_path, preset)
+    if str(name_or_path) in PRESETS:
+        published = PRESETS[str(name_or_path)]
+        return _agree(published.config, published.schedule, config, schedule, published.name)
+    path = locate(name_or_path, folder=folder, download=download)
+    metadata = read_metadata(path)
+    if is_backbone_file(metadata):
+        stored = _parse(metadata, named, config, schedule, str(path))
+        return stored.config, stored.schedule
+    known = named or _recognise(path, config)
+    weights = read_weights(path, verify=False, mapped=True)
+    return _foreign_architecture(weights, known, config, schedule)
+
+
+def open_weights(
+    name_or_path: str | Path,
+    *,
+    preset: str | None = None,
+    config: ConfigLike | None = None,
+    schedule: ScheduleLike | None = None,
+    folder: Path | None = None,
+    download: bool = False,
+    verify: bool = True,
+) -> tuple[Mapping[str, Tensor], StoredBackbone]:
+    """Finds and reads the weights behind whatever a user writes; `locate` and `read_backbone` in one.
+
+    Args:
+        name_or_path, folder, download: as for `locate`.
+        preset, config, schedule, verify: as for `read_backbone`.
 
     Raises:
         As `locate` and `read_backbone`.
     """
-    if str(name_or_path) in PRESETS:
-        published = PRESETS[str(name_or_path)]
-        return _agree(published.config, published.schedule, config, schedule, published.name)
-    path = locate(name_or_path, folder=folder)
-    metadata = read_metadata(path)
-    if is_backbone_file(metadata):
-        stored = parse_metadata(metadata, str(path))
-        return _agree(stored.config, stored.schedule, config, schedule, str(path))
-    known = _recognise(path, preset, config)
-    return _foreign_architecture(read_weights(path, verify=False), known, config, schedule)
+    known = resolve_preset(name_or_path, preset)
+    path = locate(name_or_path, folder=folder, download=download)
+    preset = known.name if known else None
+    state, stored = read_backbone(path, preset=preset, config=config, schedule=schedule, verify=verify)
+    if str(name_or_path).startswith(_HUB):
+        stored = replace(stored, provenance={**stored.provenance, "hub": _hub_version(str(name_or_path), path)})
+    return state, stored
 
 
 def read_backbone(
@@ -97,7 +134,8 @@ def read_backbone(
         preset: the published checkpoint it is, when the user knows.
         config: for foreign files: the architecture, or a mapping with what the weights cannot show.
         schedule: for foreign files: the noise schedule or its name.
-        verify: check digests and checksums.
+        verify: check digests and checksums. A preset's digest is that of OpenAI's file, so it is asked of files under
+            OpenAI's name only; others must have the preset's names and shapes.
 
     Returns:
         Tensors by name, and what is known about them.
@@ -106,30 +144,51 @@ def read_backbone(
         CheckpointError: the file is damaged or not a U-Net's, or something about it must be given.
         ValueError: `preset`, `config` or `schedule` contradict the file, or are unknown.
     """
+    named = resolve_preset(path, preset)
     weights = read_weights(path, verify=verify)
-    known = _recognise(path, preset, config)
     if is_backbone_file(weights.metadata):
-        stored = parse_metadata(weights.metadata, str(path))
-        expected = known.config if known is not None and preset is not None else config
-        _agree(stored.config, stored.schedule, expected, schedule, str(path))
+        stored = _parse(weights.metadata, named, config, schedule, str(path))
+        _check_architecture(weights, stored.config)
         if verify:
             verify_digest(weights, stored.digest)
         return weights.state, stored
+    known = named or _recognise(path, config)
     provenance = {"file": path.name, "file_sha256": sha256(path)}
     if known is not None:
-        if verify and known.sha256 not in (None, provenance["file_sha256"]):
-            raise CheckpointError(
-                f"{path} has SHA-256 {provenance['file_sha256']}, but {known.name} has {known.sha256}"
-            )
+        if verify and path.name == known.file:
+            _check_published(known, provenance["file_sha256"], path)
         provenance |= {"preset": known.name, "url": known.url}
     found = _foreign_architecture(weights, known, config, schedule)
     name = path.stem if known is None else known.name
     return weights.state, StoredBackbone(name, *found, weights_digest(weights.state), provenance)
 
 
+def resolve_preset(name_or_path: str | Path, preset: str | None) -> Preset | None:
+    """The published checkpoint a user names, as the source itself or beside it.
+
+    Raises:
+        ValueError: no such preset, or the source is another one.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    name = str(name_or_path)
+    if preset is not None and name in PRESETS and name != preset:
+        raise ValueError(f"{name} is a preset itself, and not {preset}; leave one of them out")
+    chosen = name if name in PRESETS else preset
+    return None if chosen is None else PRESETS[chosen]
+
+
 def as_schedule(schedule: ScheduleLike) -> NoiseSchedule:
-    """A schedule given as such or by name."""
-    return NoiseSchedule.from_name(schedule) if isinstance(schedule, str) else schedule
+    """A schedule given as such or by name.
+
+    Raises:
+        ValueError: it is something else, or no known name.
+    """
+    if isinstance(schedule, str):
+        return NoiseSchedule.from_name(schedule)
+    if not isinstance(schedule, NoiseSchedule):
+        raise ValueError(f"schedule must be 'linear', 'cosine' or a NoiseSchedule, got {schedule!r}")
+    return schedule
 
 
 def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
@@ -137,7 +196,7 @@ def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
     if found is not None:
         return found
     if download:
-        return fetch(preset.url, (folder or cache_folder()) / preset.file, digest=preset.sha256)
+        return fetch(preset.url, expand_user(folder or cache_folder()) / preset.file, digest=preset.sha256)
     places = ", ".join(map(str, search_folders(folder)))
     raise FileNotFoundError(
         f"the weights of {preset.name} are not on this machine; looked for {preset.name}.safetensors and "
@@ -164,29 +223,77 @@ def _locate_on_hub(address: str, download: bool) -> Path:
     return Path(found)
 
 
-def _recognise(path: Path, preset: str | None, config: ConfigLike | None) -> Preset | None:
-    """The published checkpoint a foreign file is, told by the user or by OpenAI's file name."""
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ValueError(f"unknown preset {preset!r}; expected one of {', '.join(PRESETS)}")
-        return PRESETS[preset]
+def _hub_version(address: str, path: Path) -> str:
+    """A hub address that says which commit was read; the hub's cache keeps it in the path."""
+    commit = dict(itertools.pairwise(path.parts)).get("snapshots")
+    return f"{address.partition('@')[0]}@{commit}" if commit else address
+
+
+def _recognise(path: Path, config: ConfigLike | None) -> Preset | None:
+    """The published checkpoint that a foreign file has the name of, unless the user says what it is."""
     if config is not None:
         return None
     return next((known for known in PRESETS.values() if known.file == path.name), None)
+
+
+def _check_published(known: Preset, found: str, path: Path) -> None:
+    if known.sha256 not in (None, found):
+        raise CheckpointError(
+            f"{path} has SHA-256 {found}, but {known.name} has {known.sha256}; it is damaged or another version. "
+            "To use it all the same, give verify=False (--verify false)"
+        )
+
+
+def _parse(
+    metadata: Mapping[str, str],
+    named: Preset | None,
+    config: ConfigLike | None,
+    schedule: ScheduleLike | None,
+    source: str,
+) -> StoredBackbone:
+    """What one of our files says; raises ValueError when the user says otherwise."""
+    stored = parse_metadata(metadata, source)
+    if named is not None:
+        origin = stored.provenance.get("preset", named.name)
+        if origin != named.name:
+            raise ValueError(
+                f"{source} was made of {origin}, which the preset {named.name} contradicts; leave that out"
+            )
+        _agree(stored.config, stored.schedule, named.config, named.schedule, source)
+    _agree(stored.config, stored.schedule, config, schedule, source)
+    return stored
 
 
 def _foreign_architecture(
     weights: Weights, known: Preset | None, config: ConfigLike | None, schedule: ScheduleLike | None
 ) -> tuple[UNetConfig, NoiseSchedule]:
     if known is not None:
-        return _agree(known.config, known.schedule, config, schedule, known.name)
+        found = _agree(known.config, known.schedule, config, schedule, known.name)
+        try:
+            _check_architecture(weights, known.config)
+        except CheckpointError as error:
+            hint = "it is read as that preset for its name, or because you say so; give another network's config"
+            raise CheckpointError(f"{error}\n  expected: {known.name}; {hint}") from error
+        return found
     if not isinstance(config, UNetConfig):
-        config = see_architecture(weights.state, weights.source).complete(config or {})
+        config = see_architecture(weights.state, weights.source).complete(_as_mapping(config))
+    _check_architecture(weights, config)
     if schedule is None:
         raise CheckpointError(
-            f"{weights.source}: weights cannot show the noise schedule; give schedule='linear' or 'cosine'"
+            f"{weights.source}: weights cannot show the noise schedule; give schedule='linear' or 'cosine' (--schedule)"
         )
     return config, as_schedule(schedule)
+
+
+def _check_architecture(weights: Weights, config: UNetConfig) -> None:
+    # Counted first, since a damaged configuration could name more blocks than could ever be laid out.
+    blocks = len(config.channel_mult) * (config.num_res_blocks + 1)
+    if blocks > len(weights.state):
+        raise CheckpointError(
+            f"{weights.source} does not fit the architecture: {blocks} blocks in each half, "
+            f"but {len(weights.state)} tensors in the file"
+        )
+    check_fits(weights.state, weight_shapes(config), weights.source)
 
 
 def _agree(
@@ -198,11 +305,25 @@ def _agree(
 ) -> tuple[UNetConfig, NoiseSchedule]:
     """What is known of a source; raises ValueError when the user says otherwise."""
     if given_config is not None:
-        given = given_config if isinstance(given_config, UNetConfig) else None
-        if given is None:
-            given = from_mapping(UNetConfig, asdict(config) | dict(given_config))  # type: ignore[arg-type]
-        if given != config:
-            raise ValueError(f"{source} has {config}, which the configuration given contradicts; leave that out")
+        given = given_config if isinstance(given_config, UNetConfig) else _fill(config, _as_mapping(given_config))
+        if names := differences(config, given):
+            known = ", ".join(f"{name} {getattr(config, name)!r}" for name in names)
+            told = ", ".join(f"{name} {getattr(given, name)!r}" for name in names)
+            raise ValueError(f"{source} has {known}, which the configuration given contradicts with {told}")
     if given_schedule is not None and as_schedule(given_schedule).to_dict() != schedule.to_dict():
         raise ValueError(f"{source} has the {schedule.name} schedule; leave out the one given, which contradicts it")
     return config, schedule
+
+
+def _fill(config: UNetConfig, given: Mapping[str, Any]) -> UNetConfig:
+    """A configuration with some of its values replaced."""
+    values = asdict(config) | dict(given)
+    if "num_heads" in given and given.get("num_head_channels") is None:
+        values["num_head_channels"] = None  # it would take precedence over what the user says
+    return from_mapping(UNetConfig, values)
+
+
+def _as_mapping(config: Any) -> Mapping[str, Any]:
+    if config is not None and not isinstance(config, Mapping):
+        raise ValueError(f"config must be a UNetConfig, a preset's name or a mapping, got {config!r}")
+    return config or {}

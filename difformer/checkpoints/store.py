@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from difformer._version import __version__
-from difformer.checkpoints.weights import CheckpointError, Weights, weights_digest
+from difformer.checkpoints.weights import CheckpointError, Weights, contiguous_state, weights_digest
 from difformer.config import UNetConfig, from_mapping
 from difformer.diffusion import NoiseSchedule
 from difformer.files import write_atomically
@@ -45,7 +45,7 @@ def write_backbone(
     """Writes a self-describing safetensors file, atomically.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file; its folder must exist. A leading `~` is the home folder.
         state: the weights, with OpenAI's names.
         backbone: what the metadata says. Its digest must be that of `state`.
         overwrite: whether a file that is there may be replaced.
@@ -64,7 +64,7 @@ def write_backbone(
         "weights_sha256": backbone.digest,
         "provenance": json.dumps(dict(backbone.provenance)),
     }
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    tensors = contiguous_state(state)
     with write_atomically(path, overwrite=overwrite) as temporary:
         try:
             save_file(tensors, temporary, metadata)
@@ -91,16 +91,19 @@ def parse_metadata(metadata: Mapping[str, str], source: str) -> StoredBackbone:
         )
     try:
         config: dict[str, Any] = json.loads(metadata["config"])
+        provenance = json.loads(metadata["provenance"])
+        if not isinstance(provenance, dict):
+            raise ValueError(f"provenance {provenance!r}")
         return StoredBackbone(
             name=metadata["name"],
             config=from_mapping(UNetConfig, config),
             schedule=NoiseSchedule.from_dict(json.loads(metadata["schedule"])),
             digest=metadata["weights_sha256"],
-            provenance=json.loads(metadata["provenance"]),
+            provenance=provenance,
         )
     except KeyError as error:
         raise CheckpointError(f"{source}: its metadata lacks {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{source}: its metadata is malformed: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """Data sets by name, their transforms and label subsets, and the reading of images."""
 
 from difformer.data.dataset import HOLDOUT, ImageDataset, create_dataset, data_set_names, read_source
-from difformer.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing, content_id, read_image
+from difformer.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing, as_rgb, content_id, read_image
 from difformer.data.samples import Batch, Sample, collate
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
@@ -23,6 +23,7 @@ __all__ = [
     "Sample",
     "ShardDataset",
     "Source",
+    "as_rgb",
     "collate",
     "content_id",
     "create_dataset",

@@ -74,12 +74,10 @@ def decode_image(content: Content, name: str) -> "Image":
     Raises:
         ImageError: it is missing, unreadable, truncated or no image.
     """
-    operations = require("PIL.ImageOps", "reading images", install="pillow")
     # Damaged files make the decoders raise errors of many kinds.
     try:
         with _opened(content) as image:
-            upright: Image = operations.exif_transpose(image).convert("RGB")
-            return upright
+            return as_rgb(image)
     except Exception as error:
         raise ImageError(f"{name} cannot be read as an image: {error}") from error
 
@@ -102,6 +100,13 @@ def _opened(content: Content) -> Any:
     if isinstance(content, np.ndarray):
         return images.fromarray(content)
     return images.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+
+
+def as_rgb(image: "Image") -> "Image":
+    """An image as RGB, turned upright as its EXIF orientation says."""
+    upright = require("PIL.ImageOps", "reading images", install="pillow").exif_transpose(image)
+    converted: Image = upright.convert("RGB")
+    return converted
 
 
 def content_id(image: Tensor) -> int:

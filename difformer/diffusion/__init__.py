@@ -1,6 +1,6 @@
 """Noise: the forward process and the per-image noise that feeds it. Pure mathematics."""
 
 from difformer.diffusion.noise import image_noise
-from difformer.diffusion.schedule import NoiseSchedule, q_sample
+from difformer.diffusion.schedule import NoiseSchedule, Schedule, q_sample
 
-__all__ = ["NoiseSchedule", "image_noise", "q_sample"]
+__all__ = ["NoiseSchedule", "Schedule", "image_noise", "q_sample"]

@@ -11,11 +11,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from difformer.config import as_integer
+from difformer.diffusion.schedule import MAX_TIMESTEPS
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_MAX_T = 1 << 16
 _MAX_DRAW = 1 << 16
 
 
@@ -24,22 +26,25 @@ def image_noise(x_0: Tensor, ids: Tensor | Sequence[int], t: int | Tensor, *, se
 
     Args:
         x_0: (B, ...) images; give the shape and the device.
-        ids: (B,) the images' stable numbers, any 64-bit integers.
+        ids: (B,) the images' stable numbers, signed 64-bit integers.
         t: one timestep for the batch, or (B,) integers; in [0, 65536).
-        seed: any 64-bit integer.
+        seed: any 64-bit integer; a negative one is the same as its unsigned equivalent.
         draw: number of an independent draw for the same image and timestep, in [0, 65536).
 
     Returns:
         eps of the shape of `x_0`, float32, on its device. Equal across devices to float32 rounding.
 
     Raises:
-        ValueError: ids or timesteps of the wrong type, number or range.
+        ValueError: ids, timesteps, seed or draw of the wrong type, number or range.
     """
     batch, elements = x_0.shape[0], x_0[0].numel() if len(x_0) else 0
     ids = _integers("ids", ids, batch, x_0.device)
     t = _integers("t", t, batch, x_0.device)
-    if batch and not 0 <= int(t.min()) <= int(t.max()) < _MAX_T:
-        raise ValueError(f"t must lie in [0, {_MAX_T}), got {t.tolist()}")
+    if batch and not 0 <= int(t.min()) <= int(t.max()) < MAX_TIMESTEPS:
+        raise ValueError(f"t must lie in [0, {MAX_TIMESTEPS}), got {t.tolist()}")
+    seed, draw = as_integer("seed", seed), as_integer("draw", draw)
+    if not -(1 << 63) <= seed < 1 << 64:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}")
     if not 0 <= draw < _MAX_DRAW:
         raise ValueError(f"draw must lie in [0, {_MAX_DRAW}), got {draw}")
 
@@ -90,7 +95,10 @@ def _box_muller(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _integers(name: str, values: int | Tensor | Sequence[int], batch: int, device: torch.device) -> Tensor:
-    tensor = torch.as_tensor(values, device=device)
+    try:
+        tensor = torch.as_tensor(values, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be signed 64-bit integers, got {values!r}") from error
     if tensor.numel() == 0:
         tensor = tensor.long()
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:

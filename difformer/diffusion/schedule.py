@@ -4,10 +4,33 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+from difformer.config import as_positive_integer
+
+# The per-image noise counts timesteps in 16 bits.
+MAX_TIMESTEPS = 1 << 16
+
+
+@runtime_checkable
+class Schedule(Protocol):
+    """What noising needs to know of a model's forward process: all that is asked of a backbone's schedule."""
+
+    @property
+    def num_timesteps(self) -> int:
+        """Timesteps are in [0, num_timesteps)."""
+        ...
+
+    def coefficients(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
+        """The pair (a_t, s_t) of x_t = a_t x_0 + s_t eps, each of the shape of `t`, float32.
+
+        Raises:
+            ValueError: a timestep of the wrong type or range.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +41,7 @@ class NoiseSchedule:
 
     Attributes:
         name: the family it comes from, for files and messages.
-        betas: the variances of the single steps, each in (0, 1).
+        betas: the variances of the single steps, each in (0, 1), at most 65536 of them.
 
     Raises:
         ValueError: betas of the wrong type, shape or range.
@@ -28,34 +51,42 @@ class NoiseSchedule:
     betas: Tensor = field(repr=False)
 
     def __post_init__(self) -> None:
-        betas = self.betas
+        betas: Any = self.betas
+        if not isinstance(self.name, str):
+            raise ValueError(f"a schedule's name must be text, got {self.name!r}")
+        if not isinstance(betas, Tensor) or betas.is_meta:
+            raise ValueError(f"betas must be a float64 tensor with values, got {betas!r}")
         if betas.dtype != torch.float64 or betas.ndim != 1 or not len(betas):
             raise ValueError(f"betas must be a float64 vector, got {betas.dtype} of shape {tuple(betas.shape)}")
         if not bool(((betas > 0) & (betas < 1)).all()):
             raise ValueError("betas must lie strictly between 0 and 1")
+        _as_num_timesteps(len(betas))
+        object.__setattr__(self, "betas", betas.detach().cpu())
 
     @classmethod
     def linear(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
         """Betas from 1e-4 to 0.02, scaled to the number of steps (Ho et al. 2020, section 4).
 
         Raises:
-            ValueError: fewer than 21 steps, where the scaled betas would reach 1.
+            ValueError: fewer than 21 steps, where the scaled betas would reach 1, or more than 65536.
         """
-        _check_num_timesteps(num_timesteps)
+        num_timesteps = _as_num_timesteps(num_timesteps)
         scale = 1000 / num_timesteps
         if scale * 0.02 >= 1:
             raise ValueError(f"a linear schedule needs at least 21 timesteps, got {num_timesteps}")
-        return cls("linear", torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64))
+        # On the CPU even where the user has made another device the default.
+        betas = torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64, device="cpu")
+        return cls("linear", betas)
 
     @classmethod
     def cosine(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
         """Squared-cosine alpha_bar with betas at most 0.999 (eq. 17 of Nichol & Dhariwal 2021).
 
         Raises:
-            ValueError: `num_timesteps` is not a positive integer.
+            ValueError: `num_timesteps` is not an integer from 1 to 65536.
         """
-        _check_num_timesteps(num_timesteps)
-        grid = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        num_timesteps = _as_num_timesteps(num_timesteps)
+        grid = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
         alpha_bar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
         return cls("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
 
@@ -67,7 +98,7 @@ class NoiseSchedule:
             ValueError: no such schedule.
         """
         families = {"linear": cls.linear, "cosine": cls.cosine}
-        if name not in families:
+        if not isinstance(name, str) or name not in families:
             raise ValueError(f"unknown noise schedule {name!r}; expected one of {', '.join(families)}")
         return families[name](num_timesteps)
 
@@ -81,7 +112,11 @@ class NoiseSchedule:
         if "name" not in values or not values.keys() & {"num_timesteps", "betas"}:
             raise ValueError(f"a schedule needs a name, and num_timesteps or betas; got {dict(values)!r}")
         if "betas" in values:
-            return cls(values["name"], torch.tensor(values["betas"], dtype=torch.float64))
+            try:
+                betas = torch.tensor(values["betas"], dtype=torch.float64, device="cpu")
+            except (TypeError, RuntimeError) as error:
+                raise ValueError(f"a schedule's betas must be numbers: {error}") from error
+            return cls(values["name"], betas)
         return cls.from_name(values["name"], values["num_timesteps"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,6 +129,7 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
+        """Number of steps T."""
         return len(self.betas)
 
     @cached_property
@@ -115,7 +151,7 @@ class NoiseSchedule:
 
     @property
     def _alpha_bar_before(self) -> Tensor:
-        return torch.cat([torch.ones(1, dtype=torch.float64), self.alpha_bar[:-1]])
+        return torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), self.alpha_bar[:-1]])
 
     def coefficients(self, t: int | Tensor) -> tuple[Tensor, Tensor]:
         """The pair (a_t, s_t) of x_t = a_t x_0 + s_t eps.
@@ -129,43 +165,66 @@ class NoiseSchedule:
         Raises:
             ValueError: t is not an integer or out of range.
         """
-        index = torch.as_tensor(t)
-        if index.dtype.is_floating_point or index.dtype == torch.bool:
+        index = _as_timesteps(t)
+        if index.dtype.is_floating_point or index.dtype.is_complex or index.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, got {index.dtype}")
+        index = index.long()
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_timesteps:
             raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {index.tolist()}")
         signal, noise = (table.float().to(index.device) for table in self._signal_and_noise)
-        return signal[index.long()], noise[index.long()]
+        return signal[index], noise[index]
 
     @cached_property
     def _signal_and_noise(self) -> tuple[Tensor, Tensor]:
         return self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
 
 
-def q_sample(x_0: Tensor, t: int | Tensor, eps: Tensor, schedule: NoiseSchedule) -> Tensor:
+def q_sample(x_0: Tensor, t: int | Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
     """Noises clean images: a draw from q(x_t | x_0), eq. 4 of Ho et al. 2020.
 
     Args:
         x_0: (B, C, H, W), floating point, in [-1, 1].
         t: one timestep for the batch, or (B,) integers.
-        eps: standard normal noise of the shape of `x_0`.
+        eps: standard normal noise of the shape of `x_0`, floating point.
         schedule: gives (a_t, s_t).
 
     Returns:
         x_t, of the shape and dtype of `x_0`.
 
     Raises:
-        ValueError: shapes that do not fit, or timesteps out of range.
+        ValueError: images or noise of another kind, shapes that do not fit, or timesteps out of range.
     """
+    for name, value in (("x_0", x_0), ("eps", eps)):
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a floating-point tensor, got {kind}; images in [-1, 1]")
+    t = _as_timesteps(t)
     if eps.shape != x_0.shape:
         raise ValueError(f"eps must have x_0's shape {tuple(x_0.shape)}, got {tuple(eps.shape)}")
-    if isinstance(t, Tensor) and t.ndim and t.shape != x_0.shape[:1]:
+    if t.ndim and t.shape != x_0.shape[:1]:
         raise ValueError(f"t must be one timestep or {x_0.shape[0]} of them, got shape {tuple(t.shape)}")
     shape = (-1,) + (1,) * (x_0.ndim - 1)
     a_t, s_t = (c.to(x_0.device).view(shape) for c in schedule.coefficients(t))
     return (a_t * x_0 + s_t * eps).to(x_0.dtype)
 
 
-def _check_num_timesteps(num_timesteps: int) -> None:
-    if isinstance(num_timesteps, bool) or not isinstance(num_timesteps, int) or num_timesteps < 1:
-        raise ValueError(f"num_timesteps must be a positive integer, got {num_timesteps!r}")
+def _as_num_timesteps(num_timesteps: Any) -> int:
+    """A schedule's length as a plain int.
+
+    Raises:
+        ValueError: it is not an integer from 1 to 65536.
+    """
+    number = as_positive_integer("num_timesteps", num_timesteps)
+    if number > MAX_TIMESTEPS:
+        raise ValueError(f"num_timesteps must be at most {MAX_TIMESTEPS}, got {number}")
+    return number
+
+
+def _as_timesteps(t: Any) -> Tensor:
+    """Timesteps given as a number, a sequence, an array or a tensor; which values make sense is the schedule's say."""
+    if isinstance(t, Tensor):
+        return t
+    try:
+        return torch.as_tensor(t, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"timesteps must be an integer or a tensor of integers, got {t!r}") from error

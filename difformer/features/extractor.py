@@ -101,7 +101,7 @@ class FeatureExtractor(nn.Module):
         return {key: by_tap[key.tap][key.t].to(self.dtype) for key in self.specs}
 
     def _read(self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        size = min(self.chunk_size or len(x_t), len(x_t))
+        size = max(1, min(self.chunk_size or len(x_t), len(x_t)))
         while True:
             try:
                 parts = [
@@ -111,7 +111,7 @@ class FeatureExtractor(nn.Module):
                         self.taps,
                         **{name: value[i : i + size] for name, value in conditioning.items()},
                     )
-                    for i in range(0, len(x_t), size)
+                    for i in range(0, max(1, len(x_t)), size)
                 ]
                 return {tap: torch.cat([part[tap] for part in parts]) for tap in self.taps}
             except torch.cuda.OutOfMemoryError:

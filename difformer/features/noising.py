@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from difformer.diffusion import NoiseSchedule, image_noise, q_sample
+from difformer.diffusion import Schedule, image_noise, q_sample
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Noising:
             raise ValueError("clean images have no noise to draw; leave draws at 1")
         object.__setattr__(self, "timesteps", steps)
 
-    def check_schedule(self, schedule: NoiseSchedule) -> None:
+    def check_schedule(self, schedule: Schedule) -> None:
         """Raises ValueError when a timestep lies outside the schedule."""
         if max(self.timesteps) >= schedule.num_timesteps:
             raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {self.timesteps}")
@@ -53,7 +53,7 @@ class Noising:
     def apply(
         self,
         x_0: Tensor,
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         seed: int,
         ids: Tensor | Sequence[int] | None = None,
         noise: Mapping[int, Tensor] | None = None,

@@ -39,8 +39,8 @@ class LinearHead(nn.Module):
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = F.adaptive_avg_pool2d(select(features, self.specs)[self.key], self.pool)
-        return self.fcs[0](self.norm(x.flatten(1)))
+        x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
+        return self.fcs[0](self.norm(F.adaptive_avg_pool2d(x, self.pool).flatten(1)))
 
 
 class MLPHead(nn.Module):
@@ -78,7 +78,8 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = F.adaptive_avg_pool2d(select(features, self.specs)[self.key], self.pool).flatten(1)
+        x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
+        x = F.adaptive_avg_pool2d(x, self.pool).flatten(1)
         *hidden, last = self.fcs
         for layer in hidden:
             x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
@@ -116,7 +117,7 @@ class CNNHead(nn.Module):
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = self.convolutions(select(features, self.specs)[self.key])
+        x = self.convolutions(select(features, self.specs)[self.key].to(self.fc.weight.dtype))
         return self.fc(x.mean(dim=(2, 3)))
 
 

@@ -37,20 +37,43 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName 
     check_attention(implementation)
     if implementation == "xformers":
         return _xformers(q, k, v)
-    if implementation == "auto" and q.is_cuda and _xformers_fits(q.dtype, q.shape[-1], q.requires_grad):
-        return _xformers(q, k, v)
+    if implementation == "auto" and q.is_cuda:
+        gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+        if _xformers_fits(q.device, q.dtype, q.shape[-1], gradient):
+            return _xformers(q, k, v)
     if implementation != "math":
         return F.scaled_dot_product_attention(q, k, v)
     # Scaling both sides before the product keeps float16 in range.
     scale = q.shape[-1] ** -0.25
     weights = (q * scale) @ (k * scale).transpose(-1, -2)
-    return weights.float().softmax(dim=-1).to(v.dtype) @ v
+    precise = torch.promote_types(weights.dtype, torch.float32)
+    return weights.to(precise).softmax(dim=-1).to(v.dtype) @ v
 
 
-def check_attention(implementation: str) -> None:
-    """Raises ValueError unless the name is one of the implementations."""
+def check_attention(
+    implementation: str,
+    device: torch.device | str | None = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    width: int = 64,
+) -> None:
+    """Finds out early that an implementation cannot be had.
+
+    Args:
+        implementation: its name.
+        device: where it is to run; only the name is checked when left out.
+        dtype: of the queries.
+        width: channels of a head.
+
+    Raises:
+        ValueError: no such implementation.
+        AttentionUnavailable: it cannot run there.
+    """
     if implementation not in get_args(AttentionName):
         raise ValueError(f"unknown attention {implementation!r}; expected one of {', '.join(get_args(AttentionName))}")
+    if implementation == "xformers" and device is not None:
+        probe = torch.zeros(1, 1, 8, width, dtype=dtype, device=device)
+        _xformers(probe, probe, probe)
 
 
 def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -62,7 +85,10 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         ops = require("xformers.ops", 'attention="xformers"')
         # xformers keeps the heads third.
         out = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
-    except (ImportError, NotImplementedError) as error:
+    except torch.cuda.OutOfMemoryError:
+        raise
+    # Whatever a build for another torch or GPU raises: NotImplementedError, RuntimeError, ….
+    except Exception as error:
         raise AttentionUnavailable(
             f"xformers cannot run attention on {q.device} with {q.dtype} and head width {q.shape[-1]}: {error}"
         ) from error
@@ -70,14 +96,17 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @cache
-def _xformers_fits(dtype: torch.dtype, width: int, gradient: bool) -> bool:
-    """Whether xformers runs this kind of attention on the current GPU; tried once on a tiny input."""
-    if importlib.util.find_spec("xformers") is None:
-        return False
-    probe = torch.zeros(1, 1, 8, width, dtype=dtype, device="cuda", requires_grad=gradient)
+def _xformers_fits(device: torch.device, dtype: torch.dtype, width: int, gradient: bool) -> bool:
+    """Whether xformers runs this kind of attention on a device; tried once on a tiny input, backwards too."""
     try:
+        if importlib.util.find_spec("xformers") is None:
+            return False
+        probe = torch.zeros(1, 1, 8, width, dtype=dtype, device=device, requires_grad=gradient)
         with torch.set_grad_enabled(gradient):
-            _xformers(probe, probe, probe)
-    except AttentionUnavailable:
+            out = _xformers(probe, probe, probe)
+            if gradient:
+                torch.autograd.grad(out.sum(), probe)
+    # "auto" promises to work, so no failure of an optional library may get through.
+    except Exception:
         return False
     return True

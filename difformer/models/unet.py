@@ -1,8 +1,8 @@
 """The guided-diffusion (ADM) U-Net of Dhariwal & Nichol 2021, with features asked for by name."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -163,7 +163,10 @@ class UNet(nn.Module):
             ValueError: an unknown, repeated or empty request; an injection that does not fit or would come after
                 the deepest tap; sizes, timesteps or labels that do not fit.
         """
-        return self.forward_from(self._start(x_t, t, y), taps, inject=inject)
+        self._check_images(x_t)
+        wanted = resolve_taps(taps, self.taps)
+        injected = self._resolve_inject(inject or {}, wanted, len(x_t))
+        return self._go_on(self._start(x_t, t, y), wanted, injected)
 
     def forward_prefix(self, x_t: Tensor, t: int | Tensor, last: str | int, *, y: Tensor | None = None) -> Prefix:
         """Runs up to and including an encoder block, so that several passes can go on from there.
@@ -200,11 +203,17 @@ class UNet(nn.Module):
             ValueError: as `forward_taps`, or an injection before the prefix's last block.
         """
         wanted = resolve_taps(taps, self.taps)
-        injected = self._resolve_inject(inject or {}, wanted, prefix)
+        injected = self._resolve_inject(inject or {}, wanted, len(prefix.h))
+        for name in list(prefix.outputs)[:-1]:
+            if name in injected:
+                raise ValueError(f"inject names {name}, which comes before the end of the prefix")
+        return self._go_on(prefix, wanted, injected)
+
+    def _go_on(self, prefix: Prefix, wanted: tuple[str, ...], injected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = dict(prefix.outputs)
         last = next(reversed(outputs), None)
         if last is not None and last in injected:
-            h = outputs[last] = prefix.h + _fit(injected[last], prefix.h, last)
+            h = outputs[last] = prefix.h + _fit(injected[last], prefix.h)
             prefix = Prefix(h, prefix.emb, outputs)
         found = {tap: outputs[tap] for tap in wanted if tap in outputs}
         if len(found) < len(wanted):
@@ -228,7 +237,7 @@ class UNet(nn.Module):
                 h = torch.cat([h, skips.pop()], dim=1)
             h = self._run(block, h, prefix.emb)
             if name in inject:
-                h = h + _fit(inject[name], h, name)
+                h = h + _fit(inject[name], h)
             if index < len(self.input_blocks):
                 skips.append(h)
             yield name, h
@@ -244,14 +253,16 @@ class UNet(nn.Module):
 
     def _embed(self, t: int | Tensor, y: Tensor | None, x_t: Tensor) -> Tensor:
         batch = x_t.shape[0]
-        t = torch.as_tensor(t, device=x_t.device)
+        labels = self._check_labels(y, batch)
+        t = _as_tensor("t", t, x_t.device)
+        if t.dtype == torch.bool or t.is_complex():
+            raise ValueError(f"timesteps must be real numbers, got {t.dtype}")
         if t.ndim == 0:
             t = t.expand(batch)
         if t.shape != (batch,):
             raise ValueError(f"t must be one timestep or {batch} of them, got shape {tuple(t.shape)}")
         embedding = timestep_embedding(t, self.config.model_channels)
         emb: Tensor = self.time_embed(embedding.to(self._outer_dtype))
-        labels = self._check_labels(y, batch)
         return emb if labels is None else emb + self.label_emb(labels.to(x_t.device))
 
     def _check_images(self, x_t: Tensor) -> None:
@@ -265,7 +276,7 @@ class UNet(nn.Module):
         if not height or not width or height % divisor or width % divisor:
             raise ValueError(f"image sides must be multiples of {divisor}, got {height}×{width}; resize or pad")
 
-    def _check_labels(self, y: Tensor | None, batch: int) -> Tensor | None:
+    def _check_labels(self, y: Tensor | Sequence[int] | None, batch: int) -> Tensor | None:
         classes = self.config.num_classes
         if classes is None:
             if y is not None:
@@ -273,14 +284,16 @@ class UNet(nn.Module):
             return None
         if y is None:
             raise ValueError(f"this network is class-conditional; give y, {batch} labels in [0, {classes})")
-        if y.shape != (batch,) or y.is_floating_point() or y.dtype == torch.bool:
+        y = _as_tensor("y", y, None)
+        if y.shape != (batch,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise ValueError(f"y must be {batch} integer labels, got {y.dtype} of shape {tuple(y.shape)}")
+        y = y.long()  # an embedding reads no shorter integers
         if batch and not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")
         return y
 
     def _resolve_inject(
-        self, inject: Mapping[str | int, Tensor], wanted: tuple[str, ...], prefix: Prefix
+        self, inject: Mapping[str | int, Tensor], wanted: tuple[str, ...], batch: int
     ) -> dict[str, Tensor]:
         deepest = max(wanted, key=lambda tap: self.taps[tap].block)
         resolved: dict[str, Tensor] = {}
@@ -292,8 +305,7 @@ class UNet(nn.Module):
                 raise ValueError(
                     f"inject names {name}, which comes after {deepest}, the deepest tap asked for, and would do nothing"
                 )
-            if name in list(prefix.outputs)[:-1]:
-                raise ValueError(f"inject names {name}, which comes before the end of the prefix")
+            _check_injection(name, value, batch, self.taps[name].channels)
             resolved[name] = value
         return resolved
 
@@ -321,11 +333,25 @@ def _build(plan: LayerPlan, config: UNetConfig, attention: AttentionName) -> nn.
     return layer(plan.channels, config.conv_resample)
 
 
-def _fit(value: Tensor, h: Tensor, name: str) -> Tensor:
-    if value.ndim != 4 or value.shape[:2] != h.shape[:2]:
+def _check_injection(name: str, value: Any, batch: int, channels: int) -> None:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"the injection at {name} must be a floating-point tensor, got {kind}")
+    if value.ndim != 4 or value.shape[:2] != (batch, channels) or not value.shape[2] or not value.shape[3]:
         raise ValueError(
-            f"the injection at {name} must have shape ({h.shape[0]}, {h.shape[1]}, h, w), got {tuple(value.shape)}"
+            f"the injection at {name} must have shape ({batch}, {channels}, h, w), got {tuple(value.shape)}"
         )
+
+
+def _as_tensor(name: str, value: Any, device: torch.device | None) -> Tensor:
+    try:
+        return torch.as_tensor(value, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a number or a tensor of numbers, got {value!r}") from error
+
+
+def _fit(value: Tensor, h: Tensor) -> Tensor:
+    """An injection in the size and dtype of what it is added to."""
     if value.shape[2:] != h.shape[2:]:
         value = F.interpolate(value, size=h.shape[2:], mode="bilinear", align_corners=False)
     return value.to(h.dtype)

@@ -1,12 +1,14 @@
 """Against OpenAI's own network, as redistributed on PyPI (the `parity` extra)."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import load_recipe, recipe_input
 
-from difformer import NoiseSchedule, UNet, create_backbone, q_sample
+from difformer import PRESETS, NoiseSchedule, UNet, create_backbone, q_sample
 from difformer.checkpoints.live import read_live
 
 pytestmark = pytest.mark.parity
@@ -128,3 +130,42 @@ def test_schedules_and_q_sample_agree(name):
     x_0, eps, t = recipe_input(1, 4, 3, 8, 8), recipe_input(2, 4, 3, 8, 8), torch.tensor([0, 1, 500, 999])
     torch.testing.assert_close(q_sample(x_0, t, eps, schedule), theirs.q_sample(x_0, t, eps), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(schedule.posterior_variance, torch.from_numpy(theirs.posterior_variance))
+
+
+# MODEL_FLAGS of OpenAI's README (openai/guided-diffusion); those for every model are in `build_published`.
+_256 = {"image_size": 256, "num_channels": 256, "num_head_channels": 64, "num_res_blocks": 2}
+PUBLISHED_FLAGS: dict[str, dict[str, Any]] = {
+    "adm64_cond": {
+        "image_size": 64, "class_cond": True, "dropout": 0.1, "noise_schedule": "cosine", "num_channels": 192,
+        "num_head_channels": 64, "num_res_blocks": 3, "use_new_attention_order": True,
+    },
+    "adm128_cond": {"image_size": 128, "class_cond": True, "num_channels": 256, "num_heads": 4, "num_res_blocks": 2},
+    "adm256_cond": {**_256, "class_cond": True},
+    "adm256_uncond": {**_256},
+    "adm512_cond": {**_256, "image_size": 512, "class_cond": True},
+    "lsun_bedroom": {**_256, "dropout": 0.1},
+    "lsun_cat": {**_256, "dropout": 0.1},
+    "lsun_horse": {**_256, "dropout": 0.1},
+    "lsun_horse_nodropout": {**_256},
+}  # fmt: skip
+
+
+def build_published(flags):
+    """The network and schedule that OpenAI's own scripts build from flags; without allocating it."""
+    from guided_diffusion.script_util import create_model_and_diffusion, model_and_diffusion_defaults
+
+    common = {
+        "attention_resolutions": "32,16,8", "diffusion_steps": 1000, "learn_sigma": True, "noise_schedule": "linear",
+        "resblock_updown": True, "use_scale_shift_norm": True,
+    }  # fmt: skip
+    with torch.device("meta"):
+        return create_model_and_diffusion(**(model_and_diffusion_defaults() | common | flags))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_what_openais_scripts_build_from_their_flags(name):
+    theirs, diffusion = build_published(PUBLISHED_FLAGS[name])
+    state, config = read_live(theirs)
+    assert {key: tuple(tensor.shape) for key, tensor in state.items()} == PRESETS[name].expected_keys
+    assert config == PRESETS[name].config
+    torch.testing.assert_close(PRESETS[name].schedule.betas, torch.from_numpy(diffusion.betas))

@@ -1,5 +1,7 @@
+import importlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,6 +9,7 @@ from support import small_unet
 
 from difformer import AttentionUnavailable
 from difformer.models import attention
+from difformer.models.attention import check_attention
 
 
 def qkv(dtype=torch.float32, device="cpu", seed=0):
@@ -18,7 +21,8 @@ def test_it_is_its_equation():
     q, k, v = (x.double() for x in qkv())
     expected = torch.softmax(torch.einsum("bhnd,bhmd->bhnm", q, k) / 4, dim=-1) @ v
     for implementation in ("auto", "sdpa", "math"):
-        torch.testing.assert_close(attention(q, k, v, implementation=implementation), expected, rtol=1e-6, atol=1e-6)
+        output = attention(q, k, v, implementation=implementation)
+        torch.testing.assert_close(output, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2), (torch.float16, 3e-3)])
@@ -69,9 +73,66 @@ assert "xformers" not in sys.modules
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_xformers_agrees_on_a_gpu(dtype):
     q, k, v = qkv(dtype, "cuda")
     expected = attention(q.float(), k.float(), v.float(), implementation="math")
     for name in ("xformers", "sdpa", "auto"):
         torch.testing.assert_close(attention(q, k, v, implementation=name).float(), expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_agree_on_a_gpu(dtype):
+    gradients = {}
+    for name in ("math", "xformers", "sdpa", "auto"):
+        inputs = [x.requires_grad_() for x in qkv(dtype, "cuda")]
+        attention(*inputs, implementation=name).square().sum().backward()
+        gradients[name] = [x.grad.float() for x in inputs]
+    for name in ("xformers", "sdpa", "auto"):
+        torch.testing.assert_close(gradients[name], gradients["math"], rtol=5e-2, atol=5e-2)
+
+
+@pytest.fixture
+def module():
+    # The package gives the function of the same name.
+    module = importlib.import_module("difformer.models.attention")
+    module._xformers_fits.cache_clear()
+    yield module
+    module._xformers_fits.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no kernel image"), OSError("libcuda"), AttributeError("ops"), KeyError(1)]
+)
+def test_the_automatic_choice_survives_a_broken_xformers(module, monkeypatch, error):
+    def fail(q, k, v):
+        raise error
+
+    monkeypatch.setattr(module, "_xformers", fail)
+    assert not module._xformers_fits(torch.device("cpu"), torch.float32, 8, False)
+
+    def fail_to_look(name):
+        raise error
+
+    module._xformers_fits.cache_clear()
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=fail_to_look)))
+    assert not module._xformers_fits(torch.device("cpu"), torch.float32, 8, False)
+
+
+def test_the_automatic_choice_is_made_for_each_device_with_a_probe_there(module, monkeypatch):
+    probed = []
+    # In the module only, since torch looks for libraries of its own.
+    monkeypatch.setattr(module, "importlib", SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: name)))
+    monkeypatch.setattr(module, "_xformers", lambda q, k, v: probed.append((q.device.type, q.dtype)) or q * 1)
+    for device, gradient in (("cpu", True), ("meta", False), ("cpu", True)):
+        assert module._xformers_fits(torch.device(device), torch.bfloat16, 8, gradient)
+    assert probed == [("cpu", torch.bfloat16), ("meta", torch.bfloat16)]
+
+
+def test_whether_an_implementation_runs_can_be_asked():
+    for name in ("auto", "sdpa", "math"):
+        check_attention(name, "cpu")
+    check_attention("xformers")
+    with pytest.raises(AttentionUnavailable, match="no attention for cpu"):
+        check_attention("xformers", "cpu")

@@ -113,7 +113,9 @@ def test_save_and_load_give_equal_logits(classifier, images, tmp_path, backbone)
     assert not again.training
     description = read_description(tmp_path / "c.safetensors")
     assert description["metadata"] == {"accuracy": 0.5, "recipe": {"lr": 0.1}}
-    assert description["backbone"] == {"name": "UNet", "digest": backbone.digest}
+    assert description["backbone"]["name"] == "UNet"
+    assert description["backbone"]["digest"] == backbone.digest
+    assert description["backbone"]["schedule"] == {"name": "linear", "num_timesteps": 1000}
     names = load_file(tmp_path / "c.safetensors").keys()
     assert {name.partition(".")[0] for name in names} <= {"head", "feedback"}
 
@@ -141,6 +143,13 @@ def test_another_backbone_is_refused(backbone, tmp_path):
     ):
         load_classifier(tmp_path / "c.safetensors", backbone=other)
     assert load_classifier(tmp_path / "c.safetensors", backbone=other, verify=False)
+    for same_weights, part in (
+        (create_backbone(small_unet(), schedule="cosine"), "schedule"),
+        (create_backbone(small_unet(use_new_attention_order=True), schedule="linear"), "config"),
+    ):
+        assert same_weights.digest == backbone.digest
+        with pytest.raises(CheckpointError, match=f"trained on the backbone UNet with {part}"):
+            load_classifier(tmp_path / "c.safetensors", backbone=same_weights)
     narrow = create_backbone(small_unet(channel_mult=(1, 1, 1)), schedule="linear")
     with pytest.raises(CheckpointError, match="does not fit"):
         load_classifier(tmp_path / "c.safetensors", backbone=narrow, verify=False)
@@ -157,6 +166,8 @@ def test_another_backbone_is_refused(backbone, tmp_path):
         ({"format": "difformer.backbone"}, "difformer.backbone, not a classifier"),
         ({"format_version": "9"}, "classifier format 9"),
         ({"description": "{"}, "malformed"),
+        ({"description": "{}"}, "does not name a backbone"),
+        ({"description": "null"}, "does not name a backbone"),
         ({"weights_sha256": "0"}, "is corrupt"),
     ],
 )
@@ -250,6 +261,12 @@ def test_paths_images_and_tensors_are_predicted_alike(backbone, folder):
     predictions = [classifier.predict(form)[0] for form in forms] + classifier.predict(tensor[None])
     for prediction in predictions:
         assert prediction.probabilities == pytest.approx(predictions[0].probabilities, abs=1e-5)
+    turned = Image.open(path)
+    turned.getexif()[0x0112] = 6  # orientation: a quarter turn
+    turned.save(folder / "turned.png", exif=turned.getexif())
+    one, other = classifier.predict([folder / "turned.png", Image.open(folder / "turned.png")])
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+    assert not torch.equal(classifier.preprocess(folder / "turned.png"), tensor)
     assert classifier.predict([]) == []
     mixed = classifier.predict([torch.zeros(3, 32, 32), torch.zeros(3, 64, 32)])
     assert len(mixed) == 2

@@ -204,7 +204,8 @@ def test_an_interrupted_prediction_keeps_what_was_done(model, capsys, monkeypatc
     captured = capsys.readouterr()
     assert "2 of 5 images" in captured.out
     assert "interrupted" in captured.err
-    assert len(rows("out.csv")) == 2
+    assert len(rows("out.csv.partial")) == 2
+    assert not Path("out.csv").exists()
 
 
 def test_errors_are_one_message_and_no_traceback(capsys, tmp_path):

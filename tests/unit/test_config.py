@@ -1,6 +1,9 @@
+import json
 from dataclasses import FrozenInstanceError, asdict
 
+import numpy as np
 import pytest
+import torch
 from support import ADM256, small_config
 
 from difformer import UNetConfig
@@ -43,6 +46,17 @@ def test_it_is_frozen():
         ({"resblock_updown": "False"}, "true or false"),
         ({"num_classes": 0}, "positive integer"),
         ({"dropout": 1.0}, "below 1"),
+        ({"dropout": float("nan")}, "below 1"),
+        ({"dropout": "0.1"}, "must be a number"),
+        ({"dropout": True}, "must be a number"),
+        ({"image_size": "32"}, "positive integer"),
+        ({"image_size": np.bool_(True)}, "positive integer"),
+        ({"num_classes": torch.tensor(True)}, "positive integer"),
+        ({"attention_resolutions": 8}, "sequence of numbers"),
+        ({"attention_resolutions": (8.0,)}, "positive integer"),
+        ({"channel_mult": (1, float("inf"))}, "positive numbers"),
+        ({"channel_mult": (1, True)}, "positive numbers"),
+        ({"channel_mult": (1, "2")}, "positive numbers"),
     ],
 )
 def test_bad_values_raise(changes, message):
@@ -53,3 +67,24 @@ def test_bad_values_raise(changes, message):
 def test_resolutions_below_the_coarsest_level_have_no_effect():
     assert small_config(attention_resolutions=(16, 8, 4)).attends(2)
     assert not small_config(attention_resolutions=(4,)).attends(2)
+
+
+def test_numpy_numbers_are_kept_as_plain_ones():
+    config = small_config(
+        image_size=np.int64(32),
+        channel_mult=np.array([1, 1, 2]),
+        attention_resolutions=np.array([16, 8], dtype=np.int32),
+        num_classes=torch.tensor(4),
+        dropout=np.float32(0.5),
+    )
+    assert config == small_config(num_classes=4, dropout=0.5)
+    assert json.loads(json.dumps(asdict(config))) == json.loads(
+        json.dumps(asdict(small_config(num_classes=4, dropout=0.5)))
+    )
+
+
+def test_equal_networks_have_equal_configurations():
+    assert small_config(attention_resolutions=(8, 16, 8)) == small_config(attention_resolutions=(16, 8))
+    assert small_config(num_heads=4, num_head_channels=16) == small_config(num_head_channels=16)
+    assert small_config(num_heads=4, num_head_channels=None) != small_config(num_heads=2, num_head_channels=None)
+    assert small_config(attention_resolutions=(16, 8, 4)).attention_levels == (1, 2)

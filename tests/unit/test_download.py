@@ -14,13 +14,20 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves CONTENT at /weights.pt.
+    """Serves a file at /weights.pt.
 
     Attributes:
         cut_after: break the connection after this many bytes of a response.
         ranges: whether it understands range requests.
+        content: what is at /weights.pt.
+        tag: its ETag.
+        shift: how far the pieces it sends start from where they were asked for.
         requests: the Range header of each request.
     """
+
+    content = CONTENT
+    tag: str | None = None
+    shift = 0
 
     cut_after: int | None = None
     ranges = True
@@ -35,22 +42,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path != "/weights.pt":
             self.send_error(404, "Not Found")
             return
-        start = 0
-        if self.server.ranges and (wanted := self.headers.get("Range")):
-            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
-            if start >= len(CONTENT):
+        start, content, tag = 0, self.server.content, self.server.tag
+        same = self.headers.get("If-Range") in (None, tag)
+        if self.server.ranges and same and (wanted := self.headers.get("Range")):
+            start = int(wanted.removeprefix("bytes=").removesuffix("-")) + self.server.shift
+            if start >= len(content):
                 self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.send_header("Content-Range", f"bytes */{len(content)}")
                 self.end_headers()
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+        if tag:
+            self.send_header("ETag", tag)
+        self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
         end = None if self.server.cut_after is None else start + self.server.cut_after
-        self.wfile.write(CONTENT[start:end])
+        self.wfile.write(content[start:end])
 
     def log_message(self, *args):
         pass
@@ -131,3 +141,50 @@ def test_several_callers_fetch_once(server, url, tmp_path):
         list(pool.map(lambda _: download(url, tmp_path / "weights.pt", digest=DIGEST, progress=False), range(4)))
     assert server.requests == [None]
     assert (tmp_path / "weights.pt").read_bytes() == CONTENT
+
+
+def interrupt(server, url, target, tag):
+    server.tag, server.cut_after = tag, 500_000
+    with pytest.raises(DownloadError, match="call again"):
+        download(url, target, progress=False)
+    server.cut_after = None
+
+
+@pytest.mark.parametrize("tag", ['"one"', 'W/"one"', None])
+def test_the_same_version_is_gone_on_with(server, url, tmp_path, tag):
+    interrupt(server, url, tmp_path / "weights.pt", tag)
+    download(url, tmp_path / "weights.pt", progress=False)
+    assert (tmp_path / "weights.pt").read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=500000-"]
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".pt", ".lock"}
+
+
+def test_two_versions_are_never_spliced(server, url, tmp_path):
+    interrupt(server, url, tmp_path / "weights.pt", '"one"')
+    server.tag, server.content = '"two"', CONTENT[::-1]
+    download(url, tmp_path / "weights.pt", progress=False)
+    assert (tmp_path / "weights.pt").read_bytes() == CONTENT[::-1]
+
+
+def test_an_interrupted_second_version_is_gone_on_with(server, url, tmp_path):
+    interrupt(server, url, tmp_path / "weights.pt", '"one"')
+    server.content = CONTENT[::-1]
+    interrupt(server, url, tmp_path / "weights.pt", '"two"')
+    download(url, tmp_path / "weights.pt", progress=False)
+    assert (tmp_path / "weights.pt").read_bytes() == CONTENT[::-1]
+    assert server.requests == [None, "bytes=500000-", "bytes=500000-"]
+
+
+def test_a_piece_from_elsewhere_starts_it_again(server, url, tmp_path):
+    interrupt(server, url, tmp_path / "weights.pt", None)
+    server.shift = 7
+    download(url, tmp_path / "weights.pt", progress=False)
+    assert (tmp_path / "weights.pt").read_bytes() == CONTENT
+    assert server.requests == [None, "bytes=500000-", None]
+
+
+def test_a_wrong_digest_leaves_no_tag_either(server, url, tmp_path):
+    server.tag = '"one"'
+    with pytest.raises(DownloadError, match="SHA-256"):
+        download(url, tmp_path / "weights.pt", digest="0" * 64, progress=False)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".lock"}

@@ -192,6 +192,11 @@ def test_bad_arguments_raise(backbone, changes, message):
         FeatureExtractor(backbone, **({"taps": ["mid"], "timesteps": [90]} | changes))
 
 
+def test_an_empty_batch_gives_empty_features(backbone, images):
+    features = FeatureExtractor(backbone, taps=["mid"], timesteps=[90, 150])(images[:0], [])
+    assert [feature.shape for feature in features.values()] == [(0, 64, 8, 8)] * 2
+
+
 def test_bad_ids_raise(backbone, images):
     with pytest.raises(ValueError, match="ids must be 3 integers"):
         FeatureExtractor(backbone, taps=["mid"], timesteps=[90])(images, [1, 2])

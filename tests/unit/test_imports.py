@@ -4,7 +4,9 @@ import ast
 import subprocess
 import sys
 import textwrap
+from functools import cached_property
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -78,7 +80,11 @@ def test_dependencies_point_one_way():
 def test_every_public_name_exists_and_is_documented():
     for name in difformer.__all__:
         value = getattr(difformer, name)
-        assert not callable(value) or value.__doc__
+        assert not callable(value) or value.__doc__, name
+        for member, content in vars(value).items() if isinstance(value, type) else ():
+            public = isinstance(content, classmethod | staticmethod | property | cached_property | FunctionType)
+            if public and not member.startswith("_"):
+                assert content.__doc__, f"{name}.{member}"
 
 
 @pytest.mark.parametrize("broken", ["torchvision", "timm", "xformers", "huggingface_hub", "jsonargparse"])
@@ -100,6 +106,30 @@ def test_a_broken_library_spoils_only_what_uses_it(broken, tmp_path):
     done = run(script.format(path=str(tmp_path), broken=broken))
     assert f"this test needs {broken}, which does not load (operator torchvision::nms" in done.stdout
     assert f"pip install --upgrade {broken}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("broken", "call", "message"),
+    [
+        (
+            "jsonargparse",
+            "sys.exit(difformer.cli.main(['info', 'adm256_uncond']))",
+            "difformer: error: the command line needs jsonargparse[signatures]",
+        ),
+        (
+            "huggingface_hub",
+            "difformer.create_backbone('hf://a/b')",
+            "ImportError: reading hf://a/b needs huggingface_hub",
+        ),
+    ],
+)
+def test_what_needs_a_broken_library_says_so(broken, call, message, tmp_path):
+    (tmp_path / f"{broken}.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import difformer, difformer.cli; {call}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"{message}, which does not load (operator torchvision::nms" in done.stderr
+    assert "pip install --upgrade" in done.stderr
 
 
 def test_a_missing_library_says_what_to_install():

@@ -113,7 +113,17 @@ def test_empty_batches_work():
         ({"ids": [1], "t": 2**16}, "t must lie"),
         ({"ids": [1], "t": torch.tensor([1, 2])}, "t must be 1 integers"),
         ({"ids": [1], "t": 0.5}, "t must be integers"),
+        ({"ids": [1], "t": True}, "t must be integers"),
+        ({"ids": [1], "t": None}, "t must be signed"),
+        ({"ids": [2**63]}, "ids must be signed 64-bit integers"),
+        ({"ids": ["a"]}, "ids must be signed 64-bit integers"),
         ({"ids": [1], "draw": -1}, "draw must lie"),
+        ({"ids": [1], "draw": 0.5}, "draw must be an integer"),
+        ({"ids": [1], "draw": True}, "draw must be an integer"),
+        ({"ids": [1], "seed": 2**64}, "seed must fit into 64 bits"),
+        ({"ids": [1], "seed": -(2**63) - 1}, "seed must fit into 64 bits"),
+        ({"ids": [1], "seed": 1.5}, "seed must be an integer"),
+        ({"ids": [1], "seed": "1"}, "seed must be an integer"),
     ],
 )
 def test_bad_arguments_raise(arguments, message):
@@ -128,3 +138,8 @@ def test_devices_agree_to_float32_rounding():
     torch.testing.assert_close(
         image_noise(x.cuda(), range(8), 150).cpu(), image_noise(x, range(8), 150), rtol=1e-5, atol=2e-6
     )
+
+
+def test_seeds_may_be_numpys_and_unsigned():
+    assert torch.equal(noise([1], seed=np.int64(5), draw=np.int32(1)), noise([1], seed=5, draw=1))
+    assert torch.equal(noise([1], seed=2**64 - 1), noise([1], seed=-1))

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from support import read_golden
@@ -47,7 +48,9 @@ def test_q_sample_is_its_equation():
     assert q_sample(x_0.bfloat16(), 5, eps, schedule).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("t", [-1, 1000, torch.tensor([0, 1000]), torch.tensor([0.5, 1.0]), True])
+@pytest.mark.parametrize(
+    "t", [-1, 1000, torch.tensor([0, 1000]), torch.tensor([0.5, 1.0]), True, 1j, None, "a", [0, 1000]]
+)
 def test_bad_timesteps_raise(t):
     with pytest.raises(ValueError, match="timesteps must"):
         q_sample(torch.zeros(2, 3, 4, 4), t, torch.zeros(2, 3, 4, 4), NoiseSchedule.linear())
@@ -57,11 +60,12 @@ def test_bad_shapes_raise():
     x_0 = torch.zeros(2, 3, 4, 4)
     with pytest.raises(ValueError, match="eps must have"):
         q_sample(x_0, 1, torch.zeros(1, 3, 4, 4), NoiseSchedule.linear())
-    with pytest.raises(ValueError, match="one timestep or 2"):
-        q_sample(x_0, torch.tensor([1, 2, 3]), x_0, NoiseSchedule.linear())
+    for t in (torch.tensor([1, 2, 3]), [1, 2, 3], np.array([1, 2, 3]), [[1, 2]]):
+        with pytest.raises(ValueError, match="one timestep or 2"):
+            q_sample(x_0, t, x_0, NoiseSchedule.linear())
 
 
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, 10])
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, 10, 2**16 + 1, 10**12])
 def test_bad_lengths_raise(steps):
     with pytest.raises(ValueError, match="timesteps"):
         NoiseSchedule.linear(steps)
@@ -72,6 +76,13 @@ def test_bad_betas_raise():
         NoiseSchedule("own", torch.tensor([0.1]))
     with pytest.raises(ValueError, match="between 0 and 1"):
         NoiseSchedule("own", torch.tensor([0.1, 1.0], dtype=torch.float64))
+    for betas in ([0.1], np.array([0.1]), None, torch.zeros(3, dtype=torch.float64, device="meta")):
+        with pytest.raises(ValueError, match="betas must be a float64 tensor"):
+            NoiseSchedule("own", betas)
+    with pytest.raises(ValueError, match="at most 65536"):
+        NoiseSchedule("own", torch.full((2**16 + 1,), 0.1, dtype=torch.float64))
+    with pytest.raises(ValueError, match="name must be text"):
+        NoiseSchedule(5, torch.full((3,), 0.1, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"'sigmoid'.*linear, cosine"):
         NoiseSchedule.from_name("sigmoid")
 
@@ -92,7 +103,39 @@ def test_descriptions_round_trip(schedule):
     assert torch.equal(again.betas, schedule.betas)
 
 
-@pytest.mark.parametrize("values", [{}, {"name": "linear"}, {"name": "own", "num_timesteps": 10}])
+@pytest.mark.parametrize(
+    "values", [{}, {"name": "linear"}, {"name": "own", "num_timesteps": 10}, {"name": "own", "betas": "x"}]
+)
 def test_bad_descriptions_raise(values):
     with pytest.raises(ValueError, match="schedule"):
         NoiseSchedule.from_dict(values)
+
+
+def test_timesteps_may_be_a_list_or_an_array():
+    x_0, schedule = torch.rand(2, 3, 4, 4), NoiseSchedule.linear()
+    expected = q_sample(x_0, torch.tensor([3, 7]), x_0, schedule)
+    for t in ([3, 7], np.array([3, 7]), np.array([3, 7], dtype=np.uint8), torch.tensor([3, 7], dtype=torch.int16)):
+        assert torch.equal(q_sample(x_0, t, x_0, schedule), expected)
+
+
+def test_only_floating_point_images_are_noised():
+    x_0 = torch.zeros(2, 3, 4, 4)
+    with pytest.raises(ValueError, match=r"x_0 must be a floating-point tensor, got torch\.uint8"):
+        q_sample(x_0.byte(), 1, x_0, NoiseSchedule.linear())
+    with pytest.raises(ValueError, match="eps must be a floating-point tensor"):
+        q_sample(x_0, 1, x_0.int(), NoiseSchedule.linear())
+
+
+def test_lengths_may_be_numpys():
+    schedule = NoiseSchedule.linear(np.int64(50))
+    assert schedule.num_timesteps == 50
+    assert type(schedule.to_dict()["num_timesteps"]) is int
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tables_are_on_the_cpu_whatever_the_default(name):
+    with torch.device("meta"):
+        schedule = FAMILIES[name](100)
+        tables = (schedule.betas, schedule.alpha_bar, schedule.posterior_variance, *schedule.coefficients(5))
+        again = NoiseSchedule.from_dict(NoiseSchedule("own", schedule.betas / 2).to_dict())
+    assert {table.device.type for table in (*tables, again.betas)} == {"cpu"}

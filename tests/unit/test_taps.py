@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 
 from difformer import FeatureKey, mirror
 from difformer.taps import resolve_tap, resolve_taps, tap_names
@@ -14,13 +15,41 @@ def test_names_follow_the_network():
 
 
 @pytest.mark.parametrize(
-    ("tap", "name"), [(1, "in00"), (19, "mid"), (24, "out04"), ("24", "out04"), (np.int64(37), "out17"), ("mid", "mid")]
+    ("tap", "name"),
+    [
+        (1, "in00"),
+        (19, "mid"),
+        (24, "out04"),
+        ("24", "out04"),
+        (np.int64(37), "out17"),
+        (torch.tensor(24), "out04"),
+        ("mid", "mid"),
+    ],
 )
 def test_block_numbers_and_names_mean_the_same(tap, name):
     assert resolve_tap(tap, NAMES) == name
 
 
-@pytest.mark.parametrize("tap", ["out18", "out4", "", "-1", 0, 38, -1, 2.5, None, True, "²"])
+@pytest.mark.parametrize(
+    "tap",
+    [
+        "out18",
+        "out4",
+        "",
+        "-1",
+        0,
+        38,
+        -1,
+        2.5,
+        None,
+        True,
+        "²",
+        "9" * 5000,
+        np.bool_(True),
+        torch.tensor(True),
+        torch.tensor(1.0),
+    ],
+)
 def test_unknown_tap_raises_and_lists_the_valid_ones(tap):
     with pytest.raises(ValueError, match=r"in00.*mid.*out17.*1 to 37"):
         resolve_tap(tap, NAMES)
@@ -61,3 +90,9 @@ def test_mirror_of_adm256_is_38_minus_the_block():
 def test_feature_keys_are_values():
     assert {FeatureKey("mid", 150): 1}[FeatureKey("mid", 150, round=0)] == 1
     assert FeatureKey("mid", 150) != FeatureKey("mid", 150, round=1)
+
+
+def test_mirror_alone_means_the_network_the_literature_numbers():
+    assert mirror("out01") == mirror(21) == "in16"
+    with pytest.raises(ValueError, match="1 to 37"):
+        mirror("out18")

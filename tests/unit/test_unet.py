@@ -98,6 +98,9 @@ def test_several_injections_by_name_and_number_match_hooks(unet, x):
         ({"in01": torch.zeros(2, 33, 8, 8)}, r"in01 must have shape \(2, 32, h, w\)"),
         ({"in01": torch.zeros(1, 32, 8, 8)}, r"\(2, 32, h, w\)"),
         ({"in01": torch.zeros(2, 32)}, r"\(2, 32, h, w\)"),
+        ({"in01": torch.zeros(2, 32, 0, 8)}, r"\(2, 32, h, w\)"),
+        ({"in01": torch.zeros(2, 32, 8, 8).long()}, r"in01 must be a floating-point tensor, got torch\.int64"),
+        ({"in01": 0.5}, "in01 must be a floating-point tensor, got float"),
         ({"in01": torch.zeros(2, 32, 8, 8), 2: torch.zeros(2, 32, 8, 8)}, "more than once"),
         ({"out03": torch.zeros(2, 64, 8, 8)}, "out03, which comes after mid"),
     ],
@@ -105,6 +108,85 @@ def test_several_injections_by_name_and_number_match_hooks(unet, x):
 def test_bad_injections_raise(unet, x, inject, message):
     with pytest.raises(ValueError, match=message):
         unet.forward_taps(x, 150, ["mid"], inject=inject)
+
+
+def test_nothing_runs_for_a_request_that_is_refused(unet, x):
+    ran = []
+    handle = unet.time_embed.register_forward_hook(lambda *_: ran.append(1))
+    for taps, inject in [(["out99"], None), (["mid"], {"in01": torch.zeros(2, 1, 8, 8)}), (["in00"], {"mid": x})]:
+        with pytest.raises(ValueError, match=r"out99|in01|mid"):
+            unet.forward_taps(x, 150, taps, inject=inject)
+    handle.remove()
+    assert ran == []
+
+
+def test_going_on_from_any_prefix_gives_what_a_whole_pass_gives(unet, x):
+    wanted = ["out03", "in00", "mid", "in08", "out08"]
+    expected = unet.forward_taps(x, 150, wanted)
+    for last in list(unet.taps)[: len(unet.input_blocks)]:
+        prefix = unet.forward_prefix(x, 150, last)
+        assert list(prefix.outputs) == list(unet.taps)[: unet.taps[last].block]
+        found = unet.forward_from(prefix, wanted)
+        assert list(found) == wanted
+        for tap in wanted:
+            assert torch.equal(found[tap], expected[tap])
+        assert torch.equal(unet.forward_from(prefix, ["in00"])["in00"], expected["in00"])
+
+
+def test_injections_after_any_prefix_give_what_a_whole_pass_gives(unet, x):
+    encoder = list(unet.taps)[: len(unet.input_blocks)]
+    for index, last in enumerate(encoder):
+        inject = {
+            tap: recipe_input(i, 2, unet.taps[tap].channels, 8, 8)
+            for i, tap in enumerate([*encoder[index:], "mid", "out01"])
+        }
+        prefix = unet.forward_prefix(x, 150, last)
+        before = {name: feature.clone() for name, feature in prefix.outputs.items()}
+        for _ in range(2):  # the prefix is as good for the second pass as for the first
+            wanted = [last, "out05", "in00"] if last != "in00" else [last, "out05"]
+            expected, found = (
+                unet.forward_taps(x, 150, wanted, inject=inject),
+                unet.forward_from(prefix, wanted, inject=inject),
+            )
+            for tap in wanted:
+                assert torch.equal(found[tap], expected[tap])
+        assert list(prefix.outputs) == list(before)
+        assert all(torch.equal(prefix.outputs[name], feature) for name, feature in before.items())
+        assert prefix.h is prefix.outputs[last]
+
+
+def test_gradients_flow_from_a_prefix_to_injections(unet, x):
+    gradients = []
+    for run in (
+        lambda value: unet.forward_taps(x, 150, ["out02"], inject={"in04": value}),
+        lambda value: unet.forward_from(unet.forward_prefix(x, 150, "in04"), ["out02"], inject={"in04": value}),
+    ):
+        value = recipe_input(1, 2, 32, 16, 16).requires_grad_()
+        run(value)["out02"].square().sum().backward()
+        gradients.append(value.grad)
+    unet.zero_grad(set_to_none=True)
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_prefix_takes_labels():
+    conditional, x, y = small_unet(num_classes=5), recipe_input(3, 2, 3, 32, 32), torch.tensor([0, 4])
+    found = conditional.forward_from(conditional.forward_prefix(x, 10, "in03", y=y), ["out08"])
+    assert torch.equal(found["out08"], conditional.forward_taps(x, 10, ["out08"], y=y)["out08"])
+
+
+def test_bad_prefixes_raise(unet, x):
+    for last, message in [("mid", "must end in the encoder"), ("out00", "not at out00"), ("in99", "unknown tap")]:
+        with pytest.raises(ValueError, match=message):
+            unet.forward_prefix(x, 150, last)
+    prefix = unet.forward_prefix(x, 150, "in03")
+    for taps, inject, message in [
+        (["mid"], {"in02": torch.zeros(2, 32, 8, 8)}, "in02, which comes before the end of the prefix"),
+        (["mid"], {"in04": torch.zeros(3, 32, 8, 8)}, r"\(2, 32, h, w\)"),
+        (["in03"], {"in04": torch.zeros(2, 32, 8, 8)}, "comes after in03"),
+        ([], {}, "no tap"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            unet.forward_from(prefix, taps, inject=inject)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (64, 32), (4, 36)])
@@ -133,8 +215,15 @@ def test_bad_images_raise(unet, images):
 def test_timesteps_may_be_one_or_one_an_image(unet, x):
     both = unet(x, torch.tensor([10, 500]))
     torch.testing.assert_close(both, torch.cat([unet(x[:1], 10), unet(x[1:], torch.tensor(500))]), rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="one timestep or 2"):
-        unet(x, torch.tensor([1, 2, 3]))
+    for t, message in [
+        (torch.tensor([1, 2, 3]), "one timestep or 2"),
+        (True, "real numbers"),
+        (1j, "real numbers"),
+        (None, "t must be a number"),
+        ("a", "t must be a number"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            unet(x, t)
 
 
 def test_class_labels_are_wanted_exactly_where_the_network_has_classes(unet, x):
@@ -142,12 +231,16 @@ def test_class_labels_are_wanted_exactly_where_the_network_has_classes(unet, x):
     y = torch.tensor([0, 4])
     assert not torch.allclose(conditional(x, 10, y), conditional(x, 10, y.flip(0)), atol=1e-3)
     assert list(conditional.forward_taps(x, 10, ["mid"], y=y)) == ["mid"]
+    for same in ([0, 4], y.short(), y.byte(), y.int()):
+        assert torch.equal(conditional(x, 10, same), conditional(x, 10, y))
     for network, labels, message in [
         (conditional, None, r"give y, 2 labels in \[0, 5\)"),
         (unet, y, "not class-conditional"),
         (conditional, torch.tensor([0, 5]), r"must lie in \[0, 5\)"),
         (conditional, torch.tensor([0]), "2 integer labels"),
         (conditional, torch.tensor([0.0, 1.0]), "2 integer labels"),
+        (conditional, torch.tensor([False, True]), "2 integer labels"),
+        (conditional, ["cat", "dog"], "y must be"),
     ]:
         with pytest.raises(ValueError, match=message):
             network.forward_taps(x, 10, ["mid"], y=labels)

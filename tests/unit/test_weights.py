@@ -2,10 +2,16 @@
 
 import os
 import pickle
+import random
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +19,17 @@ from safetensors.torch import save_file
 from support import small_unet
 
 from difformer import CheckpointError, NoiseSchedule, UNetBackbone, create_backbone
-from difformer.checkpoints import load_strictly, read_weights, weights_digest
-from difformer.files import write_atomically
+from difformer.checkpoints import (
+    StoredBackbone,
+    contiguous_state,
+    describe,
+    load_strictly,
+    read_pickle,
+    read_weights,
+    weights_digest,
+    write_backbone,
+)
+from difformer.files import check_target, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -239,3 +254,226 @@ def test_the_digest_is_of_the_weights_not_of_the_file(ours, openais, backbone):
     other = dict(backbone.unet.state_dict())
     other["out.2.bias"] = other["out.2.bias"] + 1e-7
     assert weights_digest(other) not in digests
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x.to(torch.complex64), "sparse or complex"),
+        (lambda x: x.to_sparse(), "sparse or complex"),
+        (lambda x: x.to("meta"), "without values"),
+        (lambda x: x.round().long(), "holds integers where weights belong: out.2.bias"),
+    ],
+)
+def test_tensors_that_cannot_be_weights(backbone, change, message):
+    state = dict(backbone.unet.state_dict())
+    state["out.2.bias"] = change(state["out.2.bias"])
+    with pytest.raises(CheckpointError, match=message):
+        load_strictly(small_unet(), state, "some.pt")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {1: torch.zeros(1)},
+        {"x": torch.zeros(3).to_sparse()},
+        {"x": torch.zeros(3, device="meta")},
+        {"x": torch.zeros(3, dtype=torch.complex64)},
+    ],
+    ids=["numbers for names", "sparse", "meta", "complex"],
+)
+def test_state_dicts_that_nothing_can_be_done_with(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match=r"other\.pt (must hold tensors by name|holds sparse or complex)"):
+        read_weights(tmp_path / "other.pt")
+
+
+def test_a_modules_own_integers_are_fine():
+    module = torch.nn.BatchNorm2d(3)
+    state = {name: tensor.clone() + 1 for name, tensor in module.state_dict().items()}
+    load_strictly(module, state, "some.pt")
+    assert module.num_batches_tracked == 1
+    with pytest.raises(CheckpointError, match="holds weights where integers belong: num_batches_tracked"):
+        load_strictly(module, state | {"num_batches_tracked": torch.tensor(1.5)}, "some.pt")
+
+
+def test_a_torchscript_archive_is_named_as_such(tmp_path):
+    path = tmp_path / "script.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    for verify in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(CheckpointError, match=r"script\.pt is a TorchScript archive") as caught:
+                read_weights(path, verify=verify)
+        assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "safetensors"])
+def test_damage_anywhere_is_a_checkpoint_error(tmp_path, kind, verify):
+    path = tmp_path / "fuzzed.pt"
+    state = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2, dtype=torch.float16)}
+    if kind == "safetensors":
+        save_file(state, path, {"format": "pt"})
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    content, chance, messages = path.read_bytes(), random.Random(0), []
+    for _ in range(400):
+        damaged = bytearray(content)
+        for _ in range(chance.randint(1, 4)):
+            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        try:
+            read_weights(path, verify=verify)
+        except CheckpointError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("fuzzed.pt" in message and "weights_only" not in message for message in messages)
+
+
+def test_running_out_of_memory_is_not_taken_for_damage(openais, monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(MemoryError):
+        read_weights(openais)
+
+
+@pytest.mark.parametrize("kind", ["ours", "openais"])
+@pytest.mark.parametrize("change", ["file.truncate(100)", "file.write(bytes(os.stat(path).st_size))"])
+def test_a_file_may_change_after_it_was_opened(kind, change, request):
+    """In a process of its own, which a mapped file would kill."""
+    path = request.getfixturevalue(kind)
+    script = f"""
+        import os, torch
+        from difformer import create_backbone
+        path = {str(path)!r}
+        given = {{}} if path.endswith("safetensors") else dict(
+            config=dict(image_size=32, num_head_channels=16, use_new_attention_order=False), schedule="cosine"
+        )
+        backbone = create_backbone(path, **given)
+        x = torch.ones(1, 3, 32, 32)
+        before = backbone(x, 10)
+        with open(path, "r+b") as file:
+            {change}
+        assert torch.equal(backbone(x, 10), before)
+        print("alive")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
+def test_absurd_metadata_is_refused_at_once(ours):
+    weights = read_weights(ours)
+    for key, value in [
+        ("schedule", '{"name": "cosine", "num_timesteps": 100000000000}'),
+        ("config", weights.metadata["config"].replace('"num_res_blocks": 2', '"num_res_blocks": 100000000')),
+        ("provenance", "[1]"),
+    ]:
+        save_file(dict(weights.state), ours, {**weights.metadata, key: value})
+        start = time.monotonic()
+        with pytest.raises(CheckpointError, match=r"small\.safetensors"):
+            create_backbone(ours)
+        assert time.monotonic() - start < 5
+
+
+def test_tensors_that_share_memory_are_stored(ours, backbone, tmp_path):
+    state = dict(backbone.unet.state_dict())
+    both = torch.stack([state["out.2.bias"]] * 2)
+    state["out.2.bias"] = both[0]
+    state["time_embed.0.bias"] = state["time_embed.2.bias"]
+    assert all(x.is_contiguous() for x in contiguous_state(state).values())
+    stored = create_backbone(ours)
+    described = StoredBackbone("shared", stored.config, stored.schedule, weights_digest(state), {})
+    write_backbone(tmp_path / "shared.safetensors", state, described)
+    again = create_backbone(tmp_path / "shared.safetensors").unet.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
+def test_the_digest_does_not_depend_on_the_precision_of_the_file(backbone, tmp_path):
+    half = {name: tensor.half() for name, tensor in backbone.unet.state_dict().items()}
+    torch.save(half, tmp_path / "half.pt")
+    opened = create_backbone(tmp_path / "half.pt", config=backbone.config, schedule="linear")
+    opened.save(tmp_path / "full.safetensors")
+    assert create_backbone(tmp_path / "full.safetensors").digest == opened.digest == weights_digest(half)
+    double = {name: tensor.double() for name, tensor in half.items()}
+    assert weights_digest(double) != opened.digest
+
+
+def test_written_files_have_the_permissions_of_any_other(backbone, tmp_path):
+    (tmp_path / "plain").touch()
+    backbone.save(tmp_path / "new.safetensors")
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "new.safetensors").stat().st_mode == mode
+    (tmp_path / "new.safetensors").chmod(0o640)
+    backbone.save(tmp_path / "new.safetensors", overwrite=True)
+    assert stat.S_IMODE((tmp_path / "new.safetensors").stat().st_mode) == 0o640
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    with write_atomically(link, overwrite=True) as temporary:
+        assert temporary.parent == target.parent  # renaming must not cross file systems
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_threads_may_write_the_same_file(tmp_path):
+    target, barrier, errors = tmp_path / "file", threading.Barrier(8), []
+
+    def write(number):
+        try:
+            with write_atomically(target, overwrite=True) as temporary:
+                temporary.write_text(str(number) * 1000)
+                barrier.wait(10)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(set(target.read_text())) == 1
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_targets_can_be_checked_before_long_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_target(tmp_path / "new")
+    (tmp_path / "old").touch()
+    for target in (tmp_path / "old", Path("~/old")):
+        with pytest.raises(FileExistsError, match="exists already"):
+            check_target(target)
+        check_target(target, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_target(tmp_path / "missing" / "new")
+    with pytest.raises(FileExistsError, match="is a folder"):
+        check_target(tmp_path, overwrite=True)
+
+
+def test_the_home_folder_is_understood(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backbone.save("~/small.safetensors")
+    assert create_backbone("~/small.safetensors").digest == backbone.digest
+    assert describe("~/small.safetensors")[0] == backbone.config
+
+
+def test_pickles_of_any_structure_can_be_read(tmp_path):
+    content = {"model": {"x": torch.ones(2)}, "step": 3}
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "other.pt", _use_new_zipfile_serialization=zipped)
+        found = read_pickle(tmp_path / "other.pt")
+        assert found["step"] == 3
+        assert torch.equal(found["model"]["x"], torch.ones(2))
+    torch.save(Bomb(tmp_path / "victim"), tmp_path / "other.pt")
+    with pytest.raises(CheckpointError, match="was refused"):
+        read_pickle(tmp_path / "other.pt")
