@@ -1,0 +1,5 @@
+"""Training, extraction and evaluation, on one CPU as on many GPUs."""
+
+from difformer.engine.recipe import Recipe
+
+__all__ = ["Recipe"]

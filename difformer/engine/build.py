@@ -1,0 +1,132 @@
+"""From a recipe to the things it names: backbone, extractor, head, classifier, data sets."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difformer.backbones import Backbone, UNetBackbone, create_backbone
+from difformer.checkpoints import describe
+from difformer.classifier import DiffusionClassifier
+from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
+from difformer.data.images import stable_id
+from difformer.engine.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
+from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
+from difformer.models import UNet
+from difformer.taps import FeatureKey, TapSpec
+
+Extractor = FeatureExtractor | FeedbackExtractor
+HEADS = {
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "cnn": CNNHead,
+    "attention": AttentionHead,
+    "difformer": DifFormerHead,
+}
+_PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def build_backbone(
+    config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu", random_weights: bool = False
+) -> UNetBackbone:
+    """Opens the backbone.
+
+    Args:
+        config: which, and how.
+        precision: no, bf16 or fp16; what the dtype follows where the configuration leaves it out.
+        device: where it is to run.
+        random_weights: use the architecture alone, for a trial run on a machine that has no weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
+    """
+    dtype = getattr(torch, config.dtype) if config.dtype else _PRECISION_DTYPES[precision]
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "attention": config.attention,
+        "gradient_checkpointing": config.gradient_checkpointing,
+    }
+    if random_weights:
+        architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
+        return create_backbone(UNet(architecture), schedule=schedule, **how)
+    return create_backbone(config.name, folder=config.folder, download=config.download, **how)
+
+
+def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
+    """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
+
+    Raises:
+        ValueError: as theirs.
+    """
+    common: dict[str, Any] = {
+        "taps": config.taps,
+        "timesteps": config.timesteps,
+        "seed": config.seed,
+        "draws": config.draws,
+        "clean": config.clean,
+    }
+    if not config.feedback_taps:
+        return FeatureExtractor(backbone, chunk_size=config.chunk_size, **common)
+    return FeedbackExtractor(
+        backbone,
+        feedback_taps=config.feedback_taps,
+        first_pass_taps=config.first_pass_taps,
+        norm=config.norm,  # type: ignore[arg-type]
+        gate=config.gate,
+        **common,
+    )
+
+
+def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_classes: int) -> torch.nn.Module:
+    """The head, for features as an extractor's `specs` describe them.
+
+    Raises:
+        ValueError: an argument the head does not have (the message names the nearest), or as the head.
+    """
+    kind = HEADS[config.name]
+    known = [name for name in inspect.signature(kind).parameters if name not in ("specs", "num_classes")]
+    for name in config.arguments:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
+    return kind(specs, num_classes, **config.arguments)
+
+
+def build_classifier(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...]) -> DiffusionClassifier:
+    """An untrained classifier, whose initial weights depend on the recipe's seed alone.
+
+    Raises:
+        ValueError: as extractor, head and classifier.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.training.seed)
+        extractor = build_extractor(recipe.extractor, backbone)
+        head = build_head(recipe.head, extractor.specs, len(class_names))
+    data = recipe.data
+    preprocessing = Preprocessing(data.size, data.resize)
+    return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing)
+
+
+def build_dataset(
+    config: DataConfig, split: str, *, augment: bool = False, subset: LabelSubset | None = None
+) -> ImageDataset:
+    """A split with random access, which sampling and resuming in the middle of an epoch need.
+
+    Raises:
+        FileNotFoundError, DataError, ImageError, ValueError, ImportError: as `create_dataset`.
+    """
+    dataset = create_dataset(replace(config, stream=False), split, augment=augment, subset=subset)
+    assert isinstance(dataset, ImageDataset)
+    return dataset
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The noise seed of a training epoch, counted from 0; evaluation uses `seed` itself."""
+    return stable_id(f"noise {seed} {epoch}".encode())

@@ -1,0 +1,313 @@
+"""What a training run is made of: a recipe, as `train/configs/*.yaml` and the command line give it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from difformer.config import as_integer, as_positive_integer
+from difformer.data import DataConfig
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
+HeadName = Literal["linear", "mlp", "cnn", "attention", "difformer"]
+FeatureSource = Literal["live", "cached"]
+Precision = Literal["no", "bf16", "fp16"]
+ScheduleName = Literal["step", "cosine", "constant"]
+Criterion = Literal["top1", "mean_per_class", "loss"]
+
+
+def _check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
+    if value not in known and not (optional and value is None):
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def _check_range(name: str, value: float, fits: bool, expected: str) -> None:
+    if isinstance(value, bool) or not fits:
+        raise ValueError(f"{name} must be {expected}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The diffusion model the features come from.
+
+    Attributes:
+        name: preset, weight file or hf://owner/name.
+        folder: where named weights lie, in place of the usual folders.
+        download: whether weights that are not on this machine may be fetched.
+        dtype: of the convolutions; by default as `training.precision` computes.
+        attention: implementation: auto, xformers, sdpa or math.
+        gradient_checkpointing: spend time to save DifFeed's memory.
+    """
+
+    name: str = "adm256_uncond"
+    folder: str | None = None
+    download: bool = False
+    dtype: DtypeName | None = None
+    attention: str = "auto"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
+
+
+@dataclass(frozen=True)
+class ExtractorConfig:
+    """Which features are read.
+
+    Attributes:
+        taps: tap names or block numbers; with feedback, those of the second pass.
+        timesteps: noise timesteps in [0, 1000).
+        feedback_taps: decoder taps that are fed back into the encoder (DifFeed).
+        first_pass_taps: taps to read in the first pass besides, with feedback.
+        seed: of the noise.
+        draws: noise draws a timestep, over which features are averaged.
+        clean: add no noise.
+        chunk_size: most noisy images to pass at once.
+        norm: of the feedback layers: batch, group or none.
+        gate: start from the features without feedback.
+    """
+
+    taps: tuple[int | str, ...] = (24,)
+    timesteps: tuple[int, ...] = (150,)
+    feedback_taps: tuple[int | str, ...] = ()
+    first_pass_taps: tuple[int | str, ...] = ()
+    seed: int = 0
+    draws: int = 1
+    clean: bool = False
+    chunk_size: int | None = None
+    norm: str = "batch"
+    gate: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "timesteps", "feedback_taps", "first_pass_taps"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.feedback_taps and self.chunk_size is not None:
+            raise ValueError("extractor.chunk_size is not for DifFeed; use training.accumulation to save memory")
+        only_feedback = {"first_pass_taps": (), "norm": "batch", "gate": False}
+        given = [name for name, default in only_feedback.items() if getattr(self, name) != default]
+        if given and not self.feedback_taps:
+            raise ValueError(f"extractor.{given[0]} is for DifFeed; give extractor.feedback_taps with it")
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Which head reads the features.
+
+    Attributes:
+        name: linear, mlp, cnn, attention or difformer.
+        arguments: the head's own, such as pool, width or variant.
+    """
+
+    name: HeadName = "linear"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_choice("head.name", self.name, get_args(HeadName))
+        object.__setattr__(self, "arguments", dict(self.arguments))
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Features kept on the disk, with `features: cached`.
+
+    Attributes:
+        folder: where caches lie.
+        views: augmentation and noise draws kept of each training image; epochs take turns. 1 with augmentation none
+            still draws new noise for each view.
+        dtype: of the features.
+        shard_size: images a file.
+    """
+
+    folder: str = "features"
+    views: int = 1
+    dtype: DtypeName = "bfloat16"
+    shard_size: int = 4096
+
+    def __post_init__(self) -> None:
+        _check_choice("cache.dtype", self.dtype, get_args(DtypeName))
+        for name in ("views", "shard_size"):
+            object.__setattr__(self, name, as_positive_integer(f"cache.{name}", getattr(self, name)))
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How the weights move.
+
+    Attributes:
+        name: sgd (plain momentum), adamw, lars, or any other name of timm's.
+        lr: learning rate, above 0.
+        momentum: of SGD and LARS, in [0, 1).
+        weight_decay: at least 0; not applied to biases and norms.
+        clip_norm: greatest norm of the gradient.
+    """
+
+    name: str = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range("optimizer.lr", self.lr, self.lr > 0, "above 0")
+        _check_range("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        _check_range("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        if self.clip_norm is not None:
+            _check_range("optimizer.clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate changes.
+
+    Attributes:
+        name: step, cosine (per step, to `min_lr`) or constant.
+        step_epochs: epochs between steps down.
+        gamma: factor of a step.
+        warmup_epochs: epochs in which the rate rises linearly from almost 0; part of all epochs.
+        min_lr: where the cosine ends.
+    """
+
+    name: ScheduleName = "constant"
+    step_epochs: float = 7.0
+    gamma: float = 0.1
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_choice("schedule.name", self.name, get_args(ScheduleName))
+        _check_range("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "above 0")
+        _check_range("schedule.gamma", self.gamma, 0 < self.gamma <= 1, "above 0 and at most 1")
+        _check_range("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
+        _check_range("schedule.min_lr", self.min_lr, self.min_lr >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How long, how much at once, and what keeps the head from overfitting.
+
+    Attributes:
+        epochs: passes over the training split.
+        batch_size: images a step, over all processes together: the result does not depend on their number.
+        accumulation: parts that a process's share of a batch goes through in, to save memory.
+        precision: no, bf16 or fp16 for head and backbone.
+        label_smoothing: in [0, 1).
+        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
+        ema: decay of the moving average of the weights, which is what is then evaluated and kept; none when left out.
+        sync_batch_norm: on GPUs, batch statistics over all processes.
+        early_stopping: evaluations without improvement after which to stop.
+        seed: of initial weights, order and dropout.
+        workers: of each process's data loader.
+        save_minutes: most minutes of work between two saves of the state; it is saved after each epoch in any case.
+    """
+
+    epochs: int = 28
+    batch_size: int = 128
+    accumulation: int = 1
+    precision: Precision = "no"
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float | None = None
+    sync_batch_norm: bool = True
+    early_stopping: int | None = None
+    seed: int = 0
+    workers: int = 2
+    save_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation"):
+            object.__setattr__(self, name, as_positive_integer(f"training.{name}", getattr(self, name)))
+        if self.early_stopping is not None:
+            as_positive_integer("training.early_stopping", self.early_stopping)
+        _check_choice("training.precision", self.precision, get_args(Precision))
+        _check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        for name in ("mixup", "cutmix", "save_minutes"):
+            _check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        for name in ("seed", "workers"):
+            _check_range(
+                f"training.{name}", as_integer(name, getattr(self, name)), getattr(self, name) >= 0, "not negative"
+            )
+        if self.ema is not None:
+            _check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and what chooses the classifier that is kept.
+
+    Attributes:
+        validation: split that is evaluated while training; none when null. `holdout` with `data.holdout`.
+        every: epochs between evaluations.
+        select: keep the classifier of the `best` evaluation, or the `last`.
+        criterion: what is best: top1, mean_per_class or loss.
+        test: split that is evaluated once, at the end, with the classifier that was kept.
+        batch_size: images at once, over all processes; that of training when null.
+    """
+
+    validation: str | None = None
+    every: int = 1
+    select: Literal["best", "last"] = "last"
+    criterion: Criterion = "top1"
+    test: str | None = None
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        as_positive_integer("evaluation.every", self.every)
+        if self.batch_size is not None:
+            as_positive_integer("evaluation.batch_size", self.batch_size)
+        _check_choice("evaluation.select", self.select, ("best", "last"))
+        _check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
+        if self.select == "best" and self.validation is None:
+            raise ValueError("evaluation.select: best needs evaluation.validation, such as holdout with data.holdout")
+        if self.validation is not None and self.select == "best" and self.validation == self.test:
+            raise ValueError(
+                f"evaluation.test: {self.test} would be measured on the images that choose the classifier; "
+                "choose on another split, such as holdout with data.holdout"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training run.
+
+    Attributes:
+        output: folder of the run.
+        backbone: the diffusion model the features come from.
+        extractor: which features are read.
+        head: which head reads them.
+        data: which images.
+        features: `live`, or `cached` on the disk (not for DifFeed).
+        cache: where, and how many views.
+        optimizer: how the weights move.
+        schedule: how the learning rate changes.
+        training: how long and how much at once.
+        evaluation: what is measured.
+        trackers: of Accelerate's: tensorboard, wandb, ….
+    """
+
+    data: DataConfig
+    output: str = "runs/classifier"
+    backbone: BackboneConfig = BackboneConfig()
+    extractor: ExtractorConfig = ExtractorConfig()
+    head: HeadConfig = HeadConfig()
+    features: FeatureSource = "live"
+    cache: CacheConfig = CacheConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        _check_choice("features", self.features, get_args(FeatureSource))
+        object.__setattr__(self, "trackers", tuple(self.trackers))
+        if self.features == "cached" and self.extractor.feedback_taps:
+            raise ValueError(
+                "DifFeed learns feedback layers whose output goes through the backbone again, so its features cannot "
+                "be cached past the first pass; use features: live"
+            )
+        if self.evaluation.validation == "holdout" and not self.data.holdout:
+            raise ValueError(
+                "evaluation.validation: holdout needs data.holdout, the fraction to set aside, such as 0.1"
+            )
+        if self.training.early_stopping is not None and self.evaluation.validation is None:
+            raise ValueError("training.early_stopping needs evaluation.validation")
