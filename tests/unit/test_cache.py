@@ -71,7 +71,7 @@ class TestManifest:
     def test_the_order_of_features_is_not(self):
         assert manifest(shapes={A: SHAPES[A], B: SHAPES[B]}).digest == manifest().digest
 
-    @pytest.mark.parametrize("old, new", [('"train"', '"val"'), ("10", "9"), ('"mid"', "7"), ("{", ""), ("ä", "o")])
+    @pytest.mark.parametrize(("old", "new"), [('"train"', '"val"'), ("10", "9"), ('"mid"', "7"), ("{", ""), ("ä", "o")])
     def test_damage_is_noticed(self, tmp_path, old, new):
         manifest().write(tmp_path)
         path = tmp_path / "manifest.json"
