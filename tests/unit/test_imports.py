@@ -36,8 +36,9 @@ RANKS = {
     "backbones": 3, "heads": 3,
     "features": 4,
     "classifier": 5,
-    "engine": 6, "report": 6, "predict": 6, "published": 6,
-    "cli": 7,
+    "report": 6, "predict": 6, "published": 6,
+    "engine": 7,
+    "cli": 8,
 }  # fmt: skip
 HEADS_MAY_IMPORT = {"_version", "_optional", "taps", "config", "models", "heads"}
 
