@@ -1,6 +1,13 @@
 """Data sets by name, their transforms and label subsets, and the reading of images."""
 
-from difformer.data.dataset import HOLDOUT, ImageDataset, create_dataset, data_set_names, read_source
+from difformer.data.dataset import (
+    HOLDOUT,
+    ImageDataset,
+    create_dataset,
+    data_set_names,
+    read_source,
+    transform_description,
+)
 from difformer.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing, as_rgb, content_id, read_image
 from difformer.data.samples import Batch, Sample, collate
 from difformer.data.source import DataError, Source
@@ -36,4 +43,5 @@ __all__ = [
     "read_source",
     "sample_generator",
     "split_holdout",
+    "transform_description",
 ]

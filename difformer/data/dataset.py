@@ -4,7 +4,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from difformer.data.checking import readable
+from difformer.data.checking import readable, samples_digest
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
@@ -24,7 +24,7 @@ from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, choose_subset, split_holdout
 from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
-from difformer.data.transforms import Deterministic, Isolated, SampleTransform, create_transform
+from difformer.data.transforms import Deterministic, Isolated, PublishedTransform, SampleTransform, create_transform
 from difformer.data.webdataset import read_webdataset
 
 if TYPE_CHECKING:
@@ -87,6 +87,27 @@ class ImageDataset(Dataset[Sample | None]):
         """File names relative to the split, in the order of the samples, where images have any."""
         names = self._reader.source.names
         return None if names is None else [names[i] for i in self._indices]
+
+    @property
+    def shards(self) -> NDArray[np.int64] | None:
+        """(N,) the number of the shard that each sample lies in, in the order of the samples, where there are shards.
+
+        For samplers that shuffle without jumping between files.
+        """
+        shards = self._reader.source.shards
+        return None if shards is None else shards[self._indices]
+
+    @cached_property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of exactly these samples in this order: ids, labels, images, and of the split they are
+        from. For the keys of caches, with `transform_description`.
+
+        Of an encoded image, its size and both ends stand for the whole. Looks at every image, once.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        return samples_digest(self._reader.source, self._indices)
 
     @property
     def skipped(self) -> NDArray[np.int64]:
@@ -154,11 +175,11 @@ def create_dataset(
         ImportError: a library that the data set needs is missing.
     """
     config = as_config(spec)
+    if not isinstance(split, str) or not split:
+        raise ValueError(f"split must be a name, such as train, got {split!r}")
     augment = split == "train" if augment is None else augment
     sample_transform = _transform(config, augment, transform)
     source = read_source(config, "train" if split == HOLDOUT else split)
-    if subset is not None:
-        subset.check(source)
     indices, subset = _choose(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
@@ -199,6 +220,37 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
     return source
 
 
+def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -> dict[str, Any]:
+    """What determines, besides the epoch and an image's id, how it becomes input; for the keys of caches.
+
+    Args:
+        spec: as for `create_dataset`.
+        augment: the training transform, else that of evaluation.
+
+    Returns:
+        JSON: `name` of the augmentation, `size`, `resize` (the short side, or the smallest and largest; None where the
+        transform crops at any scale), `random_erasing`, and `seed` (None where nothing is random).
+
+    Raises:
+        ValueError: a value in the specification.
+    """
+    config = as_config(spec)
+    transform = _transform(config, augment, None)
+    random = not isinstance(transform, Deterministic)
+    resize: int | list[int] | None = None
+    if isinstance(transform, PublishedTransform):
+        resize = list(transform.short_sides)
+    elif not random:
+        resize = config.resize or config.size
+    return {
+        "name": config.augmentation if random else "none",
+        "size": config.size,
+        "resize": resize,
+        "random_erasing": config.random_erasing if random else 0.0,
+        "seed": config.seed if random else None,
+    }
+
+
 def _transform(config: DataConfig, augment: bool, transform: "Callable[[Image], Tensor] | None") -> SampleTransform:
     if transform is None:
         name, erasing = (config.augmentation, config.random_erasing) if augment else ("none", 0.0)
@@ -217,6 +269,7 @@ def _choose(
         kept, held = split_holdout(source.labels, config.holdout, config.split_seed)
         candidates = held if split == HOLDOUT else kept
     if saved is not None:
+        saved.check(source, candidates)
         return saved.indices, saved
     if split == "train" and (config.k_shot is not None or config.percent is not None or config.list_file is not None):
         chosen = choose_subset(source, config, candidates)

@@ -26,7 +26,7 @@ def read_folder(config: DataConfig, split: str) -> Source:
     root = find_root(config.root, "folder")
     folder = root / split
     if not folder.is_dir():
-        raise unknown_split(f"folder {root}", split, _subfolders(root))
+        raise _unknown_folder(f"folder {root}", split, root)
     training = root / config.split_name("train")
     classes = config.class_names or _subfolders(training if training.is_dir() else folder)
     return scan_classes(f"folder {folder}", folder, classes, classes)
@@ -44,7 +44,7 @@ def read_imagenet(config: DataConfig, split: str) -> Source:
     root = find_root(config.root, "imagenet", "ILSVRC/Data/CLS-LOC")
     folder = root / split
     if not folder.is_dir():
-        raise unknown_split(f"imagenet in {root}", split, _subfolders(root))
+        raise _unknown_folder(f"imagenet in {root}", split, root)
     training = root / config.split_name("train")
     words = _synset_file(root, Path(config.root or root))
     synsets = list(words) or _subfolders(training if training.is_dir() else folder)
@@ -78,6 +78,7 @@ def scan_classes(title: str, folder: Path, classes: Sequence[str], names: Sequen
         raise DataError(f"{title}: {error}") from error
     start = len(str(folder)) + 1
     files = [path[start:].replace(os.sep, "/") for path, _ in samples]
+    _refuse_loops(title, folder, {name.rpartition("/")[0] for name in files})
     return file_source(title, folder, files, [label for _, label in samples], names)
 
 
@@ -85,6 +86,20 @@ def is_image_name(path: str) -> bool:
     """Whether a path ends like an image and is not hidden (as the `._x.jpg` that macOS leaves behind)."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def _refuse_loops(title: str, folder: Path, inside: set[str]) -> None:
+    """Raises DataError when a link leads from a folder back to one above it: its images would be there many times."""
+    for name in inside:
+        path = folder / name
+        above = {os.path.realpath(parent) for parent in path.parents if parent.is_relative_to(folder)}
+        if os.path.realpath(path) in above:
+            raise DataError(f"{title}: {name} is a link to a folder above it; remove it")
+
+
+def _unknown_folder(title: str, split: str, root: Path) -> DataError:
+    error = unknown_split(title, split, _subfolders(root))
+    return DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
 
 
 def _compare(problem: str, title: str, names: Sequence[str] | set[str]) -> None:
@@ -110,9 +125,11 @@ def _synset_file(*folders: Path) -> dict[str, str]:
 
 
 def _words(synsets: Sequence[str], known: Mapping[str, str]) -> list[str]:
-    """What synsets are called: as known, else in timm's list, else their own name."""
+    """What synsets are called: as known, else in timm's lists, else their own name."""
     if all(synset in known for synset in synsets):
         return [known[synset] for synset in synsets]
-    info = require("timm.data", "ImageNet's class names", install="timm").ImageNetInfo("imagenet-22k")
-    listed = set(info.label_names())
-    return [str(info.label_name_to_description(s)) if s in listed else s for s in synsets]
+    info = require("timm.data", "ImageNet's class names", install="timm").ImageNetInfo
+    # The large list lacks one class of the small one.
+    lists = [info("imagenet-1k"), info("imagenet-22k")]
+    words = {s: str(names.label_name_to_description(s)) for names in lists for s in names.label_names()}
+    return [words.get(synset, synset) for synset in synsets]

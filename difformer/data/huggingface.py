@@ -5,26 +5,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.data.images import Content
-from difformer.data.source import DataError, Source, unknown_split
+from difformer.data.source import DataError, Ends, Source, numbered_classes, read_ends, unknown_split
 from difformer.data.spec import DataConfig
 
 
 @dataclass(frozen=True, eq=False)
 class _Rows:
-    """The image column of a table, undecoded."""
+    """The image column of a table in Arrow's form, undecoded."""
 
     table: Any
     column: str
 
     def __call__(self, index: int) -> Content:
-        row = self.table[index][self.column]
-        if row is None:
-            return b""
-        return bytes(row["bytes"]) if row["bytes"] is not None else Path(row["path"])
+        found = self._find(index)
+        return found if isinstance(found, Path) else bytes(found)
+
+    def ends(self, index: int) -> Ends:
+        """Without copying an image that is in the table. Raises OSError when it is a file that cannot be read."""
+        found = self._find(index)
+        with found.open("rb") if isinstance(found, Path) else _arrow().BufferReader(found) as file:
+            return read_ends(file, 0, file.seek(0, 2))
+
+    def _find(self, index: int) -> Any:
+        """The file of an image, or a buffer with its bytes, which is empty where there is none."""
+        row = self.table[index][self.column][0]
+        if row.is_valid and row["bytes"].is_valid:
+            return row["bytes"].as_buffer()
+        return Path(row["path"].as_py()) if row.is_valid and row["path"].is_valid else _arrow().py_buffer(b"")
+
+
+def _arrow() -> Any:
+    return require("pyarrow", "reading Hugging Face data sets")
 
 
 def read_huggingface(config: DataConfig, split: str) -> Source:
@@ -37,7 +51,7 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     if config.root is None:
         raise DataError("huggingface needs root: a folder, or a hub repository owner/name")
     title = f"huggingface {config.root}"
-    tables = _load(config.root, title)
+    tables = _load(config.root, config.configuration, title)
     if split not in tables:
         raise unknown_split(title, split, list(tables))
     features = tables[split].features
@@ -46,14 +60,14 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     for kind, column in (("image", image), ("label", label)):
         if column not in features:
             raise DataError(f"{title} has no {kind} column {column!r}; it has {', '.join(features)}")
-    labels, classes = _labels(tables, split, label, config.class_names)
+    labels, classes = _labels(title, tables, split, label, config.class_names)
     # Images are decoded by the package's own reader, so that errors name the image.
     undecoded = require("datasets", "reading Hugging Face data sets").Image(decode=False)
-    table = tables[split].select_columns([image]).cast_column(image, undecoded)
-    return Source(f"{title} {split}", labels, classes, _Rows(table, image))
+    rows = _Rows(tables[split].select_columns([image]).cast_column(image, undecoded).with_format("arrow"), image)
+    return Source(f"{title} {split}", np.asarray(labels, dtype=np.int64), classes, rows, ends=rows.ends)
 
 
-def _load(root: str, title: str) -> dict[str, Any]:
+def _load(root: str, configuration: str | None, title: str) -> dict[str, Any]:
     """The tables of a data set by split."""
     datasets = require("datasets", "reading Hugging Face data sets")
     folder = Path(root).expanduser()
@@ -61,7 +75,8 @@ def _load(root: str, title: str) -> dict[str, Any]:
         raise FileNotFoundError(f"{title}: there is no folder {folder}; check root")
     saved = folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
     try:
-        loaded = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(root)
+        place = str(folder) if folder.is_dir() else root
+        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, configuration)
     # The library's errors for what is not there, not reachable or not readable are of many types.
     except Exception as error:
         raise FileNotFoundError(f"{title} cannot be loaded: {error}") from error
@@ -81,19 +96,22 @@ def _only(title: str, kind: str, features: Any, feature_type: str, default: str 
 
 
 def _labels(
-    tables: dict[str, Any], split: str, column: str, given: tuple[str, ...] | None
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    title: str, tables: dict[str, Any], split: str, column: str, given: tuple[str, ...] | None
+) -> tuple[list[int], tuple[str, ...]]:
     """Labels of one split, and the names of the classes of all."""
-    values = np.asarray(list(tables[split][column]))
+    values = list(tables[split][column])
+    kinds = {type(value).__name__ for value in values}
+    if not kinds <= {"int"} and not kinds <= {"str"}:
+        raise DataError(
+            f"{title}: labels must be integers or words, but the column {column!r} holds {', '.join(sorted(kinds))}"
+        )
     names = getattr(tables[split].features[column], "names", None)
     if names is not None:
-        return values.astype(np.int64), given or tuple(names)
+        return values, given or tuple(names)
     # Without declared classes, they are the values that occur in any split that has the column.
-    everywhere = {value for table in tables.values() if column in table.features for value in table.unique(column)}
-    if values.dtype.kind in "iu":
-        return values.astype(np.int64), given or tuple(map(str, range(max(everywhere) + 1)))
-    if values.dtype.kind not in "US":
-        raise DataError(f"labels must be integers or words, but the column {column!r} holds {values.dtype}")
-    classes = given or tuple(sorted(everywhere))
+    everywhere = [v for table in tables.values() if column in table.features for v in table.unique(column)]
+    if kinds == {"int"}:
+        return values, given or numbered_classes(title, (v for v in everywhere if isinstance(v, int)))
+    classes = given or tuple(sorted({v for v in everywhere if isinstance(v, str)}))
     place = {name: i for i, name in enumerate(classes)}
-    return np.asarray([place.get(str(value), -1) for value in values], dtype=np.int64), classes
+    return [place.get(value, -1) for value in values], classes

@@ -22,6 +22,25 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 # What a data set holds of an image: its file, the bytes of one, or pixels (H, W, 3) or (H, W) uint8.
 Content = Path | bytes | NDArray[np.uint8]
 
+# The last bytes of whole images, by Pillow's name of the format; an MPO is a JPEG with further pictures.
+_ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+# How an image is turned upright, by its EXIF orientation.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+# Of an image that is longer than this many short sides, only the middle is resized: scaled up, a line of pixels would
+# fill the memory.
+_LONGEST = 32
+
 
 class ImageError(ValueError):
     """An image cannot be read; the message names the file and says why."""
@@ -49,7 +68,7 @@ class Preprocessing:
     def __call__(self, image: "Image") -> Tensor:
         """Args: an RGB image of any size. Returns (3, size, size) float32 in [-1, 1]."""
         functional = require("torchvision.transforms.v2.functional", "preprocessing images", install="torchvision")
-        resized = functional.resize(image, [self.resize or self.size])
+        resized = resize_short_side(image, self.resize or self.size)
         cropped = functional.center_crop(resized, [self.size, self.size])
         pixels: Tensor = functional.pil_to_tensor(cropped)
         return pixels.float() / 127.5 - 1
@@ -82,17 +101,19 @@ def decode_image(content: Content, name: str) -> "Image":
         raise ImageError(f"{name} cannot be read as an image: {error}") from error
 
 
-def check_header(content: Content, name: str) -> None:
-    """Opens an image without decoding its pixels.
+def looks_whole(head: bytes, tail: bytes) -> bool:
+    """Whether an encoded image begins and ends as a whole one does. When it does not, only decoding can tell.
 
-    Raises:
-        ImageError: it is missing, or does not begin like an image.
+    Args:
+        head: enough of its beginning to hold the header.
+        tail: its last bytes.
     """
     try:
-        with _opened(content):
-            pass
-    except Exception as error:
-        raise ImageError(f"{name} cannot be read as an image: {error}") from error
+        with _opened(head) as image:
+            ending = _ENDINGS.get(image.format)
+    except Exception:
+        return False
+    return ending is not None and ending in tail
 
 
 def _opened(content: Content) -> Any:
@@ -103,10 +124,46 @@ def _opened(content: Content) -> Any:
 
 
 def as_rgb(image: "Image") -> "Image":
-    """An image as RGB, turned upright as its EXIF orientation says."""
-    upright = require("PIL.ImageOps", "reading images", install="pillow").exif_transpose(image)
-    converted: Image = upright.convert("RGB")
-    return converted
+    """An image as RGB, turned upright as its EXIF orientation says. Of 16 bits a pixel, the upper 8 are kept.
+
+    Raises:
+        ValueError: pixels whose range is not known: real numbers, or integers of 32 bits.
+    """
+    images = require("PIL.Image", "reading images", install="pillow")
+    # Before anything else asks for the pixels: Pillow reports damage once, and then gives what there is.
+    image.load()
+    # PNG and PPM files of 16 bits can come with 32.
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    if image.mode in ("I", "F") and not deep:
+        raise ValueError(f"its pixels, of mode {image.mode}, have no known range; convert them to 8 or 16 bits")
+    converted: Image = images.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        converted = converted.transpose(images.Transpose[turn])
+    return converted.convert("RGB")
+
+
+def _orientation(image: "Image") -> int:
+    """The EXIF orientation; 1, which is upright, where a damaged block does not say. Nothing else in it matters, so it
+    is not parsed, which `PIL.ImageOps.exif_transpose` would fail at.
+    """
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def resize_short_side(image: "Image", side: int) -> "Image":
+    """An image with its short side of a length, bilinear and antialiased, and its proportions kept.
+
+    Of an image that is longer than 32 short sides, the middle 32.
+    """
+    functional = require("torchvision.transforms.v2.functional", "preprocessing images", install="torchvision")
+    longest = _LONGEST * min(image.size)
+    if max(image.size) > longest:
+        image = functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
+    resized: Image = functional.resize(image, [side])
+    return resized
 
 
 def content_id(image: Tensor) -> int:

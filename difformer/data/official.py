@@ -70,8 +70,8 @@ def _read_birds(config: DataConfig, split: str, title: str, archive: str) -> Sou
     training = _table(root / "train_test_split.txt", title)
     words = _table(root / "classes.txt", title)
     for image in files:
-        if image not in labels or image not in training:
-            raise DataError(f"{title}: image {image} of {root / 'images.txt'} has no class or no split")
+        if not labels.get(image, "").isdecimal() or training.get(image) not in ("0", "1"):
+            raise DataError(f"{title}: image {image} of {root / 'images.txt'} has no class number, or no split 0 or 1")
     classes = sorted({labels[image] for image in files}, key=int)
     unknown = [name for name in classes if name not in words]
     if unknown:
@@ -108,10 +108,12 @@ def _dog_list(root: Path, name: str) -> list[tuple[str, int]]:
         raise FileNotFoundError(
             f"Stanford Dogs: there is no {name} in {root} or {root / 'lists'}; unpack lists.tar there"
         )
-    content = require("scipy.io", "reading Stanford Dogs", install="scipy").loadmat(str(path))
+    loadmat = require("scipy.io", "reading Stanford Dogs", install="scipy").loadmat
+    # Damaged files make the reader raise errors of many kinds.
     try:
+        content = loadmat(str(path))
         files = [str(cell.item()) for cell in content["file_list"].ravel()]
         labels = [int(label) - 1 for label in content["labels"].ravel()]
         return list(zip(files, labels, strict=True))
-    except (KeyError, AttributeError, ValueError) as error:
+    except Exception as error:
         raise DataError(f"{path} is not a list of Stanford Dogs: {error!r}") from error

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,50 @@ class DataError(ValueError):
     """A data set is not as it should be on the disk; the message says where and what was expected."""
 
 
+# Without class names there are as many classes as the labels need; more than this is a mistake in the labels.
+_MOST_CLASSES = 1_000_000
+
+_HEAD, _TAIL = 1 << 14, 64
+
+
+class Ends(NamedTuple):
+    """What tells an encoded image from others, and whole ones from those cut off, without reading all of it.
+
+    Attributes:
+        head: its first 16 KiB.
+        tail: its last 64 bytes.
+        size: in bytes.
+    """
+
+    head: bytes
+    tail: bytes
+    size: int
+
+
+class Names:
+    """File names, packed: a list of a million strings would be copied into every worker that reads from it, since
+    Python counts references inside the strings.
+
+    Args:
+        names: may hold bytes that are not UTF-8, in the form that `os.listdir` gives them.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        encoded = [name.encode("utf-8", "surrogateescape") for name in names]
+        self.packed = b"".join(encoded)
+        self.stops = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.stops)
+
+    def __getitem__(self, index: int) -> str:
+        start = self.stops[index - 1] if index else 0
+        return self.packed[start : self.stops[index]].decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     """One split of a data set: labels in memory, images on the disk.
@@ -32,7 +76,7 @@ class Source:
         content: gives the image of an index, still encoded. Picklable, since workers get a copy.
         names: the images' file names relative to the split, where they have any.
         ids: (N,) int64 stable numbers, all different; the index in the split when left out.
-        on_disk: whether each image is a file of its own, so that looking at its header is cheap.
+        ends: how the image of an index begins and ends, where that takes less than reading it. Picklable.
         shards: (N,) int64 the shard of each image, non-decreasing, where there are shards.
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
 
@@ -44,9 +88,9 @@ class Source:
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
     content: Callable[[int], Content]
-    names: Sequence[str] | None = None
+    names: Names | None = None
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    on_disk: bool = False
+    ends: Callable[[int], Ends] | None = None
     shards: NDArray[np.int64] | None = None
     in_order: Callable[[Sequence[int]], Iterator[Content]] | None = None
 
@@ -99,24 +143,32 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the split's labels, ids, class names and file names: two splits with the same one agree."""
+        """SHA-256 of the split's labels, ids, class names and file names: two splits with the same one agree in them.
+        The images are not looked at.
+        """
         digest = hashlib.sha256()
-        for part in (self.labels, self.ids):
-            digest.update(np.ascontiguousarray(part, dtype="<i8").tobytes())
-        for names in (self.class_names, self.names or ()):
-            digest.update("\0".join(names).encode() + b"\1")
+        for names in (Names(self.class_names), self.names or Names(())):
+            digest.update(names.packed)
+            add_numbers(digest, names.stops)
+        add_numbers(digest, self.labels)
+        add_numbers(digest, self.ids)
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Files:
     """Images that are files of their own: gives the path of an index."""
 
     root: Path
-    names: Sequence[str]
+    names: Names
 
     def __call__(self, index: int) -> Path:
         return self.root / self.names[index]
+
+    def ends(self, index: int) -> Ends:
+        """Raises OSError when the file cannot be read."""
+        with self(index).open("rb", buffering=0) as file:
+            return read_ends(file, 0, file.seek(0, 2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +194,42 @@ def file_source(title: str, root: Path, names: Sequence[str], labels: Sequence[i
     Raises:
         DataError: as `Source`.
     """
+    images = Files(root, Names(names))
     numbers = np.asarray(labels, dtype=np.int64)
-    return Source(title, numbers, tuple(classes), Files(root, names), names=names, on_disk=True)
+    return Source(title, numbers, tuple(classes), images, names=images.names, ends=images.ends)
+
+
+def read_ends(file: BinaryIO, start: int, size: int) -> Ends:
+    """How an image inside a file begins and ends.
+
+    Args:
+        file: open for reading.
+        start: where in it the image begins.
+        size: of the image, in bytes.
+    """
+    file.seek(start)
+    head = file.read(min(size, _HEAD))
+    file.seek(start + max(0, size - _TAIL))
+    return Ends(head, file.read(min(size, _TAIL)), size)
+
+
+def add_numbers(digest: "hashlib._Hash", numbers: NDArray[np.int64]) -> None:
+    """Adds numbers to a digest, with how many they are."""
+    digest.update(len(numbers).to_bytes(8, "little") + np.ascontiguousarray(numbers, dtype="<i8").tobytes())
+
+
+def numbered_classes(title: str, labels: Iterable[int]) -> tuple[str, ...]:
+    """The names "0", "1", … of as many classes as labels need.
+
+    Raises:
+        DataError: that would be more than a million.
+    """
+    count = max(labels, default=-1) + 1
+    if count > _MOST_CLASSES:
+        raise DataError(
+            f"{title} has the label {count - 1}; set class_names, or number the classes from 0 without gaps"
+        )
+    return tuple(map(str, range(count)))
 
 
 def find_root(root: str | None, title: str, *below: str) -> Path:
@@ -157,7 +243,8 @@ def find_root(root: str | None, title: str, *below: str) -> Path:
         raise DataError(f"{title} needs root, the folder it lies in")
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{title}: there is no folder {folder}; check root")
+        problem = f"{folder} is a file" if folder.exists() else f"there is no folder {folder}"
+        raise FileNotFoundError(f"{title}: {problem}; root must be the folder of the data set")
     return next((folder / name for name in below if (folder / name).is_dir()), folder)
 
 

@@ -1,10 +1,12 @@
 """Which data set, which part of it, and how its images become input."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args
 
-from difformer.config import from_mapping
+from difformer.config import as_integer, from_mapping
 
 OnBadImage = Literal["raise", "skip"]
 CheckImages = Literal["headers", "decode", "none"]
@@ -28,8 +30,8 @@ class DataConfig:
         seed: of the label subset, of augmentation and of the stream's order.
         split_seed: of the splits made here: the holdout, and those of data sets that have no official ones.
         on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
-        check_images: what is looked at before the first step: the `headers` of images that are files of their own,
-            every pixel (`decode`), or nothing.
+        check_images: what is looked at before the first step: how encoded images begin and end, which shows those that
+            are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
         size: side of the input in pixels.
         resize: short side before the central crop in evaluation; `size` when None, as published.
         augmentation: of the training split: `published`, `none`, `crop` (random resized crop and flip), or a policy
@@ -37,6 +39,7 @@ class DataConfig:
         random_erasing: probability of timm's random erasing, with `crop` and timm's policies.
         stream: read WebDataset shards as a stream; otherwise as a data set with random access.
         shuffle_buffer: images of the training stream to choose the next from.
+        configuration: of a Hugging Face data set that has several.
         image_column: of a Hugging Face data set; the only image column when None.
         label_column: of a Hugging Face data set; the only class-label column, or `label`, when None.
         download: let torchvision fetch what is not there.
@@ -63,19 +66,15 @@ class DataConfig:
     random_erasing: float = 0.0
     stream: bool = True
     shuffle_buffer: int = 1000
+    configuration: str | None = None
     image_column: str | None = None
     label_column: str | None = None
     download: bool = False
 
     def __post_init__(self) -> None:
+        self._check_words()
         self._check_splits()
         self._check_numbers()
-        for name, kinds in (("on_bad_image", OnBadImage), ("check_images", CheckImages)):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
-        for name in ("stream", "download"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
         rules = {"k_shot": self.k_shot, "percent": self.percent, "list_file": self.list_file}
         given = [name for name, value in rules.items() if value is not None]
         if len(given) > 1:
@@ -85,29 +84,59 @@ class DataConfig:
         """The data set's own name of a split."""
         return self.splits.get(split, split)
 
+    def _check_words(self) -> None:
+        for name in ("root", "list_file"):
+            if isinstance(getattr(self, name), os.PathLike):
+                self._set(name, os.fspath(getattr(self, name)))
+        for name in ("name", "augmentation", "root", "list_file", "configuration", "image_column", "label_column"):
+            value = getattr(self, name)
+            if not (isinstance(value, str) and value) and not (value is None and name not in ("name", "augmentation")):
+                raise ValueError(f"{name} must be a word that is not empty, got {value!r}")
+        for name, kinds in (("on_bad_image", OnBadImage), ("check_images", CheckImages)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kinds))}, got {getattr(self, name)!r}")
+        for name in ("stream", "download"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
+
     def _check_splits(self) -> None:
-        if not isinstance(self.splits, Mapping) or not all(isinstance(v, str) for v in self.splits.values()):
+        if not isinstance(self.splits, Mapping) or not all(
+            isinstance(name, str) and name for pair in self.splits.items() for name in pair
+        ):
             raise ValueError(f"splits must map names to names, got {self.splits!r}")
-        object.__setattr__(self, "splits", dict(self.splits))
+        self._set("splits", dict(self.splits))
         if self.class_names is not None:
-            if isinstance(self.class_names, str):
+            if isinstance(self.class_names, str) or not hasattr(self.class_names, "__iter__"):
                 raise ValueError(f"class_names must be a list of names, got {self.class_names!r}")
-            object.__setattr__(self, "class_names", tuple(map(str, self.class_names)))
+            self._set("class_names", tuple(map(str, self.class_names)))
 
     def _check_numbers(self) -> None:
-        smallest = {"seed": 0, "split_seed": 0, "size": 1, "resize": self.size, "k_shot": 1, "shuffle_buffer": 1}
+        smallest = {"seed": 0, "split_seed": 0, "size": 1, "resize": 1, "k_shot": 1, "shuffle_buffer": 1}
         for name, least in smallest.items():
-            value = getattr(self, name)
-            if value is None and name in ("resize", "k_shot"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+            if getattr(self, name) is not None or name not in ("resize", "k_shot"):
+                self._set(name, as_integer(name, getattr(self, name)))
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.resize is not None and self.resize < self.size:
+            raise ValueError(f"resize must be at least size, which is {self.size}, got {self.resize}")
+        for name in ("percent", "holdout", "random_erasing"):
+            if getattr(self, name) is not None or name != "percent":
+                self._set(name, _as_number(name, getattr(self, name)))
         if self.percent is not None and not 0 < self.percent <= 100:
-            raise ValueError(f"percent must be above 0 and at most 100, got {self.percent!r}")
+            raise ValueError(f"percent must be above 0 and at most 100, got {self.percent}")
         if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout must be a fraction of at least 0 and below 1, got {self.holdout!r}")
+            raise ValueError(f"holdout must be a fraction of at least 0 and below 1, got {self.holdout}")
         if not 0 <= self.random_erasing <= 1:
-            raise ValueError(f"random_erasing must be a probability, got {self.random_erasing!r}")
+            raise ValueError(f"random_erasing must be a probability, got {self.random_erasing}")
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+
+def _as_number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, got {value!r}")
+    return float(value)
 
 
 def as_config(spec: "DataConfig | Mapping[str, Any]") -> DataConfig:
@@ -116,4 +145,6 @@ def as_config(spec: "DataConfig | Mapping[str, Any]") -> DataConfig:
     Raises:
         ValueError: an unknown key (the message names the nearest known one), a missing one, or a bad value.
     """
+    if not isinstance(spec, DataConfig | Mapping):
+        raise ValueError(f"a data set is given by a DataConfig or a mapping with its name, got {spec!r}")
     return spec if isinstance(spec, DataConfig) else from_mapping(DataConfig, spec)

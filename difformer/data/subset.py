@@ -1,7 +1,6 @@
 """Which labelled images are used: few of each class, a percentage, a list, and splits held out."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
-from difformer.files import write_atomically
+from difformer.files import expand_user, write_atomically
 
 _log = getLogger(__name__)
 
@@ -65,12 +64,18 @@ class LabelSubset:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is not a saved label subset: {error!r}") from error
 
-    def check(self, source: Source) -> None:
-        """Raises DataError when it was chosen from another split than this."""
+    def check(self, source: Source, candidates: Indices) -> None:
+        """Raises DataError when it was chosen from another split, or holds what is not among its places to choose."""
         if self.digest != source.digest:
             raise DataError(
                 f"the label subset was chosen from another version of {source.title}: "
                 f"labels, order or file names differ"
+            )
+        strangers = np.setdiff1d(self.indices, candidates)
+        if len(strangers):
+            raise DataError(
+                f"{len(strangers)} images of the label subset are not among those to choose from of {source.title}: "
+                f"it was chosen with another holdout, or is given for the holdout"
             )
 
 
@@ -97,7 +102,7 @@ def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> La
         chosen = candidates[percentage(labels, config.percent, config.seed)]
     elif config.list_file is not None:
         rule = {"list_file": config.list_file}
-        chosen = np.intersect1d(candidates, listed(source, Path(config.list_file)))
+        chosen = np.intersect1d(candidates, listed(source, config.list_file))
     if config.holdout:
         rule |= {"holdout": config.holdout, "split_seed": config.split_seed}
     if not len(chosen):
@@ -132,9 +137,9 @@ def percentage(labels: Sequence[int] | Indices, percent: float, seed: int) -> In
     return _sorted([group[: max(1, round(len(group) * percent / 100))] for group in groups.values()])
 
 
-def listed(source: Source, file: Path) -> Indices:
-    """The images that a text file names, one a line: by the path in the split, or by the file name alone, as in
-    SimCLR's lists of 1 % and 10 % of ImageNet.
+def listed(source: Source, list_file: str) -> Indices:
+    """The images that a text file names, one a line: by the path in the split, by the file name alone, as in SimCLR's
+    lists of 1 % and 10 % of ImageNet, or by that without its ending.
 
     Raises:
         FileNotFoundError: the list is not there.
@@ -142,19 +147,35 @@ def listed(source: Source, file: Path) -> Indices:
     """
     if source.names is None:
         raise DataError(f"{source.title}: the images have no file names, so a list file cannot choose among them")
+    file = expand_user(list_file)
     if not file.is_file():
         raise FileNotFoundError(f"there is no list file {file}")
-    wanted = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    by_path = {name: i for i, name in enumerate(source.names)}
-    by_file = {name.rpartition("/")[2]: i for name, i in by_path.items()}
-    counts = Counter(name.rpartition("/")[2] for name in source.names)
-    missing = [name for name in wanted if name not in by_path and name not in by_file]
-    if missing:
-        raise DataError(f"{file} names {len(missing)} images that {source.title} does not have, such as {missing[0]}")
-    ambiguous = [name for name in wanted if name not in by_path and counts[name] > 1]
-    if ambiguous:
-        raise DataError(f"{file}: {ambiguous[0]} is there {counts[ambiguous[0]]} times; name it with its folder")
-    return np.unique(np.asarray([by_path.get(name, by_file.get(name)) for name in wanted], dtype=np.int64))
+    text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    left = {line.strip() for line in text.splitlines() if line.strip()}
+    places: set[int] = set()
+    for form in (str, _file_name, _stem):
+        if not left:
+            break
+        named: dict[str, list[int]] = {form(name): [] for name in left}
+        for i, name in enumerate(source.names):
+            if (key := form(name)) in named:
+                named[key].append(i)
+        several = [name for name in left if len(named[form(name)]) > 1]
+        if several:
+            raise DataError(f"{file}: {min(several)} is there several times in {source.title}; name it with its folder")
+        places.update(i for found in named.values() for i in found)
+        left = {name for name in left if not named[form(name)]}
+    if left:
+        raise DataError(f"{file} names {len(left)} images that {source.title} does not have, such as {min(left)}")
+    return np.asarray(sorted(places), dtype=np.int64)
+
+
+def _file_name(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _stem(name: str) -> str:
+    return _file_name(name).partition(".")[0]
 
 
 def split_holdout(labels: Sequence[int] | Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:

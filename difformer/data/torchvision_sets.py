@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from difformer._optional import require
-from difformer.data.source import DataError, Files, Pixels, Source, find_root, unknown_split
+from difformer.data.source import DataError, Pixels, Source, file_source, find_root, unknown_split
 from difformer.data.spec import DataConfig
 from difformer.data.subset import split_holdout
 
@@ -62,7 +62,10 @@ def read_torchvision(config: DataConfig, split: str, name: str) -> Source:
         Path(config.root).expanduser().mkdir(parents=True, exist_ok=True)
     root = find_root(config.root, kind.cls)
     parts = [_open(kind, root, part, config.download) for part in kind.splits[split]]
-    classes = tuple(map(str, parts[0].classes))
+    # Releases of torchvision before 0.21 do not name the flowers.
+    classes = tuple(map(str, getattr(parts[0], "classes", config.class_names) or ()))
+    if not classes:
+        raise DataError(f"{kind.cls} has no class names in this release of torchvision; update it, or set class_names")
     title = f"{kind.cls} {split} in {root}"
     if kind.pixels:
         images = np.concatenate([part.data for part in parts])
@@ -73,8 +76,7 @@ def read_torchvision(config: DataConfig, split: str, name: str) -> Source:
         kept, held = split_holdout([label for _, label in samples], EUROSAT_TEST, config.split_seed)
         samples = [samples[i] for i in (held if split == "test" else kept)]
     files = [Path(os.path.relpath(path, root)).as_posix() for path, _ in samples]
-    labels = np.asarray([label for _, label in samples], dtype=np.int64)
-    return Source(title, labels, classes, Files(root, files), names=files, on_disk=True)
+    return file_source(title, root, files, [label for _, label in samples], classes)
 
 
 def _open(kind: _Kind, root: Path, part: str, download: bool) -> Any:
@@ -90,8 +92,8 @@ def _open(kind: _Kind, root: Path, part: str, download: bool) -> Any:
         arguments["loader"] = str
     try:
         return cls(str(root), download=download, **arguments)
-    # torchvision has no error type of its own; a file that is missing from the middle is an OSError.
-    except (RuntimeError, OSError, ValueError) as error:
+    # torchvision has no error type of its own, and damaged files raise errors of many.
+    except Exception as error:
         hint = "" if kind.cls == "StanfordCars" else "; with download: true torchvision fetches it"
         raise FileNotFoundError(f"{kind.cls} cannot be read from {root}: {error}{hint}") from error
 

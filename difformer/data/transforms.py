@@ -1,6 +1,7 @@
 """Random transforms of training images, each a pure function of the image and of the sample's own generator."""
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from difformer._optional import require
-from difformer.data.images import Preprocessing
+from difformer.data.images import Preprocessing, resize_short_side
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -51,7 +52,7 @@ class PublishedTransform:
     def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
         functional = require("torchvision.transforms.v2.functional", "augmenting images", install="torchvision")
         low, high = self.short_sides
-        resized = functional.resize(image, [int(rng.integers(low, high + 1))])
+        resized = resize_short_side(image, int(rng.integers(low, high + 1)))
         width, height = resized.size
         top, left = (int(rng.integers(0, side - self.size + 1)) for side in (height, width))
         cropped = functional.crop(resized, top, left, self.size, self.size)
@@ -126,10 +127,15 @@ def create_transform(
             raise ValueError(f"random_erasing needs the augmentation `crop` or a policy of timm's, not {name!r}")
         return PublishedTransform(size) if name == "published" else Deterministic(Preprocessing(size, resize))
     known = ("none", "published", "crop", *TIMM_POLICIES)
-    if name.partition("-")[0] not in known[2:]:
+    policy, *sections = name.split("-")
+    if policy not in known[2:]:
         close = get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         raise ValueError(f"unknown augmentation {name!r}; {hint}")
+    # timm passes over what it does not understand.
+    odd = [section for section in sections if policy == "crop" or not re.fullmatch(r"[a-z]+\d[\d.]*", section)]
+    if odd:
+        raise ValueError(f"the augmentation {name!r} has the section {odd[0]!r}; expected letters and a number, as m9")
     return Isolated(_timm_transform(None if name == "crop" else name, size, random_erasing))
 
 

@@ -15,11 +15,24 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from difformer._optional import require
+from difformer.config import as_integer
 from difformer.data.images import IMAGE_SUFFIXES, ImageError, stable_id
-from difformer.data.source import DataError, Source, find_root, unknown_split
+from difformer.data.source import (
+    DataError,
+    Ends,
+    Names,
+    Source,
+    find_root,
+    numbered_classes,
+    read_ends,
+    unknown_split,
+)
 from difformer.data.spec import DataConfig
 
 _log = getLogger(__name__)
+
+_LARGEST = 1 << 63
 
 _Members = dict[str, tuple[int, int]]  # offset and size by extension
 
@@ -44,6 +57,11 @@ class _Slices:
 
     def __call__(self, index: int) -> bytes:
         return next(self.in_order([index]))
+
+    def ends(self, index: int) -> Ends:
+        """Raises OSError when the shard cannot be read."""
+        with self.paths[self.shards[index]].open("rb") as file:
+            return read_ends(file, int(self.offsets[index]), int(self.sizes[index]))
 
     def in_order(self, indices: Sequence[int]) -> Iterator[bytes]:
         """Reads several, opening each shard once.
@@ -82,13 +100,13 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
         FileNotFoundError: no root.
     """
     paths = find_shards(config.root, split)
-    entries = [scan_shard(path) for path in paths]
+    bar = require("tqdm", "the progress bar").tqdm
+    entries = [scan_shard(path) for path in bar(paths, "reading shards", unit="shard", delay=2, disable=None)]
     title = f"webdataset {split} in {config.root}"
     flat = [entry for shard in entries for entry in shard]
     shards = np.repeat(np.arange(len(paths)), [len(shard) for shard in entries])
     labels = np.asarray([entry.label for entry in flat], dtype=np.int64)
-    count = int(labels.max(initial=-1)) + 1
-    classes = config.class_names or tuple(map(str, range(max(count, 0))))
+    classes = config.class_names or numbered_classes(title, labels.tolist())
     offsets, sizes = (np.asarray([getattr(e, name) for e in flat], dtype=np.int64) for name in ("offset", "size"))
     slices = _Slices(paths, shards, offsets, sizes)
     return Source(
@@ -96,8 +114,9 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
         labels,
         classes,
         slices,
-        names=[f"{entry.key}.{entry.suffix}" for entry in flat],
+        names=Names(f"{entry.key}.{entry.suffix}" for entry in flat),
         ids=_ids(paths, entries),
+        ends=slices.ends,
         shards=shards,
         in_order=slices.in_order,
     )
@@ -146,9 +165,24 @@ def scan_shard(path: Path) -> list[_Entry]:
                 if suffix.lower() in members:
                     raise DataError(f"{path}: the member {member.name} is there twice; keys must differ in a shard")
                 members[suffix.lower()] = (member.offset_data, member.size)
+            _check_end(path, file, archive.offset)
             return [_entry(path, file, key, members) for key, members in samples.items()]
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"{path} cannot be read as an uncompressed tar file: {error}") from error
+
+
+def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
+    """Looks at what follows the members. The reader takes a damaged header for the end, and two archives in one file
+    for the first.
+    """
+    file.seek(offset)
+    rest = file.read(1 << 20)
+    if rest.strip(b"\0"):
+        raise DataError(
+            f"{path} is damaged at byte {offset}, or several archives in one file: it goes on after its end"
+        )
+    if not rest:
+        _log.warning("%s has no end marker; samples are missing if it was cut off between two of them", path)
 
 
 def _entry(path: Path, file: BinaryIO, key: str, members: _Members) -> _Entry:
@@ -162,13 +196,16 @@ def _entry(path: Path, file: BinaryIO, key: str, members: _Members) -> _Entry:
     file.seek(offset)
     text = file.read(size)
     try:
-        label = int(text) if label_suffix == "cls" else int(json.loads(text)["label"])
+        label = int(text) if label_suffix == "cls" else as_integer("label", json.loads(text)["label"])
+        if not -_LARGEST <= label < _LARGEST:
+            raise ValueError("too large")
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: {key}.{label_suffix} must hold an integer label, got {text[:40]!r}") from error
     return _Entry(key, images[0], label, *members[images[0]])
 
 
 def _ids(paths: tuple[Path, ...], entries: list[list[_Entry]]) -> NDArray[np.int64]:
+    """A number for each sample that does not depend on where it lies, as far as its key is unique."""
     counts = Counter(entry.key for shard in entries for entry in shard)
     repeated = sum(count > 1 for count in counts.values())
     if repeated:
@@ -178,7 +215,7 @@ def _ids(paths: tuple[Path, ...], entries: list[list[_Entry]]) -> NDArray[np.int
         for path, shard in zip(paths, entries, strict=True)
         for entry in shard
     ]
-    return np.asarray([stable_id(key.encode()) for key in keys], dtype=np.int64)
+    return np.asarray([stable_id(key.encode("utf-8", "surrogateescape")) for key in keys], dtype=np.int64)
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Image folders, ImageNet's layout, and what can be wrong before the first step."""
 
 import logging
+import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from data_sets import make_folder, pixels, write_image, write_lines
 from torch.utils.data import DataLoader
 
 from difformer.data import DataConfig, DataError, ImageError, Sample, collate, create_dataset, read_source
+from difformer.data.folder import _words
 
 
 @pytest.fixture
@@ -65,6 +68,31 @@ def test_images_in_deeper_folders_and_with_capital_suffixes_count(root):
     assert "cat/more/CAT.PNG" in create_dataset(spec(root)).names
 
 
+def test_names_that_are_not_utf8(root, tmp_path):
+    odd = os.fsdecode(b"bad\xff \xc3\xa9.png")
+    os.link(root / "train/cat/cat_0.png", root / "train/cat" / odd)
+    dataset = create_dataset(spec(root, k_shot=1))
+    assert f"cat/{odd}" in create_dataset(spec(root)).names
+    dataset.subset.save(tmp_path / "subset.json")
+    (tmp_path / "list.txt").write_bytes(os.fsencode(odd))
+    assert create_dataset(spec(root, list_file=tmp_path / "list.txt")).names == [f"cat/{odd}"]
+
+
+def test_linked_images_and_folders_count(root, tmp_path):
+    write_image(tmp_path / "elsewhere/deep/x.png")
+    (root / "train/cat/link.png").symlink_to(tmp_path / "elsewhere/deep/x.png")
+    (root / "train/dog/folder").symlink_to(tmp_path / "elsewhere")
+    assert {"cat/link.png", "dog/folder/deep/x.png"} < set(create_dataset(spec(root)).names)
+
+
+@pytest.mark.parametrize("target", ["train/cat", "train/cat/inner", "train"])
+def test_a_link_back_would_repeat_images(root, target):
+    write_image(root / "train/cat/inner/y.png")
+    (root / "train/cat/inner/back").symlink_to(root / target)
+    with pytest.raises(DataError, match=r"inner/back.* is a link to a folder above it"):
+        create_dataset(spec(root))
+
+
 def test_it_survives_pickling(root):
     dataset = create_dataset(spec(root))
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[1].image, dataset[1].image)
@@ -86,6 +114,14 @@ class TestImageNet:
         assert dataset.names[0] == "n01440764/n01440764_0.JPEG", "ids must not depend on the synset file"
         assert dataset[0].label == 1
 
+    def test_every_class_of_imagenet_has_words(self):
+        from timm.data import ImageNetInfo
+
+        synsets = ImageNetInfo("imagenet-1k").label_names()
+        words = _words(synsets, {})
+        assert len(words) == 1000
+        assert not set(words) & set(synsets)
+
     def test_names_from_timm_without_one(self, imagenet):
         names = create_dataset(spec(imagenet, name="imagenet"), "val").class_names
         assert names == ("tench, Tinca tinca", "crane (n02012849)", "crane (n03126707)")
@@ -106,8 +142,26 @@ class TestImageNet:
 
 class TestErrors:
     def test_missing_root(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; check root"):
+        with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; root must be the folder"):
             create_dataset(spec(tmp_path / "nowhere"))
+
+    def test_a_file_as_root(self, root):
+        with pytest.raises(FileNotFoundError, match=r"cat_0\.png is a file; root must be the folder"):
+            create_dataset(spec(root / "train/cat/cat_0.png"))
+
+    def test_a_root_without_splits_says_what_to_do(self, root):
+        with pytest.raises(DataError, match=r"it has cat, dog.*If these are the classes, use splits: \{train: \.\}"):
+            create_dataset(spec(root / "train"))
+
+    @pytest.mark.parametrize("split", ["", None, 3])
+    def test_a_split_that_is_no_name(self, root, split):
+        with pytest.raises(ValueError, match="split must be a name"):
+            create_dataset(spec(root), split)
+
+    @pytest.mark.parametrize("given", [None, "folder", ["folder"]])
+    def test_a_specification_that_is_none(self, given):
+        with pytest.raises(ValueError, match="given by a DataConfig or a mapping"):
+            create_dataset(given)
 
     def test_no_root(self):
         with pytest.raises(DataError, match="needs root"):
@@ -162,12 +216,12 @@ class TestErrors:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k_shot": 0}, "k_shot must be an integer of at least 1"),
+        ({"k_shot": 0}, "k_shot must be at least 1"),
         ({"percent": 0}, "percent must be above 0"),
         ({"k_shot": 4, "percent": 10}, "give one rule .* k_shot and percent"),
         ({"seed": -1}, "seed must be"),
         ({"size": 0}, "size must be"),
-        ({"resize": 10}, "resize must be an integer of at least 16"),
+        ({"resize": 10}, "resize must be at least size, which is 16"),
         ({"holdout": 1.0}, "holdout must be"),
         ({"on_bad_image": "ignore"}, "on_bad_image must be one of raise, skip"),
         ({"check_images": True}, "check_images must be one of"),
@@ -175,11 +229,40 @@ class TestErrors:
         ({"class_names": "cat"}, "class_names must be a list"),
         ({"random_erasing": 2}, "random_erasing must be"),
         ({"stream": "no"}, "stream must be true or false"),
+        ({"k_shot": True}, "k_shot must be an integer"),
+        ({"k_shot": 2.0}, "k_shot must be an integer"),
+        ({"size": "16"}, "size must be an integer"),
+        ({"seed": None}, "seed must be an integer"),
+        ({"percent": True}, "percent must be a number"),
+        ({"percent": "10"}, "percent must be a number"),
+        ({"percent": float("nan")}, "percent must be above 0"),
+        ({"holdout": "0.1"}, "holdout must be a number"),
+        ({"random_erasing": "x"}, "random_erasing must be a number"),
+        ({"name": 3}, "name must be a word"),
+        ({"augmentation": None}, "augmentation must be a word"),
+        ({"root": ""}, "root must be a word"),
+        ({"list_file": 3}, "list_file must be a word"),
+        ({"splits": {"train": 3}}, "splits must map"),
+        ({"class_names": 3}, "class_names must be a list"),
     ],
 )
 def test_bad_values_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**({"name": "folder", "size": 16} | changes))
+
+
+def test_values_of_other_types_become_plain():
+    config = DataConfig(
+        "folder",
+        root=Path("x"),
+        k_shot=np.int64(4),
+        size=np.int32(32),
+        holdout=np.float32(0.25),
+        class_names=["a", "b"],
+    )
+    plain = DataConfig("folder", root="x", k_shot=4, size=32, holdout=0.25, class_names=("a", "b"))
+    assert config == plain
+    assert [type(value) for value in (config.root, config.k_shot, config.holdout)] == [str, int, float]
 
 
 class TestBadImages:
@@ -200,9 +283,24 @@ class TestBadImages:
         assert "skipping image 1" in caplog.text
         assert "cat_1.png" in caplog.text
 
-    def test_a_truncated_image_is_found_by_decoding(self, root):
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif"])
+    def test_a_file_that_is_cut_off(self, root, suffix):
+        path = write_image(root / f"train/dog/x.{suffix}", height=100, width=100)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ImageError, match=f"x.{suffix} cannot be read"):
+            create_dataset(spec(root))
+        assert create_dataset(spec(root, on_bad_image="skip")).skipped.tolist() == [7]
+
+    def test_bytes_after_the_end_do_no_harm(self, root):
+        for suffix in ("jpg", "png"):
+            path = write_image(root / f"train/dog/x.{suffix}")
+            path.write_bytes(path.read_bytes() + b"padding" * 100)
+        assert len(create_dataset(spec(root))) == 9
+
+    def test_damage_in_the_middle_is_found_by_decoding(self, root):
         path = root / "train/dog/dog_0.png"
-        path.write_bytes(path.read_bytes()[:500])
+        content = path.read_bytes()
+        path.write_bytes(content[:41] + bytes(40) + content[81:])
         assert len(create_dataset(spec(root))) == 7
         with pytest.raises(ImageError, match=r"dog_0\.png"):
             create_dataset(spec(root, check_images="decode"))

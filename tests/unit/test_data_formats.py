@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from data_sets import encoded, make_birds, make_elpv, make_folder, pixels, write_image, write_json, write_lines
-from PIL import Image
+from PIL import Image, ImageOps
 
-from difformer.data import DataError, ImageError, create_dataset, data_set_names
+from difformer.data import DataError, ImageError, create_dataset, data_set_names, read_image
 
 
 def opened(name, root, split, **changes):
@@ -75,6 +75,14 @@ class TestBirds:
         with pytest.raises(DataError, match="a line with one word only: '1'"):
             opened("cub", cub, "train")
 
+    def test_splits_and_classes_that_are_none(self, cub):
+        write_lines(cub / "CUB_200_2011/train_test_split.txt", ["1 1", "2 0", "3 0", "4 2"])
+        with pytest.raises(DataError, match=r"image 4 .* no split 0 or 1"):
+            opened("cub", cub, "train")
+        write_lines(cub / "CUB_200_2011/image_class_labels.txt", ["1 1", "2 1", "3 two", "4 2"])
+        with pytest.raises(DataError, match=r"image 3 .* no class number"):
+            opened("cub", cub, "train")
+
     def test_unknown_and_empty_splits(self, cub):
         with pytest.raises(DataError, match="no split 'val'; it has train, test"):
             opened("cub", cub, "val")
@@ -123,6 +131,11 @@ class TestDogs:
             opened("dogs", dogs, "train")
         with pytest.raises(FileNotFoundError, match=r"no folder .*Images"):
             opened("dogs", dogs / "Images", "train")
+
+    def test_a_list_that_is_damaged(self, dogs):
+        (dogs / "train_list.mat").write_bytes(b"MATLAB 5.0 and then nothing")
+        with pytest.raises(DataError, match=r"train_list\.mat is not a list of Stanford Dogs"):
+            opened("dogs", dogs, "train")
 
     def test_labels_with_gaps(self, dogs):
         self.write(dogs, "train", ["n2-toy_terrier/n2_2.png"], [3])
@@ -209,6 +222,11 @@ class TestTorchvision:
         assert train.class_names == ("cat", "dog")
         last = torch.from_numpy(pixels(10 * (len(files) - 1) + 1, 32, 32)).permute(2, 0, 1) / 127.5 - 1
         assert torch.allclose(test[1].image, last, atol=1e-6)
+        digest = test.digest
+        assert opened(name, tmp_path, "test", size=32).digest == digest
+        data[0, 0] ^= 1
+        (tmp_path / folder / file).write_bytes(pickle.dumps({"data": data, key: [i % 2, 1]}))
+        assert opened(name, tmp_path, "test", size=32).digest != digest
 
     def test_flowers(self, tmp_path, trusted):
         from scipy.io import savemat
@@ -223,6 +241,23 @@ class TestTorchvision:
         assert both.labels.tolist() == [0, 101, 1, 2]
         assert len(both.class_names) == 102
         check_samples(both)
+
+    def test_releases_of_torchvision_that_do_not_name_the_flowers(self, tmp_path, trusted, monkeypatch):
+        import torchvision.datasets as sets
+
+        self.test_flowers(tmp_path, trusted)
+        monkeypatch.delattr(sets.Flowers102, "classes")
+        with pytest.raises(DataError, match="Flowers102 has no class names in this release"):
+            opened("flowers", tmp_path, "train")
+        names = [f"flower {i}" for i in range(102)]
+        assert opened("flowers", tmp_path, "train", class_names=names).class_names == tuple(names)
+
+    def test_damaged_annotations(self, tmp_path, trusted):
+        (tmp_path / "cifar-10-batches-py").mkdir()
+        for name in ("batches.meta", "test_batch"):
+            (tmp_path / "cifar-10-batches-py" / name).write_bytes(b"")
+        with pytest.raises(FileNotFoundError, match="CIFAR10 cannot be read"):
+            opened("cifar10", tmp_path, "test")
 
     def test_aircraft(self, tmp_path):
         data = tmp_path / "fgvc-aircraft-2013b/data"
@@ -379,6 +414,56 @@ class TestHuggingFace:
         dataset = opened("huggingface", tmp_path / "saved", "train", check_images="decode", on_bad_image="skip")
         assert dataset.ids.tolist() == [0]
 
+    @pytest.mark.parametrize(
+        ("values", "kind", "message"),
+        [
+            ([0, None], "int64", "holds NoneType, int"),
+            (["a", None], "string", "holds NoneType, str"),
+            ([True, False], "bool", "holds bool"),
+            ([0.0, 1.0], "float32", "holds float"),
+            ([0, 2_000_000], "int64", "has the label 2000000; set class_names"),
+        ],
+    )
+    def test_labels_that_are_none(self, datasets, tmp_path, values, kind, message):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.Value(kind)})
+        images = [{"bytes": encoded(i), "path": None} for i in range(2)]
+        datasets.Dataset.from_dict({"img": images, "label": values}, features=features).save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match=message):
+            opened("huggingface", tmp_path / "saved", "train")
+
+    def test_unlabelled_images_of_declared_classes(self, datasets, tmp_path):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+        images = [{"bytes": encoded(i), "path": None} for i in range(2)]
+        table = datasets.Dataset.from_dict({"img": images, "label": [0, None]}, features=features)
+        table.save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match="labels must be integers or words"):
+            opened("huggingface", tmp_path / "saved", "train")
+
+    def test_images_in_files_and_missing_ones(self, datasets, tmp_path):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+        images = [{"bytes": None, "path": str(write_image(tmp_path / "x.png"))}, None]
+        table = datasets.Dataset.from_dict({"img": images, "label": [0, 0]}, features=features)
+        table.save_to_disk(tmp_path / "saved")
+        dataset = opened("huggingface", tmp_path / "saved", "train", on_bad_image="skip")
+        assert dataset.ids.tolist() == [0]
+        check_samples(dataset)
+        assert len(dataset.digest) == 64
+
+    def test_a_configuration_is_chosen(self, datasets, tmp_path, monkeypatch):
+        asked = []
+        monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or {})
+        with pytest.raises(DataError, match="no split 'train'"):
+            opened("huggingface", "owner/name", "train", configuration="fine")
+        assert asked == [("owner/name", "fine")]
+
+    def test_a_damaged_image_fails_before_the_first_step(self, datasets, tmp_path):
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a"])})
+        images = [{"bytes": encoded(0), "path": None}, {"bytes": encoded(1)[:500], "path": None}]
+        table = datasets.Dataset.from_dict({"image": images, "label": [0, 0]}, features=features)
+        table.save_to_disk(tmp_path / "saved")
+        with pytest.raises(ImageError, match="image 1 cannot be read"):
+            opened("huggingface", tmp_path / "saved", "train")
+
     def test_a_missing_folder(self, datasets, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):
             opened("huggingface", tmp_path / "nowhere", "train")
@@ -396,9 +481,52 @@ def test_every_kind_is_listed():
     )
 
 
-def test_grey_and_transparent_images_become_rgb(tmp_path):
-    for i, mode in enumerate(("L", "RGBA", "P", "CMYK")):
-        path = tmp_path / f"train/a/{i}.{'jpg' if mode == 'CMYK' else 'png'}"
+class TestPixelFormats:
+    def saved(self, tmp_path, name, image, **options):
+        path = tmp_path / f"train/a/{name}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels(i)).convert(mode).save(path)
-    check_samples(opened("folder", tmp_path, "train"))
+        image.save(path, **options)
+        return path
+
+    def test_grey_and_transparent_images_become_rgb(self, tmp_path):
+        for i, mode in enumerate(("L", "RGBA", "P", "CMYK", "1", "LA")):
+            suffix = "jpg" if mode == "CMYK" else "png"
+            self.saved(tmp_path, f"{i}.{suffix}", Image.fromarray(pixels(i)).convert(mode))
+        check_samples(opened("folder", tmp_path, "train"))
+
+    @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+    @pytest.mark.parametrize("order", ["<u2", ">u2"])
+    def test_sixteen_bits_keep_the_upper_eight(self, tmp_path, suffix, order):
+        deep = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
+        path = tmp_path / f"x.{suffix}"
+        if suffix == "pgm":
+            path.write_bytes(b"P5 32 32 65535\n" + deep.astype(">u2").tobytes())
+        else:
+            Image.fromarray(deep.astype(order)).save(path)
+        grey = np.asarray(read_image(path))
+        assert np.array_equal(grey, np.repeat((deep >> 8)[..., None], 3, axis=2))
+
+    @pytest.mark.parametrize("dtype", [np.int32, np.float32])
+    def test_pixels_without_a_known_range_are_refused(self, tmp_path, dtype):
+        self.saved(tmp_path, "x.tif", Image.fromarray(np.ones((8, 8), dtype)))
+        with pytest.raises(ImageError, match=r"x\.tif .* have no known range"):
+            opened("folder", tmp_path, "train")
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_turned_as_pillow_does(self, tmp_path, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = self.saved(tmp_path, "x.png", Image.fromarray(pixels(0)), exif=exif)
+        with Image.open(path) as image:
+            assert np.array_equal(read_image(path), ImageOps.exif_transpose(image))
+
+    def test_a_damaged_exif_block_spoils_no_image(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        exif[0x8769] = {0x9286: b"abc"}
+        damaged = bytearray(exif.tobytes())
+        # The comment's type becomes that of a number.
+        place = damaged.index(b"\x92\x86") + 3
+        damaged[place] = 1
+        path = self.saved(tmp_path, "x.jpg", Image.fromarray(pixels(0)), exif=bytes(damaged))
+        assert read_image(path).size == (24, 30)

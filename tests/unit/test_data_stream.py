@@ -1,8 +1,10 @@
 """WebDataset shards: streamed to any number of processes and workers, or with random access."""
 
 import pickle
+import re
 import subprocess
 import sys
+import tarfile
 import textwrap
 from hashlib import sha256
 from pathlib import Path
@@ -122,6 +124,34 @@ class TestRandomAccess:
         assert ids_of(pickle.loads(pickle.dumps(stream))) == ids_of(stream)
 
 
+class TestShardNumbersAndDigest:
+    def test_shards_of_the_samples(self, root):
+        dataset = create_dataset(spec(root, stream=False))
+        assert np.bincount(dataset.shards).tolist() == list(SIZES)
+        few = create_dataset(spec(root, stream=False, k_shot=2))
+        assert few.shards.tolist() == [dataset.shards[dataset.ids.tolist().index(i)] for i in few.ids]
+
+    def test_the_digest_is_of_the_samples(self, tmp_path):
+        samples = [("a", 0, encoded(0)), ("b", 1, encoded(1)), ("c", 0, encoded(2))]
+
+        def digest(samples, **changes):
+            write_shard(tmp_path / "train-0.tar", samples)
+            return create_dataset(spec(tmp_path, stream=False, **changes)).digest
+
+        first = digest(samples)
+        assert re.fullmatch("[0-9a-f]{64}", first)
+        assert digest(samples) == first
+        others = [
+            digest(samples, k_shot=1),
+            digest(samples, class_names=["x", "y"]),
+            digest([("a", 0, encoded(0)), ("b", 1, encoded(9)), ("c", 0, encoded(2))]),
+            digest([("a", 1, encoded(0)), ("b", 1, encoded(1)), ("c", 0, encoded(2))]),
+            digest([("A", 0, encoded(0)), ("b", 1, encoded(1)), ("c", 0, encoded(2))]),
+            digest(samples[::-1]),
+        ]
+        assert len({first, *others}) == 7
+
+
 class TestIds:
     def test_they_stay_when_shards_are_packed_anew(self, root, tmp_path):
         make_shards(tmp_path, (5, 5, 5, 5))
@@ -227,17 +257,55 @@ class TestErrors:
         with pytest.raises(DataError, match=r"train-0\.tar cannot be read as an uncompressed tar file"):
             create_dataset(spec(tmp_path))
 
+    @pytest.mark.parametrize("label", [True, 1.7, "2", None])
+    def test_json_labels_that_are_no_integer(self, tmp_path, label):
+        with pytest.raises(DataError, match=r"a\.json must hold an integer label"):
+            self.one(tmp_path, [("a", {"label": label}, encoded(0))])
+
+    def test_labels_with_line_ends_and_negative_ones(self, tmp_path):
+        assert self.one(tmp_path, [("a", "3\r\n", encoded(0))]).labels.tolist() == [3]
+        with pytest.raises(DataError, match=r"a\.png has label -1"):
+            self.one(tmp_path, [("a", "-1\n", encoded(0))])
+
+    def test_enormous_labels(self, tmp_path):
+        with pytest.raises(DataError, match="has the label 2000000000; set class_names"):
+            self.one(tmp_path, [("a", 2_000_000_000, encoded(0))])
+        with pytest.raises(DataError, match="must hold an integer label"):
+            self.one(tmp_path, [("a", 10**30, encoded(0))])
+
+    def test_a_damaged_member_header_hides_nothing(self, root, tmp_path):
+        content = bytearray((root / "set-train-000.tar").read_bytes())
+        with tarfile.open(root / "set-train-000.tar") as archive:
+            place = archive.getmembers()[4].offset
+        content[place : place + 300] = b"\xff" * 300
+        (tmp_path / "train-0.tar").write_bytes(content)
+        with pytest.raises(DataError, match=f"damaged at byte {place}"):
+            create_dataset(spec(tmp_path))
+
+    def test_two_archives_in_one_file(self, root, tmp_path):
+        (tmp_path / "train-0.tar").write_bytes(b"".join(path.read_bytes() for path in sorted(root.glob("*.tar"))))
+        with pytest.raises(DataError, match="several archives in one file"):
+            create_dataset(spec(tmp_path))
+
+    def test_no_end_marker(self, root, tmp_path, caplog):
+        with tarfile.open(root / "set-train-000.tar") as archive:
+            last = archive.getmembers()[-1]
+        content = (root / "set-train-000.tar").read_bytes()[: last.offset_data + 512]
+        (tmp_path / "train-0.tar").write_bytes(content)
+        assert len(create_dataset(spec(tmp_path))) == SIZES[0]
+        assert "no end marker" in caplog.text
+
     def test_a_damaged_image(self, tmp_path, caplog):
         samples = [("a", 0, encoded(0)), ("b", 0, b"no image"), ("c", 0, encoded(2))]
-        dataset = self.one(tmp_path, samples, check_images="headers")
+        with pytest.raises(ImageError, match=r"b\.png cannot be read"):
+            self.one(tmp_path, samples)
+        dataset = self.one(tmp_path, samples, check_images="none")
         with pytest.raises(ImageError, match=r"b\.png cannot be read"):
             ids_of(dataset)
-        dataset = self.one(tmp_path, samples, on_bad_image="skip")
+        dataset = self.one(tmp_path, samples, check_images="none", on_bad_image="skip")
         assert len(ids_of(dataset, workers=1)) == 2
         assert dataset.skipped.tolist() == [dataset.ids[1]]
-        with pytest.raises(ImageError, match=r"b\.png"):
-            self.one(tmp_path, samples, check_images="decode")
-        assert len(self.one(tmp_path, samples, check_images="decode", on_bad_image="skip")) == 2
+        assert len(self.one(tmp_path, samples, on_bad_image="skip")) == 2
 
     def test_a_shard_that_vanishes(self, tmp_path):
         dataset = self.one(tmp_path, [("a", 0, encoded(0))])

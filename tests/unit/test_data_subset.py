@@ -107,6 +107,14 @@ class TestOnADataSet:
         with pytest.raises(DataError, match="another version"):
             create_dataset(spec(root), subset=subset)
 
+    def test_a_saved_subset_never_reaches_into_the_holdout(self, root):
+        subset = create_dataset(spec(root, percent=100)).subset
+        for split in ("train", "holdout"):
+            with pytest.raises(DataError, match="not among those to choose from"):
+                create_dataset(spec(root, holdout=0.3), split, subset=subset)
+        own = create_dataset(spec(root, holdout=0.3, k_shot=2)).subset
+        assert len(create_dataset(spec(root, holdout=0.3), subset=own)) == 4
+
     def test_what_is_no_saved_subset(self, tmp_path):
         with pytest.raises(DataError, match="not a saved label subset"):
             LabelSubset.load(write_lines(tmp_path / "x.json", ["{}"]))
@@ -117,6 +125,14 @@ class TestOnADataSet:
         assert dataset.names == ["a/a_1.png", "b/b_3.png"]
         assert dataset.ids.tolist() == [1, 9]
 
+    def test_a_list_file_from_elsewhere(self, root, tmp_path):
+        """Windows' line ends, a byte order mark, other endings, names that repeat, and a path that is no string."""
+        (tmp_path / "list.txt").write_bytes("\ufeffb_3.JPEG\r\na/a_1.png\r\na_1.png\r\n\r\n".encode())
+        dataset = create_dataset(spec(root, list_file=tmp_path / "list.txt"))
+        assert dataset.names == ["a/a_1.png", "b/b_3.png"]
+        dataset.subset.save(tmp_path / "subset.json")
+        assert LabelSubset.load(tmp_path / "subset.json").rule == {"list_file": str(tmp_path / "list.txt")}
+
     def test_a_list_file_with_unknown_names(self, root, tmp_path):
         listing = write_lines(tmp_path / "list.txt", ["a_1.png", "zebra.png"])
         with pytest.raises(DataError, match=r"names 1 images .* such as zebra\.png"):
@@ -126,7 +142,7 @@ class TestOnADataSet:
         make_folder(tmp_path, {"train/a": 1, "train/b": 1})
         for name in ("a", "b"):
             (tmp_path / f"train/{name}/{name}_0.png").rename(tmp_path / f"train/{name}/0.png")
-        with pytest.raises(DataError, match=r"0\.png is there 2 times"):
+        with pytest.raises(DataError, match=r"0\.png is there several times"):
             create_dataset(spec(tmp_path, list_file=str(write_lines(tmp_path / "list.txt", ["0.png"]))))
 
     def test_a_missing_or_empty_list_file(self, root, tmp_path):

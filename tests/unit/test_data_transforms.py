@@ -1,6 +1,8 @@
 """Training transforms: what they do, and that their randomness depends on (seed, epoch, id) alone."""
 
+import json
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from difformer.data import (
     create_dataset,
     create_transform,
     sample_generator,
+    transform_description,
 )
+from difformer.data.images import resize_short_side
 from difformer.data.transforms import Isolated
 
 NAMES = ["published", "crop", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "3a", "original"]
@@ -72,6 +76,30 @@ def test_the_published_transform_covers_its_range_and_nothing_else():
     assert lefts.max() > -0.2
 
 
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1)])
+@pytest.mark.parametrize("transform", [PublishedTransform(64), lambda image, rng: Preprocessing(64)(image)])
+def test_a_line_of_pixels_does_not_fill_the_memory(size, transform, monkeypatch):
+    from PIL.Image import Image as Picture
+
+    areas = []
+    resize = Picture.resize
+    monkeypatch.setattr(
+        Picture, "resize", lambda image, shape, *a, **k: areas.append(shape) or resize(image, shape, *a, **k)
+    )
+    line = Image.fromarray(pixels(0, *size))
+    assert transform(line, sample_generator(0, 0, 0)).shape == (3, 64, 64)
+    assert max(width * height for width, height in areas) <= 80 * 80 * 32
+
+
+def test_long_images_are_resized_whole():
+    """Up to 32 times as long as wide, everything is as torchvision does it."""
+    from torchvision.transforms.v2 import functional
+
+    picture = Image.fromarray(pixels(0, 4, 128))
+    assert resize_short_side(picture, 8) == functional.resize(picture, [8])
+    assert PublishedTransform(16)(Image.fromarray(pixels(0, 1, 1)), sample_generator(0, 0, 0)).shape == (3, 16, 16)
+
+
 def test_an_exact_fit_is_only_flipped():
     square = Image.fromarray(pixels(3, 16, 16))
     whole = Preprocessing(16)(square)
@@ -89,7 +117,15 @@ def test_random_erasing():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("publishd", "did you mean 'published'"), ("xyzq", "known are none"), ("rand-q9", "timm")]
+    ("name", "message"),
+    [
+        ("publishd", "did you mean 'published'"),
+        ("xyzq", "known are none"),
+        ("rand-q9", "timm"),
+        ("rand-mm", "section 'mm'"),
+        ("3a-x", "section 'x'"),
+        ("crop-m9", "section 'm9'"),
+    ],
 )
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
@@ -106,6 +142,32 @@ def test_isolation_holds_when_the_body_fails():
     with pytest.raises(KeyError):
         Isolated(fail)(PICTURE, np.random.default_rng(0))
     assert global_state() == before
+
+
+class TestDescription:
+    BASE: ClassVar = {"name": "folder", "size": 16}
+
+    @pytest.mark.parametrize(
+        ("changes", "augment", "expected"),
+        [
+            ({"resize": 20, "seed": 3}, False, ("none", 20, 0.0, None)),
+            ({"random_erasing": 0.5, "augmentation": "crop", "seed": 3}, False, ("none", 16, 0.0, None)),
+            ({"augmentation": "none"}, True, ("none", 16, 0.0, None)),
+            ({"seed": 3}, True, ("published", [16, 20], 0.0, 3)),
+            ({"augmentation": "3a", "random_erasing": 0.5}, True, ("3a", None, 0.5, 0)),
+        ],
+    )
+    def test_what_it_says(self, changes, augment, expected):
+        description = transform_description(self.BASE | changes, augment)
+        name, resize, erasing, seed = expected
+        assert description == {
+            "name": name, "size": 16, "resize": resize, "random_erasing": erasing, "seed": seed
+        }  # fmt: skip
+        assert json.loads(json.dumps(description)) == description
+
+    def test_unknown_names(self):
+        with pytest.raises(ValueError, match="did you mean 'published'"):
+            transform_description(self.BASE | {"augmentation": "publishd"}, True)
 
 
 class TestInADataSet:
@@ -140,6 +202,20 @@ class TestInADataSet:
         assert torch.equal(second.images[4], dataset[4].image)
         with pytest.raises(ValueError, match="must not be negative"):
             dataset.set_epoch(-1)
+
+    def test_spawned_workers_share_the_epoch_and_what_was_skipped(self, root):
+        (root / "train/a/a_1.png").write_text("no image")
+        config = {"name": "folder", "root": str(root), "size": 16, "check_images": "none", "on_bad_image": "skip"}
+        dataset = create_dataset(config)
+        loader = DataLoader(
+            dataset, 9, num_workers=1, persistent_workers=True, multiprocessing_context="spawn", collate_fn=collate
+        )
+        (first,) = loader
+        dataset.set_epoch(1)
+        (second,) = loader
+        assert torch.equal(first.ids, second.ids)
+        assert not torch.equal(first.images, second.images)
+        assert dataset.skipped.tolist() == [1]
 
     def test_only_training_is_augmented(self, root):
         config = {"name": "folder", "root": str(root), "size": 16}

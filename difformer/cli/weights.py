@@ -1,15 +1,11 @@
-"""The command line: `difformer VERB`."""
+"""The verbs about weights: info, convert, predict."""
 
-import inspect
 import json
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
-from difformer._optional import require
 from difformer.backbones import create_backbone
 from difformer.checkpoints import describe, locate, open_weights, write_backbone
 from difformer.classifier import load_classifier, save_classifier
@@ -160,41 +156,6 @@ def predict(
     if report.interrupted:
         raise KeyboardInterrupt
     return SKIPPED if report.skipped else 0
-
-
-VERBS: dict[str, Callable[..., int | None]] = {"info": info, "convert": convert, "predict": predict}
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; the console's entry point.
-
-    Args:
-        argv: arguments without the program's name; those of the process when left out.
-
-    Returns:
-        The exit status: 0, 1 after an error that was printed, or the verb's own. Wrong usage exits with 2.
-    """
-    arguments = _expand_flags(list(sys.argv[1:] if argv is None else argv))
-    try:
-        jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-        return jsonargparse.auto_cli(VERBS, args=arguments, prog="difformer", description=__doc__) or 0
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        print(f"difformer: error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("difformer: interrupted", file=sys.stderr)
-        return 130
-
-
-def _expand_flags(arguments: list[str]) -> list[str]:
-    """Lets a verb's switches be given without a value: `--download` for `--download=true`."""
-    verb = VERBS.get(arguments[0]) if arguments else None
-    parameters = inspect.signature(verb).parameters.values() if verb else ()
-    switches = {f"--{parameter.name}" for parameter in parameters if parameter.annotation is bool}
-    return [
-        f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
-        for argument, after in zip_longest(arguments, arguments[1:])
-    ]
 
 
 def _table(source: str, config: UNetConfig, schedule: NoiseSchedule) -> str:

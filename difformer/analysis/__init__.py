@@ -1,0 +1,39 @@
+"""Functions on arrays: how well logits classify, and how well simple classifiers do on features."""
+
+from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
+from difformer.analysis.knn import knn_scores
+from difformer.analysis.linear import LinearModel, accuracy, choose
+from difformer.analysis.logistic import LogisticFit, logistic_path
+from difformer.analysis.metrics import (
+    ClassificationMetrics,
+    ClassMetrics,
+    ImageScores,
+    calibration_error,
+    classification_metrics,
+    confusion_matrix,
+    image_scores,
+)
+from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
+
+__all__ = [
+    "ClassMetrics",
+    "ClassificationMetrics",
+    "ImageScores",
+    "Interval",
+    "LinearModel",
+    "LogisticFit",
+    "PairedDifference",
+    "RidgeFit",
+    "accuracy",
+    "bootstrap_mean",
+    "calibration_error",
+    "choose",
+    "choose_leave_one_out",
+    "classification_metrics",
+    "confusion_matrix",
+    "image_scores",
+    "knn_scores",
+    "logistic_path",
+    "paired_bootstrap",
+    "ridge_path",
+]

@@ -1,0 +1,73 @@
+"""Finding the verb, reading its arguments, and saying what went wrong."""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+from difformer._optional import require
+from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
+from difformer.cli.weights import convert, info, predict
+from difformer.engine.stopping import Stopped
+
+VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
+    "info": info,
+    "convert": convert,
+    "predict": predict,
+    **RECIPE_VERBS,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; the console's entry point.
+
+    Args:
+        argv: arguments without the program's name; those of the process when left out.
+
+    Returns:
+        The exit status: 0, 1 after an error that was printed, or the verb's own; 128 + the number of the signal that
+        stopped it. Wrong usage exits with 2.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] not in VERBS:
+        _usage().parse_args(arguments)
+    try:
+        return _run(arguments[0], arguments[1:])
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"difformer: error: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"difformer: {stopped}", file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print("difformer: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    verb = VERBS[name]
+    if isinstance(verb, RecipeVerb):
+        return verb.run(f"difformer {name}", arguments) or 0
+    jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
+    given = _expand_flags(verb, arguments)
+    return jsonargparse.auto_cli(verb, args=given, prog=f"difformer {name}") or 0
+
+
+def _usage() -> argparse.ArgumentParser:
+    """Lists the verbs, and refuses others."""
+    parser = argparse.ArgumentParser(prog="difformer", description="Pretrained diffusion models as vision backbones.")
+    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs; `difformer VERB --help` says more")
+    for name, verb in VERBS.items():
+        first = (inspect.getdoc(verb) or "").partition("\n\n")[0].replace("\n", " ")
+        verbs.add_parser(name, help=first if not isinstance(verb, RecipeVerb) else verb.description)
+    return parser
+
+
+def _expand_flags(verb: Callable[..., int | None], arguments: list[str]) -> list[str]:
+    """Lets a verb's switches be given without a value: `--download` for `--download=true`."""
+    switches = {f"--{p.name}" for p in inspect.signature(verb).parameters.values() if p.annotation is bool}
+    return [
+        f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
+        for argument, after in zip_longest(arguments, arguments[1:])
+    ]

@@ -1,0 +1,56 @@
+"""The verbs that a recipe describes: train."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from difformer.engine.dry_run import try_out
+from difformer.engine.reading import create_parser, parse
+from difformer.engine.recipe import Recipe
+from difformer.engine.train import train
+
+
+@dataclass(frozen=True)
+class RecipeVerb:
+    """A verb whose arguments are a configuration: a YAML file, options for its keys, and switches.
+
+    Attributes:
+        description: what it does.
+        configuration: the dataclass it reads.
+        body: takes the configuration, and the switches by name.
+        switches: further options without a value, with their help.
+    """
+
+    description: str
+    configuration: type
+    body: Callable[..., int | None]
+    switches: Mapping[str, str]
+
+    def run(self, program: str, arguments: Sequence[str]) -> int | None:
+        """Reads the arguments and does it."""
+        parser = create_parser(self.configuration, program, self.description, self.switches)
+        configuration, given = parse(parser, self.configuration, self.switches, arguments)
+        return self.body(configuration, **given)
+
+
+def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:
+    if dry_run:
+        try_out(recipe, fake_data=fake_data)
+        return
+    if fake_data:
+        raise ValueError("--fake_data is for --dry_run")
+    print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
+
+
+RECIPE_VERBS = {
+    "train": RecipeVerb(
+        "Trains a head on diffusion features; the same command goes on after an interruption.",
+        Recipe,
+        _train,
+        {
+            "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
+            "fake_data": "with --dry_run: random images and weights in place of the recipe's",
+            "overwrite": "start anew although the output holds a run",
+        },
+    ),
+}

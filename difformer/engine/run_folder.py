@@ -1,0 +1,126 @@
+"""The folder of a run: configuration, environment, splits, metrics, state, classifier."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import difformer
+from difformer.data import ImageDataset
+from difformer.engine.reading import plain
+from difformer.files import expand_user, write_atomically
+
+
+class RunFolder:
+    """Where everything of a run lies.
+
+    Args:
+        path: the folder; made by `create`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = expand_user(path)
+        self.state = self.path / "state.pt"
+        self.classifier = self.path / "classifier.safetensors"
+        self.latest = self.path / "latest.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        self.results = self.path / "results.json"
+        self.recipe = self.path / "recipe.yaml"
+        self.curves = self.path / "curves.png"
+
+    def check(self) -> None:
+        """Raises FileExistsError when a file has its name, or it holds something that is no run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file; choose another --output")
+        if self.path.is_dir() and any(self.path.iterdir()) and not self.recipe.exists():
+            raise FileExistsError(f"{self.path} holds something that is no run; choose another --output")
+
+    def create(self) -> None:
+        """Makes the folder; raises OSError when it cannot be made."""
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file of the run, whole or not at all."""
+        with write_atomically(self.path / name, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Writes a file of the run as JSON, whole or not at all."""
+        self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Writes all records: those of a run that was killed may go further than its state."""
+        self.write_text(self.metrics.name, "".join(json.dumps(record) + "\n" for record in history))
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a record to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_splits(self, datasets: Mapping[str, ImageDataset]) -> None:
+        """Writes which images each split has, by id, and the label subset that chose them."""
+        splits = {
+            name: {"images": len(dataset), "digest": dataset.digest, "ids": dataset.ids.tolist()}
+            for name, dataset in datasets.items()
+        }
+        self.write_text("splits.json", json.dumps(splits) + "\n")
+        for name, dataset in datasets.items():
+            if dataset.subset is not None:
+                dataset.subset.save(self.path / f"subset-{name}.json")
+
+
+def environment(processes: int, device: torch.device) -> dict[str, Any]:
+    """What a run ran on and with."""
+    packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "xformers")
+    return {
+        "difformer": difformer.__version__,
+        "commit": _commit(),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: found for name in packages if (found := _version(name))},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processes": processes,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two configurations differ, with both values."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **now}:
+        old, new = plain(before.get(key)), plain(now.get(key))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed |= changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed[f"{prefix}{key}"] = (old, new)
+    return changed
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree, with a plus sign when it has changes; None where it is no checkout."""
+    tree = Path(difformer.__file__).parent.parent
+    if not (tree / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(tree)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changes.stdout.strip() else "")

@@ -1,0 +1,116 @@
+"""The training state: one file that is replaced when the next is whole."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difformer.checkpoints import CheckpointError
+from difformer.files import write_atomically
+
+FORMAT = "difformer.training"
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """How far a run is. Everything here depends on the recipe and the data alone, not on interruptions.
+
+    Attributes:
+        epoch: the current epoch, counted from 0.
+        step: steps done in it.
+        images: images seen in the whole run.
+        loss_sum, correct, counted: over the epoch's images so far.
+        best: the best value of the criterion so far, and best_epoch when it was.
+        waiting: evaluations since then.
+        finished: whether the last epoch is done and evaluated.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    images: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    counted: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    waiting: int = 0
+    finished: bool = False
+
+    def note(self, value: float, criterion: str) -> bool:
+        """Takes an evaluation into account; returns whether it is the best so far (of equals the first)."""
+        better = self.best is None or (value < self.best if criterion == "loss" else value > self.best)
+        if better:
+            self.best, self.best_epoch, self.waiting = value, self.epoch + 1, 0
+        else:
+            self.waiting += 1
+        return better
+
+    def next_epoch(self) -> None:
+        """Goes to the beginning of the next epoch."""
+        self.epoch += 1
+        self.step = self.correct = self.counted = 0
+        self.loss_sum = 0.0
+
+
+@dataclass
+class TrainingState:
+    """What a run needs to go on.
+
+    Attributes:
+        recipe: as plain lists and dictionaries.
+        data_digest: of the training images, so that a run does not go on with others.
+        progress: how far it is.
+        weights: of head and feedback.
+        optimizer: its state.
+        scaler: of the loss, with fp16.
+        averaged: moving average of the weights, where there is one.
+        history: the records of metrics.jsonl.
+    """
+
+    recipe: dict[str, Any]
+    data_digest: str
+    progress: Progress
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any] | None = None
+    averaged: dict[str, Tensor] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Writes it; what was there stays until the new file is whole.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk; what was there is untouched.
+        """
+        content = vars(self) | {"progress": vars(self.progress), "format": FORMAT, "format_version": FORMAT_VERSION}
+        with write_atomically(path, overwrite=True) as temporary:
+            try:
+                torch.save(content, temporary)
+            # torch reports a failed write as a RuntimeError of its own archive.
+            except RuntimeError as error:
+                raise OSError(f"the training state {path} could not be written: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainingState":
+        """Reads what `save` wrote, onto the CPU.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            CheckpointError: it is damaged, or no training state of this version.
+        """
+        # torch raises errors of many kinds for damaged files.
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise CheckpointError(f"{path} cannot be read as a training state: {error}") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise CheckpointError(f"{path} is not a training state")
+        if content.pop("format_version", None) != FORMAT_VERSION:
+            raise CheckpointError(f"{path} was written by another version of difformer; train in another folder")
+        content["progress"] = Progress(**content["progress"])
+        return cls(**content)

@@ -1,0 +1,5 @@
+"""Pictures and pages of results."""
+
+from difformer.report.curves import draw_curves
+
+__all__ = ["draw_curves"]

@@ -1,0 +1,330 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from support import small_unet
+from training import assert_same_run, make_recipe, run_result, write_images, write_workplace
+
+from difformer import CheckpointError, create_backbone, load_classifier
+from difformer.cli import main
+from difformer.engine.build import build_classifier
+from difformer.engine.loop import TrainingError
+from difformer.engine.reading import dump
+from difformer.engine.stopping import Stopped, StopRequest
+from difformer.engine.train import train
+
+ROOT = Path(__file__).parents[2]
+
+# Runs training in children of a process that has loaded everything, since loading takes longer than training.
+ZYGOTE = """
+    import os, random, signal, sys, time
+    from dataclasses import replace
+    import torch
+    torch.set_num_threads(1)
+    from difformer.engine.reading import create_parser, parse
+    from difformer.engine.recipe import Recipe
+    from difformer.engine.train import train
+    import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchmetrics.functional, torchvision.transforms.v2
+
+    recipe_file, trials = sys.argv[1], int(sys.argv[2])
+    recipe, _ = parse(create_parser(Recipe, "train", "", {}), Recipe, (), [recipe_file])
+    rng = random.Random(0)
+
+    def start(name):
+        child = os.fork()
+        if child == 0:
+            try:
+                train(replace(recipe, output=f"{recipe.output}-{name}"))
+                os._exit(0)
+            except BaseException as error:
+                print(repr(error), file=sys.stderr, flush=True)
+                os._exit(1)
+        return child
+
+    def finish(name):
+        assert os.waitpid(start(name), 0)[1] == 0
+
+    begin = time.monotonic()
+    finish("whole")
+    duration = time.monotonic() - begin
+    killed = 0
+    for trial in range(trials):
+        child = start(trial)
+        time.sleep(rng.uniform(0, duration))
+        os.kill(child, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        finish(trial)
+    print(killed)
+"""
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    return folder, write_workplace(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(workplace):
+    folder, values = workplace
+    train(make_recipe(values, output=str(folder / "finished")))
+    return folder / "finished"
+
+
+def test_training_learns_and_leaves_everything_in_its_folder(finished, workplace):
+    folder, _ = workplace
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "classifier.safetensors", "curves.png", "environment.json", "latest.safetensors", "metrics.jsonl",
+        "recipe.yaml", "results.json", "splits.json", "state.pt",
+    }  # fmt: skip
+    weights, records, test = run_result(finished)
+    assert [record["epoch"] for record in records] == [1, 2, 3]
+    assert records[-1]["images"] == 3 * 24
+    assert records[-1]["train_loss"] < records[0]["train_loss"]
+    assert test["num_images"] == 15
+    splits = json.loads((finished / "splits.json").read_text())
+    assert not set(splits["train"]["ids"]) & set(splits["holdout"]["ids"])
+    assert len(splits["train"]["ids"]) == 24
+    classifier = load_classifier(finished / "classifier.safetensors", backbone=folder / "backbone.safetensors")
+    assert classifier.class_names == ("class0", "class1", "class2")
+    # Only what was trained is in the file.
+    assert {name.partition(".")[0] for name in weights} == {"head"}
+    assert "unet" not in str(torch.load(finished / "state.pt", weights_only=True)["optimizer"].keys())
+
+
+def test_the_best_epoch_is_that_of_the_first_best_score(finished):
+    results = json.loads((finished / "results.json").read_text())
+    scores = [record["validation_top1"] for record in run_result(finished)[1]]
+    assert results["best"]["epoch"] == scores.index(max(scores)) + 1
+
+
+def test_a_finished_run_is_not_run_again(finished, workplace):
+    before = (finished / "state.pt").stat().st_mtime_ns
+    results = train(make_recipe(workplace[1], output=str(finished)))
+    assert results["last"]["epoch"] == 3
+    assert (finished / "state.pt").stat().st_mtime_ns == before
+
+
+def test_the_backbone_does_not_change(finished, workplace):
+    folder, _ = workplace
+    digest = create_backbone(folder / "backbone.safetensors").digest
+    assert digest == create_backbone(small_unet(), schedule="linear").digest
+
+
+@pytest.mark.parametrize("trials", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_result(workplace, finished, tmp_path, trials):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"save_minutes": 0.0})
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    script = [sys.executable, "-c", textwrap.dedent(ZYGOTE), str(tmp_path / "recipe.yaml"), str(trials)]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout.split()[-1]) >= trials - 1
+    assert_same_run(tmp_path / "run-whole", finished)
+    for trial in range(trials):
+        assert_same_run(tmp_path / f"run-{trial}", finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_saves_and_exits(workplace, finished, tmp_path, number):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"workers": 1, "save_minutes": 1000})
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    command = [sys.executable, str(ROOT / "train" / "classifier.py"), str(tmp_path / "recipe.yaml")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    seen = ""
+    while "epoch 1/3" not in seen:
+        assert process.stderr is not None
+        character = process.stderr.read(1)
+        assert character, seen
+        seen += character
+    # As a terminal does it: the whole group, data workers included.
+    os.killpg(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command goes on from there" in errors
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
+    assert 0 < state["progress"]["images"] < 72
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_two_processes_learn_what_one_does(workplace, finished, tmp_path):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"accumulation": 2})
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml")
+    (weights, records, test), (weights2, records2, test2) = run_result(finished), run_result(tmp_path / "run")
+    for name, tensor in weights.items():
+        torch.testing.assert_close(weights2[name], tensor, rtol=1e-4, atol=1e-5)
+    assert [record["images"] for record in records2] == [record["images"] for record in records]
+    assert [record["train_loss"] for record in records2] == pytest.approx([r["train_loss"] for r in records], rel=1e-4)
+    assert test2["num_images"] == test["num_images"] == 15
+    assert test2["nll"] == pytest.approx(test["nll"], rel=1e-4)
+
+
+def launch(processes, *command):
+    """Runs a script in several gloo processes on the CPU."""
+    port = str(29500 + os.getpid() % 1000)
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    done = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_another_recipe_does_not_go_on_with_the_run(finished, workplace, tmp_path):
+    with pytest.raises(ValueError, match=r"optimizer\.lr was 0\.05 and is now 0\.1.*--overwrite"):
+        train(make_recipe(workplace[1], output=str(finished), optimizer={"lr": 0.1}))
+
+
+def test_other_images_do_not_go_on_with_the_run(workplace, tmp_path):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"))
+    interrupt_after(recipe, 1)
+    write_images(tmp_path / "others", {"train": 8, "test": 5})
+    with pytest.raises(ValueError, match="the training images are not those"):
+        train(make_recipe(values, output=str(tmp_path / "run"), data={"root": str(tmp_path / "others")}))
+
+
+def interrupt_after(recipe, steps):
+    """Trains some steps and is then asked to stop."""
+    original, seen = StopRequest.signal_seen, []
+
+    def stopping(self):
+        seen.append(1)
+        return signal.SIGTERM if len(seen) >= steps else original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "signal_seen", stopping)
+        with pytest.raises(Stopped, match="goes on from there"):
+            train(recipe)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
+def test_going_on_in_the_middle_of_an_epoch_changes_nothing(workplace, finished, tmp_path, steps):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"))
+    interrupt_after(recipe, steps)
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["progress"]["images"] == 8 * steps
+    train(recipe)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_randomness_of_every_kind_goes_on_where_it_was(workplace, tmp_path):
+    _, values = workplace
+    changes = {
+        "head": {"arguments": {"dropout": 0.2, "drop_path": 0.2}},
+        "training": {"mixup": 0.5, "cutmix": 0.5, "ema": 0.9, "label_smoothing": 0.1, "accumulation": 2},
+        "data": {"augmentation": "rand-m9-mstd0.5-inc1", "random_erasing": 0.2},
+        "optimizer": {"name": "adamw", "lr": 1e-3, "momentum": 0.0, "clip_norm": 1.0},
+        "schedule": {"name": "cosine", "warmup_epochs": 1},
+    }
+    whole = make_recipe(values, output=str(tmp_path / "whole"), **changes)
+    train(whole)
+    recipe = make_recipe(values, output=str(tmp_path / "run"), **changes)
+    interrupt_after(recipe, 5)
+    torch.manual_seed(5)
+    train(recipe)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_feedback_is_trained_and_goes_on(workplace, tmp_path):
+    _, values = workplace
+    changes = {
+        "extractor": {"feedback_taps": ["out03"], "taps": ["out02"], "timesteps": [90]},
+        "training": {"epochs": 2},
+        "evaluation": {"select": "last"},
+    }
+    train(make_recipe(values, output=str(tmp_path / "whole"), **changes))
+    recipe = make_recipe(values, output=str(tmp_path / "run"), **changes)
+    interrupt_after(recipe, 4)
+    train(recipe)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    weights, _, _ = run_result(tmp_path / "run")
+    assert {name.partition(".")[0] for name in weights} == {"head", "feedback"}
+    initial = build_classifier(recipe, create_backbone(values["backbone"]["name"]), ("a", "b", "c")).trained_state()
+    assert not weights["feedback.0.0.weight"].equal(initial["feedback.0.0.weight"])
+    # Batch statistics moved: the layers were in training mode in every epoch.
+    assert weights["feedback.0.1.num_batches_tracked"] == 6
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_the_images(workplace, tmp_path):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"), optimizer={"lr": 1e30})
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 1, step \d, with the images of ids \[\d+"):
+        train(recipe)
+
+
+def test_a_full_disk_leaves_the_last_state(workplace, finished, tmp_path, monkeypatch):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"))
+    interrupt_after(recipe, 2)
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+
+    def full(content, path):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="could not be written"):
+            train(recipe)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+    train(recipe)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_data_folder_that_vanishes_stops_the_run_with_the_name(workplace, finished, tmp_path):
+    folder, values = workplace
+    shutil.copytree(folder / "images", tmp_path / "images")
+    recipe = make_recipe(values, output=str(tmp_path / "run"), data={"root": str(tmp_path / "images")})
+    interrupt_after(recipe, 2)
+    (tmp_path / "images").rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "images")):
+        train(recipe)
+    (tmp_path / "gone").rename(tmp_path / "images")
+    train(recipe)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_a_folder_that_is_no_run_is_left_alone(workplace, tmp_path):
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(FileExistsError, match="holds something that is no run"):
+        train(make_recipe(workplace[1], output=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_state_says_so(workplace, tmp_path):
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+    interrupt_after(recipe, 1)
+    (tmp_path / "run" / "state.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read as a training state"):
+        train(recipe)
+
+
+def test_early_stopping_ends_after_evaluations_without_improvement(workplace, tmp_path):
+    recipe = make_recipe(
+        workplace[1], output=str(tmp_path / "run"), optimizer={"lr": 1e-9}, training={"epochs": 50, "early_stopping": 2}
+    )
+    assert train(recipe)["epochs"] == 3
+
+
+def test_the_command_line_trains_and_prints_the_recipe(workplace, tmp_path, capsys):
+    _, values = workplace
+    (tmp_path / "recipe.yaml").write_text(dump(make_recipe(values)))
+    options = ["--output", str(tmp_path / "run"), "--training.epochs", "1"]
+    assert main(["train", str(tmp_path / "recipe.yaml"), *options]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["epoch"] == 1
+    with pytest.raises(SystemExit):
+        main(["train", str(tmp_path / "recipe.yaml"), *options, "--print_config"])
+    assert "epochs: 1" in capsys.readouterr().out
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--optimizer.rate", "1"]) == 1
+    assert "unknown key 'optimizer.rate'; did you mean" in capsys.readouterr().err
