@@ -57,7 +57,8 @@ def run_in_child(
         kill_after: seconds after its beginning when it is killed; None lets it end and returns how long it took.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["extraction"])
+    # What is imported once, where nothing computes that forking could hurt, need not be imported by each.
+    context.set_forkserver_preload(["difformer.engine.extract", "accelerate", "torchvision.transforms.v2"])
     started, child_end = context.Pipe(duplex=False)
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": _port(folder), "ACCELERATE_USE_CPU": "true"}
@@ -88,7 +89,8 @@ def _child(
     dataset = build_dataset(recipe.data, "train", augment=True)
     backbone = create_backbone(small_unet(), schedule="linear")
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
-    started.send("started")
+    if not environment:
+        started.send("started")
     try:
         extract_features(recipe, classifier, dataset, "train", augment=True)
     except ValueError as error:

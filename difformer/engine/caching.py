@@ -1,6 +1,5 @@
 """Which feature cache a recipe asks for: what its digest is taken of, what is missing, what it will take."""
 
-import hashlib
 import json
 import re
 import shutil
@@ -10,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,17 +16,15 @@ from torch import Tensor
 from difformer._optional import require
 from difformer.backbones import Backbone
 from difformer.classifier import DiffusionClassifier
-from difformer.data import Batch, DataConfig, ImageDataset, ImageError, Sample, collate
-from difformer.data.images import Content
+from difformer.data import Batch, ImageDataset, Sample, collate, transform_description
 from difformer.engine.build import epoch_seed
+from difformer.engine.costs import human_bytes
 from difformer.engine.recipe import Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.features.cache import MAX_SHARD_BYTES, CacheManifest, Shape, dtype_name, is_whole
+from difformer.features.shards import MAX_SHARD_BYTES, CacheManifest, Shape, dtype_name, is_whole
 from difformer.files import expand_user
 from difformer.taps import FeatureKey, TapSpec
 
-# Images whose encoded content goes into the digest, so that another version of a data set is noticed.
-_FINGERPRINTED = 32
 _MARGIN_BYTES = 64 << 20
 _TIMED_ON_CPU = 2
 DIFFEED = (
@@ -133,8 +129,8 @@ def plan_cache(
     noising = extractor.noising
     identity = {
         "split": split,
-        "data": _data_digest(dataset),
-        "transform": _transform(recipe.data, augment),
+        "data": dataset.digest,
+        "transform": transform_description(recipe.data, augment),
         "noise": None if noising.clean else {"seed": recipe.extractor.seed, "draws": noising.draws, "fresh": augment},
         "backbone": _backbone_identity(extractor.backbone),
     }
@@ -174,11 +170,11 @@ class Estimate:
     shard_seconds: float
 
     def __str__(self) -> str:
-        bar = require("tqdm", "the estimate").tqdm
-        total, missing = (bar.format_sizeof(size, "B") for size in (self.total_bytes, self.missing_bytes))
+        total, missing = (human_bytes(size) for size in (self.total_bytes, self.missing_bytes))
         if not self.missing_images:
             return f"{total}, all there"
-        times = [bar.format_interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
+        interval = require("tqdm", "the estimate").tqdm.format_interval
+        times = [interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
         return (
             f"{total}, of which {missing} ({self.missing_images} images) are missing and take about {times[0]}; "
             f"a stop loses at most {times[1]}"
@@ -231,9 +227,8 @@ def check_disk(folder: Path, needed: int) -> None:
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(there).free
     if needed and free < needed + needed // 100 + _MARGIN_BYTES:
-        size = require("tqdm", "the estimate").tqdm.format_sizeof
         raise OSError(
-            f"the features need {size(needed, 'B')} more, but the disk of {there} has {size(free, 'B')} free; "
+            f"the features need {human_bytes(needed)} more, but the disk of {there} has {human_bytes(free)} free; "
             "free some space, choose another cache.folder, or store less: fewer cache.views, smaller pooled maps"
         )
 
@@ -271,36 +266,3 @@ def _backbone_identity(backbone: Backbone) -> dict[str, Any]:
     # Through JSON, as the manifest has it.
     plain: dict[str, Any] = json.loads(json.dumps(identity))
     return plain
-
-
-def _transform(data: DataConfig, augment: bool) -> dict[str, Any]:
-    """What images go through; the seed is part of it where there is chance."""
-    if not augment or data.augmentation == "none":
-        return {"name": "none", "size": data.size, "resize": data.resize or data.size}
-    return {
-        "name": data.augmentation,
-        "size": data.size,
-        "random_erasing": data.random_erasing,
-        "seed": data.seed,
-    }
-
-
-def _data_digest(dataset: ImageDataset) -> str:
-    """SHA-256 of the images that are used: ids, labels, names, and the content of some of them."""
-    digest = hashlib.sha256()
-    for numbers in (dataset.ids, dataset.labels):
-        digest.update(np.ascontiguousarray(numbers, dtype="<i8").tobytes())
-    digest.update("\0".join(dataset.names or ()).encode(errors="surrogateescape") + b"\1")
-    content, places = dataset._reader.source.content, dataset._indices
-    for place in np.unique(np.linspace(0, len(places) - 1, _FINGERPRINTED, dtype=np.int64)):
-        digest.update(_encoded(content, int(places[place])))
-    return digest.hexdigest()
-
-
-def _encoded(content: Any, index: int) -> bytes:
-    try:
-        found: Content = content(index)
-        raw = found.read_bytes() if isinstance(found, Path) else bytes(found)
-    except (OSError, ImageError):
-        raw = b"unreadable"
-    return hashlib.sha256(raw).digest()

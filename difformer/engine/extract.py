@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, ImageError
+from difformer.engine.batches import create_loader
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
 from difformer.engine.caching import (
     DIFFEED,
@@ -30,7 +30,7 @@ from difformer.engine.caching import (
 from difformer.engine.processes import Processes, on_all, on_main
 from difformer.engine.recipe import Recipe
 from difformer.features import CachedFeatures, FeatureCacheError
-from difformer.features.cache import CacheManifest, Shard, remove_stale, write_shard
+from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
 from difformer.taps import FeatureKey
 
 _log = getLogger(__name__)
@@ -242,22 +242,18 @@ def _write_view(job: _Job, view: int, shards: Sequence[int], bar: Any) -> None:
     manifest, size = job.plan.manifest, job.batch_size
     rows = {shard: list(manifest.rows(shard)) for shard in shards}
     batches = {shard: [places[i : i + size] for i in range(0, len(places), size)] for shard, places in rows.items()}
-    loader = DataLoader(
-        job.dataset,
-        batch_sampler=[batch for shard in shards for batch in batches[shard]],
-        collate_fn=collate_readable,
-        num_workers=job.workers,
-        # Otherwise the loader draws from the global generator.
-        generator=torch.Generator(),
-    )
     device = device_of(job.classifier)
+    in_order = [batch for shard in shards for batch in batches[shard]]
+    loader = create_loader(job.dataset, in_order, collate_readable, job.workers, pin=device.type == "cuda")
+    # Otherwise the loader draws from the global one.
+    loader.generator = torch.Generator()
     read = iter(loader)
     for shard in shards:
         gathered = _Rows(manifest, len(rows[shard]))
         for places in batches[shard]:
             batch: Batch | None = next(read)
             if batch is not None:
-                features = job.classifier.extractor(batch.images.to(device), batch.ids)
+                features = job.classifier.extractor(batch.images.to(device, non_blocking=True), batch.ids)
                 gathered.add(job.plan.pooled(features), batch.labels, batch.ids)
             bar.update(len(places))
         write_shard(job.plan.folder, manifest, view, shard, *gathered.content())

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader
 
 from difformer import FeatureKey
 from difformer.features import CachedFeatures, FeatureCacheError, collate_features
-from difformer.features import cache as cache_module
-from difformer.features.cache import CacheManifest, Shard, is_whole, remove_stale, shard_path, write_shard
+from difformer.features import shards as shards_module
+from difformer.features.shards import CacheManifest, Shard, is_whole, remove_stale, shard_path, write_shard
 
 A, B = FeatureKey("mid", 90), FeatureKey("out04", 150)
 SHAPES = {B: (3, 4, 4), A: (5, 2, 2)}
@@ -246,7 +246,7 @@ class TestDamage:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(cache_module, "save_file", fail)
+        monkeypatch.setattr(shards_module, "save_file", fail)
         with pytest.raises(OSError, match="No space left"):
             write_shard(tmp_path, it, 0, 0, *content(0, it.rows(0)))
         assert list(tmp_path.iterdir()) == []
@@ -263,7 +263,7 @@ class TestDamage:
             (tmp_path / name).write_bytes(b"half")
         remove_stale(tmp_path)
         assert len(list(tmp_path.glob("*.tmp"))) + len(list(tmp_path.glob(".*.tmp"))) >= 2
-        monkeypatch.setattr(cache_module, "_STALE_SECONDS", -1)
+        monkeypatch.setattr(shards_module, "_STALE_SECONDS", -1)
         remove_stale(tmp_path)
         assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == ["other.tmp"]
         CachedFeatures(tmp_path, views=2).verify()
