@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from difformer.engine.dry_run import try_out
 from difformer.engine.reading import create_parser, parse
@@ -29,6 +30,7 @@ class RecipeVerb:
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
+        configuration: Any
         configuration, given = parse(parser, self.configuration, self.switches, arguments)
         return self.body(configuration, **given)
 
