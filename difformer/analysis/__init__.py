@@ -1,0 +1,26 @@
+"""Functions on arrays: how well logits classify."""
+
+from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
+from difformer.analysis.metrics import (
+    ClassificationMetrics,
+    ClassMetrics,
+    ImageScores,
+    calibration_error,
+    classification_metrics,
+    confusion_matrix,
+    image_scores,
+)
+
+__all__ = [
+    "ClassMetrics",
+    "ClassificationMetrics",
+    "ImageScores",
+    "Interval",
+    "PairedDifference",
+    "bootstrap_mean",
+    "calibration_error",
+    "classification_metrics",
+    "confusion_matrix",
+    "image_scores",
+    "paired_bootstrap",
+]

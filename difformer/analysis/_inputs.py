@@ -1,0 +1,95 @@
+"""Checked features, logits and labels from tensors or arrays."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array: TypeAlias = Tensor | NDArray[Any]
+
+
+def as_matrix(name: str, values: Array, *, width: int | None = None) -> Tensor:
+    """Floating-point rows, one an image, as a tensor that shares their memory where it can.
+
+    Args:
+        name: of the values, for errors; a plural.
+        values: (N, D), of any floating-point type, with N and D at least 1.
+        width: the D asked for, where it is known.
+
+    Raises:
+        ValueError: another type, shape or dtype, or a value that is not finite.
+    """
+    matrix = _as_tensor(name, values).detach()
+    if not matrix.dtype.is_floating_point:
+        raise ValueError(f"{name} must be floating-point numbers, got {matrix.dtype}")
+    if matrix.ndim != 2 or not matrix.numel():
+        raise ValueError(f"{name} must be of shape (N, D), both at least 1, got {tuple(matrix.shape)}")
+    if width not in (None, matrix.shape[1]):
+        raise ValueError(f"{name} must have {width} columns, got shape {tuple(matrix.shape)}")
+    finite = torch.isfinite(matrix)
+    if not finite.all():
+        row, column = (~finite).nonzero()[0].tolist()
+        count = int((~finite).any(dim=1).sum())
+        raise ValueError(
+            f"{name} must be finite: {count} of {len(matrix)} rows are not; the first is row {row}, "
+            f"with {matrix[row, column].item()} in column {column}"
+        )
+    return matrix
+
+
+def as_labels(labels: Array, count: int, num_classes: int) -> Tensor:
+    """Class numbers, one an image.
+
+    Args:
+        labels: (count,) integers of any type, in [0, num_classes).
+        count: of images.
+        num_classes: at least 1.
+
+    Returns:
+        (count,) int64, on the labels' device.
+
+    Raises:
+        ValueError: another type, shape, dtype or range.
+    """
+    tensor = _as_tensor("labels", labels)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise ValueError(f"labels must be integers, got {tensor.dtype}")
+    if tensor.shape != (count,):
+        raise ValueError(f"labels must be {count} integers, one an image, got shape {tuple(tensor.shape)}")
+    # Unsigned numbers that are too large become negative, and are refused with those.
+    tensor = tensor.long()
+    outside = (tensor < 0) | (tensor >= num_classes)
+    if outside.any():
+        place = int(outside.nonzero()[0])
+        raise ValueError(f"labels must lie in [0, {num_classes}), got {int(tensor[place])} for image {place}")
+    return tensor
+
+
+def _as_tensor(name: str, values: Array) -> Tensor:
+    if isinstance(values, Tensor):
+        return values
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
+        found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{name} must be a torch tensor or a numpy array of numbers, got {found}")
+    # torch takes neither reversed nor foreign memory, and warns of read-only arrays; only those are copied.
+    return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
+
+
+def as_scores(name: str, scores: Array) -> NDArray[np.float64]:
+    """Numbers or truth values, one an image, as a float64 array.
+
+    Args:
+        name: of the scores, for errors; a plural.
+        scores: (N,) finite, N at least 1.
+
+    Raises:
+        ValueError: another type or shape, or a value that is not finite.
+    """
+    values = _as_tensor(name, scores).detach().cpu().double().numpy()
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"{name} must be of shape (N,), N at least 1, got {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]}")
+    return values

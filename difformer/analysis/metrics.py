@@ -1,0 +1,235 @@
+"""How well logits classify: accuracies, the confusion matrix, calibration, and what each class received."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from difformer.analysis._inputs import Array, as_labels, as_matrix
+from difformer.analysis.bootstrap import Interval, bootstrap_mean
+from difformer.config import as_positive_integer
+
+# Rows that are looked at together: 2000 of ImageNet's thousand classes take 16 MB in float64.
+_CHUNK_ELEMENTS = 2_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class ImageScores:
+    """What each image's logits say of its label. The mean of any of them can be given to `bootstrap_mean`.
+
+    Attributes:
+        predicted: (N,) int64, the class of the largest logit; of equal ones the first.
+        rank: (N,) int64, how many classes stand before the label: 0 is a hit, less than 5 a top-5 hit. Equal logits
+            rank in the order of the classes, as for `predicted`.
+        confidence: (N,) float64 in (0, 1], the probability of the predicted class.
+        nll: (N,) float64, minus the natural logarithm of the label's probability.
+    """
+
+    predicted: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    nll: NDArray[np.float64]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """(N,): the label is the predicted class."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class ClassMetrics:
+    """One class's row of the table.
+
+    Attributes:
+        name: of the class.
+        count: of images that are of the class.
+        recall: share of them that were recognised, which is the class's accuracy; None where there are none.
+        precision: share of the images taken for the class that are of it; None where none were.
+        f1: harmonic mean of recall and precision, 0 without a hit; None where there are no images.
+    """
+
+    name: str
+    count: int
+    recall: float | None
+    precision: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationMetrics:
+    """What `classification_metrics` finds in a split. Means over classes leave out those without an image.
+
+    Attributes:
+        num_images: N.
+        num_classes: C, those without an image included.
+        absent: names of the classes without an image, in the classes' order.
+        top1: share of the images whose label has the largest logit.
+        top1_interval: its bootstrap confidence interval.
+        top5: share of the images whose label has one of the five largest logits; None for five classes or fewer.
+        mean_per_class: mean of the classes' recalls, as Aircraft, Flowers and Pets are reported.
+        macro_f1: mean of the classes' F1.
+        nll: mean negative log-likelihood of the labels, in nats.
+        ece: expected calibration error, in [0, 1].
+        confusion: (C, C) int64 counts; a row is a true class, a column a predicted one.
+        per_class: C rows of the table.
+    """
+
+    num_images: int
+    num_classes: int
+    absent: tuple[str, ...]
+    top1: float
+    top1_interval: Interval
+    top5: float | None
+    mean_per_class: float
+    macro_f1: float
+    nll: float
+    ece: float
+    confusion: NDArray[np.int64]
+    per_class: tuple[ClassMetrics, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON has it: numbers, text, None, lists and dictionaries with the attributes' names."""
+        rows = [asdict(row) for row in self.per_class]
+        lists = {"absent": list(self.absent), "confusion": self.confusion.tolist(), "per_class": rows}
+        return vars(self) | {"top1_interval": asdict(self.top1_interval)} | lists
+
+
+def classification_metrics(
+    logits: Array,
+    labels: Array,
+    class_names: Sequence[str],
+    *,
+    seed: int = 0,
+    resamples: int = 1000,
+    level: float = 0.95,
+    bins: int = 15,
+) -> ClassificationMetrics:
+    """Everything that one split's logits and labels tell.
+
+    Args:
+        logits: (N, C) finite, of any floating-point type and device; computed with in float64 on the CPU.
+        labels: (N,) integers in [0, C).
+        class_names: C names.
+        seed: of the bootstrap, not negative.
+        resamples: of the bootstrap.
+        level: of the confidence interval, in (0, 1).
+        bins: of the calibration error.
+
+    Raises:
+        ValueError: no images, wrong shapes, types or ranges, a logit that is not finite.
+    """
+    logits = as_matrix("logits", logits)
+    num_images, num_classes = logits.shape
+    names = list(class_names)
+    if len(names) != num_classes:
+        raise ValueError(f"{num_classes} columns of logits need as many class names, got {len(names)}")
+    scores = image_scores(logits, labels)
+    confusion = confusion_matrix(scores.predicted, labels, num_classes)
+    table = _class_table(confusion, names)
+    present = [row for row in table if row.count]
+    return ClassificationMetrics(
+        num_images=num_images,
+        num_classes=num_classes,
+        absent=tuple(row.name for row in table if not row.count),
+        top1=float(scores.correct.mean()),
+        top1_interval=bootstrap_mean(scores.correct, resamples=resamples, level=level, seed=seed),
+        top5=float((scores.rank < 5).mean()) if num_classes > 5 else None,
+        mean_per_class=float(np.mean([row.recall for row in present])),
+        macro_f1=float(np.mean([row.f1 for row in present])),
+        nll=float(scores.nll.mean()),
+        ece=calibration_error(scores.confidence, scores.correct, bins=bins),
+        confusion=confusion,
+        per_class=table,
+    )
+
+
+def image_scores(logits: Array, labels: Array) -> ImageScores:
+    """Prediction, rank of the label, confidence and negative log-likelihood of every image.
+
+    Args and raises: as `classification_metrics`.
+    """
+    logits = as_matrix("logits", logits)
+    labels = as_labels(labels, *logits.shape)
+    rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
+    parts = [_chunk_scores(x, y) for x, y in zip(logits.split(rows), labels.split(rows), strict=True)]
+    predicted, rank, confidence, nll = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
+    return ImageScores(predicted, rank, confidence, nll)
+
+
+def confusion_matrix(predicted: Array, labels: Array, num_classes: int) -> NDArray[np.int64]:
+    """Counts of images by true and predicted class.
+
+    Args:
+        predicted: (N,) integers in [0, num_classes).
+        labels: (N,) integers in [0, num_classes).
+        num_classes: C, at least 1.
+
+    Returns:
+        (C, C); a row is a true class, a column a predicted one.
+
+    Raises:
+        ValueError: wrong shapes, types or ranges.
+    """
+    num_classes = as_positive_integer("num_classes", num_classes)
+    truth = as_labels(labels, len(labels), num_classes).cpu()
+    found = as_labels(predicted, len(truth), num_classes).cpu()
+    # torchmetrics counts the same way, but refuses a single class and takes seconds to import.
+    counts = torch.bincount(truth * num_classes + found, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes).numpy()
+
+
+def calibration_error(confidence: NDArray[Any], correct: NDArray[Any], *, bins: int = 15) -> float:
+    """Expected calibration error: the gap between confidence and accuracy over equally wide bins of confidence,
+    weighted by the images in each. Equation 3 of Guo et al. 2017, "On calibration of modern neural networks".
+
+    Args:
+        confidence: (N,) in [0, 1], of the predicted class.
+        correct: (N,) true where the prediction is right.
+        bins: M; bin m is ((m - 1) / M, m / M].
+
+    Returns:
+        A value in [0, 1].
+
+    Raises:
+        ValueError: no images, different shapes, or confidences outside [0, 1].
+    """
+    bins = as_positive_integer("bins", bins)
+    if confidence.ndim != 1 or not len(confidence) or confidence.shape != correct.shape:
+        raise ValueError(f"confidence and correct must both be (N,), got {confidence.shape} and {correct.shape}")
+    if not ((confidence >= 0) & (confidence <= 1)).all():
+        raise ValueError("confidences must lie in [0, 1]")
+    # torchmetrics' bins are closed on the left, which puts confidences of exactly 1, of which confident networks
+    # give many, into a bin of their own.
+    places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:], confidence, side="left")
+    gaps = np.bincount(places, weights=correct - confidence.astype(np.float64), minlength=bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def _chunk_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    logits, labels = logits.cpu().double(), labels.cpu()[:, None]
+    log_p = logits.log_softmax(dim=1)
+    own = logits.gather(1, labels)
+    tied_before = (logits == own) & (torch.arange(logits.shape[1]) < labels)
+    rank = ((logits > own) | tied_before).sum(dim=1)
+    # torch.argmax gives the first of equal logits.
+    predicted = logits.argmax(dim=1)
+    confidence = log_p.gather(1, predicted[:, None])[:, 0].exp()
+    return predicted, rank, confidence, -log_p.gather(1, labels)[:, 0]
+
+
+def _class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> tuple[ClassMetrics, ...]:
+    counts, taken = confusion.sum(axis=1).tolist(), confusion.sum(axis=0).tolist()
+    return tuple(
+        ClassMetrics(
+            name=name,
+            count=count,
+            recall=hits / count if count else None,
+            precision=hits / guesses if guesses else None,
+            f1=2 * hits / (count + guesses) if count else None,
+        )
+        for name, count, guesses, hits in zip(names, counts, taken, confusion.diagonal().tolist(), strict=True)
+    )

@@ -1,0 +1,111 @@
+"""Bootstrap intervals: closed forms, coverage, seeds and memory."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from difformer.analysis import bootstrap_mean, paired_bootstrap
+
+SCORES = np.random.default_rng(0).random(400)
+
+
+def test_close_to_the_normal_interval():
+    """For many images the mean's distribution is normal, with the variance of the sample over N."""
+    found = bootstrap_mean(SCORES, resamples=20_000, level=0.9)
+    half = 1.6449 * SCORES.std() / 20
+    assert found.mean == SCORES.mean()
+    assert found.low == pytest.approx(SCORES.mean() - half, abs=0.05 * half)
+    assert found.high == pytest.approx(SCORES.mean() + half, abs=0.05 * half)
+
+
+def test_hits_follow_the_binomial_distribution():
+    hits = torch.arange(50) < 35
+    found = bootstrap_mean(hits, resamples=20_000)
+    low, high = stats.binom(50, 0.7).ppf([0.025, 0.975]) / 50
+    assert (found.mean, found.level, found.resamples) == (0.7, 0.95, 20_000)
+    assert [found.low, found.high] == pytest.approx([low, high], abs=0.0201)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    found = [bootstrap_mean(rng.normal(3, 1, 100), level=0.8, seed=i, resamples=400) for i in range(300)]
+    assert sum(i.low < 3 < i.high for i in found) / 300 == pytest.approx(0.8, abs=0.07)
+
+
+def test_a_constant_has_no_spread():
+    found = bootstrap_mean(np.full(7, 2.5))
+    assert (found.mean, found.low, found.high) == (2.5, 2.5, 2.5)
+    one = bootstrap_mean(np.array([0.25]))
+    assert (one.low, one.high) == (0.25, 0.25)
+
+
+def test_seeds_repeat_and_differ_and_leave_the_global_generators_alone():
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert bootstrap_mean(SCORES, seed=3) == bootstrap_mean(SCORES, seed=3)
+    assert bootstrap_mean(SCORES, seed=3) != bootstrap_mean(SCORES, seed=4)
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_resamples_are_drawn_in_pieces(monkeypatch):
+    """No more places at once than the bound allows, and every resample all the same."""
+    monkeypatch.setattr("difformer.analysis.bootstrap._CHUNK_ELEMENTS", 1000)
+    drawn = []
+    default_rng = np.random.default_rng
+
+    class Recording:
+        def __init__(self, seed):
+            self.rng = default_rng(seed)
+
+        def integers(self, high, size):
+            drawn.append(size)
+            return self.rng.integers(high, size=size)
+
+    monkeypatch.setattr(np.random, "default_rng", Recording)
+    bootstrap_mean(SCORES, resamples=5)
+    assert drawn == [(2, 400), (2, 400), (1, 400)]
+
+
+class TestPaired:
+    def test_it_is_the_interval_of_the_differences(self):
+        other = SCORES[::-1] * 0.9
+        found = paired_bootstrap(SCORES, other, seed=5).difference
+        assert found == bootstrap_mean(SCORES - other, seed=5)
+
+    def test_pairing_removes_what_images_have_in_common(self):
+        found = paired_bootstrap(SCORES, SCORES - 0.01)
+        assert [found.difference.low, found.difference.high] == pytest.approx([0.01, 0.01])
+        assert found.p_value == pytest.approx(2 / 1001)
+        assert paired_bootstrap(SCORES - 0.01, SCORES).p_value == found.p_value
+
+    def test_no_difference(self):
+        found = paired_bootstrap(SCORES > 0.5, SCORES > 0.5)
+        assert (found.difference.mean, found.difference.low, found.difference.high, found.p_value) == (0, 0, 0, 1)
+
+    def test_the_p_value_agrees_with_the_normal_test(self):
+        difference = np.random.default_rng(2).normal(0.1, 1, 300)
+        found = paired_bootstrap(difference, np.zeros(300), resamples=20_000)
+        z = difference.mean() / difference.std() * 300**0.5
+        assert found.p_value == pytest.approx(2 * stats.norm.sf(abs(z)), rel=0.2)
+
+    def test_different_images(self):
+        with pytest.raises(ValueError, match="got 400 and 399 of them"):
+            paired_bootstrap(SCORES, SCORES[:-1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "message"),
+    [
+        (SCORES[:0], {}, r"shape \(N,\), N at least 1"),
+        (SCORES[None], {}, r"got \(1, 400\)"),
+        (np.array([0.5, np.nan]), {}, "scores must be finite, got nan"),
+        (SCORES.tolist(), {}, "got list"),
+        (SCORES, {"resamples": 0}, "resamples"),
+        (SCORES, {"level": 0}, "level"),
+        (SCORES, {"seed": -1}, "seed must not be negative, got -1"),
+        (SCORES, {"seed": 1.5}, "seed must be an integer"),
+    ],
+)
+def test_what_is_refused(scores, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_mean(scores, **options)
