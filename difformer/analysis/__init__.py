@@ -1,6 +1,7 @@
-"""Functions on arrays: how well logits classify."""
+"""Functions on arrays: how well logits classify, and how well simple classifiers do on features."""
 
 from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
+from difformer.analysis.knn import knn_scores
 from difformer.analysis.metrics import (
     ClassificationMetrics,
     ClassMetrics,
@@ -22,5 +23,6 @@ __all__ = [
     "classification_metrics",
     "confusion_matrix",
     "image_scores",
+    "knn_scores",
     "paired_bootstrap",
 ]
