@@ -2,6 +2,8 @@
 
 from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
 from difformer.analysis.knn import knn_scores
+from difformer.analysis.linear import LinearModel, accuracy, choose
+from difformer.analysis.logistic import LogisticFit, logistic_path
 from difformer.analysis.metrics import (
     ClassificationMetrics,
     ClassMetrics,
@@ -17,12 +19,17 @@ __all__ = [
     "ClassificationMetrics",
     "ImageScores",
     "Interval",
+    "LinearModel",
+    "LogisticFit",
     "PairedDifference",
+    "accuracy",
     "bootstrap_mean",
     "calibration_error",
+    "choose",
     "classification_metrics",
     "confusion_matrix",
     "image_scores",
     "knn_scores",
+    "logistic_path",
     "paired_bootstrap",
 ]
