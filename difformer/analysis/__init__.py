@@ -13,6 +13,7 @@ from difformer.analysis.metrics import (
     confusion_matrix,
     image_scores,
 )
+from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
 
 __all__ = [
     "ClassMetrics",
@@ -22,14 +23,17 @@ __all__ = [
     "LinearModel",
     "LogisticFit",
     "PairedDifference",
+    "RidgeFit",
     "accuracy",
     "bootstrap_mean",
     "calibration_error",
     "choose",
+    "choose_leave_one_out",
     "classification_metrics",
     "confusion_matrix",
     "image_scores",
     "knn_scores",
     "logistic_path",
     "paired_bootstrap",
+    "ridge_path",
 ]

@@ -1,0 +1,109 @@
+"""Ridge classification in closed form: least squares on one-hot targets, all strengths from one decomposition."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from difformer.analysis._inputs import Array, as_labels, as_matrix
+from difformer.analysis.linear import Criterion, LinearModel, Standardised, accuracy, check_strengths
+from difformer.config import as_positive_integer
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+@dataclass(frozen=True, eq=False)
+class RidgeFit:
+    """A fitted classifier and how well it does on each image when it has not seen it.
+
+    Attributes:
+        model: the layer, on features as they are. Its outputs estimate one-hot targets; they are no log-probabilities.
+        l2: strength of the penalty.
+        leave_one_out: accuracy on the training images, each classified by the fit to all the others.
+    """
+
+    model: LinearModel
+    l2: float
+    leave_one_out: float
+
+
+def ridge_path(
+    features: Array,
+    labels: Array,
+    num_classes: int,
+    *,
+    strengths: Sequence[float] = STRENGTHS,
+    dtype: torch.dtype = torch.float64,
+    criterion: Criterion = "top1",
+) -> tuple[RidgeFit, ...]:
+    """Fits for several regularisation strengths.
+
+    Minimises mean |y - W x - b|² + l2 · |W|² over the standardised features x and one-hot targets y. scikit-learn's
+    `alpha` is N · l2. Decomposes a matrix of the smaller side of the features. The leave-one-out predictions are
+    those of N fits, in closed form (Hastie, Tibshirani & Friedman 2009, section 7.10), with the standardisation of
+    all images.
+
+    Args:
+        features: (N, D) finite training features, N at least 2; the work is done on their device.
+        labels: (N,) integers in [0, num_classes).
+        num_classes: C, at least 1.
+        strengths: values of l2, positive and different.
+        dtype: that is computed in, float64 or float32.
+        criterion: of the leave-one-out accuracy.
+
+    Returns:
+        One fit for each strength, in the order asked for; see `choose` and `choose_leave_one_out`.
+
+    Raises:
+        ValueError: wrong shapes, types or ranges, or a value that is not finite.
+    """
+    features = as_matrix("features", features)
+    size = len(features)
+    if size < 2:
+        raise ValueError("ridge classification needs at least two images")
+    classes = as_positive_integer("num_classes", num_classes)
+    labels = as_labels(labels, size, classes).to(features.device)
+    strengths = check_strengths(strengths)
+    data = Standardised.of(features, dtype)
+    targets = F.one_hot(labels, classes).to(dtype)
+    bias = targets.mean(dim=0)
+
+    # In the coordinates z along the principal axes, the normal equations are diagonal: (spectrum + N · l2) w = zᵀ y.
+    axes, spectrum = _principal_axes(data.x)
+    z = data.x @ axes
+    moments = z.T @ (targets - bias)
+    fits = []
+    for l2 in strengths:
+        shrinkage = 1 / (spectrum + size * l2)
+        weight = shrinkage[:, None] * moments
+        # An image pulls its own prediction towards its target with this weight; 1 / N is the bias's part.
+        leverage = 1 / size + z.square() @ shrinkage
+        remainder = (1 - leverage).clamp_min(torch.finfo(dtype).eps)
+        unseen = targets - (targets - bias - z @ weight) / remainder[:, None]
+        model = data.unfold((axes @ weight).T, bias)
+        fits.append(RidgeFit(model, l2, accuracy(unseen, labels, criterion)))
+    return tuple(fits)
+
+
+def choose_leave_one_out(fits: Sequence[RidgeFit]) -> RidgeFit:
+    """The fit with the best leave-one-out accuracy; of equal ones, the most strongly regularised.
+
+    Raises:
+        ValueError: no fits.
+    """
+    if not fits:
+        raise ValueError("there are no fits to choose from")
+    return max(fits, key=lambda fit: (fit.leave_one_out, fit.l2))
+
+
+def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions (D, r) in which (N, D) rows vary, and the sum of squares (r,) along each."""
+    wide = x.shape[1] > x.shape[0]
+    spectrum, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    # What remains is rounding: directions without variance, along which no weight is learnt anyway.
+    kept = spectrum > spectrum.clamp_min(0).max() * torch.finfo(x.dtype).eps * max(x.shape)
+    spectrum, vectors = spectrum[kept], vectors[:, kept]
+    # Both products have the same spectrum; the left singular vectors give the right ones.
+    return (x.T @ vectors / spectrum.sqrt() if wide else vectors), spectrum
