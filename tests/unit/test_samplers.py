@@ -59,7 +59,7 @@ def test_samplers_reproduce_the_moments_of_gaussian_data(sampler, options, sched
     assert samples.mean() == pytest.approx(MEAN, abs=5 * error)
     assert samples.std() == pytest.approx(expected, abs=4 * error)
     if options["steps"] == 1000:
-        assert expected == pytest.approx(DEVIATION, rel=0.015)
+        assert expected == pytest.approx(DEVIATION, rel=0.02)
     # Neighbouring pixels are independent in the data.
     assert torch.corrcoef(samples.flatten(1).T)[0, 1].abs() < 5 / len(samples) ** 0.5
 
