@@ -12,6 +12,7 @@ from difformer.checkpoints.weights import (
     read_pickle,
     read_weights,
     weights_digest,
+    write_weights,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "read_weights",
     "weights_digest",
     "write_backbone",
+    "write_weights",
 ]

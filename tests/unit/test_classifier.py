@@ -8,6 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from support import recipe_input, small_unet
 
@@ -20,7 +21,7 @@ from difformer import (
     load_classifier,
     save_classifier,
 )
-from difformer.checkpoints import read_weights
+from difformer.checkpoints import read_weights, weights
 from difformer.classifier import read_description
 from difformer.data import ImageError, Preprocessing
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -213,6 +214,23 @@ def test_saving_replaces_whole_files_only(backbone, tmp_path):
     save_classifier(path, linear(backbone), step=2)
     assert read_description(path)["metadata"] == {"step": 2}
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_full_disk_leaves_what_was_there(backbone, tmp_path, monkeypatch):
+    """Of classifiers and of backbones: they are written by the same helper."""
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone), step=1)
+    before = path.read_bytes()
+
+    def full(tensors, file, metadata):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    for write in (lambda: save_classifier(path, linear(backbone)), lambda: backbone.save(path, overwrite=True)):
+        with pytest.raises(OSError, match=r"c\.safetensors could not be written: No space left"):
+            write()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_parts_must_fit(backbone):

@@ -1,0 +1,210 @@
+"""A classifier: an extractor of diffusion features and a head."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from difformer.backbones import Backbone
+from difformer.data import Preprocessing, as_rgb, content_id, read_image
+from difformer.features import FeatureExtractor, FeedbackExtractor
+
+ImageLike = Any  # a path, a PIL image or a tensor (3, H, W) in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes:
+        label: name of the likeliest class.
+        probability: of that class.
+        probabilities: by class name, in the order of the classes.
+    """
+
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+
+
+class DiffusionClassifier(nn.Module):
+    """Images to logits: an extractor's features through a head.
+
+    Only the head, and the extractor's feedback layers, learn; the backbone is frozen.
+
+    Args:
+        extractor: a `FeatureExtractor` or `FeedbackExtractor`.
+        head: built for (some of) the extractor's `specs`.
+        class_names: in the order of the logits; the numbers when left out.
+        preprocessing: how image files are read; to the backbone's own image size when left out.
+
+    Raises:
+        ValueError: the head reads features the extractor does not give, or the class names do not fit.
+    """
+
+    # The three methods that write and read files import their work where they run: what is there builds this class.
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | FeedbackExtractor,
+        head: nn.Module,
+        *,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__()
+        missing = [key for key in getattr(head, "specs", ()) if key not in extractor.specs]
+        if missing:
+            raise ValueError(f"the head reads {missing}, but the extractor gives {list(extractor.specs)}")
+        self.extractor = extractor
+        self.head = head
+        classes = int(head.num_classes)  # type: ignore[arg-type]
+        names = tuple(map(str, range(classes))) if class_names is None else tuple(class_names)
+        if len(names) != classes or len(set(names)) != classes:
+            raise ValueError(f"class_names must be {classes} different names, got {len(names)}: {names[:5]} …")
+        self.class_names = names
+        config = getattr(extractor.backbone, "config", None)
+        size = getattr(config, "image_size", None)
+        self.preprocessing = preprocessing or (Preprocessing(size) if size else None)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model the features come from."""
+        return self.extractor.backbone
+
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        *,
+        noise: Mapping[int, Tensor] | None = None,
+        **conditioning: Tensor,
+    ) -> Tensor:
+        """Classifies.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            ids, noise, conditioning: as for `FeatureExtractor.forward`.
+
+        Returns:
+            Logits (B, num_classes).
+
+        Raises:
+            ValueError: as the extractor and the head.
+        """
+        return self.head(self.extractor(images, ids, noise=noise, **conditioning))
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a file must hold to bring the classifier back: head and feedback layers, without the backbone."""
+        state = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        if isinstance(self.extractor, FeedbackExtractor):
+            feedback = self.extractor.feedback.state_dict()
+            state |= {f"feedback.{name}": tensor for name, tensor in feedback.items()}
+        return state
+
+    @torch.no_grad()
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Prediction]:
+        """Names and probabilities for images, in evaluation mode.
+
+        An image's noise depends on its content, so that its prediction does not depend on the others.
+
+        Args:
+            images: one or several of: path, PIL image, tensor (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
+            batch_size: how many to classify at once. Images of different sizes go one at a time.
+
+        Returns:
+            One prediction an image, in their order.
+
+        Raises:
+            ImageError: a file cannot be read.
+            ValueError: no preprocessing is known for the backbone.
+        """
+        alone = isinstance(images, str | Path) or not isinstance(images, Iterable)
+        alone = alone or (isinstance(images, Tensor) and images.ndim == 3)
+        tensors = [self.preprocess(image) for image in ([images] if alone else images)]
+        same_size = len({tensor.shape for tensor in tensors}) <= 1
+        size = max(1, batch_size) if same_size else 1
+        training = self.training
+        self.eval()
+        try:
+            batches = [torch.stack(tensors[i : i + size]) for i in range(0, len(tensors), size)]
+            return [prediction for batch in batches for prediction in self._predict_batch(batch)]
+        finally:
+            self.train(training)
+
+    def _predict_batch(self, batch: Tensor) -> list[Prediction]:
+        device = next(self.head.parameters()).device
+        logits = self(batch.to(device), ids=[content_id(image) for image in batch])
+        predictions = []
+        for row in logits.float().softmax(dim=1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            by_name = dict(zip(self.class_names, row, strict=True))
+            predictions.append(Prediction(self.class_names[best], row[best], by_name))
+        return predictions
+
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """The backbone's input for one image.
+
+        Args:
+            image: a path, a PIL image, or a tensor (3, H, W) in [-1, 1], which is taken as it is.
+
+        Returns:
+            (3, H, W) float32 in [-1, 1], on the CPU unless it was a tensor elsewhere.
+
+        Raises:
+            ImageError: the file cannot be read.
+            ValueError: no preprocessing is known for the backbone.
+        """
+        if isinstance(image, Tensor):
+            return image
+        if self.preprocessing is None:
+            raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
+        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else as_rgb(image))
+
+    def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
+        """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
+        have them.
+
+        Args:
+            folder: created when it does not exist.
+            metadata: as for `save_classifier`.
+
+        Returns:
+            The folder.
+        """
+        from difformer.classifier import hub
+
+        return hub.save_pretrained(self, Path(folder), **metadata)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload classifier",
+        **metadata: Any,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a Hugging Face repository, which is created when needed.
+
+        Returns:
+            The address of the commit.
+        """
+        from difformer.classifier import hub
+
+        return hub.push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **metadata)
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "DiffusionClassifier":
+        """Loads a classifier from a folder that `save_pretrained` wrote, or from a hub repository `owner/name`.
+
+        Args:
+            name_or_path: folder, or repository (downloaded, or taken from the hub's cache).
+            options: as for `load_classifier`.
+        """
+        from difformer.classifier import hub
+
+        return hub.from_pretrained(name_or_path, **options)
