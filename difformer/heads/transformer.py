@@ -100,7 +100,7 @@ class Summary(nn.Module):
         implementation: of the attention.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: heads that do not divide the width, or MLPs without a hidden unit.
     """
 
     def __init__(
@@ -118,8 +118,10 @@ class Summary(nn.Module):
     ) -> None:
         super().__init__()
         check_attention(implementation)
-        if width < 1 or heads < 1 or layers < 1 or width % heads:
-            raise ValueError(f"need at least one layer and heads that divide the width; got {layers}, {heads}, {width}")
+        if width % heads:
+            raise ValueError(f"heads must divide the width, got {heads} heads and width {width}")
+        if int(width * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {mlp_ratio} leaves the MLPs of width {width} no hidden unit; choose a larger")
         rates = [drop_path * (i + 1) / layers for i in range(layers)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout, rate, implementation) for rate in rates)
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
@@ -156,8 +158,6 @@ def _weights(q: Tensor, k: Tensor) -> Tensor:
 
 
 def _drop_path(rate: float) -> nn.Module:
-    if not 0 <= rate < 1:
-        raise ValueError(f"drop_path must be at least 0 and below 1, got {rate}")
     if rate == 0:
         return nn.Identity()
     layer: nn.Module = require("timm.layers", "stochastic depth", install="timm torchvision").DropPath(rate)

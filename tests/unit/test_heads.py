@@ -1,5 +1,8 @@
 """Contracts that every head keeps, and what is particular to each."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -291,9 +294,20 @@ def test_regularisation_acts_in_training_only():
         ({"attention_pool": True}, "attention_pool: the published"),
         ({"variant": "joint", "drop_path": 1.0}, "drop_path must be"),
         ({"variant": "joint", "width": 30, "heads": 2}, "multiple of 4"),
-        ({"width": 30}, "heads that divide the width"),
-        ({"layers": 0}, "at least one layer"),
+        ({"variant": "joint", "dropout": 2}, "dropout must be a number of at least 0 and below 1, got 2"),
+        ({"width": 30}, "heads must divide the width, got 4 heads and width 30"),
+        ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"heads": 0}, "heads must be a positive integer"),
+        ({"heads": 4.0}, "heads must be a positive integer, got 4.0"),
+        ({"layers": 0}, "layers must be a positive integer"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be a finite number above 0, got 0"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio must be"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be"),
+        ({"mlp_ratio": 0.01}, "no hidden unit"),
         ({"pool": 0}, "pool must be"),
+        ({"pool": True}, "pool must be"),
+        ({"attention_pool": 1}, "attention_pool must be true or false"),
+        ({"norm": ""}, "unknown norm ''"),
         ({"norm": "group"}, "unknown norm 'group'; expected one of layer, batch, channel"),
         ({"attention": "flash"}, "unknown attention 'flash'"),
     ],
@@ -301,8 +315,48 @@ def test_regularisation_acts_in_training_only():
 def test_bad_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         DifFormerHead(MANY, 5, **(SMALL | arguments))
-    with pytest.raises(ValueError, match="pool"):
-        LinearHead(ONE, 5, pool=0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        (LinearHead, {"pool": 0}, "pool must be a positive integer"),
+        (LinearHead, {"batch_norm": "no"}, "batch_norm must be true or false, got 'no'"),
+        (MLPHead, {"pool": 0}, "pool must be a positive integer"),
+        (MLPHead, {"hidden": 8}, "hidden must be a sequence of numbers, got 8"),
+        (MLPHead, {"hidden": (8, 0)}, "every entry of hidden must be a positive integer, got 0"),
+        (MLPHead, {"dropout": 2}, "dropout must be a number of at least 0 and below 1, got 2"),
+        (MLPHead, {"dropout": float("nan")}, "dropout must be"),
+        (CNNHead, {"channels": 8}, "channels must be a sequence of numbers, got 8"),
+        (CNNHead, {"channels": (8.5,)}, "every entry of channels must be a positive integer"),
+        (AttentionHead, {"width": 30, "heads": 4}, "heads must divide the width"),
+        (AttentionHead, {"layers": 0}, "layers must be"),
+    ],
+)
+def test_bad_arguments_of_probes_raise(cls, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cls(ONE, 5, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (LinearHead, {"pool": np.int64(1), "batch_norm": np.bool_(True)}),
+        (MLPHead, {"hidden": np.array([16, 8]), "dropout": np.float32(0.25), "pool": np.int32(1)}),
+        (CNNHead, {"channels": np.array([8])}),
+        (AttentionHead, {"width": np.int64(32), "heads": np.int64(4), "mlp_ratio": np.float32(2), "pool": np.int8(4)}),
+        (
+            DifFormerHead,
+            {"variant": "joint", "width": np.int64(32), "layers": torch.tensor(1), "drop_path": np.float32(0.25)},
+        ),
+    ],
+)
+def test_numpy_numbers_are_kept_as_plain_ones(cls, arguments):
+    head = cls(ONE, np.int64(5), **arguments)
+    assert type(head.num_classes) is int
+    assert json.loads(json.dumps(head.arguments)) == head.arguments
+    for name, value in arguments.items():
+        assert head.arguments[name] == (value.tolist() if hasattr(value, "tolist") else value)
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "attention", "difformer", "difformer batch"])
