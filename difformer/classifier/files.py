@@ -40,7 +40,7 @@ def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadat
     Args:
         path: the file; its folder must exist.
         classifier: made of this package's extractors and heads.
-        metadata: anything else to keep, such as metrics, as JSON types.
+        metadata: anything else to keep, such as metrics, as JSON types; numbers must be finite.
 
     Raises:
         ValueError: a foreign head or extractor, or metadata that JSON cannot hold.
@@ -128,7 +128,7 @@ def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> di
         if type(part) not in known.values():
             raise ValueError(f"{type(part).__name__} cannot be saved; only {', '.join(known)} can be rebuilt")
     keys = [asdict(key) for key in head.specs]  # type: ignore[union-attr]
-    description = {
+    description: dict[str, Any] = {
         "difformer_version": __version__,
         "backbone": _identity(backbone),
         "extractor": {"type": type(extractor).__name__, "arguments": extractor.arguments},
@@ -137,10 +137,15 @@ def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> di
         "preprocessing": asdict(classifier.preprocessing) if classifier.preprocessing else None,
         "metadata": dict(metadata),
     }
+    for name, value in metadata.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata {name}={value!r} must be of JSON's types, numbers finite: {error}") from error
     try:
         json.dumps(description)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"metadata must be JSON types: {error}") from error
+        raise ValueError(f"this classifier cannot be written down: {error}") from error
     return description
 
 

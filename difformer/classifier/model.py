@@ -62,10 +62,7 @@ class DiffusionClassifier(nn.Module):
         self.extractor = extractor
         self.head = head
         classes = int(head.num_classes)  # type: ignore[arg-type]
-        names = tuple(map(str, range(classes))) if class_names is None else tuple(class_names)
-        if len(names) != classes or len(set(names)) != classes:
-            raise ValueError(f"class_names must be {classes} different names, got {len(names)}: {names[:5]} …")
-        self.class_names = names
+        self.class_names = _check_names(map(str, range(classes)) if class_names is None else class_names, classes)
         config = getattr(extractor.backbone, "config", None)
         size = getattr(config, "image_size", None)
         self.preprocessing = preprocessing or (Preprocessing(size) if size else None)
@@ -208,3 +205,11 @@ class DiffusionClassifier(nn.Module):
         from difformer.classifier import hub
 
         return hub.from_pretrained(name_or_path, **options)
+
+
+def _check_names(names: Iterable[str], classes: int) -> tuple[str, ...]:
+    """The names of the classes as plain text, numpy's too; raises ValueError when they do not fit."""
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if len(given) != classes or len(set(given)) != classes or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"class_names must be {classes} different names, got {len(given)}: {given[:5]} …")
+    return tuple(map(str, given))

@@ -5,6 +5,7 @@ import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -76,6 +77,14 @@ def linear(backbone, **options):
     torch.manual_seed(0)
     extractor = plain(backbone, ["out02"], [90])
     return DiffusionClassifier(extractor, LinearHead(extractor.specs, 3), **options)
+
+
+def rewrite(path, change):
+    """Changes the description in a classifier's file."""
+    weights = read_weights(path)
+    description = json.loads(weights.metadata["description"])
+    change(description)
+    save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
 
 
 def test_a_step_trains_every_trainable_parameter_and_no_other(classifier, images):
@@ -203,8 +212,11 @@ def test_what_cannot_be_rebuilt_is_not_saved(backbone, tmp_path):
     extractor = plain(backbone, ["out02"], [90])
     with pytest.raises(ValueError, match="Own cannot be saved; only LinearHead"):
         save_classifier(tmp_path / "c", DiffusionClassifier(extractor, Own(extractor.specs, 3)))
-    with pytest.raises(ValueError, match="JSON"):
-        save_classifier(tmp_path / "c", linear(backbone), accuracy=torch.tensor(1.0))
+    for value in (torch.tensor(1.0), float("nan"), [{"loss": float("inf")}]):
+        with pytest.raises(ValueError, match=r"metadata accuracy=.* must be of JSON's types, numbers finite"):
+            save_classifier(tmp_path / "c", linear(backbone), epoch=3, accuracy=value)
+    with pytest.raises(ValueError, match=r"cannot be written down.*int64"):
+        save_classifier(tmp_path / "c", linear(backbone, preprocessing=Preprocessing(np.int64(32))))
     assert not list(tmp_path.iterdir())
 
 
@@ -238,9 +250,44 @@ def test_parts_must_fit(backbone):
     head = LinearHead(plain(backbone, ["mid"], [90]).specs, 3)
     with pytest.raises(ValueError, match=r"the head reads .*mid.*but the extractor gives .*out02"):
         DiffusionClassifier(extractor, head)
-    for names in (["a", "b"], ["a", "a", "b"]):
+    for names in (["a", "b"], ["a", "a", "b"], [0, 1, 2], "abc"):
         with pytest.raises(ValueError, match="3 different names"):
             linear(backbone, class_names=names)
+
+
+def test_class_names_may_be_numpys(backbone):
+    classifier = linear(backbone, class_names=np.array(["cat", "dog", "bird"]))
+    assert classifier.class_names == ("cat", "dog", "bird")
+    assert {type(name) for name in classifier.class_names} == {str}
+
+
+@pytest.mark.parametrize("cls", [FeatureExtractor, FeedbackExtractor])
+def test_what_features_are_made_with_is_saved(backbone, tmp_path, images, cls):
+    """Seed, draws and type of the features; files of before the type was kept have float32."""
+    own = {"feedback_taps": ["out01"]} if cls is FeedbackExtractor else {}
+    extractor = cls(backbone, taps=["out02"], timesteps=[90], seed=5, draws=2, dtype=torch.bfloat16, **own)
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3)).eval()
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, classifier)
+    again = load_classifier(path, backbone=backbone)
+    assert (again.extractor.seed, again.extractor.noising.draws, again.extractor.noising.clean) == (5, 2, False)
+    assert again.extractor.dtype == torch.bfloat16
+    logits = classifier(images, IDS)
+    assert torch.equal(again(images, IDS), logits)
+    for change in ({"seed": 0}, {"draws": 1}):
+        other = cls(backbone, **extractor.arguments | change)
+        assert not torch.equal(DiffusionClassifier(other, classifier.head).eval()(images, IDS), logits)
+    rewrite(path, lambda description: description["extractor"]["arguments"].pop("dtype"))
+    assert load_classifier(path, backbone=backbone).extractor.dtype == torch.float32
+
+
+def test_clean_images_are_saved_as_such(backbone, tmp_path, images):
+    extractor = FeatureExtractor(backbone, taps=["out02"], timesteps=[90], clean=True)
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3)).eval()
+    save_classifier(tmp_path / "c.safetensors", classifier)
+    again = load_classifier(tmp_path / "c.safetensors", backbone=backbone)
+    assert again.extractor.noising.clean
+    assert torch.equal(again(images, [1, 2, 3]), classifier(images, [4, 5, 6]))
 
 
 @pytest.fixture
