@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from difformer.backbones import Backbone
 from difformer.data import Preprocessing, as_rgb, content_id, read_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.taps import FeatureKey
 
 ImageLike = Any  # a path, a PIL image or a tensor (3, H, W) in [-1, 1]
 
@@ -42,7 +43,8 @@ class DiffusionClassifier(nn.Module):
         preprocessing: how image files are read; to the backbone's own image size when left out.
 
     Raises:
-        ValueError: the head reads features the extractor does not give, or the class names do not fit.
+        ValueError: the head reads features the extractor does not give, feedback does not reach what it reads, or the
+            class names do not fit.
     """
 
     # The three methods that write and read files import their work where they run: what is there builds this class.
@@ -59,6 +61,8 @@ class DiffusionClassifier(nn.Module):
         missing = [key for key in getattr(head, "specs", ()) if key not in extractor.specs]
         if missing:
             raise ValueError(f"the head reads {missing}, but the extractor gives {list(extractor.specs)}")
+        if isinstance(extractor, FeedbackExtractor):
+            _check_feedback_is_read(extractor, getattr(head, "specs", extractor.specs))
         self.extractor = extractor
         self.head = head
         classes = int(head.num_classes)  # type: ignore[arg-type]
@@ -205,6 +209,25 @@ class DiffusionClassifier(nn.Module):
         from difformer.classifier import hub
 
         return hub.from_pretrained(name_or_path, **options)
+
+
+def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[FeatureKey]) -> None:
+    """Raises ValueError when a feedback layer could never learn: no gradient would reach it, and training on several
+    processes would wait for it for ever."""
+    blocks = {tap: spec.block for tap, spec in extractor.backbone.taps.items()}
+    second = [key.tap for key in read if key.round == 1]
+    if not second:
+        raise ValueError(
+            "the head reads no feature of the second pass (round 1), so that feedback would never be used; let it "
+            "read one, or take a FeatureExtractor"
+        )
+    deepest = max(second, key=blocks.__getitem__)
+    late = [f"{tap} into {into}" for tap, into in extractor.mirrors.items() if blocks[into] > blocks[deepest]]
+    if late:
+        raise ValueError(
+            f"what is fed back from {', '.join(late)} comes after {deepest}, the deepest tap that the head reads of "
+            "the second pass; leave it out, or let the head read a deeper tap"
+        )
 
 
 def _check_names(names: Iterable[str], classes: int) -> tuple[str, ...]:

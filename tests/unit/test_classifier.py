@@ -17,6 +17,7 @@ from difformer import (
     CheckpointError,
     DiffusionClassifier,
     FeatureExtractor,
+    FeatureKey,
     FeedbackExtractor,
     create_backbone,
     load_classifier,
@@ -253,6 +254,26 @@ def test_parts_must_fit(backbone):
     for names in (["a", "b"], ["a", "a", "b"], [0, 1, 2], "abc"):
         with pytest.raises(ValueError, match="3 different names"):
             linear(backbone, class_names=names)
+
+
+def test_every_feedback_layer_must_reach_the_head(backbone, images):
+    """Layers without a gradient stop training on several processes."""
+    extractor = FeedbackExtractor(
+        backbone, feedback_taps=["out01", "out07"], taps=["out02", "in07", "in02"], timesteps=[90], first_pass_taps=[10]
+    )
+
+    def build(*keys):
+        specs = {key: extractor.specs[key] for key in keys}
+        return DiffusionClassifier(extractor, DifFormerHead(specs, 3, **SMALL))
+
+    with pytest.raises(ValueError, match=r"reads no feature of the second pass \(round 1\)"):
+        build(FeatureKey("mid", 90))
+    with pytest.raises(ValueError, match=r"from out01 into in07 comes after in02, the deepest tap that the head"):
+        build(FeatureKey("mid", 90), FeatureKey("in02", 90, 1))
+    for keys in ([FeatureKey("in02", 90, 1), FeatureKey("in07", 90, 1)], [FeatureKey("out02", 90, 1)]):
+        extractor.zero_grad()
+        build(*keys)(images).square().sum().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in extractor.feedback.parameters())
 
 
 def test_class_names_may_be_numpys(backbone):
