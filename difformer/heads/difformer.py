@@ -11,6 +11,7 @@ from difformer.heads._inputs import check_specs, select, single_key
 from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
 from difformer.heads.transformer import Summary
 from difformer.models.attention import AttentionName
+from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, TapSpec
 
 Variant = Literal["published", "joint"]
@@ -128,7 +129,7 @@ class DifFormerHead(nn.Module):
 
         The share of a feature is the attention that the CLS token (or the pooling query) pays to its tokens in the
         last block, averaged over heads. In the published variant every timestep has a transformer run of its own,
-        and each counts equally.
+        and each counts equally. It is measured in evaluation mode, and changes nothing in the head.
 
         Args:
             features: as for `forward`.
@@ -136,12 +137,13 @@ class DifFormerHead(nn.Module):
         Returns:
             (B,) by key; the shares of an image sum to 1.
         """
-        groups = self._token_groups(features)
         shares: dict[FeatureKey, Tensor] = {}
-        for group in groups:
-            weights = self.summary.shares(torch.cat(list(group.values()), dim=1))
-            parts = weights.split([tokens.shape[1] for tokens in group.values()], dim=1)
-            shares |= {key: part.sum(dim=1) / len(groups) for key, part in zip(group, parts, strict=True)}
+        with evaluation_mode(self):
+            groups = self._token_groups(features)
+            for group in groups:
+                weights = self.summary.shares(torch.cat(list(group.values()), dim=1))
+                parts = weights.split([tokens.shape[1] for tokens in group.values()], dim=1)
+                shares |= {key: part.sum(dim=1) / len(groups) for key, part in zip(group, parts, strict=True)}
         return {key: shares[key] for key in self.specs}
 
     def _token_groups(self, features: Mapping[FeatureKey, Tensor]) -> list[dict[FeatureKey, Tensor]]:
