@@ -1,6 +1,6 @@
 """A classifier: an extractor of diffusion features and a head."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone
+from difformer.config import as_positive_integer
 from difformer.data import Preprocessing, as_rgb, content_id, read_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey
 
 ImageLike = Any  # a path, a PIL image or a tensor (3, H, W) in [-1, 1]
@@ -110,31 +112,26 @@ class DiffusionClassifier(nn.Module):
     def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Prediction]:
         """Names and probabilities for images, in evaluation mode.
 
-        An image's noise depends on its content, so that its prediction does not depend on the others.
+        An image's noise depends on its content, so that its prediction does not depend on the others. Images are read
+        as they are needed, no more than a batch at a time.
 
         Args:
             images: one or several of: path, PIL image, tensor (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
-            batch_size: how many to classify at once. Images of different sizes go one at a time.
+            batch_size: most images to classify at once, at least 1; tensors only with neighbours of their own size.
 
         Returns:
             One prediction an image, in their order.
 
         Raises:
             ImageError: a file cannot be read.
-            ValueError: no preprocessing is known for the backbone.
+            ValueError: no preprocessing is known for the backbone, or a bad batch_size.
         """
         alone = isinstance(images, str | Path) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor) and images.ndim == 3)
-        tensors = [self.preprocess(image) for image in ([images] if alone else images)]
-        same_size = len({tensor.shape for tensor in tensors}) <= 1
-        size = max(1, batch_size) if same_size else 1
-        training = self.training
-        self.eval()
-        try:
-            batches = [torch.stack(tensors[i : i + size]) for i in range(0, len(tensors), size)]
+        tensors = map(self.preprocess, [images] if alone else images)
+        with evaluation_mode(self):
+            batches = _batches(tensors, as_positive_integer("batch_size", batch_size))
             return [prediction for batch in batches for prediction in self._predict_batch(batch)]
-        finally:
-            self.train(training)
 
     def _predict_batch(self, batch: Tensor) -> list[Prediction]:
         device = next(self.head.parameters()).device
@@ -209,6 +206,21 @@ class DiffusionClassifier(nn.Module):
         from difformer.classifier import hub
 
         return hub.from_pretrained(name_or_path, **options)
+
+
+def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Stacks of neighbours of one shape, at most `size` in each; nothing is read before it is needed."""
+    batch: list[Tensor] = []
+    for image in images:
+        if batch and image.shape != batch[0].shape:
+            yield torch.stack(batch)
+            batch = []
+        batch.append(image)
+        if len(batch) == size:
+            yield torch.stack(batch)
+            batch = []
+    if batch:
+        yield torch.stack(batch)
 
 
 def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[FeatureKey]) -> None:

@@ -358,6 +358,42 @@ def test_paths_images_and_tensors_are_predicted_alike(backbone, folder):
     assert len(mixed) == 2
 
 
+def test_images_are_read_as_they_are_needed(backbone, monkeypatch):
+    """Of images that are made one by one, no more than a batch is there before it is classified."""
+    classifier = linear(backbone)
+    made, sizes = [], []
+
+    def images():
+        for i, side in enumerate([32, 32, 32, 64, 64, 32, 32]):
+            made.append(i)
+            yield torch.full((3, side, side), i / 8)
+
+    whole = classifier._predict_batch
+
+    def counting(batch):
+        sizes.append((len(made), len(batch)))
+        return whole(batch)
+
+    monkeypatch.setattr(classifier, "_predict_batch", counting)
+    predictions = classifier.predict(images(), batch_size=2)
+    # Images made so far and images in the batch: the fourth is needed to see that the third stands alone.
+    assert sizes == [(2, 2), (4, 1), (5, 2), (7, 2)]
+    for one, image in zip(predictions, images(), strict=True):
+        (alone,) = classifier.predict(image)
+        assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        classifier.predict([], batch_size=0)
+
+
+def test_predicting_leaves_every_part_in_its_mode(backbone):
+    extractor = plain(backbone, ["out02"], [90])
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3, batch_norm=True)).train()
+    classifier.head.norm.eval()
+    before = {name: module.training for name, module in classifier.named_modules()}
+    classifier.predict(torch.zeros(3, 32, 32))
+    assert {name: module.training for name, module in classifier.named_modules()} == before
+
+
 def test_preprocessing_is_the_published_one(tmp_path):
     """Short side to the size, centre crop, pixels to [-1, 1]."""
     image = Image.new("RGB", (100, 50), (255, 0, 128))
