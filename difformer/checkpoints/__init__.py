@@ -1,6 +1,7 @@
 """Weight files: presets, reading, verifying, downloading, and our own self-describing format."""
 
 from difformer.checkpoints.download import DownloadError, download
+from difformer.checkpoints.hub import locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset
 from difformer.checkpoints.sources import describe, locate, open_weights, read_backbone
 from difformer.checkpoints.store import StoredBackbone, write_backbone
@@ -27,6 +28,7 @@ __all__ = [
     "download",
     "load_strictly",
     "locate",
+    "locate_on_hub",
     "open_weights",
     "read_backbone",
     "read_pickle",

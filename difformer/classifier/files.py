@@ -65,6 +65,7 @@ def load_classifier(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     verify: bool = True,
+    cls: type[DiffusionClassifier] = DiffusionClassifier,
 ) -> DiffusionClassifier:
     """Brings a saved classifier back, in evaluation mode.
 
@@ -76,6 +77,7 @@ def load_classifier(
         device: where it is to run; by default where the backbone given is, or the CPU.
         dtype: precision of the backbone's convolutions, where it is opened here.
         verify: check the digests of the file and of the backbone.
+        cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
 
     Raises:
         FileNotFoundError: the file or the backbone is not there.
@@ -91,7 +93,7 @@ def load_classifier(
         backbone = create_backbone(name, folder=folder, download=download, device=device, dtype=dtype, verify=verify)
     if verify:
         _check_backbone(backbone, description["backbone"], str(file))
-    classifier = _build(description, backbone, str(file))
+    classifier = _build(description, backbone, str(file), cls)
     load_strictly(_Trained(classifier), weights.state, str(file))
     if device is None and isinstance(backbone, nn.Module):
         device = next(backbone.parameters()).device
@@ -190,7 +192,9 @@ def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str
             )
 
 
-def _build(description: Mapping[str, Any], backbone: Backbone, source: str) -> DiffusionClassifier:
+def _build(
+    description: Mapping[str, Any], backbone: Backbone, source: str, cls: type[DiffusionClassifier]
+) -> DiffusionClassifier:
     """An untrained classifier as a file describes it."""
     try:
         extractor_type = EXTRACTORS[description["extractor"]["type"]]
@@ -200,6 +204,6 @@ def _build(description: Mapping[str, Any], backbone: Backbone, source: str) -> D
         names = description["class_names"]
         head = HEADS[description["head"]["type"]](specs, len(names), **description["head"]["arguments"])
         preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
-        return DiffusionClassifier(extractor, head, class_names=names, preprocessing=preprocessing)
+        return cls(extractor, head, class_names=names, preprocessing=preprocessing)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{source} cannot be rebuilt on this backbone: {error}") from error

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey
 
+C = TypeVar("C", bound="DiffusionClassifier")
 ImageLike = Any  # a path, a PIL image or a tensor (3, H, W) in [-1, 1]
 
 
@@ -175,37 +176,80 @@ class DiffusionClassifier(nn.Module):
         """
         from difformer.classifier import hub
 
-        return hub.save_pretrained(self, Path(folder), **metadata)
+        return hub.save_pretrained(self, Path(folder), metadata)
 
     def push_to_hub(
         self,
         repo_id: str,
         *,
         private: bool | None = None,
-        token: str | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
         commit_message: str = "Upload classifier",
         **metadata: Any,
     ) -> str:
         """Uploads what `save_pretrained` writes to a Hugging Face repository, which is created when needed.
 
+        Args:
+            repo_id: `owner/name`, or `name` for a repository of your own.
+            private: whether a new repository is private; as the account has it when left out.
+            token: of an account that may write there; the one logged in with when left out.
+            branch: where the commit goes, made when needed; the main branch when left out.
+            create_pr: propose the commit as a pull request.
+            commit_message: first line of the commit.
+            metadata: as for `save_classifier`.
+
         Returns:
             The address of the commit.
+
+        Raises:
+            ValueError: as `save_classifier`.
         """
         from difformer.classifier import hub
 
-        return hub.push_to_hub(self, repo_id, private=private, token=token, commit_message=commit_message, **metadata)
+        return hub.push_to_hub(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            metadata=metadata,
+        )
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "DiffusionClassifier":
+    def from_pretrained(
+        cls: type[C],
+        name_or_path: str | Path,
+        *,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **options: Any,
+    ) -> C:
         """Loads a classifier from a folder that `save_pretrained` wrote, or from a hub repository `owner/name`.
+
+        Called on a subclass that is built with the same arguments, it gives one of that class.
 
         Args:
             name_or_path: folder, or repository (downloaded, or taken from the hub's cache).
-            options: as for `load_classifier`.
+            token: of an account that may read the repository; the one logged in with when left out.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads from the hub are kept, in place of its own cache.
+            options: as for `load_classifier`; `download` is true when left out.
+
+        Raises:
+            ValueError: a revision of a folder.
+            FileNotFoundError, CheckpointError: as `load_classifier`.
         """
         from difformer.classifier import hub
 
-        return hub.from_pretrained(name_or_path, **options)
+        found = hub.from_pretrained(
+            cls, name_or_path, token=token, revision=revision, cache_dir=cache_dir, options=options
+        )
+        return cast(C, found)
 
 
 def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:

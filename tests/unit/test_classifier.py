@@ -421,8 +421,10 @@ def test_unreadable_images_raise(backbone, folder):
 def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch):
     """The hub's client is replaced by a folder: what is uploaded is what is downloaded again."""
     classifier = linear(backbone).eval()
-    folder = classifier.save_pretrained(tmp_path / "saved", accuracy=0.5)
-    assert json.loads((folder / "config.json").read_text())["metadata"] == {"accuracy": 0.5}
+    calls = []
+    folder = classifier.save_pretrained(tmp_path / "saved", accuracy=0.5, repo_id="kept")
+    assert 'from_pretrained("path/of/this/folder")' in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["metadata"] == {"accuracy": 0.5, "repo_id": "kept"}
     again = DiffusionClassifier.from_pretrained(folder, backbone=backbone)
     assert torch.equal(again(images, IDS), classifier(images, IDS))
 
@@ -431,19 +433,59 @@ def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch)
             assert token == "secret"
 
         def create_repo(self, repo_id, private, exist_ok):
-            assert (private, exist_ok) == (True, True)
-            return SimpleNamespace(repo_id=repo_id)
+            assert exist_ok
+            calls.append(("create_repo", repo_id, private))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, tmp_path / repo_id)
+        def create_branch(self, repo_id, branch, exist_ok):
+            assert exist_ok
+            calls.append(("create_branch", repo_id, branch))
+
+        def upload_folder(self, repo_id, folder_path, commit_message, revision, create_pr):
+            calls.append(("upload_folder", repo_id, commit_message, revision, create_pr))
+            shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
             return f"https://hub/{repo_id}"
 
-    def hf_hub_download(repo_id, file, revision, local_files_only):
-        assert not local_files_only
+    def hf_hub_download(repo_id, file, *, local_files_only, **options):
+        calls.append((repo_id, not local_files_only, options))
         return str(tmp_path / repo_id / file)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    assert classifier.push_to_hub("me/net", private=True, token="secret") == "https://hub/me/net"
+    assert classifier.push_to_hub("net", private=True, token="secret") == "https://hub/me/net"
+    assert calls == [("create_repo", "net", True), ("upload_folder", "me/net", "Upload classifier", None, False)]
+    assert 'from_pretrained("me/net")' in (tmp_path / "me/net/README.md").read_text()
+    del calls[:]
+    classifier.push_to_hub("net", token="secret", branch="next", step=3)
+    classifier.push_to_hub("net", token="secret", branch="next", create_pr=True, commit_message="better")
+    assert calls[1:3] == [
+        ("create_branch", "me/net", "next"),
+        ("upload_folder", "me/net", "Upload classifier", "next", False),
+    ]
+    assert calls[4:] == [("upload_folder", "me/net", "better", "next", True)]
+    del calls[:]
     again = DiffusionClassifier.from_pretrained("me/net", backbone=backbone)
     assert torch.equal(again(images, IDS), classifier(images, IDS))
+    given = {"revision": "next", "token": "secret", "cache_dir": tmp_path}
+    DiffusionClassifier.from_pretrained("me/net", backbone=backbone, download=False, **given)
+    DiffusionClassifier.from_pretrained("me/net@next", backbone=backbone)
+    nothing = {"revision": None, "token": None, "cache_dir": None}
+    assert calls == [
+        ("me/net", True, nothing),
+        ("me/net", False, given),
+        ("me/net", True, nothing | {"revision": "next"}),
+    ]
+    with pytest.raises(ValueError, match="names the revision old, which revision='next' contradicts"):
+        DiffusionClassifier.from_pretrained("me/net@old", backbone=backbone, **given)
+    with pytest.raises(ValueError, match="is a folder here, which has no revision 'next'"):
+        DiffusionClassifier.from_pretrained(folder, backbone=backbone, revision="next")
+
+
+def test_subclasses_are_loaded_as_such(backbone, tmp_path):
+    class Own(DiffusionClassifier):
+        pass
+
+    folder = linear(backbone).save_pretrained(tmp_path / "saved")
+    assert type(Own.from_pretrained(folder, backbone=backbone)) is Own
+    assert type(load_classifier(folder / "model.safetensors", backbone=backbone, cls=Own)) is Own
+    assert type(DiffusionClassifier.from_pretrained(folder, backbone=backbone)) is DiffusionClassifier
