@@ -10,11 +10,13 @@ from typing import Any
 
 from support import small_unet
 
-from difformer import create_backbone
+from difformer import Backbone, create_backbone
 from difformer.engine.build import build_classifier, build_dataset
+from difformer.engine.caching import plan_cache
 from difformer.engine.extract import extract_features
 from difformer.engine.reading import build
 from difformer.engine.recipe import Recipe
+from difformer.features import CachedFeatures
 
 
 def recipe_for(root: Path, folder: Path, **changes: Any) -> Recipe:
@@ -36,6 +38,24 @@ def recipe_for(root: Path, folder: Path, **changes: Any) -> Recipe:
 def bytes_of(folder: Path) -> dict[str, bytes]:
     """Every file of a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def parts(recipe: Recipe, backbone: Backbone, split: str = "train") -> dict[str, Any]:
+    """The arguments of an extraction."""
+    augment = split == "train"
+    dataset = build_dataset(recipe.data, split, augment=augment)
+    classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
+    return {"recipe": recipe, "classifier": classifier, "dataset": dataset, "split": split, "augment": augment}
+
+
+def run(recipe: Recipe, backbone: Backbone, split: str = "train", **options: Any) -> CachedFeatures:
+    """Extracts, here."""
+    return extract_features(**parts(recipe, backbone, split), **options)
+
+
+def folder_of(recipe: Recipe, backbone: Backbone, split: str = "train") -> Path:
+    """Where the features belong."""
+    return plan_cache(**parts(recipe, backbone, split)).folder
 
 
 def run_in_child(

@@ -273,7 +273,8 @@ def is_whole(folder: Path, manifest: CacheManifest, view: int, shard: int) -> bo
 
 def remove_stale(folder: Path) -> None:
     """Removes what a killed extraction left half written. What is young may be another's at work, and stays."""
-    for path in folder.glob(".view-*.tmp"):
+    # Hidden names are those of temporary files, safetensors' own among them.
+    for path in folder.glob(".*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
