@@ -168,6 +168,11 @@ def test_the_backbone_and_the_split_are_in_the_digest(recipe, backbone):
         recipe(extractor={"taps": taps}, head=HEADS["joint"][0]) for taps in (["mid", "out02"], ["out02", "mid"])
     ]
     assert folder_of(several[0], backbone) == folder_of(several[1], backbone)
+    renamed = plan_cache(**parts(recipe(data={"splits": {"other": "val"}}), backbone, "other"))
+    assert renamed.manifest.digest != plan_cache(**parts(recipe(), backbone, "val")).manifest.digest
+    used = parts(recipe(), backbone)
+    used["classifier"].extractor.dtype = torch.bfloat16
+    assert plan_cache(**used).folder != folder_of(recipe(), backbone)
     resized = recipe(data={"resize": 40})
     assert folder_of(resized, backbone, "val") != folder_of(recipe(), backbone, "val")
     assert folder_of(recipe(data={"seed": 1}), backbone, "val") == folder_of(recipe(), backbone, "val")
@@ -207,7 +212,7 @@ def test_more_views_are_added_to_those_there(recipe, backbone):
 
 
 def test_nothing_global_is_touched(recipe, backbone):
-    used = parts(recipe(), backbone)
+    used = parts(recipe(cache={"views": 2}), backbone)
     used["classifier"].extractor.seed = 77
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()

@@ -114,7 +114,7 @@ class TestStopped:
         free += 12_000
         cached = open_or_extract(**used)
         free = 0
-        assert open_or_extract(**used).folder == cached.folder, "nothing is missing"
+        assert extract_features(**used).folder == cached.folder, "nothing is missing"
 
     def test_a_disk_that_fills_up(self, recipe, backbone, monkeypatch, caplog):
         used = parts(recipe(), backbone)
