@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from support import small_unet
 
 from difformer import Backbone, create_backbone
@@ -72,7 +73,7 @@ def run_in_child(
     # What is imported once, where nothing computes that forking could hurt, need not be imported by each.
     context.set_forkserver_preload(["difformer.engine.extract", "accelerate", "torchvision.transforms.v2"])
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": _port(folder), "ACCELERATE_USE_CPU": "true"}
+    environment["MASTER_PORT"] = _port(folder)
     child = context.Process(target=_child, args=(root, folder, shard_size, message, environment if world > 1 else {}))
     child.start()
     return child
@@ -99,6 +100,7 @@ def _child(root: Path, folder: Path, shard_size: int, message: str | None, envir
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
     try:
         extract_features(recipe, classifier, dataset, "train", augment=True)
+        assert PartialState().num_processes == int(environment.get("WORLD_SIZE", 1))
     except ValueError as error:
         if message is None or message not in str(error):
             raise

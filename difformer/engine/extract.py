@@ -188,7 +188,9 @@ def _plan_job(
 
 
 def _accelerate_processes() -> Processes:
-    state: Processes = require("accelerate", "extraction").PartialState()
+    # Accelerate sees several processes without a GPU only when it is told that there is none.
+    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    state: Processes = require("accelerate", "extraction").PartialState(cpu=cpu)
     return state
 
 
