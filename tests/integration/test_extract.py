@@ -82,6 +82,7 @@ def logits(recipe, backbone, split, epoch):
 def test_logits_are_those_of_the_live_path(recipe, backbone, name):
     head, extractor = HEADS[name]
     exact = recipe(head=head, extractor=extractor, cache={"dtype": "float32", "views": 2})
+    assert run(exact, backbone, "val").views == 1
     found = {}
     for split, epoch in (("train", 0), ("train", 1), ("val", 0)):
         found[split, epoch], live = logits(exact, backbone, split, epoch)

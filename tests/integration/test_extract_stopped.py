@@ -99,10 +99,21 @@ class TestStopped:
         write_shard(cached.folder, plan.manifest, 0, 0, *batch)
         with pytest.raises(FeatureCacheError, match="each once and in order"):
             extract_features(**used)
+        batch = collate_features([cached[place] for place in range(4)])
+        write_shard(cached.folder, plan.manifest, 0, 0, *batch._replace(labels=1 - batch.labels))
+        with pytest.raises(FeatureCacheError, match="each once and in order"):
+            extract_features(**used)
         batch = collate_features([cached[place] for place in (0, 1, 3)])
         write_shard(cached.folder, plan.manifest, 0, 0, *batch)
         with pytest.raises(FeatureCacheError, match="lacks 1 images"):
             extract_features(**used)
+
+    def test_what_was_left_half_written_is_removed(self, recipe, backbone, monkeypatch):
+        folder = run(recipe(), backbone).folder
+        (folder / ".view-00-shard-00000.safetensors.abc.tmp").write_bytes(b"half")
+        monkeypatch.setattr(shards_module, "_STALE_SECONDS", -1)
+        run(recipe(), backbone)
+        assert not list(folder.glob(".*"))
 
     def test_a_disk_that_is_too_small(self, recipe, backbone, monkeypatch):
         used = parts(recipe(), backbone)

@@ -232,6 +232,19 @@ class TestDamage:
         write_shard(tmp_path, other, 0, 0, *content(0, other.rows(0)))
         assert not is_whole(tmp_path, it, 0, 0)
 
+    def test_a_shard_of_other_shapes(self, tmp_path):
+        it = make(tmp_path, views=1)
+        features, labels, ids = content(0, it.rows(0))
+        for wrong in (
+            (features | {A: features[A][:, :, :1]}, labels, ids),
+            (features, labels[:3], ids),
+            content(0, range(SHARD + 1)),
+        ):
+            write_shard(tmp_path, it, 0, 0, *wrong)
+            assert not is_whole(tmp_path, it, 0, 0)
+            with pytest.raises(FeatureCacheError, match="of other shapes than expected"):
+                CachedFeatures(tmp_path, views=1)
+
     def test_a_foreign_file(self, tmp_path):
         make(tmp_path)
         header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
