@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: train."""
+"""The verbs that a recipe describes: extract, train."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer.engine.dry_run import try_out
+from difformer.engine.extract import extract
 from difformer.engine.reading import create_parser, parse
 from difformer.engine.recipe import Recipe
 from difformer.engine.train import train
@@ -44,7 +45,17 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
 
 
+def _extract(recipe: Recipe) -> None:
+    extract(recipe)
+
+
 RECIPE_VERBS = {
+    "extract": RecipeVerb(
+        "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
+        Recipe,
+        _extract,
+        {},
+    ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
         Recipe,
