@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: extract, train."""
+"""The verbs that a recipe describes: extract, pretrain, train."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 
 from difformer.engine.dry_run import try_out
 from difformer.engine.extract import extract
+from difformer.engine.pretrain import pretrain
+from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.reading import create_parser, parse
 from difformer.engine.recipe import Recipe
 from difformer.engine.train import train
@@ -49,12 +51,24 @@ def _extract(recipe: Recipe) -> None:
     extract(recipe)
 
 
+def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
+    print(json.dumps(pretrain(recipe, overwrite=overwrite)))
+
+
+_OVERWRITE = "start anew although the output holds a run"
+
 RECIPE_VERBS = {
     "extract": RecipeVerb(
         "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
         Recipe,
         _extract,
         {},
+    ),
+    "pretrain": RecipeVerb(
+        "Trains a denoiser, whose weights are then a backbone; the same command goes on after an interruption.",
+        PretrainRecipe,
+        _pretrain,
+        {"overwrite": _OVERWRITE},
     ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
@@ -63,7 +77,7 @@ RECIPE_VERBS = {
         {
             "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
-            "overwrite": "start anew although the output holds a run",
+            "overwrite": _OVERWRITE,
         },
     ),
 }
