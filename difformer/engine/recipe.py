@@ -15,12 +15,12 @@ ScheduleName = Literal["step", "cosine", "constant"]
 Criterion = Literal["top1", "mean_per_class", "loss"]
 
 
-def _check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
+def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
     if value not in known and not (optional and value is None):
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def _check_range(name: str, value: float, fits: bool, expected: str) -> None:
+def check_range(name: str, value: float, fits: bool, expected: str) -> None:
     if isinstance(value, bool) or not fits:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
@@ -46,7 +46,7 @@ class BackboneConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
+        check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class HeadConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choice("head.name", self.name, get_args(HeadName))
+        check_choice("head.name", self.name, get_args(HeadName))
         object.__setattr__(self, "arguments", dict(self.arguments))
 
 
@@ -123,7 +123,7 @@ class CacheConfig:
     shard_size: int = 4096
 
     def __post_init__(self) -> None:
-        _check_choice("cache.dtype", self.dtype, get_args(DtypeName))
+        check_choice("cache.dtype", self.dtype, get_args(DtypeName))
         for name in ("views", "shard_size"):
             object.__setattr__(self, name, as_positive_integer(f"cache.{name}", getattr(self, name)))
 
@@ -147,11 +147,11 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range("optimizer.lr", self.lr, self.lr > 0, "above 0")
-        _check_range("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        _check_range("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        check_range("optimizer.lr", self.lr, self.lr > 0, "above 0")
+        check_range("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        check_range("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         if self.clip_norm is not None:
-            _check_range("optimizer.clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
+            check_range("optimizer.clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
 
 
 @dataclass(frozen=True)
@@ -173,11 +173,11 @@ class ScheduleConfig:
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice("schedule.name", self.name, get_args(ScheduleName))
-        _check_range("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "above 0")
-        _check_range("schedule.gamma", self.gamma, 0 < self.gamma <= 1, "above 0 and at most 1")
-        _check_range("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
-        _check_range("schedule.min_lr", self.min_lr, self.min_lr >= 0, "at least 0")
+        check_choice("schedule.name", self.name, get_args(ScheduleName))
+        check_range("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "above 0")
+        check_range("schedule.gamma", self.gamma, 0 < self.gamma <= 1, "above 0 and at most 1")
+        check_range("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
+        check_range("schedule.min_lr", self.min_lr, self.min_lr >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -218,16 +218,16 @@ class TrainingConfig:
             object.__setattr__(self, name, as_positive_integer(f"training.{name}", getattr(self, name)))
         if self.early_stopping is not None:
             as_positive_integer("training.early_stopping", self.early_stopping)
-        _check_choice("training.precision", self.precision, get_args(Precision))
-        _check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        check_choice("training.precision", self.precision, get_args(Precision))
+        check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
         for name in ("mixup", "cutmix", "save_minutes"):
-            _check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+            check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
         for name in ("seed", "workers"):
-            _check_range(
+            check_range(
                 f"training.{name}", as_integer(name, getattr(self, name)), getattr(self, name) >= 0, "not negative"
             )
         if self.ema is not None:
-            _check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
+            check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -254,8 +254,8 @@ class EvaluationConfig:
         as_positive_integer("evaluation.every", self.every)
         if self.batch_size is not None:
             as_positive_integer("evaluation.batch_size", self.batch_size)
-        _check_choice("evaluation.select", self.select, ("best", "last"))
-        _check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
+        check_choice("evaluation.select", self.select, ("best", "last"))
+        check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
         if self.select == "best" and self.validation is None:
             raise ValueError("evaluation.select: best needs evaluation.validation, such as holdout with data.holdout")
         if self.validation is not None and self.select == "best" and self.validation == self.test:
@@ -298,7 +298,7 @@ class Recipe:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        _check_choice("features", self.features, get_args(FeatureSource))
+        check_choice("features", self.features, get_args(FeatureSource))
         object.__setattr__(self, "trackers", tuple(self.trackers))
         if self.features == "cached" and self.extractor.feedback_taps:
             raise ValueError(
