@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: train."""
+"""The verbs that a recipe describes: train, eval, probe."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer.engine.dry_run import try_out
-from difformer.engine.reading import create_parser, parse
+from difformer.engine.evaluation import classifier_values, evaluate_classifier
+from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.probe import run_probe
+from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
 from difformer.engine.train import train
 
@@ -20,18 +23,24 @@ class RecipeVerb:
         configuration: the dataclass it reads.
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
+        read: gives the values of a YAML file.
+        read_first: gives those of the first argument, where that is no YAML file.
     """
 
     description: str
     configuration: type
     body: Callable[..., int | None]
     switches: Mapping[str, str]
+    read: Reader = read_yaml
+    read_first: Reader | None = None
 
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
-        configuration, given = parse(parser, self.configuration, self.switches, arguments)
+        configuration, given = parse(
+            parser, self.configuration, self.switches, arguments, read=self.read, read_first=self.read_first
+        )
         return self.body(configuration, **given)
 
 
@@ -44,6 +53,18 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
 
 
+def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
+    evaluate_classifier(recipe, overwrite=overwrite)
+
+
+def _probe(recipe: ProbeRecipe, *, overwrite: bool) -> None:
+    run_probe(recipe, overwrite=overwrite)
+
+
+def _reads_training_recipes(configuration: type) -> Reader:
+    return lambda file: take_from_training(read_yaml(file), configuration)
+
+
 RECIPE_VERBS = {
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
@@ -54,5 +75,20 @@ RECIPE_VERBS = {
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
             "overwrite": "start anew although the output holds a run",
         },
+    ),
+    "eval": RecipeVerb(
+        "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
+        EvaluationRecipe,
+        _eval,
+        {"overwrite": "replace the results that are in the output"},
+        read=_reads_training_recipes(EvaluationRecipe),
+        read_first=classifier_values,
+    ),
+    "probe": RecipeVerb(
+        "Fits k-NN, logistic or ridge classifiers on pooled features; the recipe may be one of training.",
+        ProbeRecipe,
+        _probe,
+        {"overwrite": "replace the results that are in the output"},
+        read=_reads_training_recipes(ProbeRecipe),
     ),
 }

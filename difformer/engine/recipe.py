@@ -16,11 +16,13 @@ Criterion = Literal["top1", "mean_per_class", "loss"]
 
 
 def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
+    """Raises ValueError when a value is not one of those known, or None where that is allowed."""
     if value not in known and not (optional and value is None):
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def check_range(name: str, value: float, fits: bool, expected: str) -> None:
+    """Raises ValueError when a number does not fit what is expected, or is a truth value."""
     if isinstance(value, bool) or not fits:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 

@@ -122,7 +122,7 @@ class Run:
             workers=recipe.training.workers,
             progress=True,
         )
-        return classification_metrics(outputs.logits, outputs.labels, self.classifier.class_names)
+        return classification_metrics(outputs.values, outputs.labels, self.classifier.class_names)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
