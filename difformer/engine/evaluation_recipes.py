@@ -1,7 +1,7 @@
 """What an evaluation and a probe are made of, and what they take from the recipe of a training run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from difformer.config import as_integer, as_positive_integer
@@ -15,8 +15,8 @@ from difformer.engine.recipe import (
     Precision,
     Recipe,
     TrainingConfig,
-    check_choice,
-    check_range,
+    _check_choice,
+    _check_range,
 )
 
 ProbeMethod = Literal["knn", "logistic", "ridge"]
@@ -47,15 +47,15 @@ class EvaluationRecipe:
     data: DataConfig
     split: str = "test"
     output: str | None = None
-    backbone: BackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     features: FeatureSource = "live"
-    cache: CacheConfig = CacheConfig()
+    cache: CacheConfig = field(default_factory=CacheConfig)
     precision: Precision = "no"
     batch_size: int = 128
     workers: int = 2
 
     def __post_init__(self) -> None:
-        check_choice("features", self.features, get_args(FeatureSource))
+        _check_choice("features", self.features, get_args(FeatureSource))
         _check_computing(self)
 
     def as_training(self, noise_seed: int = 0) -> Recipe:
@@ -96,8 +96,8 @@ class ProbeRecipe:
 
     data: DataConfig
     output: str = "runs/probe"
-    backbone: BackboneConfig = BackboneConfig()
-    extractor: ExtractorConfig = ExtractorConfig()
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     pool: int = 1
     normalize: bool = False
     method: ProbeMethod = "knn"
@@ -115,8 +115,8 @@ class ProbeRecipe:
     def __post_init__(self) -> None:
         _check_computing(self)
         _set_positive(self, "pool")
-        check_choice("method", self.method, get_args(ProbeMethod))
-        check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        _check_choice("method", self.method, get_args(ProbeMethod))
+        _check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         self._check_splits()
         self._check_grid()
         if self.extractor.feedback_taps:
@@ -192,9 +192,9 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _check_computing(recipe: EvaluationRecipe | ProbeRecipe) -> None:
-    check_choice("precision", recipe.precision, get_args(Precision))
+    _check_choice("precision", recipe.precision, get_args(Precision))
     _set_positive(recipe, "batch_size")
-    check_range("workers", as_integer("workers", recipe.workers), recipe.workers >= 0, "not negative")
+    _check_range("workers", as_integer("workers", recipe.workers), recipe.workers >= 0, "not negative")
 
 
 def _set_positive(recipe: EvaluationRecipe | ProbeRecipe, name: str) -> None:

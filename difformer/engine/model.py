@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difformer.checkpoints.weights import check_fits
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch
+from difformer.engine.state import StatefulParts
 from difformer.features import FeedbackExtractor
 
 
@@ -51,7 +51,7 @@ def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
     return {key: value.to(device, non_blocking=True) for key, value in batch.features.items()}, labels, ids
 
 
-class TrainedParts(nn.Module):
+class TrainedParts(StatefulParts):
     """Head and feedback layers under the names that classifier files have for them, without the backbone.
 
     Args:
@@ -63,19 +63,3 @@ class TrainedParts(nn.Module):
         self.head = classifier.head
         if isinstance(classifier.extractor, FeedbackExtractor):
             self.feedback = classifier.extractor.feedback
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the weights on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
-
-    def restore(self, state: dict[str, Tensor], source: str) -> None:
-        """Takes weights back.
-
-        Raises:
-            CheckpointError: they do not fit.
-        """
-        own = self.state_dict()
-        integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
-        check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
-        # Copied into the tensors that the optimiser holds.
-        self.load_state_dict(state)

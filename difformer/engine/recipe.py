@@ -15,14 +15,12 @@ ScheduleName = Literal["step", "cosine", "constant"]
 Criterion = Literal["top1", "mean_per_class", "loss"]
 
 
-def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
-    """Raises ValueError when a value is not one of those known, or None where that is allowed."""
+def _check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
     if value not in known and not (optional and value is None):
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def check_range(name: str, value: float, fits: bool, expected: str) -> None:
-    """Raises ValueError when a number does not fit what is expected, or is a truth value."""
+def _check_range(name: str, value: float, fits: bool, expected: str) -> None:
     if isinstance(value, bool) or not fits:
         raise ValueError(f"{name} must be {expected}, got {value!r}")
 
@@ -48,7 +46,7 @@ class BackboneConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
+        _check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class HeadConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("head.name", self.name, get_args(HeadName))
+        _check_choice("head.name", self.name, get_args(HeadName))
         object.__setattr__(self, "arguments", dict(self.arguments))
 
 
@@ -125,7 +123,7 @@ class CacheConfig:
     shard_size: int = 4096
 
     def __post_init__(self) -> None:
-        check_choice("cache.dtype", self.dtype, get_args(DtypeName))
+        _check_choice("cache.dtype", self.dtype, get_args(DtypeName))
         for name in ("views", "shard_size"):
             object.__setattr__(self, name, as_positive_integer(f"cache.{name}", getattr(self, name)))
 
@@ -149,11 +147,11 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        check_range("optimizer.lr", self.lr, self.lr > 0, "above 0")
-        check_range("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        check_range("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        _check_range("optimizer.lr", self.lr, self.lr > 0, "above 0")
+        _check_range("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
+        _check_range("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
         if self.clip_norm is not None:
-            check_range("optimizer.clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
+            _check_range("optimizer.clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
 
 
 @dataclass(frozen=True)
@@ -175,27 +173,23 @@ class ScheduleConfig:
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        check_choice("schedule.name", self.name, get_args(ScheduleName))
-        check_range("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "above 0")
-        check_range("schedule.gamma", self.gamma, 0 < self.gamma <= 1, "above 0 and at most 1")
-        check_range("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
-        check_range("schedule.min_lr", self.min_lr, self.min_lr >= 0, "at least 0")
+        _check_choice("schedule.name", self.name, get_args(ScheduleName))
+        _check_range("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "above 0")
+        _check_range("schedule.gamma", self.gamma, 0 < self.gamma <= 1, "above 0 and at most 1")
+        _check_range("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
+        _check_range("schedule.min_lr", self.min_lr, self.min_lr >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """How long, how much at once, and what keeps the head from overfitting.
+class LoopConfig:
+    """How long, and how much at once.
 
     Attributes:
         epochs: passes over the training split.
         batch_size: images a step, over all processes together: the result does not depend on their number.
         accumulation: parts that a process's share of a batch goes through in, to save memory.
-        precision: no, bf16 or fp16 for head and backbone.
-        label_smoothing: in [0, 1).
-        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
+        precision: no, bf16 or fp16.
         ema: decay of the moving average of the weights, which is what is then evaluated and kept; none when left out.
-        sync_batch_norm: on GPUs, batch statistics over all processes.
-        early_stopping: evaluations without improvement after which to stop.
         seed: of initial weights, order and dropout.
         workers: of each process's data loader.
         save_minutes: most minutes of work between two saves of the state; it is saved after each epoch in any case.
@@ -205,12 +199,7 @@ class TrainingConfig:
     batch_size: int = 128
     accumulation: int = 1
     precision: Precision = "no"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
     ema: float | None = None
-    sync_batch_norm: bool = True
-    early_stopping: int | None = None
     seed: int = 0
     workers: int = 2
     save_minutes: float = 10.0
@@ -218,18 +207,39 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             object.__setattr__(self, name, as_positive_integer(f"training.{name}", getattr(self, name)))
+        _check_choice("training.precision", self.precision, get_args(Precision))
+        _check_range("training.save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0")
+        for name in ("seed", "workers"):
+            value = as_integer(f"training.{name}", getattr(self, name))
+            _check_range(f"training.{name}", value, value >= 0, "at least 0")
+        if self.ema is not None:
+            _check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """How long, how much at once, and what keeps the head from overfitting.
+
+    Attributes:
+        label_smoothing: in [0, 1).
+        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
+        sync_batch_norm: on GPUs, batch statistics over all processes.
+        early_stopping: evaluations without improvement after which to stop.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sync_batch_norm: bool = True
+    early_stopping: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.early_stopping is not None:
             as_positive_integer("training.early_stopping", self.early_stopping)
-        check_choice("training.precision", self.precision, get_args(Precision))
-        check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
-        for name in ("mixup", "cutmix", "save_minutes"):
-            check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        for name in ("seed", "workers"):
-            check_range(
-                f"training.{name}", as_integer(name, getattr(self, name)), getattr(self, name) >= 0, "not negative"
-            )
-        if self.ema is not None:
-            check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
+        _check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        for name in ("mixup", "cutmix"):
+            _check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -256,8 +266,8 @@ class EvaluationConfig:
         as_positive_integer("evaluation.every", self.every)
         if self.batch_size is not None:
             as_positive_integer("evaluation.batch_size", self.batch_size)
-        check_choice("evaluation.select", self.select, ("best", "last"))
-        check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
+        _check_choice("evaluation.select", self.select, ("best", "last"))
+        _check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
         if self.select == "best" and self.validation is None:
             raise ValueError("evaluation.select: best needs evaluation.validation, such as holdout with data.holdout")
         if self.validation is not None and self.select == "best" and self.validation == self.test:
@@ -300,7 +310,7 @@ class Recipe:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        check_choice("features", self.features, get_args(FeatureSource))
+        _check_choice("features", self.features, get_args(FeatureSource))
         object.__setattr__(self, "trackers", tuple(self.trackers))
         if self.features == "cached" and self.extractor.feedback_taps:
             raise ValueError(

@@ -155,7 +155,7 @@ def _finish(run: Run) -> dict[str, Any]:
     results: dict[str, Any] = {
         "epochs": progress.epoch + 1,
         "images": progress.images,
-        "trained_parameters": sum(p.numel() for p in run.trainer.parts.parameters() if p.requires_grad),
+        "trained_parameters": sum(p.numel() for p in run.task.parts.parameters() if p.requires_grad),
         "classifier": run.folder.classifier.name,
         "seed": run.recipe.training.seed,
         "last": run.history[-1],

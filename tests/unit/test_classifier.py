@@ -5,9 +5,11 @@ import shutil
 from types import SimpleNamespace
 
 import huggingface_hub
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from support import recipe_input, small_unet
 
@@ -15,12 +17,13 @@ from difformer import (
     CheckpointError,
     DiffusionClassifier,
     FeatureExtractor,
+    FeatureKey,
     FeedbackExtractor,
     create_backbone,
     load_classifier,
     save_classifier,
 )
-from difformer.checkpoints import read_weights
+from difformer.checkpoints import read_weights, weights
 from difformer.classifier import read_description
 from difformer.data import ImageError, Preprocessing
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -75,6 +78,14 @@ def linear(backbone, **options):
     torch.manual_seed(0)
     extractor = plain(backbone, ["out02"], [90])
     return DiffusionClassifier(extractor, LinearHead(extractor.specs, 3), **options)
+
+
+def rewrite(path, change):
+    """Changes the description in a classifier's file."""
+    weights = read_weights(path)
+    description = json.loads(weights.metadata["description"])
+    change(description)
+    save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
 
 
 def test_a_step_trains_every_trainable_parameter_and_no_other(classifier, images):
@@ -202,8 +213,11 @@ def test_what_cannot_be_rebuilt_is_not_saved(backbone, tmp_path):
     extractor = plain(backbone, ["out02"], [90])
     with pytest.raises(ValueError, match="Own cannot be saved; only LinearHead"):
         save_classifier(tmp_path / "c", DiffusionClassifier(extractor, Own(extractor.specs, 3)))
-    with pytest.raises(ValueError, match="JSON"):
-        save_classifier(tmp_path / "c", linear(backbone), accuracy=torch.tensor(1.0))
+    for value in (torch.tensor(1.0), float("nan"), [{"loss": float("inf")}]):
+        with pytest.raises(ValueError, match=r"metadata accuracy=.* must be of JSON's types, numbers finite"):
+            save_classifier(tmp_path / "c", linear(backbone), epoch=3, accuracy=value)
+    with pytest.raises(ValueError, match=r"cannot be written down.*int64"):
+        save_classifier(tmp_path / "c", linear(backbone, preprocessing=Preprocessing(np.int64(32))))
     assert not list(tmp_path.iterdir())
 
 
@@ -215,14 +229,86 @@ def test_saving_replaces_whole_files_only(backbone, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
 
 
+def test_a_full_disk_leaves_what_was_there(backbone, tmp_path, monkeypatch):
+    """Of classifiers and of backbones: they are written by the same helper."""
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone), step=1)
+    before = path.read_bytes()
+
+    def full(tensors, file, metadata):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    for write in (lambda: save_classifier(path, linear(backbone)), lambda: backbone.save(path, overwrite=True)):
+        with pytest.raises(OSError, match=r"c\.safetensors could not be written: No space left"):
+            write()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_parts_must_fit(backbone):
     extractor = plain(backbone, ["out02"], [90])
     head = LinearHead(plain(backbone, ["mid"], [90]).specs, 3)
     with pytest.raises(ValueError, match=r"the head reads .*mid.*but the extractor gives .*out02"):
         DiffusionClassifier(extractor, head)
-    for names in (["a", "b"], ["a", "a", "b"]):
+    for names in (["a", "b"], ["a", "a", "b"], [0, 1, 2], "abc"):
         with pytest.raises(ValueError, match="3 different names"):
             linear(backbone, class_names=names)
+
+
+def test_every_feedback_layer_must_reach_the_head(backbone, images):
+    """Layers without a gradient stop training on several processes."""
+    extractor = FeedbackExtractor(
+        backbone, feedback_taps=["out01", "out07"], taps=["out02", "in07", "in02"], timesteps=[90], first_pass_taps=[10]
+    )
+
+    def build(*keys):
+        specs = {key: extractor.specs[key] for key in keys}
+        return DiffusionClassifier(extractor, DifFormerHead(specs, 3, **SMALL))
+
+    with pytest.raises(ValueError, match=r"reads no feature of the second pass \(round 1\)"):
+        build(FeatureKey("mid", 90))
+    with pytest.raises(ValueError, match=r"from out01 into in07 comes after in02, the deepest tap that the head"):
+        build(FeatureKey("mid", 90), FeatureKey("in02", 90, 1))
+    for keys in ([FeatureKey("in02", 90, 1), FeatureKey("in07", 90, 1)], [FeatureKey("out02", 90, 1)]):
+        extractor.zero_grad()
+        build(*keys)(images).square().sum().backward()
+        assert all(parameter.grad.abs().sum() > 0 for parameter in extractor.feedback.parameters())
+
+
+def test_class_names_may_be_numpys(backbone):
+    classifier = linear(backbone, class_names=np.array(["cat", "dog", "bird"]))
+    assert classifier.class_names == ("cat", "dog", "bird")
+    assert {type(name) for name in classifier.class_names} == {str}
+
+
+@pytest.mark.parametrize("cls", [FeatureExtractor, FeedbackExtractor])
+def test_what_features_are_made_with_is_saved(backbone, tmp_path, images, cls):
+    """Seed, draws and type of the features; files of before the type was kept have float32."""
+    own = {"feedback_taps": ["out01"]} if cls is FeedbackExtractor else {}
+    extractor = cls(backbone, taps=["out02"], timesteps=[90], seed=5, draws=2, dtype=torch.bfloat16, **own)
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3)).eval()
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, classifier)
+    again = load_classifier(path, backbone=backbone)
+    assert (again.extractor.seed, again.extractor.noising.draws, again.extractor.noising.clean) == (5, 2, False)
+    assert again.extractor.dtype == torch.bfloat16
+    logits = classifier(images, IDS)
+    assert torch.equal(again(images, IDS), logits)
+    for change in ({"seed": 0}, {"draws": 1}):
+        other = cls(backbone, **extractor.arguments | change)
+        assert not torch.equal(DiffusionClassifier(other, classifier.head).eval()(images, IDS), logits)
+    rewrite(path, lambda description: description["extractor"]["arguments"].pop("dtype"))
+    assert load_classifier(path, backbone=backbone).extractor.dtype == torch.float32
+
+
+def test_clean_images_are_saved_as_such(backbone, tmp_path, images):
+    extractor = FeatureExtractor(backbone, taps=["out02"], timesteps=[90], clean=True)
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3)).eval()
+    save_classifier(tmp_path / "c.safetensors", classifier)
+    again = load_classifier(tmp_path / "c.safetensors", backbone=backbone)
+    assert again.extractor.noising.clean
+    assert torch.equal(again(images, [1, 2, 3]), classifier(images, [4, 5, 6]))
 
 
 @pytest.fixture
@@ -272,6 +358,42 @@ def test_paths_images_and_tensors_are_predicted_alike(backbone, folder):
     assert len(mixed) == 2
 
 
+def test_images_are_read_as_they_are_needed(backbone, monkeypatch):
+    """Of images that are made one by one, no more than a batch is there before it is classified."""
+    classifier = linear(backbone)
+    made, sizes = [], []
+
+    def images():
+        for i, side in enumerate([32, 32, 32, 64, 64, 32, 32]):
+            made.append(i)
+            yield torch.full((3, side, side), i / 8)
+
+    whole = classifier._predict_batch
+
+    def counting(batch):
+        sizes.append((len(made), len(batch)))
+        return whole(batch)
+
+    monkeypatch.setattr(classifier, "_predict_batch", counting)
+    predictions = classifier.predict(images(), batch_size=2)
+    # Images made so far and images in the batch: the fourth is needed to see that the third stands alone.
+    assert sizes == [(2, 2), (4, 1), (5, 2), (7, 2)]
+    for one, image in zip(predictions, images(), strict=True):
+        (alone,) = classifier.predict(image)
+        assert one.probabilities == pytest.approx(alone.probabilities, abs=1e-5)
+    with pytest.raises(ValueError, match="batch_size must be a positive integer, got 0"):
+        classifier.predict([], batch_size=0)
+
+
+def test_predicting_leaves_every_part_in_its_mode(backbone):
+    extractor = plain(backbone, ["out02"], [90])
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3, batch_norm=True)).train()
+    classifier.head.norm.eval()
+    before = {name: module.training for name, module in classifier.named_modules()}
+    classifier.predict(torch.zeros(3, 32, 32))
+    assert {name: module.training for name, module in classifier.named_modules()} == before
+
+
 def test_preprocessing_is_the_published_one(tmp_path):
     """Short side to the size, centre crop, pixels to [-1, 1]."""
     image = Image.new("RGB", (100, 50), (255, 0, 128))
@@ -299,8 +421,10 @@ def test_unreadable_images_raise(backbone, folder):
 def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch):
     """The hub's client is replaced by a folder: what is uploaded is what is downloaded again."""
     classifier = linear(backbone).eval()
-    folder = classifier.save_pretrained(tmp_path / "saved", accuracy=0.5)
-    assert json.loads((folder / "config.json").read_text())["metadata"] == {"accuracy": 0.5}
+    calls = []
+    folder = classifier.save_pretrained(tmp_path / "saved", accuracy=0.5, repo_id="kept")
+    assert 'from_pretrained("path/of/this/folder")' in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["metadata"] == {"accuracy": 0.5, "repo_id": "kept"}
     again = DiffusionClassifier.from_pretrained(folder, backbone=backbone)
     assert torch.equal(again(images, IDS), classifier(images, IDS))
 
@@ -309,19 +433,59 @@ def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch)
             assert token == "secret"
 
         def create_repo(self, repo_id, private, exist_ok):
-            assert (private, exist_ok) == (True, True)
-            return SimpleNamespace(repo_id=repo_id)
+            assert exist_ok
+            calls.append(("create_repo", repo_id, private))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
 
-        def upload_folder(self, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, tmp_path / repo_id)
+        def create_branch(self, repo_id, branch, exist_ok):
+            assert exist_ok
+            calls.append(("create_branch", repo_id, branch))
+
+        def upload_folder(self, repo_id, folder_path, commit_message, revision, create_pr):
+            calls.append(("upload_folder", repo_id, commit_message, revision, create_pr))
+            shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
             return f"https://hub/{repo_id}"
 
-    def hf_hub_download(repo_id, file, revision, local_files_only):
-        assert not local_files_only
+    def hf_hub_download(repo_id, file, *, local_files_only, **options):
+        calls.append((repo_id, not local_files_only, options))
         return str(tmp_path / repo_id / file)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    assert classifier.push_to_hub("me/net", private=True, token="secret") == "https://hub/me/net"
+    assert classifier.push_to_hub("net", private=True, token="secret") == "https://hub/me/net"
+    assert calls == [("create_repo", "net", True), ("upload_folder", "me/net", "Upload classifier", None, False)]
+    assert 'from_pretrained("me/net")' in (tmp_path / "me/net/README.md").read_text()
+    del calls[:]
+    classifier.push_to_hub("net", token="secret", branch="next", step=3)
+    classifier.push_to_hub("net", token="secret", branch="next", create_pr=True, commit_message="better")
+    assert calls[1:3] == [
+        ("create_branch", "me/net", "next"),
+        ("upload_folder", "me/net", "Upload classifier", "next", False),
+    ]
+    assert calls[4:] == [("upload_folder", "me/net", "better", "next", True)]
+    del calls[:]
     again = DiffusionClassifier.from_pretrained("me/net", backbone=backbone)
     assert torch.equal(again(images, IDS), classifier(images, IDS))
+    given = {"revision": "next", "token": "secret", "cache_dir": tmp_path}
+    DiffusionClassifier.from_pretrained("me/net", backbone=backbone, download=False, **given)
+    DiffusionClassifier.from_pretrained("me/net@next", backbone=backbone)
+    nothing = {"revision": None, "token": None, "cache_dir": None}
+    assert calls == [
+        ("me/net", True, nothing),
+        ("me/net", False, given),
+        ("me/net", True, nothing | {"revision": "next"}),
+    ]
+    with pytest.raises(ValueError, match="names the revision old, which revision='next' contradicts"):
+        DiffusionClassifier.from_pretrained("me/net@old", backbone=backbone, **given)
+    with pytest.raises(ValueError, match="is a folder here, which has no revision 'next'"):
+        DiffusionClassifier.from_pretrained(folder, backbone=backbone, revision="next")
+
+
+def test_subclasses_are_loaded_as_such(backbone, tmp_path):
+    class Own(DiffusionClassifier):
+        pass
+
+    folder = linear(backbone).save_pretrained(tmp_path / "saved")
+    assert type(Own.from_pretrained(folder, backbone=backbone)) is Own
+    assert type(load_classifier(folder / "model.safetensors", backbone=backbone, cls=Own)) is Own
+    assert type(DiffusionClassifier.from_pretrained(folder, backbone=backbone)) is DiffusionClassifier

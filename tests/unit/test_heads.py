@@ -1,9 +1,13 @@
 """Contracts that every head keeps, and what is particular to each."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from support import ADM256, recipe_input
+from torch import nn
 
 from difformer import FeatureKey
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -242,6 +246,61 @@ def test_attention_shares_follow_a_token_that_is_looked_at():
     )
 
 
+@pytest.mark.parametrize("name", ["difformer", "joint", "joint pooled"])
+def test_attention_shares_are_those_of_the_attention_that_ran(name):
+    """Recomputed from what went into the last attention of an ordinary forward pass."""
+    head = build(name).eval()
+    for parameter in head.summary.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape)
+    pool = head.summary.pool
+    layer = head.summary.blocks[-1].attn if pool is None else pool
+    inputs = []
+    layer.register_forward_hook(lambda module, given, result: inputs.append(given[0]))
+    features = features_for(head)
+    head(features)
+    runs = list(inputs)
+    shares = head.attention_share(features)
+    groups = [list(head.specs)] if "joint" in name else [[k for k in head.specs if k.t == t] for t in (90, 300)]
+    for x, group in zip(runs, groups, strict=True):
+        if pool is None:
+            q, k = F.linear(x, layer.qkv.weight[:64]).unflatten(2, (2, 4, 8)).unbind(2)
+            q = q[:, 0]
+        else:
+            k, q = F.linear(x, layer.kv.weight[:32]).unflatten(2, (4, 8)), layer.query[:, :, 0].expand(3, -1, -1)
+        weights = (torch.einsum("bhd,bnhd->bhn", q, k) / 8**0.5).softmax(dim=2).mean(dim=1)
+        if pool is None:
+            weights = weights[:, 1:] / weights[:, 1:].sum(dim=1, keepdim=True)
+        for key, tokens in zip(group, weights.unflatten(1, (len(group), 16)).unbind(1), strict=True):
+            torch.testing.assert_close(shares[key] * len(groups), tokens.sum(dim=1), rtol=1e-4, atol=1e-5)
+    stacked = torch.stack(list(shares.values()))
+    assert stacked.std(dim=0).min() > 1e-3
+
+
+def test_attention_shares_change_nothing_and_do_not_depend_on_the_mode():
+    head = DifFormerHead(MANY, 5, variant="joint", norm="batch", dropout=0.5, drop_path=0.5, **SMALL)
+    features = features_for(head)
+    expected = head.eval().attention_share(features)
+    head.train()
+    head.tokenizers["mid"].eval()
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    modes = [module.training for module in head.modules()]
+    for key, share in head.attention_share(features).items():
+        assert torch.equal(share, expected[key])
+    assert [module.training for module in head.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+
+
+def test_attention_shares_exist_where_the_cls_token_sees_only_itself():
+    head = DifFormerHead(MANY, 5, variant="joint", width=32, heads=1, layers=1, pool=4).eval()
+    with torch.no_grad():
+        head.summary.cls_token[..., 3] = 100.0
+        qkv = head.summary.blocks[0].attn.qkv.weight
+        qkv[:64].zero_()
+        qkv[3, 3] = qkv[32 + 3, 3] = 20.0
+    stacked = torch.stack(list(head.attention_share(features_for(head)).values()))
+    torch.testing.assert_close(stacked.sum(dim=0), torch.ones(3))
+
+
 @pytest.mark.parametrize("name", ["joint", "joint pooled", "difformer batch", "linear", "mlp", "cnn"])
 def test_heads_not_tied_to_one_size_take_larger_and_non_square_maps(name):
     head = build(name).eval()
@@ -283,6 +342,67 @@ def test_regularisation_acts_in_training_only():
     assert not torch.allclose(head.train()(features), head(features))
 
 
+def test_stochastic_depth_drops_whole_blocks_for_some_images_in_training():
+    """At the rates of Huang et al. 2016: rising in proportion to the depth, to the one given at the last block."""
+    head = DifFormerHead(MANY, 5, variant="joint", drop_path=0.5, **SMALL)
+    assert [block.drop_path.drop_prob for block in head.summary.blocks] == [0.25, 0.5]
+    features = {key: value[:1].expand(64, -1, -1, -1) for key, value in features_for(head).items()}
+    logits = head.train()(features)
+    # In each of two blocks, attention and MLP are kept or not: no more than 16 different results for one image.
+    assert 4 < len(logits.detach().mul(1e4).round().unique(dim=0)) <= 16
+    assert len(head.eval()(features).detach().mul(1e4).round().unique(dim=0)) == 1
+
+
+def test_dropout_acts_at_every_place_it_is_meant_for():
+    head = DifFormerHead(MANY, 5, variant="joint", dropout=0.5, **SMALL).train()
+    features = features_for(head)
+    places = {name: module for name, module in head.named_modules() if isinstance(module, nn.Dropout)}
+    blocks = [f"summary.blocks.{i}.{part}" for i in (0, 1) for part in ("dropout", "mlp.drop")]
+    assert sorted(places) == sorted(["embeddings.dropout", *blocks])
+    assert {module.p for module in places.values()} == {0.5}
+    for name, module in places.items():
+        for other in places.values():
+            other.p = 0.5 if other is module else 0.0
+        assert not torch.allclose(head(features), head(features)), name
+
+
+def test_the_mlp_head_drops_hidden_units_in_training_only():
+    head = MLPHead(ONE, 5, hidden=(16,), dropout=0.5)
+    features = features_for(head)
+    assert not torch.allclose(head.train()(features), head(features))
+    assert torch.equal(head.eval()(features), head(features))
+    plain = MLPHead(ONE, 5, hidden=(16,)).train()
+    assert torch.equal(plain(features), plain(features))
+
+
+def test_the_linear_heads_norm_is_batch_normalisation_of_the_pooled_vector():
+    head = build("linear with norm").train()
+    features = features_for(head, batch=8)
+    pooled = features[KEY].mean(dim=(2, 3))
+    mean, variance = pooled.mean(dim=0), pooled.var(dim=0, unbiased=False)
+    expected = head.fcs[0]((pooled - mean) / (variance + 1e-5).sqrt())
+    torch.testing.assert_close(head(features), expected, rtol=1e-4, atol=1e-5)
+    running = 0.1 * mean, 0.9 + 0.1 * pooled.var(dim=0)
+    expected = head.fcs[0]((pooled - running[0]) / (running[1] + 1e-5).sqrt())
+    torch.testing.assert_close(head.eval()(features), expected, rtol=1e-4, atol=1e-5)
+    assert not any(name.startswith("norm") for name, _ in head.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["joint", "joint pooled"])
+def test_the_joint_head_normalises_what_comes_out_of_the_last_block(name):
+    """A norm that gives everything one value leaves nothing for the logits to depend on but that value."""
+    head = build(name).eval()
+    value = recipe_input(5, 32)
+    with torch.no_grad():
+        head.summary.norm.weight.zero_()
+        head.summary.norm.bias.copy_(value)
+        pool = head.summary.pool
+        summary = value if pool is None else pool.proj(F.linear(value, pool.kv.weight[32:]))
+    expected = head.fc(summary).expand(3, -1)
+    torch.testing.assert_close(head(features_for(head)), expected, rtol=1e-4, atol=1e-5)
+    assert not any("summary.norm." in name for name in build("difformer").state_dict())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -291,9 +411,20 @@ def test_regularisation_acts_in_training_only():
         ({"attention_pool": True}, "attention_pool: the published"),
         ({"variant": "joint", "drop_path": 1.0}, "drop_path must be"),
         ({"variant": "joint", "width": 30, "heads": 2}, "multiple of 4"),
-        ({"width": 30}, "heads that divide the width"),
-        ({"layers": 0}, "at least one layer"),
+        ({"variant": "joint", "dropout": 2}, "dropout must be a number of at least 0 and below 1, got 2"),
+        ({"width": 30}, "heads must divide the width, got 4 heads and width 30"),
+        ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"heads": 0}, "heads must be a positive integer"),
+        ({"heads": 4.0}, "heads must be a positive integer, got 4.0"),
+        ({"layers": 0}, "layers must be a positive integer"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be a finite number above 0, got 0"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio must be"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be"),
+        ({"mlp_ratio": 0.01}, "no hidden unit"),
         ({"pool": 0}, "pool must be"),
+        ({"pool": True}, "pool must be"),
+        ({"attention_pool": 1}, "attention_pool must be true or false"),
+        ({"norm": ""}, "unknown norm ''"),
         ({"norm": "group"}, "unknown norm 'group'; expected one of layer, batch, channel"),
         ({"attention": "flash"}, "unknown attention 'flash'"),
     ],
@@ -301,8 +432,48 @@ def test_regularisation_acts_in_training_only():
 def test_bad_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         DifFormerHead(MANY, 5, **(SMALL | arguments))
-    with pytest.raises(ValueError, match="pool"):
-        LinearHead(ONE, 5, pool=0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        (LinearHead, {"pool": 0}, "pool must be a positive integer"),
+        (LinearHead, {"batch_norm": "no"}, "batch_norm must be true or false, got 'no'"),
+        (MLPHead, {"pool": 0}, "pool must be a positive integer"),
+        (MLPHead, {"hidden": 8}, "hidden must be a sequence of numbers, got 8"),
+        (MLPHead, {"hidden": (8, 0)}, "every entry of hidden must be a positive integer, got 0"),
+        (MLPHead, {"dropout": 2}, "dropout must be a number of at least 0 and below 1, got 2"),
+        (MLPHead, {"dropout": float("nan")}, "dropout must be"),
+        (CNNHead, {"channels": 8}, "channels must be a sequence of numbers, got 8"),
+        (CNNHead, {"channels": (8.5,)}, "every entry of channels must be a positive integer"),
+        (AttentionHead, {"width": 30, "heads": 4}, "heads must divide the width"),
+        (AttentionHead, {"layers": 0}, "layers must be"),
+    ],
+)
+def test_bad_arguments_of_probes_raise(cls, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cls(ONE, 5, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (LinearHead, {"pool": np.int64(1), "batch_norm": np.bool_(True)}),
+        (MLPHead, {"hidden": np.array([16, 8]), "dropout": np.float32(0.25), "pool": np.int32(1)}),
+        (CNNHead, {"channels": np.array([8])}),
+        (AttentionHead, {"width": np.int64(32), "heads": np.int64(4), "mlp_ratio": np.float32(2), "pool": np.int8(4)}),
+        (
+            DifFormerHead,
+            {"variant": "joint", "width": np.int64(32), "layers": torch.tensor(1), "drop_path": np.float32(0.25)},
+        ),
+    ],
+)
+def test_numpy_numbers_are_kept_as_plain_ones(cls, arguments):
+    head = cls(ONE, np.int64(5), **arguments)
+    assert type(head.num_classes) is int
+    assert json.loads(json.dumps(head.arguments)) == head.arguments
+    for name, value in arguments.items():
+        assert head.arguments[name] == (value.tolist() if hasattr(value, "tolist") else value)
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "attention", "difformer", "difformer batch"])
