@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
@@ -58,7 +58,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, Any]]]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
         first: [(tag, form) for tag, form in forms if first in "tTfF" or not tag.endswith(":bool")]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
