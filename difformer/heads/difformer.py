@@ -108,16 +108,6 @@ class DifFormerHead(nn.Module):
         """
         return {key: min(spec.size, self.pool) for key, spec in self.specs.items()}
 
-    @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
-        """The side to which each map is averaged before anything else, None for one that is read as it is.
-
-        The logits are the same for maps that went through `adaptive_avg_pool2d` to these sides beforehand, so that
-        this is all that needs to be kept of them. Without norm="layer" this is so for maps of the specs' own sizes:
-        larger images may have more cells, up to `pool` a side.
-        """
-        return {key: min(spec.size, self.pool) for key, spec in self.specs.items()}
-
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Classifies.
 
@@ -201,11 +191,6 @@ class AttentionHead(nn.Module):
         self.difformer = DifFormerHead(self.specs, num_classes, attention=attention, **given)  # type: ignore[arg-type]
         self.num_classes = self.difformer.num_classes
         self.arguments: dict[str, Any] = {name: self.difformer.arguments[name] for name in given}
-
-    @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
-        """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`."""
-        return self.difformer.map_sizes
 
     @property
     def map_sizes(self) -> dict[FeatureKey, int | None]:

@@ -47,14 +47,6 @@ class LinearHead(nn.Module):
         """
         return {self.key: self.pool}
 
-    @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
-        """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
-
-        Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
-        """
-        return {self.key: self.pool}
-
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
         x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
@@ -142,11 +134,6 @@ class CNNHead(nn.Module):
             convolution = nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1, bias=False)
             self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(b), nn.ReLU()))
         self.fc = nn.Linear(widths[-1], self.num_classes)
-
-    @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
-        """None for its map: convolutions read it as it is. See `DifFormerHead.map_sizes`."""
-        return {self.key: None}
 
     @property
     def map_sizes(self) -> dict[FeatureKey, int | None]:
