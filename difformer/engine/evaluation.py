@@ -14,6 +14,7 @@ from difformer.engine.build import build_backbone, build_dataset
 from difformer.engine.caching import collate_readable
 from difformer.engine.evaluate import Outputs, evaluate
 from difformer.engine.evaluation_recipes import EvaluationRecipe, take_from_training
+from difformer.engine.extract import open_or_extract
 from difformer.engine.loop import Clock
 from difformer.engine.model import Trainee
 from difformer.engine.reading import plain, read_yaml
@@ -21,6 +22,7 @@ from difformer.engine.result_folder import ResultFolder, write_json
 from difformer.engine.results import TABLES, check_same_classes, describe_split, readable, scalars, write_tables
 from difformer.engine.run import create_accelerator
 from difformer.engine.run_folder import RunFolder, environment
+from difformer.features import collate_features
 from difformer.files import expand_user
 
 METRICS = "metrics.json"
@@ -52,28 +54,22 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     accelerator = create_accelerator(recipe.as_training(), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone)
-
-    inputs, collate = _inputs(recipe, classifier, images, accelerator)
-    clock = Clock()
-    outputs = evaluate(
-        Trainee(classifier, on_features=recipe.features == "cached"),
-        inputs,
-        collate,
-        accelerator,
-        batch_size=recipe.batch_size,
-        workers=recipe.workers,
-        progress=True,
-    )
-    seconds = clock.lap()
+    outputs, seconds = _classify(recipe, classifier, images, accelerator)
     metrics = classification_metrics(outputs.values, outputs.labels, names)
     if accelerator.is_main_process:
-        report = _report(recipe, file, images, outputs, metrics, seconds)
-        report["environment"] = environment(accelerator.num_processes, accelerator.device)
+        report = {
+            "classifier": _identity(recipe.classifier, file),
+            "data": describe_split(recipe.split, images, outputs.ids, outputs.skipped),
+            "metrics": scalars(metrics),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
+            "recipe": plain(asdict(recipe)),
+            "environment": environment(accelerator.num_processes, accelerator.device),
+        }
         with folder.write() as temporary:
-            scores = image_scores(outputs.values, outputs.labels)
-            write_tables(temporary, metrics, scores, outputs, images)
+            write_tables(temporary, metrics, image_scores(outputs.values, outputs.labels), outputs, images)
             write_json(temporary / METRICS, report)
-        _print(report, folder)
+        print("\n".join(_lines(report, folder)), flush=True)
     return metrics
 
 
@@ -106,8 +102,12 @@ def classifier_file(source: str) -> Path:
     """
     folder = RunFolder(source)
     if not folder.path.is_dir():
-        # A classifier is small; it is the backbone whose download is to be asked for.
-        return locate(source, download=source.startswith("hf://"))
+        if source.startswith("hf://"):
+            # A classifier is small; it is the backbone whose download is to be asked for.
+            return locate(source, download=True)
+        if not folder.path.is_file():
+            raise FileNotFoundError(f"there is no run and no classifier {source}")
+        return folder.path
     exported = folder.path / _EXPORTED
     if exported.is_file() and not folder.recipe.exists():
         return exported
@@ -130,49 +130,51 @@ def _output(recipe: EvaluationRecipe) -> Path:
     return run.path / f"eval-{recipe.split}"
 
 
-def _inputs(
+def _classify(
+    recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
+) -> tuple[Outputs, float]:
+    """The logits of all images, and the seconds they took."""
+    cached = recipe.features == "cached"
+    inputs, collate = _cached(recipe, classifier, images, accelerator) if cached else (images, collate_readable)
+    clock = Clock()
+    outputs = evaluate(
+        Trainee(classifier, on_features=cached),
+        inputs,
+        collate,
+        accelerator,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        progress=True,
+    )
+    return outputs, clock.seconds
+
+
+def _cached(
     recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
 ) -> tuple[Any, Any]:
-    """The images or their cached features, and what makes batches of them."""
-    if recipe.features == "live":
-        return images, collate_readable
-    from difformer.engine.extract import open_or_extract
-    from difformer.features import collate_features
-
+    """The features of images from the disk, and what makes batches of them."""
     training = recipe.as_training(classifier.extractor.seed)
     features = open_or_extract(training, classifier, images, recipe.split, augment=False, accelerator=accelerator)
     return features, collate_features
 
 
-def _report(
-    recipe: EvaluationRecipe,
-    file: Path,
-    images: ImageDataset,
-    outputs: Outputs,
-    metrics: ClassificationMetrics,
-    seconds: float,
-) -> dict[str, Any]:
-    """The content of metrics.json, without the environment."""
+def _identity(source: str, file: Path) -> dict[str, Any]:
     backbone = read_description(file)["backbone"]
     return {
-        "classifier": {
-            "source": recipe.classifier,
-            "weights_sha256": read_metadata(file)["weights_sha256"],
-            "backbone": backbone["name"],
-            "backbone_sha256": backbone["digest"],
-        },
-        "data": describe_split(recipe.split, images, outputs.ids, outputs.skipped),
-        "metrics": scalars(metrics),
-        "seconds": round(seconds, 3),
-        "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
-        "recipe": plain(asdict(recipe)),
+        "source": source,
+        "weights_sha256": read_metadata(file)["weights_sha256"],
+        "backbone": backbone["name"],
+        "backbone_sha256": backbone["digest"],
     }
 
 
-def _print(report: Mapping[str, Any], folder: ResultFolder) -> None:
-    data, rate = report["data"], report["images_per_second"]
+def _lines(report: Mapping[str, Any], folder: ResultFolder) -> list[str]:
+    """What the console shows."""
+    data = report["data"]
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
-    lines = [f"{data['split']:<15}{data['images']:,} images{skipped}, {report['metrics']['num_classes']} classes"]
-    lines += readable(report["metrics"])
-    lines += [f"{'throughput':<15}{rate:,.1f} images/s", f"results in {folder.path}"]
-    print("\n".join(lines), flush=True)
+    return [
+        f"{data['split']:<15}{data['images']:,} images{skipped}, {report['metrics']['num_classes']} classes",
+        *readable(report["metrics"]),
+        f"{'throughput':<15}{report['images_per_second']:,.1f} images/s",
+        f"results in {folder.path}",
+    ]

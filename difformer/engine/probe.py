@@ -1,6 +1,6 @@
 """A k-NN, logistic or ridge classifier on pooled features; the body of `difformer probe`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,6 +42,7 @@ class _Split:
 class _Test:
     """What the settings that were chosen give on the test split."""
 
+    split: _Split
     metrics: ClassificationMetrics
     scores: ImageScores
 
@@ -69,25 +70,18 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
     clock = Clock()
-    splits = {
-        name: _Split(dataset, _read(recipe, model, name, dataset, accelerator)) for name, dataset in images.items()
-    }
-    seconds = clock.lap()
+    splits = {name: _read(recipe, model, name, dataset, accelerator) for name, dataset in images.items()}
+    seconds = clock.seconds
     if not accelerator.is_main_process:
         return None
 
     # Solvers need float64, which Apple's GPUs lack.
     device = accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")
-    candidates, chosen, test = _choose_and_test(recipe, splits, device)
-    results: dict[str, Any] = {
-        "method": recipe.method,
-        "candidates": [{**candidate.settings, "validation": candidate.accuracy} for candidate in candidates],
-        "chosen": dict(chosen.settings),
-        "criterion": recipe.criterion,
-        "validation": chosen.accuracy,
-        "refit": recipe.refit,
-        "test": None if test is None else _meaningful(recipe.method, scalars(test.metrics)),
-        "features": [str(key) for key in model.extractor.specs],
+    candidates, chosen = _choose(recipe, splits, device)
+    test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
+    results = _decision(recipe, candidates, chosen, test)
+    results |= {
+        "features": [asdict(key) for key in model.extractor.specs],
         "dimensions": splits["train"].outputs.values.shape[1],
         "backbone": {"name": backbone.name, "sha256": backbone.digest},
         "data": [describe_split(name, s.images, s.outputs.ids, s.outputs.skipped) for name, s in splits.items()],
@@ -95,7 +89,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
         "recipe": plain(asdict(recipe)),
         "environment": environment(accelerator.num_processes, accelerator.device),
     }
-    _write(recipe, folder, results, test, splits)
+    _write(recipe, folder, results, test)
     print("\n".join([*_table(recipe, results), f"results in {folder.path}"]), flush=True)
     return results
 
@@ -112,8 +106,8 @@ def _open_splits(recipe: ProbeRecipe) -> dict[str, ImageDataset]:
     return images
 
 
-def _read(recipe: ProbeRecipe, model: PooledFeatures, split: str, images: ImageDataset, accelerator: Any) -> Outputs:
-    return evaluate(
+def _read(recipe: ProbeRecipe, model: PooledFeatures, split: str, images: ImageDataset, accelerator: Any) -> _Split:
+    outputs = evaluate(
         model,
         images,
         collate_readable,
@@ -123,50 +117,56 @@ def _read(recipe: ProbeRecipe, model: PooledFeatures, split: str, images: ImageD
         progress=True,
         title=f"reading {split}",
     )
+    return _Split(images, outputs)
 
 
-def _choose_and_test(
+def _choose(
     recipe: ProbeRecipe, splits: Mapping[str, _Split], device: torch.device
-) -> tuple[list[Candidate], Candidate, _Test | None]:
-    """The candidates and the one chosen, before the test split is looked at."""
-    names = splits["train"].images.class_names
+) -> tuple[list[Candidate], Candidate]:
+    """All settings with their validation accuracies, and the best. The test split plays no part."""
     train, validation = (splits[name].labelled(device) for name in ("train", recipe.validation))
-    probe: Probe = create_probe(
-        recipe.method, ks=recipe.ks, temperatures=recipe.temperatures, strengths=recipe.strengths
-    )
-    candidates = compare(probe, train, validation, len(names), criterion=recipe.criterion)
-    chosen = best(candidates)
-    if recipe.test is None:
-        return candidates, chosen, None
-    images = train.joined(validation) if recipe.refit else train
-    test = splits[recipe.test].labelled(device)
-    [(_, logits)] = probe.only(chosen.settings).fit(images, len(names))(test.features)
+    classes = len(splits["train"].images.class_names)
+    candidates = compare(_probe(recipe), train, validation, classes, criterion=recipe.criterion)
+    return candidates, best(candidates)
+
+
+def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split], device: torch.device) -> _Test:
+    """What the settings that were chosen give on the test split."""
+    assert recipe.test is not None
+    train, validation, test = (splits[name].labelled(device) for name in ("train", recipe.validation, recipe.test))
+    names = splits["train"].images.class_names
+    fitted = _probe(recipe).only(chosen.settings).fit(train.joined(validation) if recipe.refit else train, len(names))
+    [(_, logits)] = fitted(test.features)
     metrics = classification_metrics(logits, test.labels, names)
-    return candidates, chosen, _Test(metrics, image_scores(logits, test.labels))
+    return _Test(splits[recipe.test], metrics, image_scores(logits, test.labels))
 
 
-def _meaningful(method: str, metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if name not in _MEANINGLESS[method]}
+def _probe(recipe: ProbeRecipe) -> Probe:
+    return create_probe(recipe.method, ks=recipe.ks, temperatures=recipe.temperatures, strengths=recipe.strengths)
 
 
-def _write(
-    recipe: ProbeRecipe,
-    folder: ResultFolder,
-    results: Mapping[str, Any],
-    test: _Test | None,
-    splits: Mapping[str, _Split],
-) -> None:
+def _decision(
+    recipe: ProbeRecipe, candidates: Sequence[Candidate], chosen: Candidate, test: _Test | None
+) -> dict[str, Any]:
+    """What was chosen and why, and what came of it."""
+    left_out = _MEANINGLESS[recipe.method]
+    measured = {} if test is None else scalars(test.metrics)
+    return {
+        "method": recipe.method,
+        "candidates": [{**candidate.settings, "validation": candidate.accuracy} for candidate in candidates],
+        "criterion": recipe.criterion,
+        "chosen": dict(chosen.settings),
+        "validation": chosen.accuracy,
+        "refit": recipe.refit,
+        "test": {name: value for name, value in measured.items() if name not in left_out} or None,
+    }
+
+
+def _write(recipe: ProbeRecipe, folder: ResultFolder, results: Mapping[str, Any], test: _Test | None) -> None:
     with folder.write() as temporary:
-        if recipe.test is not None and test is not None:
-            split = splits[recipe.test]
-            write_tables(
-                temporary,
-                test.metrics,
-                test.scores,
-                split.outputs,
-                split.images,
-                probabilities=recipe.method != "ridge",
-            )
+        if test is not None:
+            split, probabilities = test.split, recipe.method != "ridge"
+            write_tables(temporary, test.metrics, test.scores, split.outputs, split.images, probabilities=probabilities)
         (temporary / RECIPE).write_text(dump(recipe), encoding="utf-8")
         write_json(temporary / RESULTS, results)
 

@@ -161,6 +161,8 @@ class Run:
         """
         if not self.accelerator.is_main_process:
             return
+        # In place of the epoch's own: what is read again computes as evaluation does.
+        self.classifier.extractor.seed = self.recipe.extractor.seed
         keep_latest = self.recipe.evaluation.select == "best"
         notes = {"epoch": self.trainer.progress.epoch + 1, "metrics": self.history[-1], "recipe": _json(self.recipe)}
         if keep_latest:

@@ -39,20 +39,21 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
     axes.set(xlabel="Predicted class", ylabel="True class")
     figure.colorbar(image, ax=axes, shrink=0.8, label="Share of the true class")
     if classes <= _MOST_WITH_NAMES:
-        _name_axes(axes, class_names)
+        _name_axes(axes, class_names, points=72 * side / classes)
     if classes <= _MOST_WITH_SHARES:
         _write_shares(axes, shares)
     figure.savefig(path, format="png", dpi=120)
 
 
-def _name_axes(axes: Any, class_names: Sequence[str]) -> None:
-    # A dollar sign would begin a formula.
+def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:
+    """Writes the names beside rows and below columns, of which each has some points of room."""
     names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]
+    size = float(np.clip(0.7 * points, 4, 10))
+    upright = max(map(len, names)) * size > points
+    # A dollar sign would begin a formula.
     names = [name.replace("$", r"\$") for name in names]
-    size = float(np.clip(220 / len(names), 4.5, 10))
-    places = range(len(names))
-    axes.set_xticks(places, names, rotation=90 if len(names) > 5 else 0, fontsize=size)
-    axes.set_yticks(places, names, fontsize=size)
+    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
 
 
 def _write_shares(axes: Any, shares: Any) -> None:
