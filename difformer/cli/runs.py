@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: train, eval, probe."""
+"""The verbs that a recipe describes: extract, train, eval, probe."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,6 +8,7 @@ from typing import Any
 from difformer.engine.dry_run import try_out
 from difformer.engine.evaluation import classifier_values, evaluate_classifier
 from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.extract import extract
 from difformer.engine.probe import run_probe
 from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
@@ -53,6 +54,10 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
 
 
+def _extract(recipe: Recipe) -> None:
+    extract(recipe)
+
+
 def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
     evaluate_classifier(recipe, overwrite=overwrite)
 
@@ -66,6 +71,12 @@ def _reads_training_recipes(configuration: type) -> Reader:
 
 
 RECIPE_VERBS = {
+    "extract": RecipeVerb(
+        "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
+        Recipe,
+        _extract,
+        {},
+    ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
         Recipe,

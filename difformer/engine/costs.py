@@ -9,7 +9,6 @@ from torch import nn
 
 from difformer.backbones import ResumableBackbone
 from difformer.classifier import DiffusionClassifier
-from difformer.engine.model import TrainedParts
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.taps import FeatureKey, TapSpec
 
@@ -41,19 +40,17 @@ class Costs:
 
 def costs(classifier: DiffusionClassifier) -> Costs:
     """Counts parameters and operations, without running anything."""
-    parts = TrainedParts(classifier)
-    feedback = getattr(parts, "feedback", None)
     backbone = classifier.backbone
     frozen = list(backbone.parameters()) if isinstance(backbone, nn.Module) else []
     flops, full = flops_per_image(classifier.extractor)
     return Costs(
         backbone=sum(p.numel() for p in frozen),
-        head=_count(parts.head),
-        feedback=0 if feedback is None else _count(feedback),
+        head=_count(classifier.head),
+        feedback=_count(classifier.trained_parts) - _count(classifier.head),
         flops=flops,
         full_flops=full,
         backbone_bytes=sum(p.numel() * p.element_size() for p in frozen),
-        trained_bytes=sum(t.numel() * t.element_size() for t in parts.state_dict().values()),
+        trained_bytes=sum(t.numel() * t.element_size() for t in classifier.trained_state().values()),
     )
 
 

@@ -79,8 +79,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     device = accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")
     candidates, chosen = _choose(recipe, splits, device)
     test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
-    results = _decision(recipe, candidates, chosen, test)
-    results |= {
+    results = _decision(recipe, candidates, chosen, test) | {
         "features": [asdict(key) for key in model.extractor.specs],
         "dimensions": splits["train"].outputs.values.shape[1],
         "backbone": {"name": backbone.name, "sha256": backbone.digest},

@@ -15,12 +15,14 @@ from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
 from difformer.engine.classification import Classification
 from difformer.engine.evaluate import evaluate
+from difformer.engine.extract import open_or_extract
 from difformer.engine.fake import FakeImages
 from difformer.engine.loop import Trainer
 from difformer.engine.reading import plain
 from difformer.engine.recipe import Recipe
 from difformer.engine.run_folder import RunFolder
-from difformer.engine.state import TrainingState
+from difformer.engine.state import TrainingState, restore, snapshot
+from difformer.features import collate_features
 
 
 def create_accelerator(recipe: Recipe, *, trackers: bool = True) -> Any:
@@ -146,12 +148,12 @@ class Run:
         if trainer.averaged is None:
             yield
             return
-        own = self.task.parts.snapshot()
-        self.task.parts.restore(trainer.averaged, "the moving average")
+        own = snapshot(self.task.parts)
+        restore(self.task.parts, trainer.averaged, "the moving average")
         try:
             yield
         finally:
-            self.task.parts.restore(own, "the weights in training")
+            restore(self.task.parts, own, "the weights in training")
 
     def save_classifier(self, *, chosen: bool) -> None:
         """Writes the classifier as it is, on the main process.
@@ -174,12 +176,9 @@ class Run:
         """Takes the weights of the classifier that was kept, on every process."""
         self.accelerator.wait_for_everyone()
         state = read_weights(self.folder.classifier).state
-        self.task.parts.restore(dict(state), str(self.folder.classifier))
+        restore(self.task.parts, dict(state), str(self.folder.classifier))
 
     def _use_cache(self) -> None:
-        from difformer.engine.extract import open_or_extract
-        from difformer.features.cache import collate_features
-
         self.collate = collate_features
         self.inputs = {
             split: open_or_extract(
