@@ -56,18 +56,16 @@ class ResultFolder:
         try:
             yield temporary
             _sync(temporary)
-            replaced = self.path.is_dir() and any(self.path.iterdir())
-            if replaced:
+            if self.path.is_dir() and any(self.path.iterdir()):
                 os.replace(self.path, before)
-            try:
-                os.replace(temporary, self.path)
-            except OSError:
-                if replaced:
-                    os.replace(before, self.path)
-                raise
+            os.replace(temporary, self.path)
+        except BaseException:
+            if before.exists() and not self.path.exists():
+                os.replace(before, self.path)
+            raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-            shutil.rmtree(before, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
 
 
 def write_json(path: Path, content: Any) -> None:

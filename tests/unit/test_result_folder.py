@@ -45,17 +45,18 @@ def test_an_error_changes_nothing(folder, error):
     assert content(folder) == {"a.json": "1"}
 
 
-def test_a_failed_exchange_leaves_what_was_there(folder, monkeypatch):
+@pytest.mark.parametrize("error", [OSError("no"), KeyboardInterrupt()])
+def test_a_failed_exchange_leaves_what_was_there(folder, monkeypatch, error):
     fill(folder)
     original = os.replace
 
     def replace(source, target):
         if str(source).endswith(".tmp"):
-            raise OSError("no")
+            raise error
         original(source, target)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(type(error)):
         fill(folder, "2")
     assert content(folder) == {"a.json": "1"}
 
