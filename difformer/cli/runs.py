@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: extract, train, eval, probe."""
+"""The verbs that a recipe describes: extract, pretrain, train, eval, probe."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,8 @@ from difformer.engine.dry_run import try_out
 from difformer.engine.evaluation import classifier_values, evaluate_classifier
 from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
 from difformer.engine.extract import extract
+from difformer.engine.pretrain import pretrain
+from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.probe import run_probe
 from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
@@ -58,6 +60,10 @@ def _extract(recipe: Recipe) -> None:
     extract(recipe)
 
 
+def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
+    print(json.dumps(pretrain(recipe, overwrite=overwrite)))
+
+
 def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
     evaluate_classifier(recipe, overwrite=overwrite)
 
@@ -70,12 +76,21 @@ def _reads_training_recipes(configuration: type) -> Reader:
     return lambda file: take_from_training(read_yaml(file), configuration)
 
 
+_OVERWRITE = "start anew although the output holds a run"
+_REPLACE = "replace the results that are in the output"
+
 RECIPE_VERBS = {
     "extract": RecipeVerb(
         "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
         Recipe,
         _extract,
         {},
+    ),
+    "pretrain": RecipeVerb(
+        "Trains a denoiser, whose weights are then a backbone; the same command goes on after an interruption.",
+        PretrainRecipe,
+        _pretrain,
+        {"overwrite": _OVERWRITE},
     ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
@@ -84,14 +99,14 @@ RECIPE_VERBS = {
         {
             "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
-            "overwrite": "start anew although the output holds a run",
+            "overwrite": _OVERWRITE,
         },
     ),
     "eval": RecipeVerb(
         "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
         EvaluationRecipe,
         _eval,
-        {"overwrite": "replace the results that are in the output"},
+        {"overwrite": _REPLACE},
         read=_reads_training_recipes(EvaluationRecipe),
         read_first=classifier_values,
     ),
@@ -99,7 +114,7 @@ RECIPE_VERBS = {
         "Fits k-NN, logistic or ridge classifiers on pooled features; the recipe may be one of training.",
         ProbeRecipe,
         _probe,
-        {"overwrite": "replace the results that are in the output"},
+        {"overwrite": _REPLACE},
         read=_reads_training_recipes(ProbeRecipe),
     ),
 }

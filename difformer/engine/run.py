@@ -18,6 +18,7 @@ from difformer.engine.evaluate import evaluate
 from difformer.engine.extract import open_or_extract
 from difformer.engine.fake import FakeImages
 from difformer.engine.loop import Trainer
+from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.reading import plain
 from difformer.engine.recipe import Recipe
 from difformer.engine.run_folder import RunFolder
@@ -25,7 +26,7 @@ from difformer.engine.state import TrainingState, restore, snapshot
 from difformer.features import collate_features
 
 
-def create_accelerator(recipe: Recipe, *, trackers: bool = True) -> Any:
+def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True) -> Any:
     """Accelerate's entry point, with the recipe's precision and trackers.
 
     Raises:
