@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: extract, pretrain, train."""
+"""The verbs that a recipe describes: extract, pretrain, train, eval, probe."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer.engine.dry_run import try_out
+from difformer.engine.evaluation import classifier_values, evaluate_classifier
+from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
 from difformer.engine.extract import extract
 from difformer.engine.pretrain import pretrain
 from difformer.engine.pretrain_recipe import PretrainRecipe
-from difformer.engine.reading import create_parser, parse
+from difformer.engine.probe import run_probe
+from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
 from difformer.engine.train import train
 
@@ -23,18 +26,24 @@ class RecipeVerb:
         configuration: the dataclass it reads.
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
+        read: gives the values of a YAML file.
+        read_first: gives those of the first argument, where that is no YAML file.
     """
 
     description: str
     configuration: type
     body: Callable[..., int | None]
     switches: Mapping[str, str]
+    read: Reader = read_yaml
+    read_first: Reader | None = None
 
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
-        configuration, given = parse(parser, self.configuration, self.switches, arguments)
+        configuration, given = parse(
+            parser, self.configuration, self.switches, arguments, read=self.read, read_first=self.read_first
+        )
         return self.body(configuration, **given)
 
 
@@ -55,7 +64,20 @@ def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
     print(json.dumps(pretrain(recipe, overwrite=overwrite)))
 
 
+def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
+    evaluate_classifier(recipe, overwrite=overwrite)
+
+
+def _probe(recipe: ProbeRecipe, *, overwrite: bool) -> None:
+    run_probe(recipe, overwrite=overwrite)
+
+
+def _reads_training_recipes(configuration: type) -> Reader:
+    return lambda file: take_from_training(read_yaml(file), configuration)
+
+
 _OVERWRITE = "start anew although the output holds a run"
+_REPLACE = "replace the results that are in the output"
 
 RECIPE_VERBS = {
     "extract": RecipeVerb(
@@ -79,5 +101,20 @@ RECIPE_VERBS = {
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
             "overwrite": _OVERWRITE,
         },
+    ),
+    "eval": RecipeVerb(
+        "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
+        EvaluationRecipe,
+        _eval,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(EvaluationRecipe),
+        read_first=classifier_values,
+    ),
+    "probe": RecipeVerb(
+        "Fits k-NN, logistic or ridge classifiers on pooled features; the recipe may be one of training.",
+        ProbeRecipe,
+        _probe,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(ProbeRecipe),
     ),
 }
