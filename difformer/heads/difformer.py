@@ -71,6 +71,7 @@ class DifFormerHead(nn.Module):
         joint = variant == "joint"
         norm = norm or ("channel" if joint else "layer")
         self.variant = variant
+        self.pool = pool
         self.arguments: dict[str, Any] = {
             "variant": variant, "width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio,
             "pool": pool, "norm": norm, "attention_pool": attention_pool, "dropout": dropout, "drop_path": drop_path,
@@ -86,6 +87,16 @@ class DifFormerHead(nn.Module):
         )  # fmt: skip
         self.embeddings = _KeyEmbedding(list(self.specs), width, dropout) if joint else None
         self.fc = nn.Linear(width if joint else width * len(self.timesteps), num_classes)
+
+    @property
+    def map_sizes(self) -> dict[FeatureKey, int | None]:
+        """The side to which each map is averaged before anything else, None for one that is read as it is.
+
+        The logits are the same for maps that went through `adaptive_avg_pool2d` to these sides beforehand, so that
+        this is all that needs to be kept of them. Without norm="layer" this is so for maps of the specs' own sizes:
+        larger images may have more cells, up to `pool` a side.
+        """
+        return {key: min(spec.size, self.pool) for key, spec in self.specs.items()}
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Classifies.
@@ -170,6 +181,11 @@ class AttentionHead(nn.Module):
             "width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio, "pool": pool, "norm": norm,
         }  # fmt: skip
         self.difformer = DifFormerHead(self.specs, num_classes, attention=attention, **self.arguments)
+
+    @property
+    def map_sizes(self) -> dict[FeatureKey, int | None]:
+        """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`."""
+        return self.difformer.map_sizes
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""

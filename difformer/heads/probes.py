@@ -37,6 +37,14 @@ class LinearHead(nn.Module):
         self.norm = nn.BatchNorm1d(width, affine=False) if batch_norm else nn.Identity()
         self.fcs = nn.ModuleList([nn.Linear(width, num_classes)])
 
+    @property
+    def map_sizes(self) -> dict[FeatureKey, int | None]:
+        """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
+
+        Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
+        """
+        return {self.key: self.pool}
+
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
         x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
@@ -76,6 +84,14 @@ class MLPHead(nn.Module):
         self.dropout = dropout
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
+    @property
+    def map_sizes(self) -> dict[FeatureKey, int | None]:
+        """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
+
+        Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
+        """
+        return {self.key: self.pool}
+
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
         x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
@@ -114,6 +130,11 @@ class CNNHead(nn.Module):
             convolution = nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1, bias=False)
             self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(b), nn.ReLU()))
         self.fc = nn.Linear(widths[-1], num_classes)
+
+    @property
+    def map_sizes(self) -> dict[FeatureKey, int | None]:
+        """None for its map: convolutions read it as it is. See `DifFormerHead.map_sizes`."""
+        return {self.key: None}
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""

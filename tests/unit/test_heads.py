@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from support import ADM256, recipe_input
 
 from difformer import FeatureKey
@@ -100,6 +101,56 @@ def test_a_head_can_be_rebuilt_from_its_arguments(name):
     again = type(head)(head.specs, head.num_classes, **head.arguments).eval()
     again.load_state_dict(head.state_dict())
     assert torch.equal(again(features_for(head)), head(features_for(head)))
+
+
+MAP_SIZES = {
+    "linear": [2],
+    "linear with norm": [1],
+    "linear above the map": [10],
+    "mlp": [2],
+    "mlp above the map": [16],
+    "cnn": [None],
+    "attention": [4],
+    "attention whole map": [8],
+    "difformer": [4] * 6,
+    "difformer batch": [4] * 6,
+    "difformer in between": [8, 12, 12] * 2,
+    "joint": [4] * 6,
+    "joint in between": [8, 12, 12] * 2,
+    "joint pooled": [4] * 6,
+    "joint regular": [4] * 6,
+}
+HEADS_BY_MAP_SIZE = HEADS | {
+    "linear above the map": lambda: LinearHead(ONE, 5, pool=10),
+    "mlp above the map": lambda: MLPHead(ONE, 5, pool=16),
+    "attention whole map": lambda: AttentionHead(ONE, 5, **SMALL | {"pool": 16}),
+    "difformer in between": lambda: DifFormerHead(MANY, 5, **SMALL | {"pool": 12}),
+    "joint in between": lambda: DifFormerHead(MANY, 5, variant="joint", **SMALL | {"pool": 12}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS_BY_MAP_SIZE)
+def test_maps_averaged_to_the_sizes_a_head_states_give_the_same_logits(name):
+    torch.manual_seed(0)
+    head = HEADS_BY_MAP_SIZE[name]().eval()
+    assert list(head.map_sizes) == list(head.specs)
+    assert list(head.map_sizes.values()) == MAP_SIZES[name]
+    features = features_for(head)
+    pooled = {
+        key: value if (side := head.map_sizes[key]) is None else F.adaptive_avg_pool2d(value, side)
+        for key, value in features.items()
+    }
+    torch.testing.assert_close(head(pooled), head(features), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["linear", "linear above the map", "difformer", "attention whole map", "joint"])
+def test_averaging_holds_for_larger_and_non_square_maps_too(name):
+    """Where the norm or the size of the map does not let more cells through."""
+    torch.manual_seed(0)
+    head = HEADS_BY_MAP_SIZE[name]().eval()
+    for features in (features_for(head, scale=2), {k: v.repeat(1, 1, 1, 2) for k, v in features_for(head).items()}):
+        pooled = {key: F.adaptive_avg_pool2d(value, head.map_sizes[key]) for key, value in features.items()}
+        torch.testing.assert_close(head(pooled), head(features), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["attention", "difformer", "joint", "joint pooled"])

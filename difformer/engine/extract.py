@@ -1,0 +1,324 @@
+"""Extraction of features into the cache: shared by processes, resumable at every shard, verified at the end."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from logging import getLogger
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difformer._optional import require
+from difformer.classifier import DiffusionClassifier
+from difformer.data import Batch, ImageDataset, ImageError
+from difformer.engine.batches import create_loader
+from difformer.engine.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.caching import (
+    DIFFEED,
+    CachePlan,
+    check_disk,
+    collate_readable,
+    device_of,
+    estimate,
+    plan_cache,
+    time_image,
+)
+from difformer.engine.processes import Processes, on_all, on_main
+from difformer.engine.recipe import Recipe
+from difformer.features import CachedFeatures, FeatureCacheError
+from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
+from difformer.taps import FeatureKey
+
+_log = getLogger(__name__)
+
+# Images that go through the backbone at once, in each process. Not a share of a global batch: the same images must
+# meet whatever the number of processes, or their features would round differently.
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The extraction of one split."""
+
+    split: str
+    plan: CachePlan
+    classifier: DiffusionClassifier
+    dataset: ImageDataset
+    processes: Processes
+    workers: int
+    batch_size: int
+
+    def share(self, places: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        """This process's part of (view, shard) that all processes agree on."""
+        return places[self.processes.process_index :: self.processes.num_processes]
+
+    def bar(self, places: Sequence[tuple[int, int]], what: str, delay: float = 0) -> Any:
+        """A progress bar for the images of some (view, shard), shown by the main process for its own share."""
+        total = sum(len(self.plan.manifest.rows(shard)) for _, shard in places)
+        shown = self.processes.is_main_process
+        tqdm = require("tqdm", "the progress bar").tqdm
+        return tqdm(total=total, unit="image", desc=f"{what} {self.split}", delay=delay, disable=not shown)
+
+
+def open_or_extract(
+    recipe: Recipe,
+    classifier: DiffusionClassifier,
+    dataset: ImageDataset,
+    split: str,
+    *,
+    augment: bool,
+    accelerator: Processes | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> CachedFeatures:
+    """The cached features of a split, which are extracted first where they are not there.
+
+    Features that are there are opened without reading them all; `CachedFeatures.verify` and `extract_features` do.
+
+    Args, Returns and Raises: as `extract_features`.
+    """
+    job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
+    if not on_main(job.processes, job.plan.missing):
+        return CachedFeatures(job.plan.folder, views=job.plan.views)
+    on_main(job.processes, partial(_announce, [job]))
+    return _extract(job)
+
+
+def extract_features(
+    recipe: Recipe,
+    classifier: DiffusionClassifier,
+    dataset: ImageDataset,
+    split: str,
+    *,
+    augment: bool,
+    accelerator: Processes | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> CachedFeatures:
+    """Extracts a split's features: what is missing of them is computed, and everything is verified.
+
+    View v of features for training is what live training reads in epoch v: its augmentation and its noise. Without
+    `augment` there is one view, as evaluation reads it. Processes share the shards; the files are the same for any
+    number of them. An extraction that is stopped, killed or run by two at once leaves whole shards, and goes on with
+    the others when it is started again.
+
+    Args:
+        recipe: of the data, the noise seed, the cache and the data loaders' workers.
+        classifier: whose extractor gives the features, and whose head says to which sizes they are pooled; on the
+            device where it is to run.
+        dataset: as `build_dataset` gives it for recipe, split and augment.
+        split: its name.
+        augment: whether the features are for training.
+        accelerator: Accelerate's `Accelerator` or `PartialState`, which knows the processes.
+        batch_size: images that go through the backbone at once in each process. Changes rounding only.
+
+    Returns:
+        The features, on every process.
+
+    Raises:
+        ValueError: DifFeed, whose features cannot be cached; features that do not fit the dtype.
+        OSError: the disk cannot hold them, or fails.
+        ImageError: an image cannot be read, and such are not to be skipped.
+        FeatureCacheError: a shard turned out to be damaged.
+    """
+    job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
+    on_main(job.processes, partial(_announce, [job]))
+    return _extract(job)
+
+
+def extract(
+    recipe: Recipe,
+    *,
+    splits: Sequence[str] | None = None,
+    random_weights: bool = False,
+    accelerator: Processes | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> dict[str, CachedFeatures]:
+    """Extracts what training and evaluation of a recipe read: says what it will take, then does it.
+
+    Args:
+        recipe: with `features` either way.
+        splits: `train` (with augmentation) and others (without); by default those the recipe trains on and evaluates.
+        random_weights: use the backbone's architecture alone, for a trial run.
+        accelerator, batch_size: as for `extract_features`.
+
+    Returns:
+        The features by split.
+
+    Raises:
+        As `extract_features`, `build_dataset` and `build_backbone`.
+    """
+    if recipe.extractor.feedback_taps:
+        raise ValueError(DIFFEED)
+    processes = accelerator or _accelerate_processes()
+    evaluated = [name for name in (recipe.evaluation.validation, recipe.evaluation.test) if name]
+    names = dict.fromkeys(splits or ["train", *evaluated])
+    datasets = {name: build_dataset(recipe.data, name, augment=name == "train") for name in names}
+    backbone = build_backbone(
+        recipe.backbone, precision=recipe.training.precision, device=processes.device, random_weights=random_weights
+    )
+    classes = next(iter(datasets.values())).class_names
+    classifier = build_classifier(recipe, backbone, classes).to(processes.device).eval()
+    jobs = [
+        _plan_job(recipe, classifier, dataset, name, name == "train", processes, batch_size)
+        for name, dataset in datasets.items()
+    ]
+    on_main(processes, partial(_announce, jobs))
+    caches = {job.split: _extract(job) for job in jobs}
+    if processes.is_main_process:
+        for name, cache in caches.items():
+            print(f"{name}: {len(cache)} images in {cache.views} views, verified, in {cache.folder}", flush=True)
+    return caches
+
+
+def _plan_job(
+    recipe: Recipe,
+    classifier: DiffusionClassifier,
+    dataset: ImageDataset,
+    split: str,
+    augment: bool,
+    accelerator: Processes | None,
+    batch_size: int,
+) -> _Job:
+    plan = plan_cache(recipe, classifier, dataset, split, augment=augment)
+    processes = accelerator or _accelerate_processes()
+    return _Job(split, plan, classifier, dataset, processes, recipe.training.workers, batch_size)
+
+
+def _accelerate_processes() -> Processes:
+    state: Processes = require("accelerate", "extraction").PartialState()
+    return state
+
+
+def _announce(jobs: Sequence[_Job]) -> None:
+    """Says what the extraction will take, and refuses what the disk cannot hold."""
+    missing = [job.plan.missing() for job in jobs]
+    unfinished = [job for job, places in zip(jobs, missing, strict=True) if places]
+    first = unfinished[0] if unfinished else None
+    seconds = time_image(first.classifier, first.dataset, first.batch_size, first.workers) if first else 0
+    needed = 0
+    for job, places in zip(jobs, missing, strict=True):
+        expected = estimate(job.plan, places, seconds, processes=job.processes.num_processes)
+        needed += expected.missing_bytes
+        print(f"{job.split}: {len(job.dataset)} images in {job.plan.views} views: {expected}", flush=True)
+    check_disk(jobs[0].plan.folder, needed)
+
+
+def _extract(job: _Job) -> CachedFeatures:
+    missing = on_main(job.processes, partial(_prepare, job.plan))
+    with _says_how_to_go_on(job):
+        if missing:
+            on_all(job.processes, partial(_write_shards, job, job.share(missing)))
+        on_all(job.processes, partial(_verify_shards, job, job.share(job.plan.shards())))
+        return on_all(job.processes, partial(_open_checked, job))
+
+
+def _prepare(plan: CachePlan) -> list[tuple[int, int]]:
+    """Makes the folder ready; gives the (view, shard) that are missing from it."""
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    plan.manifest.write(plan.folder)
+    remove_stale(plan.folder)
+    return plan.missing()
+
+
+def _write_shards(job: _Job, share: Sequence[tuple[int, int]]) -> None:
+    """Computes and writes this process's shards, view by view."""
+    extractor = job.classifier.extractor
+    seed = extractor.seed
+    try:
+        with job.bar(share, "extracting") as bar:
+            for view, places in groupby(sorted(share), key=lambda place: place[0]):
+                job.dataset.set_epoch(view)
+                extractor.seed = job.plan.noise_seed(view)
+                _write_view(job, view, [shard for _, shard in places], bar)
+    finally:
+        extractor.seed = seed
+        job.dataset.set_epoch(0)
+
+
+def _write_view(job: _Job, view: int, shards: Sequence[int], bar: Any) -> None:
+    manifest, size = job.plan.manifest, job.batch_size
+    rows = {shard: list(manifest.rows(shard)) for shard in shards}
+    batches = {shard: [places[i : i + size] for i in range(0, len(places), size)] for shard, places in rows.items()}
+    device = device_of(job.classifier)
+    in_order = [batch for shard in shards for batch in batches[shard]]
+    loader = create_loader(job.dataset, in_order, collate_readable, job.workers, pin=device.type == "cuda")
+    # Otherwise the loader draws from the global one.
+    loader.generator = torch.Generator()
+    read = iter(loader)
+    for shard in shards:
+        gathered = _Rows(manifest, len(rows[shard]))
+        for places in batches[shard]:
+            batch: Batch | None = next(read)
+            if batch is not None:
+                features = job.classifier.extractor(batch.images.to(device, non_blocking=True), batch.ids)
+                gathered.add(job.plan.pooled(features), batch.labels, batch.ids)
+            bar.update(len(places))
+        write_shard(job.plan.folder, manifest, view, shard, *gathered.content())
+
+
+class _Rows:
+    """The rows of a shard as they come in, in memory that is there from the start."""
+
+    def __init__(self, manifest: CacheManifest, rows: int) -> None:
+        self.features = {key: torch.empty(rows, *shape, dtype=manifest.dtype) for key, shape in manifest.shapes.items()}
+        self.numbers = torch.empty(2, rows, dtype=torch.int64)
+        self.count = 0
+
+    def add(self, features: Mapping[FeatureKey, Tensor], labels: Tensor, ids: Tensor) -> None:
+        place = slice(self.count, self.count + len(ids))
+        for key, maps in features.items():
+            self.features[key][place] = maps
+        self.numbers[:, place] = torch.stack([labels, ids])
+        self.count += len(ids)
+
+    def content(self) -> tuple[dict[FeatureKey, Tensor], Tensor, Tensor]:
+        """Features, labels and ids of the images that could be read."""
+        labels, ids = self.numbers[:, : self.count]
+        return {key: maps[: self.count] for key, maps in self.features.items()}, labels.clone(), ids.clone()
+
+
+def _verify_shards(job: _Job, share: Sequence[tuple[int, int]]) -> None:
+    with job.bar(share, "verifying", delay=2) as bar:
+        for view, number in share:
+            shard = Shard(job.plan.folder, job.plan.manifest, view, number)
+            shard.verify()
+            bar.update(len(job.plan.manifest.rows(number)))
+
+
+def _open_checked(job: _Job) -> CachedFeatures:
+    """The finished cache, in which every image of the split must be once, but for those that were to be skipped."""
+    plan, dataset = job.plan, job.dataset
+    cached = CachedFeatures(plan.folder, views=plan.views)
+    every_id, every_label = dataset.ids, dataset.labels
+    for number in range(plan.manifest.num_shards):
+        rows = plan.manifest.rows(number)
+        expected, labels = every_id[rows.start : rows.stop], every_label[rows.start : rows.stop]
+        found, found_labels = cached.shard_numbers(number)
+        there = np.isin(expected, found)
+        if not np.array_equal(expected[there], found) or not np.array_equal(labels[there], found_labels):
+            raise FeatureCacheError(
+                f"the shards {number:05} in {cached.folder} do not hold the images of the split, each once and in "
+                f"order; remove them and extract again"
+            )
+    if not len(cached):
+        raise ImageError(f"not one of the {len(dataset)} images can be read; see the log for their names")
+    if cached.missing and not plan.may_skip:
+        raise FeatureCacheError(f"{cached.folder} lacks {cached.missing} images; remove it and extract again")
+    if cached.missing and job.processes.is_main_process:
+        _log.warning("%d of %d images could not be read and are left out", cached.missing, len(dataset))
+    return cached
+
+
+@contextlib.contextmanager
+def _says_how_to_go_on(job: _Job) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        if job.processes.is_main_process:
+            missing, total = len(job.plan.missing()), len(job.plan.shards())
+            message = "%d of %d shards are whole and stay in %s; the same command goes on with the others"
+            _log.warning(message, total - missing, total, job.plan.folder)
+        raise

@@ -1,0 +1,178 @@
+"""Features from the cache on the disk, as a data set for data loaders."""
+
+import operator
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path
+from difformer.files import expand_user
+from difformer.taps import FeatureKey, Features
+
+
+class FeatureSample(NamedTuple):
+    """The features of one image.
+
+    Attributes:
+        features: (C, h, w) by key, in the dtype they are stored in. Parts of the mapped file, not to be changed in
+            place.
+        label: in [0, number of classes).
+        id: the image's stable number.
+    """
+
+    features: dict[FeatureKey, Tensor]
+    label: int
+    id: int
+
+
+class FeatureBatch(NamedTuple):
+    """The features of several images.
+
+    Attributes:
+        features: (B, C, h, w) by key, in the dtype they are stored in; what heads read.
+        labels: (B,) int64.
+        ids: (B,) int64.
+    """
+
+    features: Features
+    labels: Tensor
+    ids: Tensor
+
+
+def collate_features(samples: Sequence[FeatureSample]) -> FeatureBatch:
+    """Stacks samples; the `collate_fn` of a data loader."""
+    features = {key: torch.stack([sample.features[key] for sample in samples]) for key in samples[0].features}
+    labels, ids = (torch.tensor([sample[i] for sample in samples], dtype=torch.int64) for i in (1, 2))
+    return FeatureBatch(features, labels, ids)
+
+
+class CachedFeatures(Dataset[FeatureSample]):
+    """The features of a split, with random access; a data loader wants `collate_features` with it.
+
+    Files are mapped into memory, by each worker for itself, and only the rows asked for are read.
+
+    Args:
+        folder: of the cache, as extraction printed it. A leading `~` is the home folder.
+        views: how many to take turns with; all that are whole when None.
+
+    Attributes:
+        folder: of the cache.
+        manifest: what it holds.
+        views: augmentation and noise draws of each image.
+        labels: (N,) int64 in [0, number of classes).
+        ids: (N,) int64 stable numbers.
+
+    Raises:
+        FileNotFoundError: there is no cache in the folder.
+        FeatureCacheError: a shard is missing, damaged or of another cache, or views hold different images.
+    """
+
+    def __init__(self, folder: str | Path, *, views: int | None = None) -> None:
+        self.folder = expand_user(folder)
+        self.manifest = CacheManifest.read(self.folder)
+        if views is not None and views < 1:
+            raise ValueError(f"views must be at least 1, got {views}")
+        self.views = max(1, self._count_views()) if views is None else views
+        self._shards: dict[tuple[int, int], Shard] = {}
+        # In shared memory, so that it is the same in the workers of a data loader.
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        labels, ids = self._read_numbers()
+        self.labels: NDArray[np.int64] = np.concatenate(labels)
+        self.ids: NDArray[np.int64] = np.concatenate(ids)
+        self._starts = np.cumsum([0, *map(len, ids)])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.manifest.class_names
+
+    @property
+    def missing(self) -> int:
+        """How many images of the split could not be read when the features were extracted."""
+        return self.manifest.images - len(self.ids)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch, which says the view: they take turns. Running workers follow.
+
+        Raises:
+            ValueError: it is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"the epoch must not be negative, got {epoch}")
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> FeatureSample:
+        """The features of the image at a place.
+
+        Raises:
+            IndexError: the place is out of range.
+            FeatureCacheError: its shard is missing or damaged by now.
+        """
+        place = range(len(self))[operator.index(index)]
+        shard = int(np.searchsorted(self._starts, place, side="right")) - 1
+        row = place - int(self._starts[shard])
+        features = self._shard(int(self._epoch) % self.views, shard).row(row)
+        return FeatureSample(features, int(self.labels[place]), int(self.ids[place]))
+
+    def shard_numbers(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) ids and (n,) labels of the images in a shard."""
+        rows = slice(int(self._starts[shard]), int(self._starts[shard + 1]))
+        return self.ids[rows], self.labels[rows]
+
+    def verify(self, done: Callable[[int], object] | None = None) -> None:
+        """Reads everything and compares it with the digests it was written with.
+
+        Args:
+            done: is called with the number of images after each shard.
+
+        Raises:
+            FeatureCacheError: a shard is damaged or missing; the message names it.
+        """
+        for view in range(self.views):
+            for number in range(self.manifest.num_shards):
+                shard = Shard(self.folder, self.manifest, view, number)
+                shard.verify()
+                if done is not None:
+                    done(shard.rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to other processes; they open them again.
+        return {**self.__dict__, "_shards": {}}
+
+    def _shard(self, view: int, number: int) -> Shard:
+        shard = self._shards.get((view, number))
+        if shard is None:
+            shard = self._shards[view, number] = Shard(self.folder, self.manifest, view, number)
+        return shard
+
+    def _read_numbers(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+        """Labels and ids of each shard, which are those of the first view."""
+        labels, ids = [], []
+        for number in range(self.manifest.num_shards):
+            parts = [Shard(self.folder, self.manifest, view, number).numbers() for view in range(self.views)]
+            for view, part in enumerate(parts):
+                if not all(torch.equal(a, b) for a, b in zip(part, parts[0], strict=True)):
+                    raise FeatureCacheError(
+                        f"{shard_path(self.folder, view, number)} holds other images than view 0: some could not be "
+                        f"read at one time and could at another; remove the shards {number:05} of all views and "
+                        f"extract again"
+                    )
+            labels.append(parts[0][0].numpy())
+            ids.append(parts[0][1].numpy())
+        return labels, ids
+
+    def _count_views(self) -> int:
+        there = set(os.listdir(self.folder))
+        view = 0
+        while all(shard_path(self.folder, view, n).name in there for n in range(self.manifest.num_shards)):
+            view += 1
+        return view

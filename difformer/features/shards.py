@@ -1,0 +1,293 @@
+"""The files of a feature cache: a folder with a manifest and sharded safetensors files.
+
+    FOLDER/imagenet-train-augmented-3f0c9b62d1a7/
+        manifest.json                         what the features are of, from which the digest in the name is taken
+        view-00-shard-00000.safetensors       the first images, as they look in training epoch 0
+        view-01-shard-00000.safetensors       the same images in epoch 1
+
+A shard holds one tensor (n, C, h, w) for each feature, `ids` (n,) and `labels` (n,). It is written whole or not at all,
+so whatever has a shard's name is one, and an extraction that was stopped goes on with those that are missing.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from difformer.files import write_atomically
+from difformer.taps import FeatureKey
+
+FORMAT = "difformer.features"
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+# Writing a shard takes about twice its size in memory.
+MAX_SHARD_BYTES = 1 << 30
+_DIGITS = 12
+_STALE_SECONDS = 3600
+_HEADER_BYTES = 1024
+# Beside the features, each image's id and label are kept as int64.
+_NUMBER_BYTES = 16
+
+Shape = tuple[int, int, int]
+
+
+class FeatureCacheError(ValueError):
+    """A feature cache cannot be used; the message names the file, says what is wrong with it and what to do."""
+
+
+@dataclass(frozen=True)
+class CacheManifest:
+    """What a feature cache holds.
+
+    Attributes:
+        identity: everything the features depend on beyond rounding, as JSON types; the digest is taken of it.
+        images: how many there are in the split.
+        shard_size: images a shard; the last may have fewer.
+        shapes: (C, h, w) of each feature as it is stored.
+        dtype: of the stored features: float32, bfloat16 or float16.
+        class_names: in the order of the labels.
+    """
+
+    identity: Mapping[str, Any]
+    images: int
+    shard_size: int
+    shapes: Mapping[FeatureKey, Shape]
+    dtype: torch.dtype
+    class_names: tuple[str, ...]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all of it."""
+        return hashlib.sha256(json.dumps(self._record(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def image_bytes(self) -> int:
+        """What one image takes in one view."""
+        return _NUMBER_BYTES + self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def num_shards(self) -> int:
+        """Of one view."""
+        return -(-self.images // self.shard_size)
+
+    def rows(self, shard: int) -> range:
+        """The places in the split whose images a shard holds."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.images))
+
+    def shard_bytes(self, shard: int) -> int:
+        """About the size of a shard's file."""
+        return len(self.rows(shard)) * self.image_bytes + _HEADER_BYTES
+
+    def folder_name(self, prefix: str) -> str:
+        """The name of the cache's folder, which tells it from all others."""
+        return f"{prefix}-{self.digest[:_DIGITS]}"
+
+    def write(self, folder: Path) -> None:
+        """Writes `manifest.json`, unless the same one is there.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        content = json.dumps(self._record() | {"digest": self.digest}, indent=2, ensure_ascii=False) + "\n"
+        path = folder / MANIFEST
+        if not path.is_file() or path.read_bytes() != content.encode():
+            with write_atomically(path, overwrite=True) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> "CacheManifest":
+        """Reads what `write` wrote.
+
+        Raises:
+            FileNotFoundError: there is no cache in the folder.
+            FeatureCacheError: the manifest is damaged, or of another version of the format.
+        """
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} is not a feature cache: it has no {MANIFEST}")
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            if (record["format"], record["format_version"]) != (FORMAT, FORMAT_VERSION):
+                raise FeatureCacheError(
+                    f"{path} has format {record['format']} {record['format_version']}; this version of difformer "
+                    f"reads {FORMAT} {FORMAT_VERSION}; extract again"
+                )
+            shapes = {FeatureKey(e["tap"], e["t"], e["round"]): _shape(e["shape"]) for e in record["features"]}
+            dtype = getattr(torch, record["dtype"])
+            manifest = cls(
+                record["identity"], record["images"], record["shard_size"], shapes, dtype, tuple(record["class_names"])
+            )
+            intact = manifest.digest == record["digest"]
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise FeatureCacheError(f"{path} is damaged ({error!r}); extract again, which mends it") from error
+        if not intact:
+            raise FeatureCacheError(f"{path} is damaged: its digest is another; extract again, which mends it")
+        return manifest
+
+    def _record(self) -> dict[str, Any]:
+        features = [
+            {"tap": key.tap, "t": key.t, "round": key.round, "shape": list(shape)}
+            for key, shape in sorted(self.shapes.items(), key=lambda item: tensor_name(item[0]))
+        ]
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "identity": self.identity,
+            "images": self.images,
+            "shard_size": self.shard_size,
+            "dtype": dtype_name(self.dtype),
+            "features": features,
+            "class_names": list(self.class_names),
+        }
+
+
+def tensor_name(key: FeatureKey) -> str:
+    """What a feature is called in a shard."""
+    return f"{key.tap}.t{key.t}.round{key.round}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`bfloat16` for `torch.bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def shard_path(folder: Path, view: int, shard: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"view-{view:02}-shard-{shard:05}.safetensors"
+
+
+def write_shard(
+    folder: Path,
+    manifest: CacheManifest,
+    view: int,
+    shard: int,
+    features: Mapping[FeatureKey, Tensor],
+    labels: Tensor,
+    ids: Tensor,
+) -> None:
+    """Writes a shard, whole or not at all; one that is there is replaced.
+
+    The same content gives the same bytes.
+
+    Args:
+        folder: of the cache.
+        manifest: of the cache.
+        view, shard: which one.
+        features: (n, C, h, w) by key, on the CPU, of the manifest's dtype.
+        labels, ids: (n,) int64.
+
+    Raises:
+        OSError: it cannot be written, a full disk included.
+    """
+    tensors = {tensor_name(key): features[key].contiguous() for key in manifest.shapes}
+    tensors |= {"labels": labels, "ids": ids}
+    path = shard_path(folder, view, shard)
+    # One entry: safetensors does not promise an order of several.
+    description = {"cache": manifest.digest, "view": view, "shard": shard, "sha256": _digest(tensors)}
+    with write_atomically(path, overwrite=True) as temporary:
+        try:
+            save_file(tensors, temporary, {FORMAT: json.dumps(description)})
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
+
+
+class Shard:
+    """An open shard, which is mapped and not read: rows cost what they hold.
+
+    Args:
+        folder: of the cache.
+        manifest: of the cache.
+        view, number: which one.
+
+    Attributes:
+        path: the file.
+        rows: images in it; those that could not be read when it was written are left out.
+
+    Raises:
+        FeatureCacheError: it is missing, truncated, damaged, or belongs to another cache.
+    """
+
+    def __init__(self, folder: Path, manifest: CacheManifest, view: int, number: int) -> None:
+        self.path = shard_path(folder, view, number)
+        if not self.path.is_file():
+            raise FeatureCacheError(f"{self.path} is missing; extract again, which writes what is missing")
+        try:
+            self._file = safe_open(self.path, framework="pt").__enter__()
+            description = json.loads((self._file.metadata() or {})[FORMAT])
+            self._slices = {key: self._file.get_slice(tensor_name(key)) for key in manifest.shapes}
+            self._sha256 = str(description["sha256"])
+            place = description["cache"], description["view"], description["shard"]
+            self.rows = int(self._file.get_slice("ids").get_shape()[0])
+            found = [tuple(self._file.get_slice(name).get_shape()) for name in ("ids", "labels")]
+            found += [tuple(part.get_shape()) for part in self._slices.values()]
+        # The library raises errors of many kinds for damaged files.
+        except Exception as error:
+            raise self._unusable(f"truncated or damaged ({error})") from error
+        if place != (manifest.digest, view, number):
+            raise self._unusable(f"a shard of something else, {place}")
+        expected = [(self.rows, *shape) for shape in ((), (), *manifest.shapes.values())]
+        if self.rows > len(manifest.rows(number)) or found != expected:
+            raise self._unusable(f"of other shapes than expected, {found}")
+
+    def row(self, row: int) -> dict[FeatureKey, Tensor]:
+        """The features of an image, (C, h, w) each."""
+        return {key: part[row] for key, part in self._slices.items()}
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """Copies of labels and ids, (n,) int64 each."""
+        return self._file.get_tensor("labels").clone(), self._file.get_tensor("ids").clone()
+
+    def verify(self) -> None:
+        """Reads everything in it.
+
+        Raises:
+            FeatureCacheError: it is not what was written.
+        """
+        names = list(self._file.keys())
+        if _digest({name: self._file.get_tensor(name) for name in names}) != self._sha256:
+            raise self._unusable("damaged: its content does not have the digest it was written with")
+
+    def _unusable(self, what: str) -> FeatureCacheError:
+        return FeatureCacheError(f"{self.path} is {what}; remove it and extract again, which writes what is missing")
+
+
+def is_whole(folder: Path, manifest: CacheManifest, view: int, shard: int) -> bool:
+    """Whether a shard is there, as far as its header and size tell."""
+    try:
+        Shard(folder, manifest, view, shard)
+    except FeatureCacheError:
+        return False
+    return True
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes what a killed extraction left half written. What is young may be another's at work, and stays."""
+    for path in folder.glob(".view-*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _shape(values: list[int]) -> Shape:
+    channels, height, width = values
+    return int(channels), int(height), int(width)
