@@ -1,10 +1,12 @@
 """Recipes from YAML files and command lines, strictly."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
@@ -44,7 +46,8 @@ def parse(
         parser: from `create_parser`.
         configuration: the dataclass.
         switches: the parser's options without a value.
-        arguments: a YAML file, then options such as `--optimizer.lr 0.1`; any of them may be left out.
+        arguments: a YAML file, then options such as `--optimizer.lr 0.1`; any of them may be left out. Further files,
+            `--config FILE`, go over the first. `--print_config` prints what comes out, as YAML, and exits.
 
     Returns:
         The configuration, and which switches were given.
@@ -57,17 +60,44 @@ def parse(
     given = list(arguments)
     if given and not given[0].startswith("-"):
         given[:1] = ["--config", given[0]]
-    for place, word in enumerate(given[:-1]):
-        if word == "--config":
-            check_keys(configuration, read_yaml(given[place + 1]))
-    _check_options(given, {*option_names(configuration), *switches})
+    files = [read_yaml(path) for path in _config_files(given)]
+    for content in files:
+        check_keys(configuration, content)
+    mappings = list(_mapping_names(configuration))
+    _check_options(given, {*option_names(configuration), *switches}, mappings)
+    # The parser would print the switches too, which are no keys of a file.
+    words = [word for word in given if word != "--print_config"]
     try:
-        values = parser.parse_args(given).as_dict()
+        values = parser.parse_args(_with_whole_mappings(words, files, mappings)).as_dict()
     except jsonargparse.ArgumentError as error:
         raise ValueError(str(error)) from error
     values.pop("config", None)
     given_switches = {name: bool(values.pop(name)) for name in switches}
-    return build(configuration, values), given_switches
+    built = build(configuration, values)
+    if len(words) < len(given):
+        print(dump(built), end="")
+        raise SystemExit(0)
+    return built, given_switches
+
+
+def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) -> C:
+    """The dataclass from nested mappings whose values are checked against its types, as `parse` checks a file's.
+
+    Args:
+        parser: from `create_parser`.
+        configuration: the dataclass.
+        values: what a file would hold.
+
+    Raises:
+        ValueError: an unknown key, a missing one, or a bad value.
+    """
+    check_keys(configuration, values)
+    jsonargparse = require("jsonargparse", "reading a recipe", install="jsonargparse[signatures]")
+    try:
+        found = parser.parse_object(plain(values)).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    return build(configuration, {name: value for name, value in found.items() if name != "config"})
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -138,14 +168,76 @@ def option_names(configuration: type, prefix: str = "") -> Iterable[str]:
             yield from option_names(kinds[field.name], f"{prefix}{field.name}.")
 
 
-def _check_options(arguments: Sequence[str], names: set[str]) -> None:
+def _check_options(arguments: Sequence[str], names: set[str], mappings: Sequence[str]) -> None:
     known = {"config", "print_config", "help", *names}
-    open_ended = [name for name in known if name.endswith(".arguments") or name == "data.splits"]
     for word in arguments:
         name = word[2:].partition("=")[0]
-        if not word.startswith("--") or name in known or any(name.startswith(f"{o}.") for o in open_ended):
+        if not word.startswith("--") or name in known or any(name.startswith(f"{o}.") for o in mappings):
             continue
         raise _unknown(name, sorted(known))
+
+
+def _config_files(arguments: Sequence[str]) -> Iterator[str]:
+    for place, word in enumerate(arguments):
+        if word.startswith("--config="):
+            yield word.partition("=")[2]
+        elif word == "--config" and place + 1 < len(arguments):
+            yield arguments[place + 1]
+
+
+def _mapping_names(configuration: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys whose values are mappings with keys of any name."""
+    for name, kind in get_type_hints(configuration).items():
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _mapping_names(kind, f"{prefix}{name}.")
+        elif get_origin(kind) is Mapping:
+            yield f"{prefix}{name}"
+
+
+def _with_whole_mappings(
+    arguments: Sequence[str], files: Sequence[Mapping[str, Any]], mappings: Sequence[str]
+) -> list[str]:
+    """Replaces options deep in a mapping, `--datasets.cub.root X`, by the whole mapping of the files with that value.
+
+    The parser alone knows keys of the mapping itself, and would replace all of `datasets.cub`.
+    """
+    kept: list[str] = []
+    whole: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, text = word[2:].partition("=")
+        owner = next((owner for owner in mappings if name.startswith(f"{owner}.")), None)
+        if not word.startswith("--") or owner is None or "." not in name[len(owner) + 1 :]:
+            kept.append(word)
+            continue
+        if owner not in whole:
+            found = [value for content in files if (value := _at(content, owner)) is not None]
+            whole[owner] = deepcopy(found[-1]) if found else {}
+        _put(whole[owner], name[len(owner) + 1 :].split("."), _read_value(text if equals else next(words, "")))
+    return kept + [f"--{owner}={json.dumps(value)}" for owner, value in whole.items()]
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        if not isinstance(values.get(key), dict):
+            values[key] = {}
+        values = values[key]
+    values[path[-1]] = value
+
+
+def _read_value(text: str) -> Any:
+    """A value as the parser reads it, which takes 1e-3 for a number."""
+    jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=Any)
+    return parser.parse_args([f"--value={text}"]).value
 
 
 def _unknown(name: str, known: Sequence[str]) -> ValueError:
