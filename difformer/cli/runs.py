@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: train."""
+"""The verbs that a recipe describes: train, transfer."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +8,10 @@ from typing import Any
 from difformer.engine.dry_run import try_out
 from difformer.engine.reading import create_parser, parse
 from difformer.engine.recipe import Recipe
+from difformer.engine.suite import TransferRecipe
 from difformer.engine.train import train
+from difformer.engine.transfer import transfer
+from difformer.engine.transfer_trial import try_out_suite
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,17 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
 
 
+def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> int:
+    if dry_run:
+        try_out_suite(recipe, fake_data=fake_data)
+        return 0
+    if fake_data:
+        raise ValueError("--fake_data is for --dry_run")
+    result = transfer(recipe, overwrite=overwrite)
+    print(f"{result.folder / 'table.md'}: {len(result.rows)} rows, {len(result.failures)} failures")
+    return 1 if result.failures else 0
+
+
 RECIPE_VERBS = {
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
@@ -53,6 +67,16 @@ RECIPE_VERBS = {
             "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
             "overwrite": "start anew although the output holds a run",
+        },
+    ),
+    "transfer": RecipeVerb(
+        "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",
+        TransferRecipe,
+        _transfer,
+        {
+            "dry_run": "list the runs with their cost, run two steps of each head, and write nothing",
+            "fake_data": "with --dry_run: random images and weights in place of the recipe's",
+            "overwrite": "start anew although the output holds runs",
         },
     ),
 }

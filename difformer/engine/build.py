@@ -58,6 +58,18 @@ def build_backbone(
     return create_backbone(config.name, folder=config.folder, download=config.download, **how)
 
 
+def build_outline(recipe: Recipe, class_names: tuple[str, ...]) -> DiffusionClassifier:
+    """The classifier on the meta device: shapes and costs, in no time and no memory. Named presets need no weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `build_backbone` and `build_classifier`.
+    """
+    folder = recipe.backbone.folder
+    architecture, schedule = describe(recipe.backbone.name, folder=Path(folder) if folder else None)
+    with torch.device("meta"):
+        return build_classifier(recipe, UNetBackbone(UNet(architecture), schedule), class_names)
+
+
 def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
     """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
 

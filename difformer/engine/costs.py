@@ -99,7 +99,10 @@ def _passes(extractor: FeatureExtractor | FeedbackExtractor, size: int | None) -
     first = max(taps[tap].flops for tap in (*extractor.feedback_taps, *extractor.first_pass_taps))
     start = min((taps[tap] for tap in extractor.mirrors.values()), key=lambda spec: spec.block)
     shared = start.flops if isinstance(extractor.backbone, ResumableBackbone) else 0
-    return _Passes(first, deepest - shared, whole)
+    layers = sum(
+        2 * taps[tap].channels * taps[entry].channels * taps[tap].size ** 2 for tap, entry in extractor.mirrors.items()
+    )
+    return _Passes(first, deepest - shared + layers, whole)
 
 
 def _taps_at(backbone: Backbone, size: int | None) -> Mapping[str, TapSpec]:
@@ -122,8 +125,17 @@ def cache_bytes(
 
 def human_bytes(number: float) -> str:
     """A size with a decimal unit."""
-    power = min(4, int(math.log10(max(number, 1)) // 3))
-    return f"{number / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
+    return _scaled(number, ("B", "kB", "MB", "GB", "TB"))
+
+
+def human_flops(number: float) -> str:
+    """Operations with a decimal unit."""
+    return _scaled(number, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP", "EFLOP", "ZFLOP"))
+
+
+def _scaled(number: float, units: tuple[str, ...]) -> str:
+    power = min(len(units) - 1, int(math.log10(max(number, 1)) // 3))
+    return f"{number / 1000**power:.3g} {units[power]}"
 
 
 def _count(module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from difformer._optional import require
-from difformer.engine.costs import Costs, cache_bytes, costs, human_bytes
+from difformer.engine.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.loop import Clock, Totals
 from difformer.engine.recipe import Recipe
 from difformer.engine.run import Run, create_accelerator
@@ -82,15 +82,15 @@ def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], st
     flops = f"{found.flops / 1e9:,.1f} GFLOP an image; whole passes would be {found.full_flops / 1e9:,.1f}"
     if found.gradient_flops:
         flops += f"; gradients through the backbone about {found.gradient_flops / 1e9:,.1f} more"
-    a_epoch = counts["train"] * (found.flops + found.gradient_flops)
+    an_epoch = counts["train"] * (found.flops + found.gradient_flops)
     lines = [
         f"output        {run.folder.path}",
         f"images        {images}{stand_ins}; {len(run.classifier.class_names)} classes",
         f"backbone      {recipe.backbone.name}, {found.backbone:,} parameters, frozen",
         f"trained       {found.trained:,} parameters: head {found.head:,}, feedback {found.feedback:,}",
         f"features      {flops}",
-        f"an epoch      {a_epoch / 1e15:,.3g} PFLOP of features; {recipe.training.epochs} epochs "
-        f"{recipe.training.epochs * a_epoch / 1e15:,.3g}",
+        f"an epoch      {human_flops(an_epoch)} of features; {recipe.training.epochs} epochs "
+        f"{human_flops(recipe.training.epochs * an_epoch)}",
     ]
     if recipe.features == "cached":
         head: Any = run.classifier.head

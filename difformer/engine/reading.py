@@ -129,6 +129,39 @@ def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "")
             check_keys(kinds[key], value, f"{prefix}{key}.")
 
 
+def check_key(configuration: type, key: str, prefix: str = "") -> None:
+    """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
+    mappings = _mapping_names(configuration)
+    if key not in (names := set(option_names(configuration))) and not any(key.startswith(f"{m}.") for m in mappings):
+        raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
+
+
+def overlay(configuration: type, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a dataclass's form with others over them, section by section, as a further file goes over the first.
+
+    Sections are merged; mappings with keys of any name, such as a head's arguments, are replaced.
+    """
+    kinds = get_type_hints(configuration)
+    merged = dict(below)
+    for key, value in above.items():
+        section = kinds.get(key)
+        if is_dataclass(section) and isinstance(value, Mapping):
+            assert isinstance(section, type)
+            value = overlay(section, below.get(key) or {}, value)
+        merged[key] = value
+    return merged
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key in nested mappings."""
+    *path, last = key.split(".")
+    for name in path:
+        if not isinstance(values.get(name), dict):
+            values[name] = dict(values.get(name) or {})
+        values = values[name]
+    values[last] = value
+
+
 def build(configuration: type[C], values: Mapping[str, Any]) -> C:
     """The dataclass, and those inside it, from nested mappings.
 
@@ -214,7 +247,7 @@ def _with_whole_mappings(
         if owner not in whole:
             found = [value for content in files if (value := _at(content, owner)) is not None]
             whole[owner] = deepcopy(found[-1]) if found else {}
-        _put(whole[owner], name[len(owner) + 1 :].split("."), _read_value(text if equals else next(words, "")))
+        put(whole[owner], name[len(owner) + 1 :], _read_value(text if equals else next(words, "")))
     return kept + [f"--{owner}={json.dumps(value)}" for owner, value in whole.items()]
 
 
@@ -222,14 +255,6 @@ def _at(values: Any, dotted: str) -> Any:
     for key in dotted.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None
     return values
-
-
-def _put(values: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for key in path[:-1]:
-        if not isinstance(values.get(key), dict):
-            values[key] = {}
-        values = values[key]
-    values[path[-1]] = value
 
 
 def _read_value(text: str) -> Any:
