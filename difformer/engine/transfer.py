@@ -29,7 +29,7 @@ class TransferResult:
     """
 
     folder: Path
-    rows: list[TransferRow] = field(default_factory=list)
+    rows: list[TransferRow]
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -95,16 +95,18 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
     accelerator = create_accelerator(suite.finals(*suite.pairs[0])[0].recipe, trackers=False)
     folder = RunFolder(recipe.output, record="transfer.yaml")
     folder.check()
+    # What the main process writes now must not be found there by the others.
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.create()
         folder.write_text(folder.recipe.name, dump(recipe))
         folder.write_json("environment.json", environment(accelerator.num_processes, accelerator.device))
-    accelerator.wait_for_everyone()
     runner = _Runner(accelerator, len(suite), overwrite)
-    result = TransferResult(folder.path, failures=runner.failures)
+    rows = [TransferRow(*pair, suite.metric(pair[0]), planned=len(recipe.seeds)) for pair in suite.pairs]
+    result = TransferResult(folder.path, rows, runner.failures)
     try:
-        for dataset, head in suite.pairs:
-            result.rows.append(_pair(suite, runner, dataset, head))
+        for place, pair in enumerate(suite.pairs):
+            rows[place] = _pair(suite, runner, *pair)
             if accelerator.is_main_process:
                 _write(folder, recipe, result)
     finally:
