@@ -58,16 +58,32 @@ def build_backbone(
     return create_backbone(config.name, folder=config.folder, download=config.download, **how)
 
 
-def build_outline(recipe: Recipe, class_names: tuple[str, ...]) -> DiffusionClassifier:
-    """The classifier on the meta device: shapes and costs, in no time and no memory. Named presets need no weights.
+def outline_backbone(config: BackboneConfig) -> UNetBackbone:
+    """The backbone on the meta device: shapes and costs, without weights. Named presets need no file.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: as `build_backbone` and `build_classifier`.
+        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
     """
-    folder = recipe.backbone.folder
-    architecture, schedule = describe(recipe.backbone.name, folder=Path(folder) if folder else None)
+    architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
     with torch.device("meta"):
-        return build_classifier(recipe, UNetBackbone(UNet(architecture), schedule), class_names)
+        return UNetBackbone(UNet(architecture), schedule)
+
+
+def outline_classifier(
+    recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None
+) -> DiffusionClassifier:
+    """The classifier on the meta device, in no time and no memory.
+
+    Args:
+        recipe: what it is made of.
+        class_names: its classes.
+        backbone: from `outline_backbone`, to use one for several.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `outline_backbone` and `build_classifier`.
+    """
+    with torch.device("meta"):
+        return build_classifier(recipe, backbone or outline_backbone(recipe.backbone), class_names)
 
 
 def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:

@@ -140,7 +140,9 @@ class Suite:
         self._parser = create_parser(Recipe, "transfer", "", {})
         keys = list(recipe.candidates)
         self._grid = [dict(zip(keys, values, strict=True)) for values in product(*recipe.candidates.values())]
-        planned = [run for pair in self.pairs for values in self._grid for run in self.finals(*pair, values)]
+        planned = [
+            self.finals(*pair, values, seeds=recipe.seeds[:1])[0] for pair in self.pairs for values in self._grid
+        ]
         if len({run.name for run in planned}) < len(planned):
             raise ValueError("candidates must differ in more than punctuation, since their folders are named by them")
         if len({run.recipe.training.precision for run in planned}) > 1:
@@ -160,15 +162,19 @@ class Suite:
             for values in self._grid
         ]
 
-    def finals(self, dataset: str, head: str, values: Mapping[str, Any] | None = None) -> list[PlannedRun]:
+    def finals(
+        self, dataset: str, head: str, values: Mapping[str, Any] | None = None, seeds: tuple[int, ...] | None = None
+    ) -> list[PlannedRun]:
         """The runs that are tested, one for each seed.
 
         Args:
             dataset, head: a pair.
             values: what was chosen of the candidates; the first of each when left out.
+            seeds: those of the suite when left out.
         """
         values = self._grid[0] if values is None else values
-        return [self._plan(dataset, head, "test", values, seed, {"test": "test"}, 0.0) for seed in self.recipe.seeds]
+        seeds = self.recipe.seeds if seeds is None else seeds
+        return [self._plan(dataset, head, "test", values, seed, {"test": "test"}, 0.0) for seed in seeds]
 
     def __len__(self) -> int:
         choices = len(self._grid) if len(self._grid) > 1 else 0

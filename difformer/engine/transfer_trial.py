@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from difformer.engine.build import build_dataset, build_outline
+from difformer.backbones import UNetBackbone
+from difformer.engine.build import build_dataset, outline_backbone, outline_classifier
 from difformer.engine.costs import Costs, costs, human_flops
 from difformer.engine.dry_run import try_out
 from difformer.engine.fake import FakeImages
-from difformer.engine.recipe import Recipe
+from difformer.engine.recipe import BackboneConfig, Recipe
 from difformer.engine.suite import PlannedRun, Suite, TransferRecipe
 
 
@@ -25,13 +26,18 @@ def try_out_suite(recipe: TransferRecipe, *, fake_data: bool = False) -> float:
     """
     suite = Suite(recipe)
     opened: dict[str, Any] = {}
+    backbones: dict[BackboneConfig, UNetBackbone] = {}
     total = 0.0
     for pair in suite.pairs:
         found: Costs | None = None
         for run in (*suite.choices(*pair), *suite.finals(*pair)):
             images = _images(run.recipe, opened, fake_data)
             if found is None:
-                found = costs(build_outline(run.recipe, images["train"].class_names), run.recipe.data.size)
+                if run.recipe.backbone not in backbones:
+                    backbones[run.recipe.backbone] = outline_backbone(run.recipe.backbone)
+                backbone = backbones[run.recipe.backbone]
+                classifier = outline_classifier(run.recipe, images["train"].class_names, backbone)
+                found = costs(classifier, run.recipe.data.size)
             total += _list(run, images, found)
     print(f"{len(suite)} runs, {human_flops(total)} for features computed live\n", flush=True)
     for head in recipe.heads:

@@ -9,7 +9,7 @@ from support import small_unet
 
 from difformer import create_backbone
 from difformer.cli import main
-from difformer.engine.build import build_classifier, build_outline
+from difformer.engine.build import build_classifier, outline_classifier
 from difformer.engine.costs import costs
 from difformer.engine.reading import check_key, create_parser, dump, overlay, parse, read_values
 from difformer.engine.recipe import Recipe
@@ -79,7 +79,7 @@ def test_a_recipe_can_be_printed_and_read_again(path, read, tmp_path, capsys):
 
 @pytest.mark.parametrize("path", [p for p in RECIPES if p.stem not in SMALL], ids=lambda path: path.stem)
 def test_a_recipe_fits_the_published_network(path, read):
-    assert costs(build_outline(read(path), numbered(200))).backbone == 552_814_086
+    assert costs(outline_classifier(read(path), numbered(200))).backbone == 552_814_086
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))
@@ -110,7 +110,7 @@ def test_the_published_recipes_are_the_published_ones(
     assert (recipe.training.label_smoothing, recipe.training.ema, recipe.training.mixup) == (0, None, 0)
     assert (recipe.data.name, recipe.data.size, recipe.data.augmentation) == ("imagenet", 256, "published")
     assert (recipe.evaluation.validation, recipe.evaluation.select) == ("val", "last")
-    found = costs(build_outline(recipe, numbered(1000)), recipe.data.size)
+    found = costs(outline_classifier(recipe, numbered(1000)), recipe.data.size)
     assert (found.head, found.feedback) == (head, fed_back)
     assert round(found.flops / 1e9) == gflop
 
