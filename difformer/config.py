@@ -1,5 +1,6 @@
 """Configuration as frozen dataclasses, and their strict reading from mappings."""
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -106,10 +107,7 @@ class UNetConfig:
         sizes = tuple(as_positive_integer("attention_resolutions", size) for size in self.attention_resolutions)
         self._set("attention_resolutions", sizes)
         self._set("channel_mult", tuple(_as_multiple(mult) for mult in self.channel_mult))
-        dropout = self.dropout
-        if isinstance(dropout, bool) or not isinstance(dropout, Real) or not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a number of at least 0 and below 1, got {dropout!r}")
-        self._set("dropout", float(dropout))
+        self._set("dropout", as_rate("dropout", self.dropout))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -196,6 +194,49 @@ def as_positive_integer(name: str, value: Any) -> int:
     if number < 1:
         raise ValueError(f"{name} must be a positive integer, got {value!r}")
     return number
+
+
+def as_positive_integers(name: str, value: Any) -> tuple[int, ...]:
+    """A sequence of positive integers, of any integer type.
+
+    Raises:
+        ValueError: it is no sequence, or holds something else.
+    """
+    return tuple(as_positive_integer(f"every entry of {name}", entry) for entry in _as_tuple(name, value))
+
+
+def as_positive_number(name: str, value: Any) -> float:
+    """A finite number above 0 of any real type, as a plain float.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, bool) and isinstance(value, Real) and 0 < float(value) < math.inf:
+        return float(value)
+    raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def as_rate(name: str, value: Any) -> float:
+    """A probability of leaving something out: at least 0 and below 1, as a plain float.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < 1:
+        return float(value)
+    raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
+
+
+def as_switch(name: str, value: Any) -> bool:
+    """A truth value, numpy's and torch's included, as a plain bool.
+
+    Raises:
+        ValueError: it is something else, such as a number or text.
+    """
+    scalar = "bool" in str(getattr(value, "dtype", "")) and getattr(value, "ndim", None) == 0
+    if not isinstance(value, bool) and not scalar:
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return bool(value)
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:

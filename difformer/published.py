@@ -1,6 +1,9 @@
 """Checkpoints of the published DifFormer and DifFeed code (soumik-kanad/diffssl, `latest.pth`) as classifiers."""
 
 import math
+import pickletools
+import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from difformer.heads import AttentionHead, DifFormerHead, LinearHead, MLPHead
 from difformer.heads.published import from_published
 from difformer.taps import FeatureKey, TapSpec
 
+_HEAD, _FEEDBACK = "model_head", "model_feedback"
 _ATTENTION = "intra_inter_block_attention"
 _PUBLISHED_FEEDBACK = (21, 24, 27, 30, 33, 36)
 
@@ -31,6 +35,7 @@ class PublishedOptions:
         first_pass_taps: blocks read in the first pass besides; where there are feedback layers.
         heads: attention heads.
         pool: greatest side of a pooled map, where batch normalisation does not show it.
+        class_names: in the order of the logits; the numbers when left out.
     """
 
     timesteps: tuple[int, ...] = ()
@@ -39,20 +44,29 @@ class PublishedOptions:
     first_pass_taps: tuple[int, ...] = ()
     heads: int = 8
     pool: int = 16
+    class_names: tuple[str, ...] = ()
 
 
 def is_published(path: Path) -> bool:
-    """Whether a file is a checkpoint of the published code.
+    """Whether a file is a checkpoint of the published code, from the names in it; nothing is unpickled.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `read_pickle`.
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is truncated or corrupt.
     """
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     if not zipped:
         return False
-    content = read_pickle(path, verify=False, mapped=True)
-    return isinstance(content, dict) and "model_head" in content
+    # Damaged archives and pickles make these raise errors of many kinds.
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+            return any(word == _HEAD for name in pickles for _, word, _ in pickletools.genops(archive.read(name)))
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
 
 
 def read_published(path: Path, backbone: Backbone, options: PublishedOptions) -> DiffusionClassifier:
@@ -64,16 +78,19 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
         options: what the file cannot show.
 
     Returns:
-        The classifier in evaluation mode, with float32 weights and numbers for class names.
+        The classifier in evaluation mode, with float32 weights.
 
     Raises:
+        FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged or of another kind, or options are missing or contradict it.
+        ValueError: options that make no sense on this backbone.
     """
     content = read_pickle(path)
-    if not isinstance(content, dict) or "model_head" not in content:
-        raise CheckpointError(f"{path} is no checkpoint of the published code: it has no entry model_head")
+    if not isinstance(content, dict) or _HEAD not in content:
+        raise CheckpointError(f"{path} is no checkpoint of the published code: it has no entry {_HEAD}")
     source = str(path)
-    head_state, feedback_state = content["model_head"], content.get("model_feedback")
+    head_state = _state(content, _HEAD, source)
+    feedback_state = None if content.get(_FEEDBACK) is None else _state(content, _FEEDBACK, source)
     taps = options.taps or _tokenized_blocks(head_state)
     missing = [name for name, value in (("timesteps", options.timesteps), ("taps", taps)) if not value]
     if feedback_state is not None and not options.feedback_taps:
@@ -89,7 +106,10 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
         extractor = _load_feedback(backbone, taps, feedback_state, options, source)
     head = _build_head(head_state, extractor.specs, options, source)
     load_strictly(head, _float(from_published(head, head_state)), source)
-    return DiffusionClassifier(extractor, head).eval()
+    names = options.class_names
+    if names and len(names) != (classes := int(head.num_classes)):  # type: ignore[arg-type]
+        raise CheckpointError(f"{source} tells {classes} classes apart, but {len(names)} class_names were given")
+    return DiffusionClassifier(extractor, head, class_names=names or None).eval()
 
 
 def _load_feedback(
@@ -103,7 +123,7 @@ def _load_feedback(
         first_pass_taps=options.first_pass_taps,
     )
     # They may have been trained, and stored, in half precision.
-    load_strictly(extractor.feedback, _float(state), f"{source} (model_feedback)")
+    load_strictly(extractor.feedback, _float(state), f"{source} ({_FEEDBACK})")
     return extractor
 
 
@@ -113,28 +133,31 @@ def _build_head(
     if "fcs.0.weight" in state:
         return _build_probe(state, specs, source)
     if f"{_ATTENTION}.cls_token" not in state:
-        raise CheckpointError(f"{source}: model_head has neither the linear nor the attention head's weights")
-    width = state[f"{_ATTENTION}.cls_token"].shape[-1]
-    classes, joined = state["head.weight"].shape
+        raise CheckpointError(f"{source}: {_HEAD} has neither the linear nor the attention head's weights")
+    width = _shape(state, f"{_ATTENTION}.cls_token", 3, source)[-1]
+    classes, joined = _shape(state, "head.weight", 2, source)
     if joined != width * len(options.timesteps):
         raise CheckpointError(
             f"{source} was trained at {joined // width} timesteps, but {len(options.timesteps)} were given"
         )
-    norms = {name: tensor for name, tensor in state.items() if name.startswith("pre_layer.") and ".1.weight" in name}
-    layered = all(tensor.ndim == 3 for tensor in norms.values())
+    norms = [_shape(state, f"pre_layer.{block}.1.weight", None, source) for block in _tokenized_blocks(state)]
+    if not norms:
+        raise CheckpointError(f"{source}: {_HEAD} has an attention head without tokenizers; pre_layer.* was expected")
+    layered = all(len(shape) == 3 for shape in norms)
     arguments: dict[str, Any] = {
         "width": width,
         "heads": options.heads,
         "layers": sum(name.endswith(".attn.qkv.weight") for name in state),
-        "mlp_ratio": state[f"{_ATTENTION}.layers.1.mlp.fc1.weight"].shape[0] / width,
-        "pool": max(tensor.shape[-1] for tensor in norms.values()) if layered else options.pool,
+        "mlp_ratio": _shape(state, f"{_ATTENTION}.layers.1.mlp.fc1.weight", 2, source)[0] / width,
+        "pool": max(shape[-1] for shape in norms) if layered else options.pool,
         "norm": "layer" if layered else "batch",
     }
     return (AttentionHead if len(specs) == 1 else DifFormerHead)(specs, classes, **arguments)
 
 
 def _build_probe(state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec], source: str) -> nn.Module:
-    widths = [state[f"fcs.{i}.weight"].shape for i in range(len(state) // 2)]
+    layers = sum(re.fullmatch(r"fcs\.\d+\.weight", name) is not None for name in state)
+    widths = [_shape(state, f"fcs.{i}.weight", 2, source) for i in range(layers)]
     channels = next(iter(specs.values())).channels
     pool = math.isqrt(widths[0][1] // channels)
     if channels * pool**2 != widths[0][1]:
@@ -148,7 +171,31 @@ def _build_probe(state: Mapping[str, Tensor], specs: Mapping[FeatureKey, TapSpec
 
 def _tokenized_blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     """The blocks with a tokenizer. Their order is not stored, and does not matter: tokens have no positions."""
-    return tuple(sorted({int(name.split(".")[1]) for name in state if name.startswith("pre_layer.")}))
+    matches = [re.match(r"pre_layer\.(\d{1,4})\.", name) for name in state]
+    return tuple(sorted({int(match[1]) for match in matches if match}))
+
+
+def _state(content: Mapping[str, Any], part: str, source: str) -> Mapping[str, Tensor]:
+    """One of the state dicts in a checkpoint; raises CheckpointError when it is something else."""
+    state = content[part]
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointError(f"{source}: {part} must be a state dict, tensors by name, got {type(state).__name__}")
+    return state
+
+
+def _shape(state: Mapping[str, Tensor], name: str, dimensions: int | None, source: str) -> tuple[int, ...]:
+    """The shape of an entry of the head; raises CheckpointError when it is missing or has another form."""
+    if name not in state:
+        raise CheckpointError(f"{source} does not fit: {_HEAD} lacks {name}")
+    shape = tuple(state[name].shape)
+    if 0 in shape or dimensions not in (None, len(shape)):
+        expected = "" if dimensions is None else f" {dimensions} dimensions and"
+        raise CheckpointError(
+            f"{source} does not fit: {_HEAD} has {name} of shape {shape};{expected} no 0 was expected"
+        )
+    return shape
 
 
 def _float(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -40,11 +40,19 @@ class FeatureKey:
         tap: canonical tap name, such as `out04`.
         t: noise timestep.
         round: 0 for the plain pass, 1 for DifFeed's second pass.
+
+    Raises:
+        ValueError: a timestep or round that is no integer.
     """
 
     tap: str
     t: int
     round: int = 0
+
+    def __post_init__(self) -> None:
+        # Plain numbers, so that a key can be written down.
+        for name in ("t", "round"):
+            object.__setattr__(self, name, as_integer(name, getattr(self, name)))
 
 
 # Feature maps (B, C, h, w) by where and when they were read.

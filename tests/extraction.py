@@ -39,58 +39,44 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
 
 
 def run_in_child(
-    root: Path,
-    folder: Path,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    shard_size: int = 4,
-    message: str | None = None,
-    kill_after: float | None = -1,
+    root: Path, folder: Path, *, rank: int = 0, world: int = 1, shard_size: int = 4, message: str | None = None
 ) -> Any:
-    """Extracts two views of the training split in another process.
+    """Extracts two views of the training split in another process, which is returned while it runs.
 
     Args:
         root, folder, shard_size: of data set and cache.
-        rank, world: one of several processes; the process is returned while it runs.
+        rank, world: one of several processes.
         message: of the error that is expected.
-        kill_after: seconds after its beginning when it is killed; None lets it end and returns how long it took.
     """
     context = multiprocessing.get_context("forkserver")
     # What is imported once, where nothing computes that forking could hurt, need not be imported by each.
     context.set_forkserver_preload(["difformer.engine.extract", "accelerate", "torchvision.transforms.v2"])
-    started, child_end = context.Pipe(duplex=False)
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": _port(folder), "ACCELERATE_USE_CPU": "true"}
-    child = context.Process(
-        target=_child, args=(root, folder, shard_size, message, environment if world > 1 else {}, child_end)
-    )
+    child = context.Process(target=_child, args=(root, folder, shard_size, message, environment if world > 1 else {}))
     child.start()
-    if world > 1:
-        return child
-    assert started.poll(120)
-    start = time.perf_counter()
-    if kill_after is None:
-        child.join()
-        assert child.exitcode == 0
-        return time.perf_counter() - start
-    time.sleep(kill_after)
+    return child
+
+
+def kill_at(child: Any, folder: Path, *, shards: int, seconds: float) -> None:
+    """Kills a process some time after a cache's folder has so many shards."""
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("view*"))) < shards or not folder.is_dir():
+        assert time.monotonic() < deadline
+        assert child.exitcode in (None, 0)
+        time.sleep(0.001)
+    time.sleep(seconds)
     child.kill()
     child.join()
-    return None
 
 
-def _child(
-    root: Path, folder: Path, shard_size: int, message: str | None, environment: dict[str, Any], started: Any
-) -> None:
+def _child(root: Path, folder: Path, shard_size: int, message: str | None, environment: dict[str, Any]) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
     recipe = recipe_for(root, folder, cache={"folder": str(folder), "views": 2, "shard_size": shard_size})
     recipe = recipe if message is None else recipe_for(root, folder, data={"check_images": "none"})
     dataset = build_dataset(recipe.data, "train", augment=True)
     backbone = create_backbone(small_unet(), schedule="linear")
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
-    if not environment:
-        started.send("started")
     try:
         extract_features(recipe, classifier, dataset, "train", augment=True)
     except ValueError as error:

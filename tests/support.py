@@ -15,6 +15,9 @@ from difformer import UNet, UNetConfig
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# What the weights of `small_config` cannot show.
+UNSEEN = {"image_size": 32, "num_head_channels": 16, "use_new_attention_order": False}
+
 
 def recipe_tensor(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """The value of one named tensor: near 1 for norm scales, small for biases, fan-in scaled otherwise.

@@ -53,14 +53,12 @@ def as_labels(labels: Array, count: int, num_classes: int) -> Tensor:
     Raises:
         ValueError: another type, shape, dtype or range.
     """
-    if isinstance(labels, np.ndarray) and labels.dtype.kind == "u":
-        # torch knows hardly any unsigned type; what is too large becomes negative and is refused below.
-        labels = labels.astype(np.int64)
     tensor = _as_tensor("labels", labels)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {tensor.dtype}")
     if tensor.shape != (count,):
         raise ValueError(f"labels must be {count} integers, one an image, got shape {tuple(tensor.shape)}")
+    # Unsigned numbers that are too large become negative, and are refused with those.
     tensor = tensor.long()
     outside = (tensor < 0) | (tensor >= num_classes)
     if outside.any():

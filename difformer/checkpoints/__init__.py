@@ -1,6 +1,7 @@
 """Weight files: presets, reading, verifying, downloading, and our own self-describing format."""
 
 from difformer.checkpoints.download import DownloadError, download
+from difformer.checkpoints.hub import locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset
 from difformer.checkpoints.sources import describe, locate, open_weights, read_backbone
 from difformer.checkpoints.store import StoredBackbone, write_backbone
@@ -12,6 +13,7 @@ from difformer.checkpoints.weights import (
     read_pickle,
     read_weights,
     weights_digest,
+    write_weights,
 )
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "download",
     "load_strictly",
     "locate",
+    "locate_on_hub",
     "open_weights",
     "read_backbone",
     "read_pickle",
     "read_weights",
     "weights_digest",
     "write_backbone",
+    "write_weights",
 ]

@@ -1,6 +1,5 @@
 """From what a user writes (a preset, a file, a hub repository) to weights and all that is known about them."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from difflib import get_close_matches
@@ -9,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from difformer._optional import require
 from difformer.checkpoints.architecture import differences, see_architecture
 from difformer.checkpoints.download import download as fetch
+from difformer.checkpoints.hub import HUB, hub_version, locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset, cache_folder, search_folders, weight_shapes
 from difformer.checkpoints.store import StoredBackbone, is_backbone_file, parse_metadata, verify_digest
 from difformer.checkpoints.weights import (
@@ -25,9 +24,6 @@ from difformer.checkpoints.weights import (
 from difformer.config import UNetConfig, from_mapping
 from difformer.diffusion import NoiseSchedule
 from difformer.files import expand_user, sha256
-
-_HUB = "hf://"
-_HUB_FILE = "model.safetensors"
 
 ConfigLike = UNetConfig | Mapping[str, Any]
 ScheduleLike = NoiseSchedule | str
@@ -48,8 +44,8 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
         DownloadError: fetching failed.
     """
     name = str(name_or_path)
-    if name.startswith(_HUB):
-        return _locate_on_hub(name, download)
+    if name.startswith(HUB):
+        return locate_on_hub(name, download=download)
     if name in PRESETS:
         return _locate_preset(PRESETS[name], folder, download)
     path = expand_user(name_or_path)
@@ -114,8 +110,8 @@ def open_weights(
     path = locate(name_or_path, folder=folder, download=download)
     preset = known.name if known else None
     state, stored = read_backbone(path, preset=preset, config=config, schedule=schedule, verify=verify)
-    if str(name_or_path).startswith(_HUB):
-        stored = replace(stored, provenance={**stored.provenance, "hub": _hub_version(str(name_or_path), path)})
+    if str(name_or_path).startswith(HUB):
+        stored = replace(stored, provenance={**stored.provenance, "hub": hub_version(str(name_or_path), path)})
     return state, stored
 
 
@@ -203,30 +199,6 @@ def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
         f"{preset.file} in {places}. Allow the download with download=True (--download), or fetch {preset.url} "
         "and put it into one of these folders"
     )
-
-
-def _locate_on_hub(address: str, download: bool) -> Path:
-    hub = require("huggingface_hub", f"reading {address}")
-    place, _, revision = address[len(_HUB) :].partition("@")
-    owner, name, file = (*place.split("/", 2), "", "")[:3]
-    if not owner or not name:
-        raise ValueError(f"{address!r} is not a hub address; write hf://owner/name, hf://owner/name/file or …@revision")
-    try:
-        found: str = hub.hf_hub_download(
-            f"{owner}/{name}", file or _HUB_FILE, revision=revision or None, local_files_only=not download
-        )
-    except hub.errors.LocalEntryNotFoundError as error:
-        allow = "the hub did not answer" if download else "allow the download with download=True (--download)"
-        raise FileNotFoundError(f"{address} is not on this machine; {allow}") from error
-    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
-        raise FileNotFoundError(f"{address} cannot be had: {str(error).splitlines()[0]}") from error
-    return Path(found)
-
-
-def _hub_version(address: str, path: Path) -> str:
-    """A hub address that says which commit was read; the hub's cache keeps it in the path."""
-    commit = dict(itertools.pairwise(path.parts)).get("snapshots")
-    return f"{address.partition('@')[0]}@{commit}" if commit else address
 
 
 def _recognise(path: Path, config: ConfigLike | None) -> Preset | None:

@@ -6,15 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from difformer._version import __version__
-from difformer.checkpoints.weights import CheckpointError, Weights, contiguous_state, weights_digest
+from difformer.checkpoints.weights import CheckpointError, Weights, weights_digest, write_weights
 from difformer.config import UNetConfig, from_mapping
 from difformer.diffusion import NoiseSchedule
-from difformer.files import write_atomically
 
 FORMAT = "difformer.backbone"
 FORMAT_VERSION = 1
@@ -51,8 +48,7 @@ def write_backbone(
         overwrite: whether a file that is there may be replaced.
 
     Raises:
-        FileExistsError: the file is there and may not be replaced.
-        OSError: it cannot be written, a full disk included; what was there is untouched.
+        FileExistsError, OSError: as `write_weights`.
     """
     metadata = {
         "format": FORMAT,
@@ -64,12 +60,7 @@ def write_backbone(
         "weights_sha256": backbone.digest,
         "provenance": json.dumps(dict(backbone.provenance)),
     }
-    tensors = contiguous_state(state)
-    with write_atomically(path, overwrite=overwrite) as temporary:
-        try:
-            save_file(tensors, temporary, metadata)
-        except SafetensorError as error:
-            raise OSError(f"{path} could not be written: {error}") from error
+    write_weights(path, state, metadata, overwrite=overwrite)
 
 
 def is_backbone_file(metadata: Mapping[str, str]) -> bool:

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from difformer.files import write_atomically
 
 _LISTED = 8
 # The entry by which torch itself tells a TorchScript archive from a pickled one.
@@ -67,6 +70,29 @@ def read_weights(path: Path, *, verify: bool = True, mapped: bool = False) -> We
         content = read_pickle(path, verify=verify, mapped=mapped)
         return Weights(str(path), _named_tensors(content, str(path)), {})
     raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")
+
+
+def write_weights(
+    path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = False
+) -> None:
+    """Writes a safetensors file whole or not at all.
+
+    Args:
+        path: the file; its folder must exist. A leading `~` is the home folder.
+        state: tensors by name.
+        metadata: text entries for its header.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        FileExistsError: the file is there and may not be replaced.
+        OSError: it cannot be written, a full disk included; what was there is untouched.
+    """
+    tensors = contiguous_state(state)
+    with write_atomically(path, overwrite=overwrite) as temporary:
+        try:
+            save_file(tensors, temporary, dict(metadata))
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written: {error}") from error
 
 
 def read_pickle(path: Path, *, verify: bool = True, mapped: bool = False) -> Any:

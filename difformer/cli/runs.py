@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: train, transfer."""
+"""The verbs that a recipe describes: extract, pretrain, train, transfer."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer.engine.dry_run import try_out
+from difformer.engine.extract import extract
+from difformer.engine.pretrain import pretrain
+from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.reading import create_parser, parse
 from difformer.engine.recipe import Recipe
 from difformer.engine.suite import TransferRecipe
@@ -47,6 +50,14 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
 
 
+def _extract(recipe: Recipe) -> None:
+    extract(recipe)
+
+
+def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
+    print(json.dumps(pretrain(recipe, overwrite=overwrite)))
+
+
 def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> int:
     if dry_run:
         try_out_suite(recipe, fake_data=fake_data)
@@ -58,7 +69,21 @@ def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwri
     return 1 if result.failures else 0
 
 
+_OVERWRITE = "start anew although the output holds a run"
+
 RECIPE_VERBS = {
+    "extract": RecipeVerb(
+        "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
+        Recipe,
+        _extract,
+        {},
+    ),
+    "pretrain": RecipeVerb(
+        "Trains a denoiser, whose weights are then a backbone; the same command goes on after an interruption.",
+        PretrainRecipe,
+        _pretrain,
+        {"overwrite": _OVERWRITE},
+    ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
         Recipe,
@@ -66,7 +91,7 @@ RECIPE_VERBS = {
         {
             "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
-            "overwrite": "start anew although the output holds a run",
+            "overwrite": _OVERWRITE,
         },
     ),
     "transfer": RecipeVerb(
@@ -76,7 +101,7 @@ RECIPE_VERBS = {
         {
             "dry_run": "list the runs with their cost, run two steps of each head, and write nothing",
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
-            "overwrite": "start anew although the output holds runs",
+            "overwrite": _OVERWRITE,
         },
     ),
 }

@@ -118,7 +118,7 @@ class ImageDataset(Dataset[Sample | None]):
         """Sets the epoch that augmentation depends on, in running workers too.
 
         Raises:
-            ValueError: it is negative.
+            ValueError: it is negative or no integer.
         """
         self._reader.set_epoch(epoch)
 

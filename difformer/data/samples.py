@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from difformer.config import as_integer
 from difformer.data.images import Content, ImageError
 from difformer.data.source import Source
 from difformer.data.spec import OnBadImage
@@ -83,10 +84,10 @@ class SampleReader:
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Raises ValueError when the epoch is negative."""
-        if epoch < 0:
+        """Raises ValueError when the epoch is negative or no integer."""
+        if as_integer("the epoch", epoch) < 0:
             raise ValueError(f"the epoch must not be negative, got {epoch}")
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(int(epoch))
 
     @property
     def skipped(self) -> Tensor:

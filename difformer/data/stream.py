@@ -73,11 +73,17 @@ class ShardDataset(IterableDataset[Sample]):
         return self._reader.skipped.numpy()
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch of augmentation and order, in running workers too, from their next pass on."""
+        """Sets the epoch of augmentation and order, in running workers too, from their next pass on.
+
+        Raises:
+            ValueError: it is negative or no integer.
+        """
         self._reader.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Samples of this process."""
+        """Samples of this process. With several workers, a data loader gives more batches than this and the batch size
+        make, since each worker ends with a batch of its own.
+        """
         start, stop = _piece(len(self._indices), self.process_index, self.num_processes)
         return stop - start
 

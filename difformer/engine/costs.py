@@ -10,7 +10,6 @@ from torch import nn
 from difformer.backbones import Backbone, ResumableBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.config import UNetConfig
-from difformer.engine.model import TrainedParts
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.models.plan import tap_specs
 from difformer.taps import FeatureKey, TapSpec
@@ -59,8 +58,6 @@ def costs(classifier: DiffusionClassifier, size: int | None = None) -> Costs:
         classifier: with its extractor and head.
         size: side of the images; the backbone's own when left out.
     """
-    parts = TrainedParts(classifier)
-    feedback = getattr(parts, "feedback", None)
     backbone = classifier.backbone
     frozen = list(backbone.parameters()) if isinstance(backbone, nn.Module) else []
     extractor = classifier.extractor
@@ -68,13 +65,13 @@ def costs(classifier: DiffusionClassifier, size: int | None = None) -> Costs:
     flops, full = flops_per_image(extractor, size)
     return Costs(
         backbone=sum(p.numel() for p in frozen),
-        head=_count(parts.head),
-        feedback=0 if feedback is None else _count(feedback),
+        head=_count(classifier.head),
+        feedback=_count(classifier.trained_parts) - _count(classifier.head),
         flops=flops,
         full_flops=full,
         gradient_flops=passes.second * repeats,
         backbone_bytes=sum(p.numel() * p.element_size() for p in frozen),
-        trained_bytes=sum(t.numel() * t.element_size() for t in parts.state_dict().values()),
+        trained_bytes=sum(t.numel() * t.element_size() for t in classifier.trained_state().values()),
     )
 
 

@@ -1,25 +1,22 @@
-"""The training loop: steps, epochs, saving and going on."""
+"""The training loop: steps, saving and going on, whatever it is that is trained."""
 
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.data.images import stable_id
 from difformer.engine.batches import EpochBatches, Part, create_loader, epoch_order
-from difformer.engine.build import epoch_seed
-from difformer.engine.model import TrainedParts, Trainee, inputs_of
-from difformer.engine.optimisation import Mixing, create_optimizer, create_schedule
-from difformer.engine.recipe import Recipe
-from difformer.engine.state import Progress, TrainingState
+from difformer.engine.optimisation import create_optimizer, create_schedule
+from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
+from difformer.engine.state import Progress, TrainingState, restore, snapshot
 from difformer.engine.stopping import StopRequest
 
 
@@ -32,8 +29,51 @@ class DivergedError(TrainingError):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in a run a batch is: the step in the whole run, the process, and the part of its share."""
+
+    step: int
+    process: int
+    part: int
+
+
+class Task(Protocol):
+    """What is trained, and on which loss."""
+
+    @property
+    def module(self) -> nn.Module:
+        """What learns; the loop hands it back to `losses` as Accelerate has prepared it."""
+        ...
+
+    @property
+    def parts(self) -> nn.Module:
+        """What is kept of it."""
+        ...
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Called at the beginning of an epoch, and when a run goes on in the middle of one."""
+        ...
+
+    def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, Tensor]:
+        """(B,) losses, and (B,) true where the answer is right (false throughout where nothing can be)."""
+        ...
+
+    def end_step(self) -> None:
+        """Called after each step, on all processes."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned beside the weights."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        ...
+
+
+@dataclass(frozen=True)
 class Totals:
-    """Sums over the images of a step or an epoch, over all processes."""
+    """Sums over the images of a step, over all processes."""
 
     loss_sum: float
     correct: int
@@ -42,52 +82,65 @@ class Totals:
 
 
 class Trainer:
-    """Trains a classifier's head, and its feedback layers, on a data set.
+    """Trains on a data set.
 
-    A step is a function of the state before it, the recipe and the data: order, augmentation, noise and dropout are
-    drawn from seeds that depend on epoch and step. So a run that was interrupted ends as one that was not.
+    A step is a function of the state before it, the configuration and the data: order, augmentation, noise and dropout
+    are drawn from seeds that depend on epoch and step. So a run that was interrupted ends as one that was not.
 
     Args:
-        recipe: how.
+        task: what is trained.
+        loop, optimizer, schedule: how.
         accelerator: Accelerate's.
-        classifier: trained in place.
-        dataset: training images, or features.
+        dataset: with `ids`, `set_epoch` and a length.
         collate: makes a batch of the data set's samples.
+        shuffle_buffer: how far samples of shards are shuffled.
+        sync_batch_norm: on GPUs, batch statistics over all processes.
 
     Attributes:
-        trainee: batch to logits, on this process alone.
-        parts: what is trained.
         steps: an epoch.
         progress: how far it is.
-        averaged: moving average of the weights, by name, where the recipe asks for one.
+        averaged: moving average of the weights, by name, where one is asked for.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Any, classifier: Any, dataset: Any, collate: Any) -> None:
-        training = recipe.training
-        self.recipe = recipe
+    def __init__(
+        self,
+        task: Task,
+        loop: LoopConfig,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        accelerator: Any,
+        dataset: Any,
+        collate: Any,
+        *,
+        shuffle_buffer: int = 1000,
+        sync_batch_norm: bool = False,
+    ) -> None:
+        self.task = task
+        self.loop = loop
         self.accelerator = accelerator
-        self.extractor = classifier.extractor
         self.dataset = dataset
-        self.parts = TrainedParts(classifier)
         self.progress = Progress()
-        on_features = recipe.features == "cached"
-        self.mixing = Mixing(training, len(classifier.class_names))
+        self._shuffle_buffer = shuffle_buffer
+        self._clip_norm = optimizer.clip_norm
+        cuda = accelerator.device.type == "cuda"
         self.batches = EpochBatches(
-            training.batch_size, accelerator.process_index, accelerator.num_processes, training.accumulation
+            loop.batch_size, accelerator.process_index, accelerator.num_processes, loop.accumulation
         )
         self.batches.set(self._order(0))
         self.steps = self.batches.steps
-        self.loader = create_loader(
-            dataset, self.batches, collate, training.workers, pin=accelerator.device.type == "cuda"
-        )
-        trainee: torch.nn.Module = Trainee(classifier, on_features=on_features)
-        if accelerator.num_processes > 1 and accelerator.device.type == "cuda" and training.sync_batch_norm:
-            trainee = torch.nn.SyncBatchNorm.convert_sync_batchnorm(trainee)
-        optimizer = create_optimizer(trainee, recipe.optimizer)
-        self.set_rate = create_schedule(optimizer, recipe.schedule, training.epochs, self.steps)
-        self.trainee = trainee
-        self.model, self.optimizer = accelerator.prepare(trainee, optimizer)
-        self.averaged = self.parts.snapshot() if training.ema else None
+        self.loader = create_loader(dataset, self.batches, collate, loop.workers, pin=cuda)
+        module = task.module
+        if accelerator.num_processes > 1 and cuda and sync_batch_norm:
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        created = create_optimizer(module, optimizer)
+        self._set_rate = create_schedule(created, schedule, loop.epochs, self.steps)
+        self.model, self.optimizer = accelerator.prepare(module, created)
+        self.averaged = snapshot(task.parts) if loop.ema else None
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def restore(self, state: TrainingState, source: str) -> None:
         """Goes on where a saved state stopped.
@@ -95,31 +148,29 @@ class Trainer:
         Raises:
             CheckpointError: its weights are of another model.
         """
-        self.parts.restore(state.weights, source)
+        restore(self.task.parts, state.weights, source)
+        self.task.load_state_dict(state.task)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        self.averaged = state.averaged
+        if state.averaged is not None:
+            self.averaged = {name: tensor.to(self.accelerator.device) for name, tensor in state.averaged.items()}
         self.progress = state.progress
 
-    def state(self, data_digest: str, plain_recipe: dict[str, Any], history: list[dict[str, Any]]) -> TrainingState:
-        """What `restore` needs, on the CPU."""
+    def state(self, recipe: dict[str, Any], data_digest: str, history: list[dict[str, Any]]) -> TrainingState:
+        """What `restore` needs."""
         scaler = self.accelerator.scaler
         return TrainingState(
-            recipe=plain_recipe,
+            recipe=recipe,
             data_digest=data_digest,
             progress=self.progress,
-            weights=self.parts.snapshot(),
+            weights=snapshot(self.task.parts),
             optimizer=self.optimizer.state_dict(),
+            task=self.task.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             averaged=self.averaged,
             history=history,
         )
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the last step."""
-        return float(self.optimizer.param_groups[0]["lr"])
 
     def run_epoch(self, stop: StopRequest, after_step: Callable[[Totals], None], *, until: int | None = None) -> bool:
         """Trains to the end of the current epoch, from the step it is at.
@@ -137,18 +188,14 @@ class Trainer:
         """
         progress = self.progress
         self.dataset.set_epoch(progress.epoch)
-        self.extractor.seed = epoch_seed(self.recipe.extractor.seed, progress.epoch)
+        self.task.begin_epoch(progress.epoch)
         self.batches.set(self._order(progress.epoch), progress.step)
         self.model.train()
         last = self.steps if until is None else min(until, self.steps)
         batches = self._loaded(iter(self.loader)) if progress.step < last else iter(())
         while progress.step < last:
             totals = self._step(batches, stop)
-            progress.step += 1
-            progress.images += totals.counted
-            progress.loss_sum += totals.loss_sum
-            progress.correct += totals.correct
-            progress.counted += totals.counted
+            progress.add(totals.loss_sum, totals.correct, totals.counted)
             after_step(totals)
             if totals.stop:
                 return False
@@ -156,72 +203,60 @@ class Trainer:
 
     def _step(self, batches: Iterator[Any], stop: StopRequest) -> Totals:
         number = self.progress.epoch * self.steps + self.progress.step
-        self.set_rate(number)
+        self._set_rate(number)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.batches.step(self.progress.step)
-        size = self._batch_length(self.progress.step)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.accelerator.device)
-        with self._own_randomness(number):
-            for place, part in enumerate(parts):
-                batch = next(batches)
-                last = place == len(parts) - 1
+        sums = torch.zeros(4, dtype=torch.float64)
+        # Dropout draws from generators of the step; the global ones stay as they are.
+        with _seeded(self.accelerator.device, "step", self.loop.seed, number, self.accelerator.process_index):
+            for index, part in enumerate(parts):
+                place = Place(number, self.accelerator.process_index, index)
+                last = index == len(parts) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    sums[:3] += self._forward_backward(batch, part, size, number, place)
-        sums[3] = float(stop.signal_seen() is not None)
-        total = self.accelerator.reduce(sums, "sum").tolist()
-        if not math.isfinite(total[0]):
-            self._refuse_loss(total[0], parts)
-        if self.recipe.optimizer.clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self.recipe.optimizer.clip_norm)
+                    sums[:3] += self._forward_backward(next(batches), part, place)
+        sums[3] = stop.signal_seen() is not None
+        loss_sum, correct, counted, stopping = self._over_processes(sums)
+        if not math.isfinite(loss_sum):
+            self._refuse_loss(loss_sum, parts)
+        if self._clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.optimizer.step()
         self._average()
-        return Totals(total[0], round(total[1]), round(total[2]), total[3] > 0)
+        self.task.end_step()
+        return Totals(loss_sum, round(correct), round(counted), stopping > 0)
 
-    def _forward_backward(self, batch: Any, part: Part, size: int, number: int, place: int) -> Tensor:
-        """Adds the gradient of one part; returns its loss, correct answers and images, (3,) float64."""
-        inputs, labels, ids = inputs_of(batch, self.accelerator.device)
-        targets = labels
-        if isinstance(inputs, Tensor):
-            inputs, targets = self.mixing(inputs, labels, number, self.accelerator.process_index, place)
-        logits = self.model(inputs, ids)
-        loss = F.cross_entropy(
-            logits.float(), targets, label_smoothing=self.recipe.training.label_smoothing, reduction="sum"
-        )
-        if not part.counts:
-            loss = 0 * loss
+    def _forward_backward(self, batch: Any, part: Part, place: Place) -> Tensor:
+        """Adds the gradient of one part; returns its loss, right answers and images, (3,) float64."""
+        losses, correct = self.task.losses(self.model, batch, self.accelerator.device, place)
+        loss = losses.sum() if part.counts else 0 * losses.sum()
         # Gradients are averaged over processes, which have different shares of the batch.
+        size = min(self.batches.batch_size, len(self.dataset) - self.progress.step * self.batches.batch_size)
         self.accelerator.backward(loss * self.accelerator.num_processes / size)
-        correct = (logits.argmax(dim=1) == labels).sum()
-        return torch.stack([loss.detach().double(), correct.double(), correct.new_tensor(len(labels)).double()]) * (
-            1.0 if part.counts else 0.0
-        )
+        found = (float(loss.detach()), float(correct.sum()), float(len(losses)))
+        return torch.tensor(found if part.counts else (0.0, 0.0, 0.0), dtype=torch.float64)
 
+    def _over_processes(self, sums: Tensor) -> list[float]:
+        if self.accelerator.num_processes == 1:
+            return sums.tolist()
+        # Not every accelerator has float64.
+        kind = torch.float64 if self.accelerator.device.type in ("cpu", "cuda") else torch.float32
+        total: Tensor = self.accelerator.reduce(sums.to(self.accelerator.device, kind), "sum")
+        return total.tolist()
+
+    @torch.no_grad()
     def _average(self) -> None:
-        decay = self.recipe.training.ema
-        if decay is None or self.averaged is None:
+        if self.averaged is None or self.loop.ema is None:
             return
-        for name, tensor in self.parts.state_dict().items():
+        for name, tensor in self.task.parts.state_dict().items():
             kept = self.averaged[name]
-            now = tensor.detach().to(kept.device)
             if kept.is_floating_point():
-                kept.lerp_(now, 1 - decay)
+                kept.lerp_(tensor, 1 - self.loop.ema)
             else:
-                kept.copy_(now)
+                kept.copy_(tensor)
 
     def _order(self, epoch: int) -> Any:
         shards = getattr(self.dataset, "shards", None)
-        buffer = self.recipe.data.shuffle_buffer
-        seed = self.recipe.training.seed
-        return epoch_order(len(self.dataset), seed, epoch, shards=shards, shuffle_buffer=buffer)
-
-    def _batch_length(self, step: int) -> int:
-        return min(self.batches.batch_size, len(self.dataset) - step * self.batches.batch_size)
-
-    def _own_randomness(self, number: int) -> Any:
-        """Dropout draws from a generator of the step; the global ones stay as they are."""
-        return seeded(
-            self.accelerator.device, "step", self.recipe.training.seed, number, self.accelerator.process_index
-        )
+        return epoch_order(len(self.dataset), self.loop.seed, epoch, shards=shards, shuffle_buffer=self._shuffle_buffer)
 
     def _loaded(self, batches: Iterator[Any]) -> Iterator[Any]:
         try:
@@ -244,15 +279,12 @@ class Trainer:
         )
 
 
-def seeded(device: torch.device, *key: int | str) -> Any:
-    """A context in which torch's generators are seeded from a key, and after which they are as before."""
-    return _Seeded(device, stable_id(" ".join(map(str, key)).encode()))
+class _seeded:
+    """Seeds torch's generators from a key, and puts them back afterwards."""
 
-
-class _Seeded:
-    def __init__(self, device: torch.device, seed: int) -> None:
+    def __init__(self, device: torch.device, *key: int | str) -> None:
         self._fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-        self._seed = seed
+        self._seed = stable_id(" ".join(map(str, key)).encode())
 
     def __enter__(self) -> None:
         self._fork.__enter__()

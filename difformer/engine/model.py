@@ -5,10 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difformer.checkpoints.weights import check_fits
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch
-from difformer.features import FeedbackExtractor
 
 
 class Trainee(nn.Module):
@@ -49,33 +47,3 @@ def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
     if isinstance(batch, Batch):
         return batch.images.to(device, non_blocking=True), labels, ids
     return {key: value.to(device, non_blocking=True) for key, value in batch.features.items()}, labels, ids
-
-
-class TrainedParts(nn.Module):
-    """Head and feedback layers under the names that classifier files have for them, without the backbone.
-
-    Args:
-        classifier: whose modules these are.
-    """
-
-    def __init__(self, classifier: DiffusionClassifier) -> None:
-        super().__init__()
-        self.head = classifier.head
-        if isinstance(classifier.extractor, FeedbackExtractor):
-            self.feedback = classifier.extractor.feedback
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the weights on the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.state_dict().items()}
-
-    def restore(self, state: dict[str, Tensor], source: str) -> None:
-        """Takes weights back.
-
-        Raises:
-            CheckpointError: they do not fit.
-        """
-        own = self.state_dict()
-        integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
-        check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
-        # Copied into the tensors that the optimiser holds.
-        self.load_state_dict(state)

@@ -181,19 +181,15 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """How long, how much at once, and what keeps the head from overfitting.
+class LoopConfig:
+    """How long, and how much at once.
 
     Attributes:
         epochs: passes over the training split.
         batch_size: images a step, over all processes together: the result does not depend on their number.
         accumulation: parts that a process's share of a batch goes through in, to save memory.
-        precision: no, bf16 or fp16 for head and backbone.
-        label_smoothing: in [0, 1).
-        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
+        precision: no, bf16 or fp16.
         ema: decay of the moving average of the weights, which is what is then evaluated and kept; none when left out.
-        sync_batch_norm: on GPUs, batch statistics over all processes.
-        early_stopping: evaluations without improvement after which to stop.
         seed: of initial weights, order and dropout.
         workers: of each process's data loader.
         save_minutes: most minutes of work between two saves of the state; it is saved after each epoch in any case.
@@ -203,12 +199,7 @@ class TrainingConfig:
     batch_size: int = 128
     accumulation: int = 1
     precision: Precision = "no"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
     ema: float | None = None
-    sync_batch_norm: bool = True
-    early_stopping: int | None = None
     seed: int = 0
     workers: int = 2
     save_minutes: float = 10.0
@@ -216,18 +207,39 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             object.__setattr__(self, name, as_positive_integer(f"training.{name}", getattr(self, name)))
-        if self.early_stopping is not None:
-            as_positive_integer("training.early_stopping", self.early_stopping)
         _check_choice("training.precision", self.precision, get_args(Precision))
-        _check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
-        for name in ("mixup", "cutmix", "save_minutes"):
-            _check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _check_range("training.save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0")
         for name in ("seed", "workers"):
-            _check_range(
-                f"training.{name}", as_integer(name, getattr(self, name)), getattr(self, name) >= 0, "not negative"
-            )
+            value = as_integer(f"training.{name}", getattr(self, name))
+            _check_range(f"training.{name}", value, value >= 0, "at least 0")
         if self.ema is not None:
             _check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    """How long, how much at once, and what keeps the head from overfitting.
+
+    Attributes:
+        label_smoothing: in [0, 1).
+        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
+        sync_batch_norm: on GPUs, batch statistics over all processes.
+        early_stopping: evaluations without improvement after which to stop.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    sync_batch_norm: bool = True
+    early_stopping: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.early_stopping is not None:
+            as_positive_integer("training.early_stopping", self.early_stopping)
+        _check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        for name in ("mixup", "cutmix"):
+            _check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
 
 
 @dataclass(frozen=True)

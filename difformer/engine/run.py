@@ -13,16 +13,20 @@ from difformer.checkpoints import read_weights
 from difformer.classifier import DiffusionClassifier, save_classifier
 from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.classification import Classification
 from difformer.engine.evaluate import evaluate
+from difformer.engine.extract import open_or_extract
 from difformer.engine.fake import FakeImages
 from difformer.engine.loop import Trainer
+from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.reading import plain
 from difformer.engine.recipe import Recipe
 from difformer.engine.run_folder import RunFolder
-from difformer.engine.state import TrainingState
+from difformer.engine.state import TrainingState, restore, snapshot
+from difformer.features import collate_features
 
 
-def create_accelerator(recipe: Recipe, *, trackers: bool = True) -> Any:
+def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True) -> Any:
     """Accelerate's entry point, with the recipe's precision and trackers.
 
     Raises:
@@ -59,6 +63,7 @@ class Run:
         images: the data sets by split.
         inputs: the same, or their features where these are cached.
         classifier: what is trained.
+        task: what its training means.
         trainer: what trains it.
         history: the records of the epochs so far.
 
@@ -80,7 +85,20 @@ class Run:
         self.collate: Any = collate
         if recipe.features == "cached":
             self._use_cache()
-        self.trainer = Trainer(recipe, accelerator, self.classifier, self.inputs["train"], self.collate)
+        self.task = Classification(
+            self.classifier, recipe.training, seed=recipe.extractor.seed, on_features=recipe.features == "cached"
+        )
+        self.trainer = Trainer(
+            self.task,
+            recipe.training,
+            recipe.optimizer,
+            recipe.schedule,
+            accelerator,
+            self.inputs["train"],
+            self.collate,
+            shuffle_buffer=recipe.data.shuffle_buffer,
+            sync_batch_norm=recipe.training.sync_batch_norm,
+        )
         self.history: list[dict[str, Any]] = []
 
     @property
@@ -107,14 +125,14 @@ class Run:
         """Writes the training state, on the main process."""
         if self.accelerator.is_main_process:
             recipe = plain(asdict(self.recipe))
-            self.trainer.state(self.data_digest, recipe, self.history).save(self.folder.state)
+            self.trainer.state(recipe, self.data_digest, self.history).save(self.folder.state)
 
     def measure(self, split: str) -> ClassificationMetrics:
         """Evaluates the classifier as it is, with the noise of evaluation."""
         recipe = self.recipe
         self.classifier.extractor.seed = recipe.extractor.seed
         outputs = evaluate(
-            self.trainer.trainee,
+            self.task.module,
             self.inputs[split],
             self.collate,
             self.accelerator,
@@ -131,12 +149,12 @@ class Run:
         if trainer.averaged is None:
             yield
             return
-        own = trainer.parts.snapshot()
-        trainer.parts.restore(trainer.averaged, "the moving average")
+        own = snapshot(self.task.parts)
+        restore(self.task.parts, trainer.averaged, "the moving average")
         try:
             yield
         finally:
-            trainer.parts.restore(own, "the weights in training")
+            restore(self.task.parts, own, "the weights in training")
 
     def save_classifier(self, *, chosen: bool) -> None:
         """Writes the classifier as it is, on the main process.
@@ -157,12 +175,9 @@ class Run:
         """Takes the weights of the classifier that was kept, on every process."""
         self.accelerator.wait_for_everyone()
         state = read_weights(self.folder.classifier).state
-        self.trainer.parts.restore(dict(state), str(self.folder.classifier))
+        restore(self.task.parts, dict(state), str(self.folder.classifier))
 
     def _use_cache(self) -> None:
-        from difformer.engine.extract import open_or_extract
-        from difformer.features.cache import collate_features
-
         self.collate = collate_features
         self.inputs = {
             split: open_or_extract(

@@ -1,17 +1,36 @@
 """The training state: one file that is replaced when the next is whole."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difformer.checkpoints import CheckpointError
+from difformer.checkpoints.weights import check_fits
 from difformer.files import write_atomically
 
 FORMAT = "difformer.training"
 FORMAT_VERSION = 1
+
+
+def snapshot(parts: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's weights, where they are."""
+    return {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
+
+
+def restore(parts: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies weights back into the tensors that a module, and perhaps an optimiser, holds.
+
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    own = parts.state_dict()
+    integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
+    check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
+    parts.load_state_dict(dict(state))
 
 
 @dataclass
@@ -39,6 +58,14 @@ class Progress:
     waiting: int = 0
     finished: bool = False
 
+    def add(self, loss_sum: float, correct: int, counted: int) -> None:
+        """Takes a step into account."""
+        self.step += 1
+        self.images += counted
+        self.loss_sum += loss_sum
+        self.correct += correct
+        self.counted += counted
+
     def note(self, value: float, criterion: str) -> bool:
         """Takes an evaluation into account; returns whether it is the best so far (of equals the first)."""
         better = self.best is None or (value < self.best if criterion == "loss" else value > self.best)
@@ -65,6 +92,7 @@ class TrainingState:
         progress: how far it is.
         weights: of head and feedback.
         optimizer: its state.
+        task: what the task has learned beside the weights.
         scaler: of the loss, with fp16.
         averaged: moving average of the weights, where there is one.
         history: the records of metrics.jsonl.
@@ -75,6 +103,7 @@ class TrainingState:
     progress: Progress
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
+    task: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] | None = None
     averaged: dict[str, Tensor] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone
+from difformer.config import as_integer, as_positive_integer
+from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.noising import Noising, repeat_conditioning
 from difformer.taps import FeatureKey, Features, TapSpec, resolve_taps
 
@@ -24,13 +26,13 @@ class FeatureExtractor(nn.Module):
         draws: noise draws a timestep, over which features are averaged.
         clean: add no noise; the network is still told the timestep.
         chunk_size: most noisy images to pass at once; all of them when None, fewer after the GPU ran out of memory.
-        dtype: of the features.
+        dtype: of the features; a floating-point type or its name, such as "bfloat16".
 
     Attributes:
         specs: what it gives, by key in the order it gives them: timesteps outermost.
 
     Raises:
-        ValueError: unknown or repeated taps or timesteps.
+        ValueError: unknown or repeated taps or timesteps, or numbers or types that make no sense.
     """
 
     def __init__(
@@ -43,18 +45,16 @@ class FeatureExtractor(nn.Module):
         draws: int = 1,
         clean: bool = False,
         chunk_size: int | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.taps = resolve_taps(taps, backbone.taps)
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
         self.noising.check_schedule(backbone.schedule)
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-        self.seed = seed
-        self.chunk_size = chunk_size
-        self.dtype = dtype
+        self.seed = as_integer("seed", seed)
+        self.chunk_size = None if chunk_size is None else as_positive_integer("chunk_size", chunk_size)
+        self.dtype = as_dtype(dtype)
         self.specs: dict[FeatureKey, TapSpec] = {
             FeatureKey(tap, t): backbone.taps[tap] for t in self.noising.timesteps for tap in self.taps
         }
@@ -65,9 +65,10 @@ class FeatureExtractor(nn.Module):
         return {
             "taps": list(self.taps),
             "timesteps": list(self.noising.timesteps),
-            "seed": self.seed,
+            "seed": as_integer("seed", self.seed),
             "draws": self.noising.draws,
             "clean": self.noising.clean,
+            "dtype": dtype_name(self.dtype),
         }
 
     @torch.no_grad()

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone, ResumableBackbone
+from difformer.config import as_integer, as_switch
+from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.noising import Noising, repeat_conditioning
 from difformer.taps import FeatureKey, Features, TapSpec, mirror, resolve_taps
 
@@ -82,7 +84,7 @@ class FeedbackExtractor(nn.Module):
         clean: bool = False,
         norm: FeedbackNorm = "batch",
         gate: bool = False,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
     ) -> None:
         super().__init__()
         if norm not in get_args(FeedbackNorm):
@@ -96,12 +98,12 @@ class FeedbackExtractor(nn.Module):
         self._check_mirrors()
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
         self.noising.check_schedule(backbone.schedule)
-        self.seed = seed
+        self.seed = as_integer("seed", seed)
         self.norm = norm
-        self.gate = gate
-        self.dtype = dtype
+        self.gate = as_switch("gate", gate)
+        self.dtype = as_dtype(dtype)
         self.feedback = nn.ModuleList(
-            FeedbackLayer(backbone.taps[tap].channels, backbone.taps[into].channels, norm, gate)
+            FeedbackLayer(backbone.taps[tap].channels, backbone.taps[into].channels, norm, self.gate)
             for tap, into in self.mirrors.items()
         )
         rounds = (self.first_pass_taps, self.taps)
@@ -120,11 +122,12 @@ class FeedbackExtractor(nn.Module):
             "taps": list(self.taps),
             "timesteps": list(self.noising.timesteps),
             "first_pass_taps": list(self.first_pass_taps),
-            "seed": self.seed,
+            "seed": as_integer("seed", self.seed),
             "draws": self.noising.draws,
             "clean": self.noising.clean,
             "norm": self.norm,
             "gate": self.gate,
+            "dtype": dtype_name(self.dtype),
         }
 
     def forward(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from difformer.config import as_integer, as_positive_integer, as_switch
 from difformer.diffusion import Schedule, image_noise, q_sample
 
 
@@ -29,16 +30,16 @@ class Noising:
     def __post_init__(self) -> None:
         if isinstance(self.timesteps, str) or not isinstance(self.timesteps, Iterable):
             raise ValueError(f"timesteps must be a sequence of integers, got {self.timesteps!r}")
-        steps = tuple(self.timesteps)
-        if not steps or any(isinstance(t, bool) or not isinstance(t, int) or t < 0 for t in steps):
+        steps = tuple(as_integer("every timestep", t) for t in self.timesteps)
+        if not steps or min(steps) < 0:
             raise ValueError(f"timesteps must be non-negative integers, at least one, got {steps!r}")
         if len(set(steps)) < len(steps):
             raise ValueError(f"timesteps must differ, got {steps!r}")
-        if isinstance(self.draws, bool) or not isinstance(self.draws, int) or self.draws < 1:
-            raise ValueError(f"draws must be a positive integer, got {self.draws!r}")
-        if self.clean and self.draws > 1:
+        draws, clean = as_positive_integer("draws", self.draws), as_switch("clean", self.clean)
+        if clean and draws > 1:
             raise ValueError("clean images have no noise to draw; leave draws at 1")
-        object.__setattr__(self, "timesteps", steps)
+        for name, value in (("timesteps", steps), ("draws", draws), ("clean", clean)):
+            object.__setattr__(self, name, value)
 
     def check_schedule(self, schedule: Schedule) -> None:
         """Raises ValueError when a timestep lies outside the schedule."""

@@ -7,12 +7,10 @@ from torch import Tensor
 from difformer.taps import FeatureKey, TapSpec
 
 
-def check_specs(specs: Mapping[FeatureKey, TapSpec], num_classes: int) -> dict[FeatureKey, TapSpec]:
-    """A copy of the specifications a head is built for; raises ValueError when there are none, or no classes."""
+def check_specs(specs: Mapping[FeatureKey, TapSpec]) -> dict[FeatureKey, TapSpec]:
+    """A copy of the specifications a head is built for; raises ValueError when there are none."""
     if not specs:
         raise ValueError("a head needs at least one feature; give an extractor's specs")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes must be a positive integer, got {num_classes!r}")
     return dict(specs)
 
 

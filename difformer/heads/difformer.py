@@ -6,10 +6,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from difformer.config import as_positive_integer, as_positive_number, as_rate, as_switch
 from difformer.heads._inputs import check_specs, select, single_key
 from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
 from difformer.heads.transformer import Summary
 from difformer.models.attention import AttentionName
+from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, TapSpec
 
 Variant = Literal["published", "joint"]
@@ -65,11 +67,19 @@ class DifFormerHead(nn.Module):
         attention: AttentionName = "auto",
     ) -> None:
         super().__init__()
-        self.specs = check_specs(specs, num_classes)
-        self.num_classes = num_classes
+        self.specs = check_specs(specs)
+        self.num_classes = as_positive_integer("num_classes", num_classes)
+        width, heads, layers, pool = (
+            as_positive_integer(name, value)
+            for name, value in {"width": width, "heads": heads, "layers": layers, "pool": pool}.items()
+        )
+        mlp_ratio = as_positive_number("mlp_ratio", mlp_ratio)
+        attention_pool = as_switch("attention_pool", attention_pool)
+        dropout, drop_path = as_rate("dropout", dropout), as_rate("drop_path", drop_path)
         _check_variant(variant, width, attention_pool=attention_pool, dropout=dropout, drop_path=drop_path)
         joint = variant == "joint"
-        norm = norm or ("channel" if joint else "layer")
+        if norm is None:
+            norm = "channel" if joint else "layer"
         self.variant = variant
         self.pool = pool
         self.arguments: dict[str, Any] = {
@@ -86,7 +96,7 @@ class DifFormerHead(nn.Module):
             implementation=attention,
         )  # fmt: skip
         self.embeddings = _KeyEmbedding(list(self.specs), width, dropout) if joint else None
-        self.fc = nn.Linear(width if joint else width * len(self.timesteps), num_classes)
+        self.fc = nn.Linear(width if joint else width * len(self.timesteps), self.num_classes)
 
     @property
     def map_sizes(self) -> dict[FeatureKey, int | None]:
@@ -119,7 +129,7 @@ class DifFormerHead(nn.Module):
 
         The share of a feature is the attention that the CLS token (or the pooling query) pays to its tokens in the
         last block, averaged over heads. In the published variant every timestep has a transformer run of its own,
-        and each counts equally.
+        and each counts equally. It is measured in evaluation mode, and changes nothing in the head.
 
         Args:
             features: as for `forward`.
@@ -127,12 +137,13 @@ class DifFormerHead(nn.Module):
         Returns:
             (B,) by key; the shares of an image sum to 1.
         """
-        groups = self._token_groups(features)
         shares: dict[FeatureKey, Tensor] = {}
-        for group in groups:
-            weights = self.summary.shares(torch.cat(list(group.values()), dim=1))
-            parts = weights.split([tokens.shape[1] for tokens in group.values()], dim=1)
-            shares |= {key: part.sum(dim=1) / len(groups) for key, part in zip(group, parts, strict=True)}
+        with evaluation_mode(self):
+            groups = self._token_groups(features)
+            for group in groups:
+                weights = self.summary.shares(torch.cat(list(group.values()), dim=1))
+                parts = weights.split([tokens.shape[1] for tokens in group.values()], dim=1)
+                shares |= {key: part.sum(dim=1) / len(groups) for key, part in zip(group, parts, strict=True)}
         return {key: shares[key] for key in self.specs}
 
     def _token_groups(self, features: Mapping[FeatureKey, Tensor]) -> list[dict[FeatureKey, Tensor]]:
@@ -174,13 +185,12 @@ class AttentionHead(nn.Module):
         attention: AttentionName = "auto",
     ) -> None:
         super().__init__()
-        self.specs = check_specs(specs, num_classes)
+        self.specs = check_specs(specs)
         single_key(self.specs)
-        self.num_classes = num_classes
-        self.arguments: dict[str, Any] = {
-            "width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio, "pool": pool, "norm": norm,
-        }  # fmt: skip
-        self.difformer = DifFormerHead(self.specs, num_classes, attention=attention, **self.arguments)
+        given = {"width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio, "pool": pool, "norm": norm}
+        self.difformer = DifFormerHead(self.specs, num_classes, attention=attention, **given)  # type: ignore[arg-type]
+        self.num_classes = self.difformer.num_classes
+        self.arguments: dict[str, Any] = {name: self.difformer.arguments[name] for name in given}
 
     @property
     def map_sizes(self) -> dict[FeatureKey, int | None]:
@@ -217,6 +227,3 @@ def _check_variant(variant: str, width: int, **joint_only: float | bool) -> None
     given = [name for name, value in joint_only.items() if value]
     if variant == "published" and given:
         raise ValueError(f"{', '.join(given)}: the published model has no such option; use variant='joint'")
-    for name in ("dropout", "drop_path"):
-        if not 0 <= joint_only[name] < 1:
-            raise ValueError(f"{name} must be at least 0 and below 1, got {joint_only[name]}")

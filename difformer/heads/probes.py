@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difformer.config import as_positive_integer, as_positive_integers, as_rate, as_switch
 from difformer.heads._inputs import check_specs, select, single_key
 from difformer.taps import FeatureKey, TapSpec
 
@@ -28,14 +29,15 @@ class LinearHead(nn.Module):
         self, specs: Mapping[FeatureKey, TapSpec], num_classes: int, *, pool: int = 2, batch_norm: bool = False
     ) -> None:
         super().__init__()
-        self.specs = check_specs(specs, num_classes)
+        self.specs = check_specs(specs)
         self.key = single_key(specs)
-        self.num_classes = num_classes
-        self.arguments: dict[str, Any] = {"pool": pool, "batch_norm": batch_norm}
-        width = _pooled_width(self.specs[self.key], pool)
-        self.pool = pool
+        self.num_classes = as_positive_integer("num_classes", num_classes)
+        self.pool = as_positive_integer("pool", pool)
+        batch_norm = as_switch("batch_norm", batch_norm)
+        self.arguments: dict[str, Any] = {"pool": self.pool, "batch_norm": batch_norm}
+        width = self.specs[self.key].channels * self.pool**2
         self.norm = nn.BatchNorm1d(width, affine=False) if batch_norm else nn.Identity()
-        self.fcs = nn.ModuleList([nn.Linear(width, num_classes)])
+        self.fcs = nn.ModuleList([nn.Linear(width, self.num_classes)])
 
     @property
     def map_sizes(self) -> dict[FeatureKey, int | None]:
@@ -75,13 +77,14 @@ class MLPHead(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.specs = check_specs(specs, num_classes)
+        self.specs = check_specs(specs)
         self.key = single_key(specs)
-        self.num_classes = num_classes
-        self.arguments: dict[str, Any] = {"pool": pool, "hidden": list(hidden), "dropout": dropout}
-        widths = [_pooled_width(self.specs[self.key], pool), *hidden, num_classes]
-        self.pool = pool
-        self.dropout = dropout
+        self.num_classes = as_positive_integer("num_classes", num_classes)
+        self.pool = as_positive_integer("pool", pool)
+        self.dropout = as_rate("dropout", dropout)
+        hidden = as_positive_integers("hidden", hidden)
+        self.arguments: dict[str, Any] = {"pool": self.pool, "hidden": list(hidden), "dropout": self.dropout}
+        widths = [self.specs[self.key].channels * self.pool**2, *hidden, self.num_classes]
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     @property
@@ -120,16 +123,17 @@ class CNNHead(nn.Module):
         self, specs: Mapping[FeatureKey, TapSpec], num_classes: int, *, channels: Sequence[int] = (512, 512)
     ) -> None:
         super().__init__()
-        self.specs = check_specs(specs, num_classes)
+        self.specs = check_specs(specs)
         self.key = single_key(specs)
-        self.num_classes = num_classes
+        self.num_classes = as_positive_integer("num_classes", num_classes)
+        channels = as_positive_integers("channels", channels)
         self.arguments: dict[str, Any] = {"channels": list(channels)}
         widths = [self.specs[self.key].channels, *channels]
         self.convolutions = nn.Sequential()
         for i, (a, b) in enumerate(itertools.pairwise(widths)):
             convolution = nn.Conv2d(a, b, 3, stride=2 if i else 1, padding=1, bias=False)
             self.convolutions.append(nn.Sequential(convolution, nn.BatchNorm2d(b), nn.ReLU()))
-        self.fc = nn.Linear(widths[-1], num_classes)
+        self.fc = nn.Linear(widths[-1], self.num_classes)
 
     @property
     def map_sizes(self) -> dict[FeatureKey, int | None]:
@@ -140,9 +144,3 @@ class CNNHead(nn.Module):
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
         x = self.convolutions(select(features, self.specs)[self.key].to(self.fc.weight.dtype))
         return self.fc(x.mean(dim=(2, 3)))
-
-
-def _pooled_width(spec: TapSpec, pool: int) -> int:
-    if isinstance(pool, bool) or not isinstance(pool, int) or pool < 1:
-        raise ValueError(f"pool must be a positive integer, got {pool!r}")
-    return spec.channels * pool * pool

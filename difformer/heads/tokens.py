@@ -25,15 +25,13 @@ class Tokenizer(nn.Module):
             which fits maps of any size.
 
     Raises:
-        ValueError: unknown norm or a bad number.
+        ValueError: unknown norm.
     """
 
     def __init__(self, channels: int, size: int, width: int, pool: int, norm: TokenNorm) -> None:
         super().__init__()
         if norm not in get_args(TokenNorm):
             raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(TokenNorm))}")
-        if isinstance(pool, bool) or not isinstance(pool, int) or pool < 1:
-            raise ValueError(f"pool must be a positive integer, got {pool!r}")
         side = min(size, pool)
         self.pool = pool
         # LayerNorm over the whole map ties the head to one size.

@@ -1,5 +1,6 @@
 """The transformer of the fusion heads: pre-norm blocks, and a summary of all tokens in one vector."""
 
+import math
 from collections import OrderedDict
 from typing import cast
 
@@ -26,10 +27,10 @@ class SelfAttention(nn.Module):
         h = attention(*self._split(x), implementation=self.implementation)
         return self.proj(rearrange(h, "b heads n d -> b n (heads d)"))
 
-    def first_token_weights(self, x: Tensor) -> Tensor:
-        """How much the first token attends to each, averaged over heads: (B, N), each row sums to 1."""
+    def first_token_log_weights(self, x: Tensor) -> Tensor:
+        """Logarithm of how much the first token attends to each, averaged over heads: (B, N)."""
         q, k, _ = self._split(x)
-        return _weights(q[:, :, :1], k)
+        return _log_weights(q[:, :, :1], k)
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
@@ -77,9 +78,9 @@ class AttentionPool(nn.Module):
         h = attention(self.query.expand(len(x), -1, -1, -1), k, v, implementation=self.implementation)
         return self.proj(h.flatten(1))
 
-    def weights(self, x: Tensor) -> Tensor:
-        """How much the query attends to each token, averaged over heads: (B, N), each row sums to 1."""
-        return _weights(self.query.expand(len(x), -1, -1, -1), self._split(x)[0])
+    def log_weights(self, x: Tensor) -> Tensor:
+        """Logarithm of how much the query attends to each token, averaged over heads: (B, N)."""
+        return _log_weights(self.query.expand(len(x), -1, -1, -1), self._split(x)[0])
 
     def _split(self, x: Tensor) -> Tensor:
         return rearrange(self.kv(x), "b n (two heads d) -> two b heads n d", two=2, heads=self.heads)
@@ -100,7 +101,7 @@ class Summary(nn.Module):
         implementation: of the attention.
 
     Raises:
-        ValueError: a number out of range.
+        ValueError: heads that do not divide the width, or MLPs without a hidden unit.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class Summary(nn.Module):
     ) -> None:
         super().__init__()
         check_attention(implementation)
-        if width < 1 or heads < 1 or layers < 1 or width % heads:
-            raise ValueError(f"need at least one layer and heads that divide the width; got {layers}, {heads}, {width}")
+        if width % heads:
+            raise ValueError(f"heads must divide the width, got {heads} heads and width {width}")
+        if int(width * mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {mlp_ratio} leaves the MLPs of width {width} no hidden unit; choose a larger")
         rates = [drop_path * (i + 1) / layers for i in range(layers)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout, rate, implementation) for rate in rates)
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
@@ -137,10 +140,10 @@ class Summary(nn.Module):
         With a CLS token that is its attention in the last block, without what it pays to itself.
         """
         if self.pool is not None:
-            return self.pool.weights(self.norm(self._run(tokens, self.blocks)))
+            return self.pool.log_weights(self.norm(self._run(tokens, self.blocks))).softmax(dim=1)
         last = cast(Block, self.blocks[-1])
-        weights = last.attn.first_token_weights(last.norm1(self._run(tokens, self.blocks[:-1])))[:, 1:]
-        return weights / weights.sum(dim=1, keepdim=True)
+        # In logarithms, since a CLS token that sees almost only itself leaves the others weights of 0.
+        return last.attn.first_token_log_weights(last.norm1(self._run(tokens, self.blocks[:-1])))[:, 1:].softmax(dim=1)
 
     def _run(self, tokens: Tensor, blocks: nn.ModuleList) -> Tensor:
         if self.cls_token is not None:
@@ -150,14 +153,12 @@ class Summary(nn.Module):
         return tokens
 
 
-def _weights(q: Tensor, k: Tensor) -> Tensor:
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-    return scores.float().softmax(dim=-1).mean(dim=1)[:, 0]
+def _log_weights(q: Tensor, k: Tensor) -> Tensor:
+    scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()
+    return scores.log_softmax(dim=-1).logsumexp(dim=1)[:, 0] - math.log(q.shape[1])
 
 
 def _drop_path(rate: float) -> nn.Module:
-    if not 0 <= rate < 1:
-        raise ValueError(f"drop_path must be at least 0 and below 1, got {rate}")
     if rate == 0:
         return nn.Identity()
     layer: nn.Module = require("timm.layers", "stochastic depth", install="timm torchvision").DropPath(rate)

@@ -7,7 +7,7 @@ from support import config_from_openai, load_recipe, read_golden, recipe_tensor
 from difformer import CheckpointError, UNet, UNetBackbone, create_backbone, load_classifier
 from difformer.cli import main
 from difformer.diffusion import NoiseSchedule
-from difformer.published import PublishedOptions, read_published
+from difformer.published import PublishedOptions, is_published, read_published
 
 NAMES = ["linear_probe", "attention_head", "difformer", "diffeed"]
 
@@ -101,6 +101,92 @@ def test_contradictions_are_found(published):
     )
     with pytest.raises((CheckpointError, ValueError), match=r"does not fit|comes after"):
         read_published(folder / "latest.pth", backbone, given)
+
+
+def options_for(options, **more):
+    return PublishedOptions(
+        timesteps=tuple(options["t_list"]),
+        taps=tuple(options["first_fw_b_list"]) if "fcs.0.weight" in options["head_keys"] else (),
+        feedback_taps=tuple(options["feedback_b_list"] or ()),
+        **more,
+    )
+
+
+def test_malformed_checkpoints_say_what_was_expected(published):
+    """Whichever entry is missing or has another form, the error is one of ours and names the file."""
+    folder, _, options = published
+    backbone = create_backbone(folder / "small.safetensors")
+    content = torch.load(folder / "latest.pth")
+    head = content["model_head"]
+
+    def read(**changes):
+        torch.save({**content, **changes}, folder / "latest.pth")
+        return read_published(folder / "latest.pth", backbone, options_for(options))
+
+    read()
+    for name, tensor in head.items():
+        for changed in (
+            {key: value for key, value in head.items() if key != name},
+            head | {name: torch.zeros(0)},
+            head | {name: tensor[None]},
+            head | {name: 3},
+        ):
+            with pytest.raises(CheckpointError, match=r"latest\.pth"):
+                read(model_head=changed)
+    for wrong in (None, 3, [head], {1: torch.zeros(1)}):
+        with pytest.raises(CheckpointError, match="model_head"):
+            read(model_head=wrong)
+    with pytest.raises(CheckpointError, match="model_feedback must be a state dict, tensors by name, got list"):
+        read(model_feedback=[1])
+
+
+@pytest.mark.parametrize("published", ["difformer"], indirect=True)
+def test_attention_heads_without_tokenizers_are_refused(published):
+    folder, _, options = published
+    content = torch.load(folder / "latest.pth")
+    head = {name: tensor for name, tensor in content["model_head"].items() if not name.startswith("pre_layer.")}
+    torch.save(content | {"model_head": head}, folder / "latest.pth")
+    given = PublishedOptions(timesteps=tuple(options["t_list"]), taps=tuple(options["first_fw_b_list"]))
+    with pytest.raises(CheckpointError, match=r"without tokenizers; pre_layer\.\* was expected"):
+        read_published(folder / "latest.pth", create_backbone(folder / "small.safetensors"), given)
+
+
+@pytest.mark.parametrize("published", ["linear_probe"], indirect=True)
+def test_classes_can_be_named(published):
+    folder, _, options = published
+    backbone = create_backbone(folder / "small.safetensors")
+    plain = read_published(folder / "latest.pth", backbone, options_for(options))
+    names = tuple(f"class {name}" for name in plain.class_names)
+    named = read_published(folder / "latest.pth", backbone, options_for(options, class_names=names))
+    assert named.class_names == names
+    with pytest.raises(CheckpointError, match=f"tells {len(names)} classes apart, but 1 class_names were given"):
+        read_published(folder / "latest.pth", backbone, options_for(options, class_names=("cat",)))
+
+
+def test_a_checkpoint_is_unpickled_once(published, monkeypatch):
+    folder, _, options = published
+    backbone = create_backbone(folder / "small.safetensors")
+    loads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **more: loads.append(args) or load(*args, **more))
+    assert is_published(folder / "latest.pth")
+    assert not loads
+    read_published(folder / "latest.pth", backbone, options_for(options))
+    assert len(loads) == 1
+
+
+def test_published_checkpoints_are_told_by_their_names(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save({"model_head.weight": torch.zeros(1), "other": torch.zeros(2)}, path)
+    assert not is_published(path)
+    torch.save({"model_head": {}}, path)
+    assert is_published(path)
+    content = path.read_bytes()
+    for damaged in (content[:-40], content.replace(b"model_head", b"model_hea\xff")):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"x\.pth is truncated or corrupt"):
+            is_published(path)
+    path.write_bytes(b"something else")
+    assert not is_published(path)
 
 
 def test_other_files_are_told_apart(tmp_path):

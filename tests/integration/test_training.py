@@ -31,7 +31,7 @@ ZYGOTE = """
     from difformer.engine.reading import create_parser, parse
     from difformer.engine.recipe import Recipe
     from difformer.engine.train import train
-    import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchmetrics.functional, torchvision.transforms.v2
+    import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchvision.transforms.v2
 
     recipe_file, trials = sys.argv[1], int(sys.argv[2])
     recipe, _ = parse(create_parser(Recipe, "train", "", {}), Recipe, (), [recipe_file])

@@ -523,10 +523,9 @@ class TestPixelFormats:
     def test_a_damaged_exif_block_spoils_no_image(self, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
-        exif[0x8769] = {0x9286: b"abc"}
+        exif[0x011A] = 72.0
         damaged = bytearray(exif.tobytes())
-        # The comment's type becomes that of a number.
-        place = damaged.index(b"\x92\x86") + 3
-        damaged[place] = 1
+        # The resolution is a fraction; its type becomes that of bytes.
+        damaged[damaged.index(b"\x01\x1a\x00\x05") + 3] = 1
         path = self.saved(tmp_path, "x.jpg", Image.fromarray(pixels(0)), exif=bytes(damaged))
         assert read_image(path).size == (24, 30)

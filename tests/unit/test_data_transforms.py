@@ -202,6 +202,8 @@ class TestInADataSet:
         assert torch.equal(second.images[4], dataset[4].image)
         with pytest.raises(ValueError, match="must not be negative"):
             dataset.set_epoch(-1)
+        with pytest.raises(ValueError, match="must be an integer"):
+            dataset.set_epoch(0.5)
 
     def test_spawned_workers_share_the_epoch_and_what_was_skipped(self, root):
         (root / "train/a/a_1.png").write_text("no image")

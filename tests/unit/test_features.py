@@ -1,11 +1,14 @@
 """Extraction: keys, noise, chunks, draws, and that no gradient or mode is left behind."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 from support import recipe_input, small_unet
 
 from difformer import FeatureKey, NoiseSchedule, create_backbone, image_noise, q_sample
-from difformer.features import FeatureExtractor
+from difformer.features import FeatureExtractor, FeedbackExtractor
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +184,12 @@ def test_another_kind_of_backbone_works(images):
         ({"timesteps": [1000]}, r"\[0, 1000\)"),
         ({"timesteps": [-1]}, "non-negative"),
         ({"timesteps": 90}, "sequence"),
-        ({"timesteps": [0.5]}, "non-negative integers"),
+        ({"timesteps": [0.5]}, "every timestep must be an integer, got 0.5"),
+        ({"timesteps": [True]}, "every timestep must be an integer"),
+        ({"clean": 1}, "clean must be true or false"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"dtype": torch.int8}, "dtype must be a floating-point type"),
+        ({"dtype": "float99"}, "dtype must be a floating-point type.*got 'float99'"),
         ({"draws": 0}, "draws"),
         ({"draws": 2, "clean": True}, "no noise to draw"),
         ({"chunk_size": 0}, "chunk_size"),
@@ -200,3 +208,26 @@ def test_an_empty_batch_gives_empty_features(backbone, images):
 def test_bad_ids_raise(backbone, images):
     with pytest.raises(ValueError, match="ids must be 3 integers"):
         FeatureExtractor(backbone, taps=["mid"], timesteps=[90])(images, [1, 2])
+
+
+@pytest.mark.parametrize("cls", [FeatureExtractor, FeedbackExtractor])
+def test_arguments_are_plain_and_build_the_same_again(backbone, cls):
+    own = {"feedback_taps": np.array([12]), "gate": np.bool_(True)} if cls is FeedbackExtractor else {}
+    extractor = cls(
+        backbone,
+        taps=["out02"],
+        timesteps=np.array([90, 150]),
+        seed=np.int64(3),
+        draws=np.int64(2),
+        clean=np.bool_(False),
+        dtype=torch.bfloat16,
+        **own,
+    )
+    extractor.seed = np.int64(4)
+    arguments = json.loads(json.dumps(extractor.arguments))
+    assert arguments == extractor.arguments
+    assert (arguments["timesteps"], arguments["seed"], arguments["draws"]) == ([90, 150], 4, 2)
+    again = cls(backbone, **arguments)
+    assert again.arguments == arguments
+    assert again.dtype == torch.bfloat16
+    assert {type(key.t) for key in extractor.specs} == {int}

@@ -1,54 +1,20 @@
 """Contracts that every head keeps, and what is particular to each."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from example_heads import HEADS, KEY, MANY, ONE, SMALL, build, features_for
 from support import ADM256, recipe_input
+from torch import nn
 
 from difformer import FeatureKey
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
 from difformer.heads.published import from_published, published_names
 from difformer.heads.tokens import sincos_positions
 from difformer.models.plan import tap_specs
-from difformer.taps import TapSpec
-
-KEY = FeatureKey("out02", 90)
-ONE = {KEY: TapSpec("out02", 13, 64, 8, 0)}
-MANY = {
-    FeatureKey(tap, t, number): TapSpec(tap, block, channels, size, 0)
-    for t in (90, 300)
-    for tap, block, channels, size, number in [
-        ("mid", 10, 64, 8, 0),
-        ("out05", 16, 32, 16, 0),
-        ("out05", 16, 32, 16, 1),
-    ]
-}
-SMALL = {"width": 32, "heads": 4, "layers": 2, "pool": 4}
-
-HEADS = {
-    "linear": lambda: LinearHead(ONE, 5),
-    "linear with norm": lambda: LinearHead(ONE, 5, pool=1, batch_norm=True),
-    "mlp": lambda: MLPHead(ONE, 5, hidden=(16, 8)),
-    "cnn": lambda: CNNHead(ONE, 5, channels=(16, 8)),
-    "attention": lambda: AttentionHead(ONE, 5, **SMALL),
-    "difformer": lambda: DifFormerHead(MANY, 5, **SMALL),
-    "difformer batch": lambda: DifFormerHead(MANY, 5, norm="batch", **SMALL),
-    "joint": lambda: DifFormerHead(MANY, 5, variant="joint", **SMALL),
-    "joint pooled": lambda: DifFormerHead(MANY, 5, variant="joint", attention_pool=True, **SMALL),
-    "joint regular": lambda: DifFormerHead(MANY, 5, variant="joint", dropout=0.2, drop_path=0.2, **SMALL),
-}
-
-
-def build(name):
-    torch.manual_seed(0)
-    return HEADS[name]()
-
-
-def features_for(head, batch=3, scale=1):
-    return {
-        key: recipe_input(i, batch, spec.channels, spec.size * scale, spec.size * scale)
-        for i, (key, spec) in enumerate(head.specs.items())
-    }
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -196,52 +162,6 @@ def test_parameter_counts_on_adm256_are_the_published_ones():
     assert 27_786_216 + 2_759_680 == 30_545_896  # DifFeed: the attention head and the feedback layers
 
 
-@pytest.mark.parametrize("name", ["difformer", "difformer batch", "joint", "joint pooled"])
-def test_attention_shares_sum_to_one(name):
-    head = build(name).eval()
-    shares = head.attention_share(features_for(head))
-    assert list(shares) == list(head.specs)
-    stacked = torch.stack(list(shares.values()))
-    assert stacked.shape == (len(head.specs), 3)
-    assert (stacked > 0).all()
-    torch.testing.assert_close(stacked.sum(dim=0), torch.ones(3))
-
-
-@pytest.mark.parametrize("name", ["difformer", "joint", "joint pooled"])
-def test_attention_shares_say_what_the_output_depends_on(name):
-    """With queries and keys at zero, attention is uniform, and a share is the part of the tokens."""
-    head = build(name).eval()
-    with torch.no_grad():
-        for block in head.summary.blocks:
-            block.attn.qkv.weight[:64].zero_()
-        if head.summary.pool is not None:
-            head.summary.pool.query.zero_()
-    shares = head.attention_share(features_for(head))
-    for share in shares.values():
-        torch.testing.assert_close(share, torch.full((3,), 1 / 6))
-
-
-def test_attention_shares_follow_a_token_that_is_looked_at():
-    """A CLS token that is made to look for one block's embedding gives that block nearly all of its attention."""
-    head = DifFormerHead(MANY, 5, variant="joint", width=32, heads=1, layers=1, pool=4).eval()
-    key = FeatureKey("out05", 90, 1)
-    with torch.no_grad():
-        for tokenizer in head.tokenizers.values():
-            tokenizer.project.weight.zero_()
-            tokenizer.project.bias.zero_()
-        mark = torch.zeros(32)
-        mark[3] = 100.0
-        head.embeddings.block[head.embeddings.block_index["out05", 1]] += mark
-        head.summary.cls_token[..., 3] = 100.0
-        qkv = head.summary.blocks[0].attn.qkv.weight
-        qkv[:64].zero_()
-        qkv[3, 3] = qkv[32 + 3, 3] = 5.0
-    shares = head.attention_share(features_for(head))
-    assert (
-        sum(share for found, share in shares.items() if (found.tap, found.round) == (key.tap, key.round)).min() > 0.99
-    )
-
-
 @pytest.mark.parametrize("name", ["joint", "joint pooled", "difformer batch", "linear", "mlp", "cnn"])
 def test_heads_not_tied_to_one_size_take_larger_and_non_square_maps(name):
     head = build(name).eval()
@@ -283,6 +203,67 @@ def test_regularisation_acts_in_training_only():
     assert not torch.allclose(head.train()(features), head(features))
 
 
+def test_stochastic_depth_drops_whole_blocks_for_some_images_in_training():
+    """At the rates of Huang et al. 2016: rising in proportion to the depth, to the one given at the last block."""
+    head = DifFormerHead(MANY, 5, variant="joint", drop_path=0.5, **SMALL)
+    assert [block.drop_path.drop_prob for block in head.summary.blocks] == [0.25, 0.5]
+    features = {key: value[:1].expand(64, -1, -1, -1) for key, value in features_for(head).items()}
+    logits = head.train()(features)
+    # In each of two blocks, attention and MLP are kept or not: no more than 16 different results for one image.
+    assert 4 < len(logits.detach().mul(1e4).round().unique(dim=0)) <= 16
+    assert len(head.eval()(features).detach().mul(1e4).round().unique(dim=0)) == 1
+
+
+def test_dropout_acts_at_every_place_it_is_meant_for():
+    head = DifFormerHead(MANY, 5, variant="joint", dropout=0.5, **SMALL).train()
+    features = features_for(head)
+    places = {name: module for name, module in head.named_modules() if isinstance(module, nn.Dropout)}
+    blocks = [f"summary.blocks.{i}.{part}" for i in (0, 1) for part in ("dropout", "mlp.drop")]
+    assert sorted(places) == sorted(["embeddings.dropout", *blocks])
+    assert {module.p for module in places.values()} == {0.5}
+    for name, module in places.items():
+        for other in places.values():
+            other.p = 0.5 if other is module else 0.0
+        assert not torch.allclose(head(features), head(features)), name
+
+
+def test_the_mlp_head_drops_hidden_units_in_training_only():
+    head = MLPHead(ONE, 5, hidden=(16,), dropout=0.5)
+    features = features_for(head)
+    assert not torch.allclose(head.train()(features), head(features))
+    assert torch.equal(head.eval()(features), head(features))
+    plain = MLPHead(ONE, 5, hidden=(16,)).train()
+    assert torch.equal(plain(features), plain(features))
+
+
+def test_the_linear_heads_norm_is_batch_normalisation_of_the_pooled_vector():
+    head = build("linear with norm").train()
+    features = features_for(head, batch=8)
+    pooled = features[KEY].mean(dim=(2, 3))
+    mean, variance = pooled.mean(dim=0), pooled.var(dim=0, unbiased=False)
+    expected = head.fcs[0]((pooled - mean) / (variance + 1e-5).sqrt())
+    torch.testing.assert_close(head(features), expected, rtol=1e-4, atol=1e-5)
+    running = 0.1 * mean, 0.9 + 0.1 * pooled.var(dim=0)
+    expected = head.fcs[0]((pooled - running[0]) / (running[1] + 1e-5).sqrt())
+    torch.testing.assert_close(head.eval()(features), expected, rtol=1e-4, atol=1e-5)
+    assert not any(name.startswith("norm") for name, _ in head.named_parameters())
+
+
+@pytest.mark.parametrize("name", ["joint", "joint pooled"])
+def test_the_joint_head_normalises_what_comes_out_of_the_last_block(name):
+    """A norm that gives everything one value leaves nothing for the logits to depend on but that value."""
+    head = build(name).eval()
+    value = recipe_input(5, 32)
+    with torch.no_grad():
+        head.summary.norm.weight.zero_()
+        head.summary.norm.bias.copy_(value)
+        pool = head.summary.pool
+        summary = value if pool is None else pool.proj(F.linear(value, pool.kv.weight[32:]))
+    expected = head.fc(summary).expand(3, -1)
+    torch.testing.assert_close(head(features_for(head)), expected, rtol=1e-4, atol=1e-5)
+    assert not any("summary.norm." in name for name in build("difformer").state_dict())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -291,9 +272,20 @@ def test_regularisation_acts_in_training_only():
         ({"attention_pool": True}, "attention_pool: the published"),
         ({"variant": "joint", "drop_path": 1.0}, "drop_path must be"),
         ({"variant": "joint", "width": 30, "heads": 2}, "multiple of 4"),
-        ({"width": 30}, "heads that divide the width"),
-        ({"layers": 0}, "at least one layer"),
+        ({"variant": "joint", "dropout": 2}, "dropout must be a number of at least 0 and below 1, got 2"),
+        ({"width": 30}, "heads must divide the width, got 4 heads and width 30"),
+        ({"width": 0}, "width must be a positive integer, got 0"),
+        ({"heads": 0}, "heads must be a positive integer"),
+        ({"heads": 4.0}, "heads must be a positive integer, got 4.0"),
+        ({"layers": 0}, "layers must be a positive integer"),
+        ({"mlp_ratio": 0}, "mlp_ratio must be a finite number above 0, got 0"),
+        ({"mlp_ratio": -1.0}, "mlp_ratio must be"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio must be"),
+        ({"mlp_ratio": 0.01}, "no hidden unit"),
         ({"pool": 0}, "pool must be"),
+        ({"pool": True}, "pool must be"),
+        ({"attention_pool": 1}, "attention_pool must be true or false"),
+        ({"norm": ""}, "unknown norm ''"),
         ({"norm": "group"}, "unknown norm 'group'; expected one of layer, batch, channel"),
         ({"attention": "flash"}, "unknown attention 'flash'"),
     ],
@@ -301,8 +293,48 @@ def test_regularisation_acts_in_training_only():
 def test_bad_arguments_raise(arguments, message):
     with pytest.raises(ValueError, match=message):
         DifFormerHead(MANY, 5, **(SMALL | arguments))
-    with pytest.raises(ValueError, match="pool"):
-        LinearHead(ONE, 5, pool=0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        (LinearHead, {"pool": 0}, "pool must be a positive integer"),
+        (LinearHead, {"batch_norm": "no"}, "batch_norm must be true or false, got 'no'"),
+        (MLPHead, {"pool": 0}, "pool must be a positive integer"),
+        (MLPHead, {"hidden": 8}, "hidden must be a sequence of numbers, got 8"),
+        (MLPHead, {"hidden": (8, 0)}, "every entry of hidden must be a positive integer, got 0"),
+        (MLPHead, {"dropout": 2}, "dropout must be a number of at least 0 and below 1, got 2"),
+        (MLPHead, {"dropout": float("nan")}, "dropout must be"),
+        (CNNHead, {"channels": 8}, "channels must be a sequence of numbers, got 8"),
+        (CNNHead, {"channels": (8.5,)}, "every entry of channels must be a positive integer"),
+        (AttentionHead, {"width": 30, "heads": 4}, "heads must divide the width"),
+        (AttentionHead, {"layers": 0}, "layers must be"),
+    ],
+)
+def test_bad_arguments_of_probes_raise(cls, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cls(ONE, 5, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (LinearHead, {"pool": np.int64(1), "batch_norm": np.bool_(True)}),
+        (MLPHead, {"hidden": np.array([16, 8]), "dropout": np.float32(0.25), "pool": np.int32(1)}),
+        (CNNHead, {"channels": np.array([8])}),
+        (AttentionHead, {"width": np.int64(32), "heads": np.int64(4), "mlp_ratio": np.float32(2), "pool": np.int8(4)}),
+        (
+            DifFormerHead,
+            {"variant": "joint", "width": np.int64(32), "layers": torch.tensor(1), "drop_path": np.float32(0.25)},
+        ),
+    ],
+)
+def test_numpy_numbers_are_kept_as_plain_ones(cls, arguments):
+    head = cls(ONE, np.int64(5), **arguments)
+    assert type(head.num_classes) is int
+    assert json.loads(json.dumps(head.arguments)) == head.arguments
+    for name, value in arguments.items():
+        assert head.arguments[name] == (value.tolist() if hasattr(value, "tolist") else value)
 
 
 @pytest.mark.parametrize("name", ["linear", "mlp", "attention", "difformer", "difformer batch"])

@@ -153,6 +153,10 @@ class TestChoose:
         assert choose(fits[1:], mixed, labels).model is guess
         assert choose(fits[1:], mixed, labels, criterion="mean_per_class").model is good
 
+    def test_classes_without_images_are_left_out(self):
+        logits, labels = np.eye(4)[[1, 1, 3, 1]], np.array([1, 1, 3, 3])
+        assert accuracy(logits, labels, "mean_per_class") == (1 + 1 / 2) / 2
+
     def test_what_is_refused(self):
         with pytest.raises(ValueError, match="no fits"):
             choose([], FEATURES, LABELS)

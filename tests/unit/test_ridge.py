@@ -139,6 +139,9 @@ def test_standardised_features():
     np.testing.assert_allclose(found.x, standardised(features.numpy()), atol=1e-12)
     weight, bias = torch.randn(2, 3, dtype=torch.float64), torch.randn(2, dtype=torch.float64)
     torch.testing.assert_close(found.unfold(weight, bias).logits(features), found.x @ weight.T + bias)
+    constant = Standardised.of(torch.full((50, 1), 0.1, dtype=torch.float64), torch.float64)
+    assert (constant.x == 0).all()
+    assert constant.scale.tolist() == [1]
 
 
 @pytest.mark.parametrize(

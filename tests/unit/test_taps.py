@@ -14,6 +14,14 @@ def test_names_follow_the_network():
     assert len(NAMES) == 37
 
 
+def test_keys_hold_plain_numbers():
+    key = FeatureKey("mid", np.int64(90), round=torch.tensor(1))
+    assert key == FeatureKey("mid", 90, 1)
+    assert (type(key.t), type(key.round)) == (int, int)
+    with pytest.raises(ValueError, match=r"t must be an integer, got 0\.5"):
+        FeatureKey("mid", 0.5)
+
+
 @pytest.mark.parametrize(
     ("tap", "name"),
     [

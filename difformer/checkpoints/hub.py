@@ -1,0 +1,60 @@
+"""Files in Hugging Face repositories, by addresses `hf://owner/name[/file][@revision]`."""
+
+import itertools
+from pathlib import Path
+
+from difformer._optional import require
+
+HUB = "hf://"
+_FILE = "model.safetensors"
+
+
+def locate_on_hub(
+    address: str,
+    *,
+    download: bool,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+) -> Path:
+    """The file behind a hub address, downloaded or from the hub's cache; `model.safetensors` where it names none.
+
+    Args:
+        address: `hf://owner/name[/file][@revision]`.
+        download: whether it may be fetched when it is not on this machine.
+        revision: branch, tag or commit, where the address names none.
+        token: of an account that may read the repository; the one logged in with when left out.
+        cache_dir: in place of the hub's own cache.
+
+    Raises:
+        FileNotFoundError: it is not there, and may not be or cannot be fetched.
+        ValueError: no such address, or two revisions.
+    """
+    hub = require("huggingface_hub", f"reading {address}")
+    place, _, named = address.removeprefix(HUB).partition("@")
+    owner, name, file = (*place.split("/", 2), "", "")[:3]
+    if not owner or not name:
+        raise ValueError(f"{address!r} is not a hub address; write hf://owner/name, hf://owner/name/file or …@revision")
+    if named and revision and named != revision:
+        raise ValueError(f"{address} names the revision {named}, which revision={revision!r} contradicts; give one")
+    try:
+        found: str = hub.hf_hub_download(
+            f"{owner}/{name}",
+            file or _FILE,
+            revision=named or revision or None,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=not download,
+        )
+    except hub.errors.LocalEntryNotFoundError as error:
+        allow = "the hub did not answer" if download else "allow the download with download=True (--download)"
+        raise FileNotFoundError(f"{address} is not on this machine; {allow}") from error
+    except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
+        raise FileNotFoundError(f"{address} cannot be had: {str(error).splitlines()[0]}") from error
+    return Path(found)
+
+
+def hub_version(address: str, path: Path) -> str:
+    """A hub address that says which commit was read; the hub's cache keeps it in the path."""
+    commit = dict(itertools.pairwise(path.parts)).get("snapshots")
+    return f"{address.partition('@')[0]}@{commit}" if commit else address

@@ -1,0 +1,106 @@
+"""Classifiers as hub repositories, and as folders laid out like them."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from difformer._optional import require
+from difformer.checkpoints import locate_on_hub
+from difformer.classifier.files import describe, load_classifier, save_classifier
+from difformer.classifier.model import DiffusionClassifier
+from difformer.files import write_atomically
+
+_FILE = "model.safetensors"
+
+
+def save_pretrained(
+    classifier: DiffusionClassifier, folder: Path, metadata: dict[str, Any], repo_id: str | None = None
+) -> Path:
+    """What `DiffusionClassifier.save_pretrained` does.
+
+    Args:
+        folder: created when it does not exist.
+        metadata: as for `save_classifier`.
+        repo_id: the repository that the folder is to become, for the model card; None where that is not known.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_classifier(folder / _FILE, classifier, **metadata)
+    with write_atomically(folder / "config.json", overwrite=True) as temporary:
+        temporary.write_text(json.dumps(describe(classifier, metadata), indent=2) + "\n")
+    with write_atomically(folder / "README.md", overwrite=True) as temporary:
+        temporary.write_text(_model_card(classifier, repo_id), encoding="utf-8")
+    return folder
+
+
+def push_to_hub(
+    classifier: DiffusionClassifier,
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    branch: str | None,
+    create_pr: bool,
+    commit_message: str,
+    metadata: dict[str, Any],
+) -> str:
+    """What `DiffusionClassifier.push_to_hub` does."""
+    api = require("huggingface_hub", "pushing to the hub").HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    # Whoever proposes a change need not be allowed to make branches.
+    if branch is not None and not create_pr:
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save_pretrained(classifier, Path(folder), metadata, repo_id)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=branch,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+    return str(commit)
+
+
+def from_pretrained(
+    cls: type[DiffusionClassifier],
+    name_or_path: str | Path,
+    *,
+    token: str | bool | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    options: dict[str, Any],
+) -> DiffusionClassifier:
+    """What `DiffusionClassifier.from_pretrained` does."""
+    folder = Path(name_or_path)
+    options = {"cls": cls, **options}
+    if folder.is_dir():
+        if revision is not None:
+            raise ValueError(f"{folder} is a folder here, which has no revision {revision!r}; leave that out")
+        return load_classifier(folder / _FILE, **options)
+    options = {"download": True, **options}
+    file = locate_on_hub(
+        f"hf://{name_or_path}", download=options["download"], revision=revision, token=token, cache_dir=cache_dir
+    )
+    return load_classifier(file, **options)
+
+
+def _model_card(classifier: DiffusionClassifier, repo_id: str | None) -> str:
+    description = describe(classifier, {})
+    backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
+    place = "path/of/this/folder" if repo_id is None else repo_id
+    return f"""---
+library_name: difformer
+pipeline_tag: image-classification
+---
+A {head["type"]} on diffusion features ({extractor["type"]}) for {len(classifier.class_names)} classes.
+
+The backbone is not in it: `{backbone["name"]}`, digest `{backbone["digest"]}`.
+
+```python
+from difformer import DiffusionClassifier
+
+classifier = DiffusionClassifier.from_pretrained("{place}")
+print(classifier.predict("image.jpg"))
+```
+"""

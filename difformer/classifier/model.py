@@ -1,0 +1,298 @@
+"""A classifier: an extractor of diffusion features and a head."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from difformer.backbones import Backbone
+from difformer.config import as_positive_integer
+from difformer.data import Preprocessing, as_rgb, content_id, read_image
+from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.models.modes import evaluation_mode
+from difformer.taps import FeatureKey
+
+C = TypeVar("C", bound="DiffusionClassifier")
+ImageLike = Any  # a path, a PIL image or a tensor (3, H, W) in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes:
+        label: name of the likeliest class.
+        probability: of that class.
+        probabilities: by class name, in the order of the classes.
+    """
+
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
+
+
+class DiffusionClassifier(nn.Module):
+    """Images to logits: an extractor's features through a head.
+
+    Only the head, and the extractor's feedback layers, learn; the backbone is frozen.
+
+    Args:
+        extractor: a `FeatureExtractor` or `FeedbackExtractor`.
+        head: built for (some of) the extractor's `specs`.
+        class_names: in the order of the logits; the numbers when left out.
+        preprocessing: how image files are read; to the backbone's own image size when left out.
+
+    Raises:
+        ValueError: the head reads features the extractor does not give, feedback does not reach what it reads, or the
+            class names do not fit.
+    """
+
+    # The three methods that write and read files import their work where they run: what is there builds this class.
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor | FeedbackExtractor,
+        head: nn.Module,
+        *,
+        class_names: Sequence[str] | None = None,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        super().__init__()
+        missing = [key for key in getattr(head, "specs", ()) if key not in extractor.specs]
+        if missing:
+            raise ValueError(f"the head reads {missing}, but the extractor gives {list(extractor.specs)}")
+        if isinstance(extractor, FeedbackExtractor):
+            _check_feedback_is_read(extractor, getattr(head, "specs", extractor.specs))
+        self.extractor = extractor
+        self.head = head
+        classes = int(head.num_classes)  # type: ignore[arg-type]
+        self.class_names = _check_names(map(str, range(classes)) if class_names is None else class_names, classes)
+        config = getattr(extractor.backbone, "config", None)
+        size = getattr(config, "image_size", None)
+        self.preprocessing = preprocessing or (Preprocessing(size) if size else None)
+
+    @property
+    def backbone(self) -> Backbone:
+        """The frozen model the features come from."""
+        return self.extractor.backbone
+
+    def forward(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        *,
+        noise: Mapping[int, Tensor] | None = None,
+        **conditioning: Tensor,
+    ) -> Tensor:
+        """Classifies.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            ids, noise, conditioning: as for `FeatureExtractor.forward`.
+
+        Returns:
+            Logits (B, num_classes).
+
+        Raises:
+            ValueError: as the extractor and the head.
+        """
+        return self.head(self.extractor(images, ids, noise=noise, **conditioning))
+
+    @property
+    def trained_parts(self) -> nn.ModuleDict:
+        """What learns, and what a file must hold: `head`, and the `feedback` layers where there are any."""
+        parts: dict[str, nn.Module] = {"head": self.head}
+        if isinstance(self.extractor, FeedbackExtractor):
+            parts["feedback"] = self.extractor.feedback
+        return nn.ModuleDict(parts)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state dict of the `trained_parts`."""
+        return self.trained_parts.state_dict()
+
+    @torch.no_grad()
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Prediction]:
+        """Names and probabilities for images, in evaluation mode.
+
+        An image's noise depends on its content, so that its prediction does not depend on the others. Images are read
+        as they are needed, no more than a batch at a time.
+
+        Args:
+            images: one or several of: path, PIL image, tensor (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
+            batch_size: most images to classify at once, at least 1; tensors only with neighbours of their own size.
+
+        Returns:
+            One prediction an image, in their order.
+
+        Raises:
+            ImageError: a file cannot be read.
+            ValueError: no preprocessing is known for the backbone, or a bad batch_size.
+        """
+        alone = isinstance(images, str | Path) or not isinstance(images, Iterable)
+        alone = alone or (isinstance(images, Tensor) and images.ndim == 3)
+        tensors = map(self.preprocess, [images] if alone else images)
+        with evaluation_mode(self):
+            batches = _batches(tensors, as_positive_integer("batch_size", batch_size))
+            return [prediction for batch in batches for prediction in self._predict_batch(batch)]
+
+    def _predict_batch(self, batch: Tensor) -> list[Prediction]:
+        device = next(self.head.parameters()).device
+        logits = self(batch.to(device), ids=[content_id(image) for image in batch])
+        predictions = []
+        for row in logits.float().softmax(dim=1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            by_name = dict(zip(self.class_names, row, strict=True))
+            predictions.append(Prediction(self.class_names[best], row[best], by_name))
+        return predictions
+
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """The backbone's input for one image.
+
+        Args:
+            image: a path, a PIL image, or a tensor (3, H, W) in [-1, 1], which is taken as it is.
+
+        Returns:
+            (3, H, W) float32 in [-1, 1], on the CPU unless it was a tensor elsewhere.
+
+        Raises:
+            ImageError: the file cannot be read.
+            ValueError: no preprocessing is known for the backbone.
+        """
+        if isinstance(image, Tensor):
+            return image
+        if self.preprocessing is None:
+            raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
+        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else as_rgb(image))
+
+    def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
+        """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
+        have them.
+
+        Args:
+            folder: created when it does not exist.
+            metadata: as for `save_classifier`.
+
+        Returns:
+            The folder.
+        """
+        from difformer.classifier import hub
+
+        return hub.save_pretrained(self, Path(folder), metadata)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload classifier",
+        **metadata: Any,
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a Hugging Face repository, which is created when needed.
+
+        Args:
+            repo_id: `owner/name`, or `name` for a repository of your own.
+            private: whether a new repository is private; as the account has it when left out.
+            token: of an account that may write there; the one logged in with when left out.
+            branch: where the commit goes, made when needed; the main branch when left out.
+            create_pr: propose the commit as a pull request.
+            commit_message: first line of the commit.
+            metadata: as for `save_classifier`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            ValueError: as `save_classifier`.
+        """
+        from difformer.classifier import hub
+
+        return hub.push_to_hub(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            branch=branch,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            metadata=metadata,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls: type[C],
+        name_or_path: str | Path,
+        *,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        **options: Any,
+    ) -> C:
+        """Loads a classifier from a folder that `save_pretrained` wrote, or from a hub repository `owner/name`.
+
+        Called on a subclass that is built with the same arguments, it gives one of that class.
+
+        Args:
+            name_or_path: folder, or repository (downloaded, or taken from the hub's cache).
+            token: of an account that may read the repository; the one logged in with when left out.
+            revision: branch, tag or commit of the repository.
+            cache_dir: where downloads from the hub are kept, in place of its own cache.
+            options: as for `load_classifier`; `download` is true when left out.
+
+        Raises:
+            ValueError: a revision of a folder.
+            FileNotFoundError, CheckpointError: as `load_classifier`.
+        """
+        from difformer.classifier import hub
+
+        found = hub.from_pretrained(
+            cls, name_or_path, token=token, revision=revision, cache_dir=cache_dir, options=options
+        )
+        return cast(C, found)
+
+
+def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Stacks of neighbours of one shape, at most `size` in each; nothing is read before it is needed."""
+    batch: list[Tensor] = []
+    for image in images:
+        if batch and image.shape != batch[0].shape:
+            yield torch.stack(batch)
+            batch = []
+        batch.append(image)
+        if len(batch) == size:
+            yield torch.stack(batch)
+            batch = []
+    if batch:
+        yield torch.stack(batch)
+
+
+def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[FeatureKey]) -> None:
+    """Raises ValueError when a feedback layer could never learn: no gradient would reach it, and training on several
+    processes would wait for it for ever."""
+    blocks = {tap: spec.block for tap, spec in extractor.backbone.taps.items()}
+    second = [key.tap for key in read if key.round == 1]
+    if not second:
+        raise ValueError(
+            "the head reads no feature of the second pass (round 1), so that feedback would never be used; let it "
+            "read one, or take a FeatureExtractor"
+        )
+    deepest = max(second, key=blocks.__getitem__)
+    late = [f"{tap} into {into}" for tap, into in extractor.mirrors.items() if blocks[into] > blocks[deepest]]
+    if late:
+        raise ValueError(
+            f"what is fed back from {', '.join(late)} comes after {deepest}, the deepest tap that the head reads of "
+            "the second pass; leave it out, or let the head read a deeper tap"
+        )
+
+
+def _check_names(names: Iterable[str], classes: int) -> tuple[str, ...]:
+    """The names of the classes as plain text, numpy's too; raises ValueError when they do not fit."""
+    given = (names,) if isinstance(names, str) else tuple(names)
+    if len(given) != classes or len(set(given)) != classes or not all(isinstance(name, str) for name in given):
+        raise ValueError(f"class_names must be {classes} different names, got {len(given)}: {given[:5]} …")
+    return tuple(map(str, given))

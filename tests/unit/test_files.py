@@ -1,0 +1,173 @@
+"""Writing files: whole or not at all, and as other files are."""
+
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from support import small_unet
+
+from difformer import NoiseSchedule, UNetBackbone, create_backbone
+from difformer.checkpoints import (
+    StoredBackbone,
+    contiguous_state,
+    describe,
+    weights_digest,
+    write_backbone,
+)
+from difformer.files import check_target, write_atomically
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return UNetBackbone(small_unet(), NoiseSchedule.cosine(), name="small", provenance={"made_by": "a test"})
+
+
+@pytest.fixture
+def ours(backbone, tmp_path):
+    backbone.save(tmp_path / "small.safetensors")
+    return tmp_path / "small.safetensors"
+
+
+def test_nothing_is_overwritten_unasked(ours, backbone):
+    before = ours.read_bytes()
+    with pytest.raises(FileExistsError, match="exists already"):
+        backbone.save(ours)
+    assert ours.read_bytes() == before
+    backbone.save(ours, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        backbone.save(ours.parent / "missing" / "small.safetensors")
+    with pytest.raises(FileExistsError, match="is a folder"):
+        backbone.save(ours.parent)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def fail_half_way():
+        with write_atomically(target, overwrite=True) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        fail_half_way()
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_full_disk_leaves_what_was_there(ours):
+    """A limit on file sizes stands in for a full disk: writing fails part way."""
+    before = ours.read_bytes()
+    script = f"""
+        import resource, signal
+        from difformer import create_backbone
+        backbone = create_backbone({str(ours)!r})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            backbone.save({str(ours)!r}, overwrite=True)
+        except OSError as error:
+            print("refused:", error)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert "refused:" in done.stdout
+    assert "small.safetensors" in done.stdout
+    assert ours.read_bytes() == before
+    assert list(ours.parent.iterdir()) == [ours]
+
+
+def test_a_kill_leaves_what_was_there(ours):
+    before = ours.read_bytes()
+    script = f"""
+        import os, signal
+        from pathlib import Path
+        from difformer.files import write_atomically
+        with write_atomically(Path({str(ours)!r}), overwrite=True) as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
+    assert done.returncode == -signal.SIGKILL
+    assert ours.read_bytes() == before
+
+
+def test_tensors_that_share_memory_are_stored(ours, backbone, tmp_path):
+    state = dict(backbone.unet.state_dict())
+    both = torch.stack([state["out.2.bias"]] * 2)
+    state["out.2.bias"] = both[0]
+    state["time_embed.0.bias"] = state["time_embed.2.bias"]
+    assert all(x.is_contiguous() for x in contiguous_state(state).values())
+    stored = create_backbone(ours)
+    described = StoredBackbone("shared", stored.config, stored.schedule, weights_digest(state), {})
+    write_backbone(tmp_path / "shared.safetensors", state, described)
+    again = create_backbone(tmp_path / "shared.safetensors").unet.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
+
+
+def test_written_files_have_the_permissions_of_any_other(backbone, tmp_path):
+    (tmp_path / "plain").touch()
+    backbone.save(tmp_path / "new.safetensors")
+    mode = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "new.safetensors").stat().st_mode == mode
+    (tmp_path / "new.safetensors").chmod(0o640)
+    backbone.save(tmp_path / "new.safetensors", overwrite=True)
+    assert stat.S_IMODE((tmp_path / "new.safetensors").stat().st_mode) == 0o640
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    target, link = tmp_path / "elsewhere" / "target", tmp_path / "link"
+    target.write_text("old")
+    link.symlink_to(target)
+    with write_atomically(link, overwrite=True) as temporary:
+        assert temporary.parent == target.parent  # renaming must not cross file systems
+        temporary.write_text("new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_threads_may_write_the_same_file(tmp_path):
+    target, barrier, errors = tmp_path / "file", threading.Barrier(8), []
+
+    def write(number):
+        try:
+            with write_atomically(target, overwrite=True) as temporary:
+                temporary.write_text(str(number) * 1000)
+                barrier.wait(10)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(set(target.read_text())) == 1
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_targets_can_be_checked_before_long_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_target(tmp_path / "new")
+    (tmp_path / "old").touch()
+    for target in (tmp_path / "old", Path("~/old")):
+        with pytest.raises(FileExistsError, match="exists already"):
+            check_target(target)
+        check_target(target, overwrite=True)
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        check_target(tmp_path / "missing" / "new")
+    with pytest.raises(FileExistsError, match="is a folder"):
+        check_target(tmp_path, overwrite=True)
+
+
+def test_the_home_folder_is_understood(backbone, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    backbone.save("~/small.safetensors")
+    assert create_backbone("~/small.safetensors").digest == backbone.digest
+    assert describe("~/small.safetensors")[0] == backbone.config
