@@ -83,11 +83,14 @@ def test_parameters_and_bytes_are_counted(backbone):
 
 def test_cached_bytes_are_of_pooled_maps(backbone):
     extractor = FeatureExtractor(backbone, taps=["in03", "mid"], timesteps=[90, 150])
-    (near, middle) = (extractor.specs[key] for key in list(extractor.specs)[:2])
+    key, other = list(extractor.specs)[:2]
+    near, middle = extractor.specs[key], extractor.specs[other]
     assert (near.size, middle.size) == (16, 8)
     head = DifFormerHead(extractor.specs, 2, width=32, heads=2, pool=12)
     numbers = 2 * (near.channels * 12**2 + middle.channels * 8**2)
     assert cache_bytes(extractor.specs, head.map_sizes, torch.bfloat16) == 2 * numbers
+    # A linear head's pool may be larger than the map, which is kept as it is.
+    assert cache_bytes({key: near}, {key: 20}, torch.bfloat16) == 2 * near.channels * 16**2
     assert cache_bytes(extractor.specs, dict.fromkeys(extractor.specs), torch.float32) == 8 * (
         near.channels * 16**2 + middle.channels * 8**2
     )
