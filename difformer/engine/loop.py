@@ -24,6 +24,10 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped, and the last saved state is whole."""
 
 
+class DivergedError(TrainingError):
+    """The loss is not finite."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where in a run a batch is: the step in the whole run, the process, and the part of its share."""
@@ -268,7 +272,7 @@ class Trainer:
     def _refuse_loss(self, loss: float, parts: list[Part]) -> None:
         places = np.concatenate([part.indices for part in parts])
         ids = np.asarray(self.dataset.ids)[places][:16].tolist()
-        raise TrainingError(
+        raise DivergedError(
             f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, with the images of "
             f"ids {ids}{' …' if len(places) > 16 else ''}; the weights were not changed. Try a lower optimizer.lr, "
             f"optimizer.clip_norm, or training.precision no; the last saved state is whole"

@@ -25,16 +25,17 @@ class RunFolder:
 
     Args:
         path: the folder; made by `create`.
+        record: the file with the recipe, by which the folder is known.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, record: str = "recipe.yaml") -> None:
         self.path = expand_user(path)
         self.state = self.path / "state.pt"
         self.classifier = self.path / "classifier.safetensors"
         self.latest = self.path / "latest.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
-        self.recipe = self.path / "recipe.yaml"
+        self.recipe = self.path / record
         self.curves = self.path / "curves.png"
 
     def check(self) -> None:

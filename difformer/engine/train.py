@@ -22,12 +22,13 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False) -> dict[str, Any]:
     """Trains, or goes on with a run that was interrupted; that ends as one that was not.
 
     Args:
         recipe: everything about the run.
         overwrite: start anew although there is a run in the folder.
+        more_to_come: other runs follow in these processes, so they stay connected.
 
     Returns:
         The results, as in `results.json`.
@@ -62,7 +63,11 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         )
         return _finish(run)
     finally:
-        accelerator.end_training()
+        if more_to_come:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.end_training()
 
 
 def _prepare(run: Run) -> None:
