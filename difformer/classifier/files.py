@@ -94,7 +94,7 @@ def load_classifier(
     if verify:
         _check_backbone(backbone, description["backbone"], str(file))
     classifier = _build(description, backbone, str(file), cls)
-    load_strictly(_Trained(classifier), weights.state, str(file))
+    load_strictly(classifier.trained_parts, weights.state, str(file))
     if device is None and isinstance(backbone, nn.Module):
         device = next(backbone.parameters()).device
     return classifier.to(device or "cpu").eval()
@@ -107,16 +107,6 @@ def read_description(path: str | Path) -> dict[str, Any]:
         FileNotFoundError, CheckpointError: as `load_classifier`.
     """
     return _parse(read_weights(Path(path)).metadata, str(path))
-
-
-class _Trained(nn.Module):
-    """The parts of a classifier that its file holds, under the names they have there."""
-
-    def __init__(self, classifier: DiffusionClassifier) -> None:
-        super().__init__()
-        self.head = classifier.head
-        if isinstance(classifier.extractor, FeedbackExtractor):
-            self.feedback = classifier.extractor.feedback
 
 
 def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,13 +101,17 @@ class DiffusionClassifier(nn.Module):
         """
         return self.head(self.extractor(images, ids, noise=noise, **conditioning))
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """What a file must hold to bring the classifier back: head and feedback layers, without the backbone."""
-        state = {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+    @property
+    def trained_parts(self) -> nn.ModuleDict:
+        """What learns, and what a file must hold: `head`, and the `feedback` layers where there are any."""
+        parts: dict[str, nn.Module] = {"head": self.head}
         if isinstance(self.extractor, FeedbackExtractor):
-            feedback = self.extractor.feedback.state_dict()
-            state |= {f"feedback.{name}": tensor for name, tensor in feedback.items()}
-        return state
+            parts["feedback"] = self.extractor.feedback
+        return nn.ModuleDict(parts)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The state dict of the `trained_parts`."""
+        return self.trained_parts.state_dict()
 
     @torch.no_grad()
     def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Prediction]:

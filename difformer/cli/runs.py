@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: train."""
+"""The verbs that a recipe describes: from extract to transfer."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,9 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer.engine.dry_run import try_out
-from difformer.engine.reading import create_parser, parse
+from difformer.engine.evaluation import classifier_values, evaluate_classifier
+from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.extract import extract
+from difformer.engine.pretrain import pretrain
+from difformer.engine.pretrain_recipe import PretrainRecipe
+from difformer.engine.probe import run_probe
+from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
+from difformer.engine.suite import TransferRecipe
 from difformer.engine.train import train
+from difformer.engine.transfer import transfer
+from difformer.engine.transfer_trial import try_out_suite
 
 
 @dataclass(frozen=True)
@@ -20,18 +29,24 @@ class RecipeVerb:
         configuration: the dataclass it reads.
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
+        read: gives the values of a YAML file.
+        read_first: gives those of the first argument, where that is no YAML file.
     """
 
     description: str
     configuration: type
     body: Callable[..., int | None]
     switches: Mapping[str, str]
+    read: Reader = read_yaml
+    read_first: Reader | None = None
 
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
-        configuration, given = parse(parser, self.configuration, self.switches, arguments)
+        configuration, given = parse(
+            parser, self.configuration, self.switches, arguments, read=self.read, read_first=self.read_first
+        )
         return self.body(configuration, **given)
 
 
@@ -44,7 +59,53 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
 
 
+def _extract(recipe: Recipe) -> None:
+    extract(recipe)
+
+
+def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
+    print(json.dumps(pretrain(recipe, overwrite=overwrite)))
+
+
+def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
+    evaluate_classifier(recipe, overwrite=overwrite)
+
+
+def _probe(recipe: ProbeRecipe, *, overwrite: bool) -> None:
+    run_probe(recipe, overwrite=overwrite)
+
+
+def _reads_training_recipes(configuration: type) -> Reader:
+    return lambda file: take_from_training(read_yaml(file), configuration)
+
+
+def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> int:
+    if dry_run:
+        try_out_suite(recipe, fake_data=fake_data)
+        return 0
+    if fake_data:
+        raise ValueError("--fake_data is for --dry_run")
+    result = transfer(recipe, overwrite=overwrite)
+    print(f"{result.folder / 'table.md'}: {len(result.rows)} rows, {len(result.failures)} failures")
+    return 1 if result.failures else 0
+
+
+_OVERWRITE = "start anew although the output holds a run"
+_REPLACE = "replace the results that are in the output"
+
 RECIPE_VERBS = {
+    "extract": RecipeVerb(
+        "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
+        Recipe,
+        _extract,
+        {},
+    ),
+    "pretrain": RecipeVerb(
+        "Trains a denoiser, whose weights are then a backbone; the same command goes on after an interruption.",
+        PretrainRecipe,
+        _pretrain,
+        {"overwrite": _OVERWRITE},
+    ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
         Recipe,
@@ -52,7 +113,32 @@ RECIPE_VERBS = {
         {
             "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
-            "overwrite": "start anew although the output holds a run",
+            "overwrite": _OVERWRITE,
+        },
+    ),
+    "eval": RecipeVerb(
+        "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
+        EvaluationRecipe,
+        _eval,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(EvaluationRecipe),
+        read_first=classifier_values,
+    ),
+    "probe": RecipeVerb(
+        "Fits k-NN, logistic or ridge classifiers on pooled features; the recipe may be one of training.",
+        ProbeRecipe,
+        _probe,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(ProbeRecipe),
+    ),
+    "transfer": RecipeVerb(
+        "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",
+        TransferRecipe,
+        _transfer,
+        {
+            "dry_run": "list the runs with their cost, run two steps of each head, and write nothing",
+            "fake_data": "with --dry_run: random images and weights in place of the recipe's",
+            "overwrite": _OVERWRITE,
         },
     ),
 }

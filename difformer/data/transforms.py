@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # An RGB image of any size and the sample's generator, to (3, size, size) float32 in [-1, 1].
 SampleTransform = Callable[["Image", np.random.Generator], Tensor]
 
+_WITHOUT_TIMM = ("none", "flip", "symmetries", "published")
 # The first word of timm's names of augmentation policies.
 TIMM_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
@@ -60,6 +61,25 @@ class PublishedTransform:
             cropped = functional.horizontal_flip(cropped)
         pixels: Tensor = functional.pil_to_tensor(cropped)
         return pixels.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Symmetric:
+    """The evaluation transform, then a symmetry that leaves the label as it is.
+
+    Attributes:
+        preprocessing: the evaluation transform.
+        rotate: one of the square's eight symmetries, in place of a horizontal flip or none.
+    """
+
+    preprocessing: Preprocessing
+    rotate: bool = False
+
+    def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
+        pixels = self.preprocessing(image)
+        flip, turns = rng.random() < 0.5, int(rng.integers(4))
+        pixels = pixels.flip(2) if flip else pixels
+        return torch.rot90(pixels, turns, (1, 2)).contiguous() if self.rotate else pixels
 
 
 @dataclass(frozen=True)
@@ -114,7 +134,8 @@ def create_transform(
     """A transform by name.
 
     Args:
-        name: `none` (the evaluation transform), `published`, `crop`, or a policy by timm's name.
+        name: `none` (the evaluation transform), `flip` (and a random horizontal flip), `symmetries` (and one of the
+            square's eight symmetries), `published`, `crop`, or a policy by timm's name.
         size: side of the result in pixels.
         resize: short side before the central crop, for `none`.
         random_erasing: probability of timm's random erasing, for `crop` and timm's policies.
@@ -122,13 +143,16 @@ def create_transform(
     Raises:
         ValueError: an unknown name, or random erasing with a transform that has none.
     """
-    if name in ("none", "published"):
+    if name in _WITHOUT_TIMM:
         if random_erasing:
             raise ValueError(f"random_erasing needs the augmentation `crop` or a policy of timm's, not {name!r}")
-        return PublishedTransform(size) if name == "published" else Deterministic(Preprocessing(size, resize))
-    known = ("none", "published", "crop", *TIMM_POLICIES)
+        evaluation = Preprocessing(size, resize)
+        if name == "published":
+            return PublishedTransform(size)
+        return Deterministic(evaluation) if name == "none" else Symmetric(evaluation, rotate=name == "symmetries")
+    known = (*_WITHOUT_TIMM, "crop", *TIMM_POLICIES)
     policy, *sections = name.split("-")
-    if policy not in known[2:]:
+    if policy not in known[len(_WITHOUT_TIMM) :]:
         close = get_close_matches(name, known, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
         raise ValueError(f"unknown augmentation {name!r}; {hint}")

@@ -137,9 +137,9 @@ class UniformTimesteps:
     def __init__(self, num_timesteps: int) -> None:
         self.num_timesteps = num_timesteps
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        """`count` timesteps in [0, T), and the weights of their losses."""
-        return rng.integers(0, self.num_timesteps, count), np.ones(count)
+    def choose(self, u: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Timesteps and the weights of their losses, each (B,), from (B,) uniform numbers in [0, 1)."""
+        return (u * self.num_timesteps).astype(np.int64), np.ones(len(u))
 
     def update(self, t: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
         """Learns from losses: nothing here."""
@@ -178,9 +178,10 @@ class LossAwareTimesteps(UniformTimesteps):
         root = np.sqrt((self._losses**2).mean(axis=1))
         return (1 - self.uniform) * root / root.sum() + self.uniform * even if root.sum() else even
 
-    def sample(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def choose(self, u: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """As `UniformTimesteps.choose`, by the inverse of the cumulative distribution."""
         probabilities = self.probabilities
-        t = rng.choice(self.num_timesteps, count, p=probabilities)
+        t = np.searchsorted(probabilities.cumsum(), u, side="right").clip(max=self.num_timesteps - 1)
         return t, 1 / (self.num_timesteps * probabilities[t])
 
     def update(self, t: NDArray[np.int64], losses: NDArray[np.float64]) -> None:

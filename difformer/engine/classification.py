@@ -9,7 +9,7 @@ from torch import Tensor
 from difformer.classifier import DiffusionClassifier
 from difformer.engine.build import epoch_seed
 from difformer.engine.loop import Place
-from difformer.engine.model import TrainedParts, Trainee, inputs_of
+from difformer.engine.model import Trainee, inputs_of
 from difformer.engine.optimisation import Mixing
 from difformer.engine.recipe import TrainingConfig
 
@@ -28,7 +28,7 @@ class Classification:
         self, classifier: DiffusionClassifier, config: TrainingConfig, *, seed: int, on_features: bool = False
     ) -> None:
         self.module = Trainee(classifier, on_features=on_features)
-        self.parts = TrainedParts(classifier)
+        self.parts = classifier.trained_parts
         self._extractor = classifier.extractor
         self._seed = seed
         self._label_smoothing = config.label_smoothing

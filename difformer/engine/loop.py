@@ -16,12 +16,16 @@ from difformer.data.images import stable_id
 from difformer.engine.batches import EpochBatches, Part, create_loader, epoch_order
 from difformer.engine.optimisation import create_optimizer, create_schedule
 from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
-from difformer.engine.state import Progress, StatefulParts, TrainingState
+from difformer.engine.state import Progress, TrainingState, restore, snapshot
 from difformer.engine.stopping import StopRequest
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped, and the last saved state is whole."""
+
+
+class DivergedError(TrainingError):
+    """The loss is not finite."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Task(Protocol):
         ...
 
     @property
-    def parts(self) -> StatefulParts:
+    def parts(self) -> nn.Module:
         """What is kept of it."""
         ...
 
@@ -131,7 +135,7 @@ class Trainer:
         created = create_optimizer(module, optimizer)
         self._set_rate = create_schedule(created, schedule, loop.epochs, self.steps)
         self.model, self.optimizer = accelerator.prepare(module, created)
-        self.averaged = task.parts.snapshot() if loop.ema else None
+        self.averaged = snapshot(task.parts) if loop.ema else None
 
     @property
     def rate(self) -> float:
@@ -144,7 +148,7 @@ class Trainer:
         Raises:
             CheckpointError: its weights are of another model.
         """
-        self.task.parts.restore(state.weights, source)
+        restore(self.task.parts, state.weights, source)
         self.task.load_state_dict(state.task)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler is not None and self.accelerator.scaler is not None:
@@ -160,7 +164,7 @@ class Trainer:
             recipe=recipe,
             data_digest=data_digest,
             progress=self.progress,
-            weights=self.task.parts.snapshot(),
+            weights=snapshot(self.task.parts),
             optimizer=self.optimizer.state_dict(),
             task=self.task.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
@@ -268,7 +272,7 @@ class Trainer:
     def _refuse_loss(self, loss: float, parts: list[Part]) -> None:
         places = np.concatenate([part.indices for part in parts])
         ids = np.asarray(self.dataset.ids)[places][:16].tolist()
-        raise TrainingError(
+        raise DivergedError(
             f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, with the images of "
             f"ids {ids}{' …' if len(places) > 16 else ''}; the weights were not changed. Try a lower optimizer.lr, "
             f"optimizer.clip_norm, or training.precision no; the last saved state is whole"

@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch
-from difformer.engine.state import StatefulParts
-from difformer.features import FeedbackExtractor
 
 
 class Trainee(nn.Module):
@@ -49,17 +47,3 @@ def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
     if isinstance(batch, Batch):
         return batch.images.to(device, non_blocking=True), labels, ids
     return {key: value.to(device, non_blocking=True) for key, value in batch.features.items()}, labels, ids
-
-
-class TrainedParts(StatefulParts):
-    """Head and feedback layers under the names that classifier files have for them, without the backbone.
-
-    Args:
-        classifier: whose modules these are.
-    """
-
-    def __init__(self, classifier: DiffusionClassifier) -> None:
-        super().__init__()
-        self.head = classifier.head
-        if isinstance(classifier.extractor, FeedbackExtractor):
-            self.feedback = classifier.extractor.feedback

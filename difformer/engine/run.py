@@ -15,15 +15,18 @@ from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
 from difformer.engine.classification import Classification
 from difformer.engine.evaluate import evaluate
+from difformer.engine.extract import open_or_extract
 from difformer.engine.fake import FakeImages
 from difformer.engine.loop import Trainer
+from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.reading import plain
 from difformer.engine.recipe import Recipe
 from difformer.engine.run_folder import RunFolder
-from difformer.engine.state import TrainingState
+from difformer.engine.state import TrainingState, restore, snapshot
+from difformer.features import collate_features
 
 
-def create_accelerator(recipe: Recipe, *, trackers: bool = True) -> Any:
+def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True) -> Any:
     """Accelerate's entry point, with the recipe's precision and trackers.
 
     Raises:
@@ -137,7 +140,7 @@ class Run:
             workers=recipe.training.workers,
             progress=True,
         )
-        return classification_metrics(outputs.logits, outputs.labels, self.classifier.class_names)
+        return classification_metrics(outputs.values, outputs.labels, self.classifier.class_names)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -146,12 +149,12 @@ class Run:
         if trainer.averaged is None:
             yield
             return
-        own = self.task.parts.snapshot()
-        self.task.parts.restore(trainer.averaged, "the moving average")
+        own = snapshot(self.task.parts)
+        restore(self.task.parts, trainer.averaged, "the moving average")
         try:
             yield
         finally:
-            self.task.parts.restore(own, "the weights in training")
+            restore(self.task.parts, own, "the weights in training")
 
     def save_classifier(self, *, chosen: bool) -> None:
         """Writes the classifier as it is, on the main process.
@@ -161,6 +164,8 @@ class Run:
         """
         if not self.accelerator.is_main_process:
             return
+        # In place of the epoch's own: what is read again computes as evaluation does.
+        self.classifier.extractor.seed = self.recipe.extractor.seed
         keep_latest = self.recipe.evaluation.select == "best"
         notes = {"epoch": self.trainer.progress.epoch + 1, "metrics": self.history[-1], "recipe": _json(self.recipe)}
         if keep_latest:
@@ -172,12 +177,9 @@ class Run:
         """Takes the weights of the classifier that was kept, on every process."""
         self.accelerator.wait_for_everyone()
         state = read_weights(self.folder.classifier).state
-        self.task.parts.restore(dict(state), str(self.folder.classifier))
+        restore(self.task.parts, dict(state), str(self.folder.classifier))
 
     def _use_cache(self) -> None:
-        from difformer.engine.extract import open_or_extract
-        from difformer.features.cache import collate_features
-
         self.collate = collate_features
         self.inputs = {
             split: open_or_extract(
@@ -207,7 +209,8 @@ def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
 def _fake_splits(recipe: Recipe) -> dict[str, Any]:
     evaluation = recipe.evaluation
     names = dict.fromkeys(("train", evaluation.validation, evaluation.test))
-    return {name: FakeImages(recipe.data, 4 * recipe.training.batch_size) for name in names if name is not None}
+    length = 4 * recipe.training.batch_size
+    return {name: FakeImages(recipe.data, name, length) for name in names if name is not None}
 
 
 def _json(recipe: Recipe) -> Any:

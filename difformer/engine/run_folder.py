@@ -5,7 +5,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import difformer
 from difformer.data import ImageDataset
 from difformer.engine.reading import plain
+from difformer.engine.state import TrainingState
 from difformer.files import expand_user, write_atomically
 
 
@@ -23,16 +25,17 @@ class RunFolder:
 
     Args:
         path: the folder; made by `create`.
+        record: the file with the recipe, by which the folder is known.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, record: str = "recipe.yaml") -> None:
         self.path = expand_user(path)
         self.state = self.path / "state.pt"
         self.classifier = self.path / "classifier.safetensors"
         self.latest = self.path / "latest.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
-        self.recipe = self.path / "recipe.yaml"
+        self.recipe = self.path / record
         self.curves = self.path / "curves.png"
 
     def check(self) -> None:
@@ -93,6 +96,22 @@ def environment(processes: int, device: torch.device) -> dict[str, Any]:
     }
 
 
+def saved_state(folder: RunFolder, recipe: Any, may_change: Collection[str]) -> TrainingState | None:
+    """The state to go on from, or None; raises ValueError when it is of another recipe."""
+    if not folder.state.exists():
+        return None
+    state = TrainingState.load(folder.state)
+    changed = changed_keys(state.recipe, plain(asdict(recipe)))
+    other = {key: values for key, values in changed.items() if key not in may_change}
+    if other:
+        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
+        raise ValueError(
+            f"{folder.path} holds a run with another recipe: {listed}. Give the same to go on, choose another "
+            f"--output, or --overwrite"
+        )
+    return state
+
+
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """The dotted keys in which two configurations differ, with both values."""
     changed: dict[str, tuple[Any, Any]] = {}
@@ -103,6 +122,17 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         elif old != new:
             changed[f"{prefix}{key}"] = (old, new)
     return changed
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys, with values of the types that trackers take."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
+    return found
 
 
 def _version(package: str) -> str | None:

@@ -1,5 +1,6 @@
 """The training state: one file that is replaced when the next is whole."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,24 +16,21 @@ FORMAT = "difformer.training"
 FORMAT_VERSION = 1
 
 
-class StatefulParts(nn.Module):
-    """Modules whose weights a run keeps."""
+def snapshot(parts: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's weights, where they are."""
+    return {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
 
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of the weights, where they are."""
-        return {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
 
-    def restore(self, state: dict[str, Tensor], source: str) -> None:
-        """Takes weights back.
+def restore(parts: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copies weights back into the tensors that a module, and perhaps an optimiser, holds.
 
-        Raises:
-            CheckpointError: they do not fit.
-        """
-        own = self.state_dict()
-        integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
-        check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
-        # Copied into the tensors that the optimiser holds.
-        self.load_state_dict(state)
+    Raises:
+        CheckpointError: they do not fit.
+    """
+    own = parts.state_dict()
+    integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
+    check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
+    parts.load_state_dict(dict(state))
 
 
 @dataclass

@@ -2,16 +2,16 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from difformer.analysis.metrics import ClassificationMetrics
-from difformer.engine.loop import Clock, Totals, progress_bar
+from difformer.engine.epochs import run_epochs
 from difformer.engine.reading import dump, plain
 from difformer.engine.recipe import Recipe
 from difformer.engine.run import Run, create_accelerator
-from difformer.engine.run_folder import RunFolder, changed_keys, environment
-from difformer.engine.state import TrainingState
-from difformer.engine.stopping import Stopped, StopRequest
+from difformer.engine.run_folder import RunFolder, environment, flat, saved_state
+from difformer.engine.state import Progress
 from difformer.report.curves import draw_curves
 
 # What a run may go on with another value of: none of it changes the result.
@@ -22,12 +22,13 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False) -> dict[str, Any]:
     """Trains, or goes on with a run that was interrupted; that ends as one that was not.
 
     Args:
         recipe: everything about the run.
         overwrite: start anew although there is a run in the folder.
+        more_to_come: other runs follow in these processes, so they stay connected.
 
     Returns:
         The results, as in `results.json`.
@@ -41,7 +42,7 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)
     folder.check()
-    state = None if overwrite else _saved_state(folder, recipe)
+    state = None if overwrite else saved_state(folder, recipe, MAY_CHANGE)
     if state is not None and state.progress.finished and folder.results.exists():
         accelerator.print(
             f"this run is finished; its results are in {folder.path}. For another, choose another --output"
@@ -55,28 +56,18 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
     if accelerator.is_main_process:
         _prepare(run)
     accelerator.wait_for_everyone()
-    accelerator.init_trackers("difformer", config=_flat(plain(asdict(recipe))))
+    accelerator.init_trackers("difformer", config=flat(plain(asdict(recipe))))
     try:
-        _train_epochs(run)
+        run_epochs(
+            run.trainer, accelerator, save=run.save_state, end_epoch=partial(_end_epoch, run), describe=_describe
+        )
         return _finish(run)
     finally:
-        accelerator.end_training()
-
-
-def _saved_state(folder: RunFolder, recipe: Recipe) -> TrainingState | None:
-    """The state to go on from; raises ValueError when it is of another recipe."""
-    if not folder.state.exists():
-        return None
-    state = TrainingState.load(folder.state)
-    changed = changed_keys(state.recipe, plain(asdict(recipe)))
-    other = {key: values for key, values in changed.items() if key not in MAY_CHANGE}
-    if other:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
-        raise ValueError(
-            f"{folder.path} holds a run with another recipe: {listed}. Give the same to go on, choose another "
-            f"--output, or --overwrite"
-        )
-    return state
+        if more_to_come:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.end_training()
 
 
 def _prepare(run: Run) -> None:
@@ -88,34 +79,9 @@ def _prepare(run: Run) -> None:
     run.folder.write_history(run.history)
 
 
-def _train_epochs(run: Run) -> None:
-    trainer, progress = run.trainer, run.trainer.progress
-    length, epochs = len(run.inputs["train"]), run.recipe.training.epochs
-    shown = run.accelerator.is_main_process
-    with progress_bar(epochs * length, progress.images, shown=shown) as bar, StopRequest() as stop:
-        saved = Clock()
-
-        def after_step(totals: Totals) -> None:
-            bar.update(totals.counted)
-            bar.set_postfix_str(
-                f"epoch {progress.epoch + 1}/{epochs}, loss {progress.loss_sum / max(1, progress.counted):.3f}, "
-                f"top-1 {progress.correct / max(1, progress.counted):.1%}",
-                refresh=False,
-            )
-            if saved.seconds >= 60 * run.recipe.training.save_minutes:
-                run.save_state()
-                saved.lap()
-
-        while not progress.finished:
-            epoch = Clock()
-            before = progress.images
-            if not trainer.run_epoch(stop, after_step):
-                run.save_state()
-                raise _stopped(run, stop)
-            run.save_state()
-            _end_epoch(run, epoch.lap(), progress.images - before)
-            run.save_state()
-            saved.lap()
+def _describe(progress: Progress) -> str:
+    counted = max(1, progress.counted)
+    return f"loss {progress.loss_sum / counted:.3f}, top-1 {progress.correct / counted:.1%}"
 
 
 def _end_epoch(run: Run, seconds: float, images: int) -> None:
@@ -176,25 +142,3 @@ def summary(metrics: ClassificationMetrics) -> dict[str, float]:
     """The numbers of a line."""
     line = {"loss": metrics.nll, "top1": metrics.top1, "mean_per_class": metrics.mean_per_class, "ece": metrics.ece}
     return line if metrics.top5 is None else line | {"top5": metrics.top5}
-
-
-def _stopped(run: Run, stop: StopRequest) -> Stopped:
-    progress = run.trainer.progress
-    # Another process may have been the one that was signalled.
-    number = int(stop.signal_seen() or 15)
-    return Stopped(
-        f"stopped in epoch {progress.epoch + 1} after step {progress.step} of {run.trainer.steps}; the same command "
-        f"goes on from there",
-        number,
-    )
-
-
-def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, with values of the types that trackers take."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return flat

@@ -7,12 +7,7 @@ import pytest
 import torch
 from support import UNSEEN, small_config, small_unet
 
-from difformer import (
-    PRESETS,
-    CheckpointError,
-    UNet,
-    create_backbone,
-)
+from difformer import PRESETS, CheckpointError, UNet, create_backbone
 from difformer.checkpoints.architecture import see_architecture
 from difformer.checkpoints.presets import weight_shapes
 

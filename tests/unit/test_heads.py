@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from example_heads import HEADS, KEY, MANY, ONE, SMALL, build, features_for
 from support import ADM256, recipe_input
 from torch import nn
 
@@ -14,45 +15,6 @@ from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, M
 from difformer.heads.published import from_published, published_names
 from difformer.heads.tokens import sincos_positions
 from difformer.models.plan import tap_specs
-from difformer.taps import TapSpec
-
-KEY = FeatureKey("out02", 90)
-ONE = {KEY: TapSpec("out02", 13, 64, 8, 0)}
-MANY = {
-    FeatureKey(tap, t, number): TapSpec(tap, block, channels, size, 0)
-    for t in (90, 300)
-    for tap, block, channels, size, number in [
-        ("mid", 10, 64, 8, 0),
-        ("out05", 16, 32, 16, 0),
-        ("out05", 16, 32, 16, 1),
-    ]
-}
-SMALL = {"width": 32, "heads": 4, "layers": 2, "pool": 4}
-
-HEADS = {
-    "linear": lambda: LinearHead(ONE, 5),
-    "linear with norm": lambda: LinearHead(ONE, 5, pool=1, batch_norm=True),
-    "mlp": lambda: MLPHead(ONE, 5, hidden=(16, 8)),
-    "cnn": lambda: CNNHead(ONE, 5, channels=(16, 8)),
-    "attention": lambda: AttentionHead(ONE, 5, **SMALL),
-    "difformer": lambda: DifFormerHead(MANY, 5, **SMALL),
-    "difformer batch": lambda: DifFormerHead(MANY, 5, norm="batch", **SMALL),
-    "joint": lambda: DifFormerHead(MANY, 5, variant="joint", **SMALL),
-    "joint pooled": lambda: DifFormerHead(MANY, 5, variant="joint", attention_pool=True, **SMALL),
-    "joint regular": lambda: DifFormerHead(MANY, 5, variant="joint", dropout=0.2, drop_path=0.2, **SMALL),
-}
-
-
-def build(name):
-    torch.manual_seed(0)
-    return HEADS[name]()
-
-
-def features_for(head, batch=3, scale=1):
-    return {
-        key: recipe_input(i, batch, spec.channels, spec.size * scale, spec.size * scale)
-        for i, (key, spec) in enumerate(head.specs.items())
-    }
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -198,107 +160,6 @@ def test_parameter_counts_on_adm256_are_the_published_ones():
     for count, head in heads.items():
         assert sum(parameter.numel() for parameter in head.parameters()) == count
     assert 27_786_216 + 2_759_680 == 30_545_896  # DifFeed: the attention head and the feedback layers
-
-
-@pytest.mark.parametrize("name", ["difformer", "difformer batch", "joint", "joint pooled"])
-def test_attention_shares_sum_to_one(name):
-    head = build(name).eval()
-    shares = head.attention_share(features_for(head))
-    assert list(shares) == list(head.specs)
-    stacked = torch.stack(list(shares.values()))
-    assert stacked.shape == (len(head.specs), 3)
-    assert (stacked > 0).all()
-    torch.testing.assert_close(stacked.sum(dim=0), torch.ones(3))
-
-
-@pytest.mark.parametrize("name", ["difformer", "joint", "joint pooled"])
-def test_attention_shares_say_what_the_output_depends_on(name):
-    """With queries and keys at zero, attention is uniform, and a share is the part of the tokens."""
-    head = build(name).eval()
-    with torch.no_grad():
-        for block in head.summary.blocks:
-            block.attn.qkv.weight[:64].zero_()
-        if head.summary.pool is not None:
-            head.summary.pool.query.zero_()
-    shares = head.attention_share(features_for(head))
-    for share in shares.values():
-        torch.testing.assert_close(share, torch.full((3,), 1 / 6))
-
-
-def test_attention_shares_follow_a_token_that_is_looked_at():
-    """A CLS token that is made to look for one block's embedding gives that block nearly all of its attention."""
-    head = DifFormerHead(MANY, 5, variant="joint", width=32, heads=1, layers=1, pool=4).eval()
-    key = FeatureKey("out05", 90, 1)
-    with torch.no_grad():
-        for tokenizer in head.tokenizers.values():
-            tokenizer.project.weight.zero_()
-            tokenizer.project.bias.zero_()
-        mark = torch.zeros(32)
-        mark[3] = 100.0
-        head.embeddings.block[head.embeddings.block_index["out05", 1]] += mark
-        head.summary.cls_token[..., 3] = 100.0
-        qkv = head.summary.blocks[0].attn.qkv.weight
-        qkv[:64].zero_()
-        qkv[3, 3] = qkv[32 + 3, 3] = 5.0
-    shares = head.attention_share(features_for(head))
-    assert (
-        sum(share for found, share in shares.items() if (found.tap, found.round) == (key.tap, key.round)).min() > 0.99
-    )
-
-
-@pytest.mark.parametrize("name", ["difformer", "joint", "joint pooled"])
-def test_attention_shares_are_those_of_the_attention_that_ran(name):
-    """Recomputed from what went into the last attention of an ordinary forward pass."""
-    head = build(name).eval()
-    for parameter in head.summary.parameters():
-        parameter.data += 0.3 * torch.randn(parameter.shape)
-    pool = head.summary.pool
-    layer = head.summary.blocks[-1].attn if pool is None else pool
-    inputs = []
-    layer.register_forward_hook(lambda module, given, result: inputs.append(given[0]))
-    features = features_for(head)
-    head(features)
-    runs = list(inputs)
-    shares = head.attention_share(features)
-    groups = [list(head.specs)] if "joint" in name else [[k for k in head.specs if k.t == t] for t in (90, 300)]
-    for x, group in zip(runs, groups, strict=True):
-        if pool is None:
-            q, k = F.linear(x, layer.qkv.weight[:64]).unflatten(2, (2, 4, 8)).unbind(2)
-            q = q[:, 0]
-        else:
-            k, q = F.linear(x, layer.kv.weight[:32]).unflatten(2, (4, 8)), layer.query[:, :, 0].expand(3, -1, -1)
-        weights = (torch.einsum("bhd,bnhd->bhn", q, k) / 8**0.5).softmax(dim=2).mean(dim=1)
-        if pool is None:
-            weights = weights[:, 1:] / weights[:, 1:].sum(dim=1, keepdim=True)
-        for key, tokens in zip(group, weights.unflatten(1, (len(group), 16)).unbind(1), strict=True):
-            torch.testing.assert_close(shares[key] * len(groups), tokens.sum(dim=1), rtol=1e-4, atol=1e-5)
-    stacked = torch.stack(list(shares.values()))
-    assert stacked.std(dim=0).min() > 1e-3
-
-
-def test_attention_shares_change_nothing_and_do_not_depend_on_the_mode():
-    head = DifFormerHead(MANY, 5, variant="joint", norm="batch", dropout=0.5, drop_path=0.5, **SMALL)
-    features = features_for(head)
-    expected = head.eval().attention_share(features)
-    head.train()
-    head.tokenizers["mid"].eval()
-    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-    modes = [module.training for module in head.modules()]
-    for key, share in head.attention_share(features).items():
-        assert torch.equal(share, expected[key])
-    assert [module.training for module in head.modules()] == modes
-    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
-
-
-def test_attention_shares_exist_where_the_cls_token_sees_only_itself():
-    head = DifFormerHead(MANY, 5, variant="joint", width=32, heads=1, layers=1, pool=4).eval()
-    with torch.no_grad():
-        head.summary.cls_token[..., 3] = 100.0
-        qkv = head.summary.blocks[0].attn.qkv.weight
-        qkv[:64].zero_()
-        qkv[3, 3] = qkv[32 + 3, 3] = 20.0
-    stacked = torch.stack(list(head.attention_share(features_for(head)).values()))
-    torch.testing.assert_close(stacked.sum(dim=0), torch.ones(3))
 
 
 @pytest.mark.parametrize("name", ["joint", "joint pooled", "difformer batch", "linear", "mlp", "cnn"])

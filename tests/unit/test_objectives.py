@@ -103,7 +103,7 @@ def test_other_outputs_are_refused():
 
 
 def test_uniform_timesteps_are_uniform():
-    t, weights = UniformTimesteps(10).sample(20_000, np.random.default_rng(0))
+    t, weights = UniformTimesteps(10).choose(np.random.default_rng(0).random(20_000))
     assert np.abs(np.bincount(t, minlength=10) / 20_000 - 0.1).max() < 0.01
     assert (weights == 1).all()
 
@@ -116,7 +116,7 @@ def test_loss_aware_timesteps_follow_the_loss_and_keep_the_expectation():
     assert np.allclose(sampler.probabilities, 0.2)
     sampler.update(np.arange(5), losses)
     assert np.allclose(sampler.probabilities, 0.999 * losses / losses.sum() + 0.001 / 5)
-    t, weights = sampler.sample(200_000, rng)
+    t, weights = sampler.choose(rng.random(200_000))
     assert (losses[t] * weights).mean() == pytest.approx(losses.mean(), rel=0.01)
 
 

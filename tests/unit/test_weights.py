@@ -15,12 +15,7 @@ from safetensors.torch import save_file
 from support import small_unet
 
 from difformer import CheckpointError, NoiseSchedule, UNetBackbone, create_backbone
-from difformer.checkpoints import (
-    load_strictly,
-    read_pickle,
-    read_weights,
-    weights_digest,
-)
+from difformer.checkpoints import load_strictly, read_pickle, read_weights, weights_digest
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,64 @@
+"""Epoch after epoch, with a bar, saving and stopping; what is between epochs is the caller's."""
+
+from collections.abc import Callable
+from typing import Any
+
+from difformer.engine.loop import Clock, Totals, Trainer, progress_bar
+from difformer.engine.state import Progress
+from difformer.engine.stopping import Stopped, StopRequest
+
+
+def run_epochs(
+    trainer: Trainer,
+    accelerator: Any,
+    *,
+    save: Callable[[], None],
+    end_epoch: Callable[[float, int], None],
+    describe: Callable[[Progress], str],
+) -> None:
+    """Trains until `progress.finished`.
+
+    Args:
+        trainer: what trains.
+        accelerator: Accelerate's.
+        save: writes the training state.
+        end_epoch: called with the seconds and images of an epoch; goes to the next one, or finishes.
+        describe: the bar's text.
+
+    Raises:
+        TrainingError: as `Trainer.run_epoch`.
+        Stopped: a signal asked to stop; the state is saved.
+    """
+    progress = trainer.progress
+    length, epochs = len(trainer.dataset), trainer.loop.epochs
+    shown = accelerator.is_main_process
+    with progress_bar(epochs * length, progress.images, shown=shown) as bar, StopRequest() as stop:
+        saved = Clock()
+
+        def after_step(totals: Totals) -> None:
+            bar.update(totals.counted)
+            bar.set_postfix_str(f"epoch {progress.epoch + 1}/{epochs}, {describe(progress)}", refresh=False)
+            if saved.seconds >= 60 * trainer.loop.save_minutes:
+                save()
+                saved.lap()
+
+        while not progress.finished:
+            epoch, before = Clock(), progress.images
+            if not trainer.run_epoch(stop, after_step):
+                save()
+                raise _stopped(trainer, stop)
+            save()
+            end_epoch(epoch.lap(), progress.images - before)
+            save()
+            saved.lap()
+
+
+def _stopped(trainer: Trainer, stop: StopRequest) -> Stopped:
+    progress = trainer.progress
+    # Another process may have been the one that was signalled.
+    number = int(stop.signal_seen() or 15)
+    return Stopped(
+        f"stopped in epoch {progress.epoch + 1} after step {progress.step} of {trainer.steps}; the same command goes "
+        f"on from there",
+        number,
+    )

@@ -1,0 +1,110 @@
+"""What the training of a denoiser is made of."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from difformer.config import UNetConfig, as_integer, as_positive_integer
+from difformer.data import DataConfig
+from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the network learns, and at which timesteps.
+
+    Attributes:
+        name: simple (eps alone) or hybrid (the variance too, through the variational bound).
+        bound_weight: of the bound in the hybrid loss.
+        timesteps: uniform, or loss_aware: those with large losses more often.
+        label_dropout: share of the labels that become the null label, for class-conditional networks, whose last class
+            is then the null label.
+    """
+
+    name: Literal["simple", "hybrid"] = "hybrid"
+    bound_weight: float = 0.001
+    timesteps: Literal["uniform", "loss_aware"] = "uniform"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in ("simple", "hybrid"):
+            raise ValueError(f"objective.name must be simple or hybrid, got {self.name!r}")
+        if self.timesteps not in ("uniform", "loss_aware"):
+            raise ValueError(f"objective.timesteps must be uniform or loss_aware, got {self.timesteps!r}")
+        if not self.bound_weight >= 0:
+            raise ValueError(f"objective.bound_weight must be at least 0, got {self.bound_weight}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"objective.label_dropout must be in [0, 1), got {self.label_dropout}")
+
+
+@dataclass(frozen=True)
+class SamplesConfig:
+    """Pictures of what the network makes, while it learns.
+
+    Attributes:
+        every: epochs between pictures; 0 for none before the end.
+        count: images in a picture.
+        steps: of DDIM.
+        seed: of their noise.
+    """
+
+    every: int = 0
+    count: int = 36
+    steps: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("count", "steps"):
+            as_positive_integer(f"samples.{name}", getattr(self, name))
+        if as_integer("samples.every", self.every) < 0:
+            raise ValueError(f"samples.every must be at least 0, got {self.every}")
+
+
+# As Dhariwal & Nichol 2021 trained ADM.
+_OPTIMIZER = OptimizerConfig(name="adamw", lr=1e-4)
+_LOOP = LoopConfig(ema=0.9999)
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """The training of a denoiser.
+
+    Attributes:
+        data: which images; their labels are used by class-conditional networks only.
+        model: the network's architecture.
+        name: what the weights are called.
+        output: folder of the run.
+        noise: the noise schedule, linear or cosine.
+        num_timesteps: of the schedule.
+        objective: what it learns.
+        optimizer: how the weights move.
+        schedule: how the learning rate changes.
+        training: how long and how much at once.
+        samples: pictures along the way.
+        trackers: of Accelerate's.
+    """
+
+    data: DataConfig
+    model: UNetConfig
+    name: str = "denoiser"
+    output: str = "runs/denoiser"
+    noise: Literal["linear", "cosine"] = "linear"
+    num_timesteps: int = 1000
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = _OPTIMIZER
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: LoopConfig = _LOOP
+    samples: SamplesConfig = SamplesConfig()
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trackers", tuple(self.trackers))
+        expected = self.model.in_channels * (2 if self.objective.name == "hybrid" else 1)
+        if self.model.out_channels != expected:
+            raise ValueError(
+                f"model.out_channels must be {expected} for objective.name {self.objective.name}, "
+                f"got {self.model.out_channels}"
+            )
+        if self.objective.label_dropout and self.model.num_classes is None:
+            raise ValueError("objective.label_dropout needs model.num_classes: the classes and one for the null label")
+        if self.data.size != self.model.image_size:
+            raise ValueError(f"data.size, {self.data.size}, must be model.image_size, {self.model.image_size}")

@@ -1,0 +1,289 @@
+"""Classifiers in files, in folders and on the hub."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from example_classifiers import CLASSIFIERS, IDS, linear, plain
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from support import recipe_input, small_unet
+
+from difformer import (
+    CheckpointError,
+    DiffusionClassifier,
+    FeatureExtractor,
+    FeedbackExtractor,
+    create_backbone,
+    load_classifier,
+    save_classifier,
+)
+from difformer.checkpoints import read_weights, weights
+from difformer.classifier import read_description
+from difformer.data import Preprocessing
+from difformer.heads import LinearHead
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return create_backbone(small_unet(), schedule="linear")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return recipe_input(1, 3, 3, 32, 32).clamp(-1, 1)
+
+
+@pytest.fixture(params=CLASSIFIERS)
+def classifier(request, backbone):
+    torch.manual_seed(0)
+    extractor, head = CLASSIFIERS[request.param](backbone)
+    return DiffusionClassifier(extractor, head(extractor.specs), class_names=["cat", "dog", "bird"])
+
+
+def rewrite(path, change):
+    """Changes the description in a classifier's file."""
+    weights = read_weights(path)
+    description = json.loads(weights.metadata["description"])
+    change(description)
+    save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
+
+
+def test_save_and_load_give_equal_logits(classifier, images, tmp_path, backbone):
+    classifier.train()
+    classifier(images, IDS)  # moves batch statistics, which must be kept too
+    classifier.eval()
+    save_classifier(tmp_path / "c.safetensors", classifier, accuracy=0.5, recipe={"lr": 0.1})
+    again = load_classifier(tmp_path / "c.safetensors", backbone=backbone)
+    assert torch.equal(again(images, IDS), classifier(images, IDS))
+    assert again.class_names == ("cat", "dog", "bird")
+    assert again.preprocessing == Preprocessing(32)
+    assert not again.training
+    description = read_description(tmp_path / "c.safetensors")
+    assert description["metadata"] == {"accuracy": 0.5, "recipe": {"lr": 0.1}}
+    assert description["backbone"]["name"] == "UNet"
+    assert description["backbone"]["digest"] == backbone.digest
+    assert description["backbone"]["schedule"] == {"name": "linear", "num_timesteps": 1000}
+    names = load_file(tmp_path / "c.safetensors").keys()
+    assert {name.partition(".")[0] for name in names} <= {"head", "feedback"}
+
+
+def test_the_backbone_is_found_by_its_name(backbone, tmp_path, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    backbone.save(tmp_path / "checkpoints" / "UNet.safetensors")
+    save_classifier("c.safetensors", linear(backbone))
+    expected = linear(backbone).eval()(images, IDS)
+    assert torch.equal(load_classifier("c.safetensors")(images, IDS), expected)
+    given = load_classifier("c.safetensors", backbone="checkpoints/UNet.safetensors", dtype=torch.bfloat16)
+    assert given.backbone.dtype == torch.bfloat16
+    shutil.move(tmp_path / "checkpoints", tmp_path / "elsewhere")
+    assert torch.equal(load_classifier("c.safetensors", folder="elsewhere")(images, IDS), expected)
+    with pytest.raises(FileNotFoundError, match="UNet"):
+        load_classifier("c.safetensors")
+
+
+def test_another_backbone_is_refused(backbone, tmp_path):
+    save_classifier(tmp_path / "c.safetensors", linear(backbone))
+    other = create_backbone(small_unet(seed=8), schedule="linear")
+    with pytest.raises(
+        CheckpointError, match=f"trained on the backbone UNet with digest {backbone.digest}.*verify=False"
+    ):
+        load_classifier(tmp_path / "c.safetensors", backbone=other)
+    assert load_classifier(tmp_path / "c.safetensors", backbone=other, verify=False)
+    for same_weights, part in (
+        (create_backbone(small_unet(), schedule="cosine"), "schedule"),
+        (create_backbone(small_unet(use_new_attention_order=True), schedule="linear"), "config"),
+    ):
+        assert same_weights.digest == backbone.digest
+        with pytest.raises(CheckpointError, match=f"trained on the backbone UNet with {part}"):
+            load_classifier(tmp_path / "c.safetensors", backbone=same_weights)
+    narrow = create_backbone(small_unet(channel_mult=(1, 1, 1)), schedule="linear")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_classifier(tmp_path / "c.safetensors", backbone=narrow, verify=False)
+    shallow = create_backbone(
+        small_unet(channel_mult=(1,), num_res_blocks=1, attention_resolutions=(32,)), schedule="linear"
+    )
+    with pytest.raises(CheckpointError, match=r"cannot be rebuilt on this backbone.*unknown tap"):
+        load_classifier(tmp_path / "c.safetensors", backbone=shallow, verify=False)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "difformer.backbone"}, "difformer.backbone, not a classifier"),
+        ({"format_version": "9"}, "classifier format 9"),
+        ({"description": "{"}, "malformed"),
+        ({"description": "{}"}, "does not name a backbone"),
+        ({"description": "null"}, "does not name a backbone"),
+        ({"weights_sha256": "0"}, "is corrupt"),
+    ],
+)
+def test_damaged_files_raise(backbone, tmp_path, change, message):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    weights = read_weights(path)
+    save_file(dict(weights.state), path, {**weights.metadata, **change})
+    with pytest.raises(CheckpointError, match=message):
+        load_classifier(path, backbone=backbone)
+
+
+def test_descriptions_that_do_not_fit_raise(backbone, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    weights = read_weights(path)
+    for change in (
+        {"head": {"type": "os.system"}},
+        {"extractor": {"type": "FeatureExtractor"}},
+        {"class_names": ["a"]},
+    ):
+        description = json.loads(weights.metadata["description"]) | change
+        save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
+        with pytest.raises(CheckpointError, match=r"cannot be rebuilt|does not fit"):
+            load_classifier(path, backbone=backbone)
+
+
+def test_what_cannot_be_rebuilt_is_not_saved(backbone, tmp_path):
+    class Own(LinearHead):
+        pass
+
+    extractor = plain(backbone, ["out02"], [90])
+    with pytest.raises(ValueError, match="Own cannot be saved; only LinearHead"):
+        save_classifier(tmp_path / "c", DiffusionClassifier(extractor, Own(extractor.specs, 3)))
+    for value in (torch.tensor(1.0), float("nan"), [{"loss": float("inf")}]):
+        with pytest.raises(ValueError, match=r"metadata accuracy=.* must be of JSON's types, numbers finite"):
+            save_classifier(tmp_path / "c", linear(backbone), epoch=3, accuracy=value)
+    with pytest.raises(ValueError, match=r"cannot be written down.*int64"):
+        save_classifier(tmp_path / "c", linear(backbone, preprocessing=Preprocessing(np.int64(32))))
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_replaces_whole_files_only(backbone, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone), step=1)
+    save_classifier(path, linear(backbone), step=2)
+    assert read_description(path)["metadata"] == {"step": 2}
+    assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_full_disk_leaves_what_was_there(backbone, tmp_path, monkeypatch):
+    """Of classifiers and of backbones: they are written by the same helper."""
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone), step=1)
+    before = path.read_bytes()
+
+    def full(tensors, file, metadata):
+        raise SafetensorError("No space left on device (os error 28)")
+
+    monkeypatch.setattr(weights, "save_file", full)
+    for write in (lambda: save_classifier(path, linear(backbone)), lambda: backbone.save(path, overwrite=True)):
+        with pytest.raises(OSError, match=r"c\.safetensors could not be written: No space left"):
+            write()
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("cls", [FeatureExtractor, FeedbackExtractor])
+def test_what_features_are_made_with_is_saved(backbone, tmp_path, images, cls):
+    """Seed, draws and type of the features; files of before the type was kept have float32."""
+    own = {"feedback_taps": ["out01"]} if cls is FeedbackExtractor else {}
+    extractor = cls(backbone, taps=["out02"], timesteps=[90], seed=5, draws=2, dtype=torch.bfloat16, **own)
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3)).eval()
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, classifier)
+    again = load_classifier(path, backbone=backbone)
+    assert (again.extractor.seed, again.extractor.noising.draws, again.extractor.noising.clean) == (5, 2, False)
+    assert again.extractor.dtype == torch.bfloat16
+    logits = classifier(images, IDS)
+    assert torch.equal(again(images, IDS), logits)
+    for change in ({"seed": 0}, {"draws": 1}):
+        other = cls(backbone, **extractor.arguments | change)
+        assert not torch.equal(DiffusionClassifier(other, classifier.head).eval()(images, IDS), logits)
+    rewrite(path, lambda description: description["extractor"]["arguments"].pop("dtype"))
+    assert load_classifier(path, backbone=backbone).extractor.dtype == torch.float32
+
+
+def test_clean_images_are_saved_as_such(backbone, tmp_path, images):
+    extractor = FeatureExtractor(backbone, taps=["out02"], timesteps=[90], clean=True)
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3)).eval()
+    save_classifier(tmp_path / "c.safetensors", classifier)
+    again = load_classifier(tmp_path / "c.safetensors", backbone=backbone)
+    assert again.extractor.noising.clean
+    assert torch.equal(again(images, [1, 2, 3]), classifier(images, [4, 5, 6]))
+
+
+def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch):
+    """The hub's client is replaced by a folder: what is uploaded is what is downloaded again."""
+    classifier = linear(backbone).eval()
+    calls = []
+    folder = classifier.save_pretrained(tmp_path / "saved", accuracy=0.5, repo_id="kept")
+    assert 'from_pretrained("path/of/this/folder")' in (folder / "README.md").read_text()
+    assert json.loads((folder / "config.json").read_text())["metadata"] == {"accuracy": 0.5, "repo_id": "kept"}
+    again = DiffusionClassifier.from_pretrained(folder, backbone=backbone)
+    assert torch.equal(again(images, IDS), classifier(images, IDS))
+
+    class Hub:
+        def __init__(self, token=None):
+            assert token == "secret"
+
+        def create_repo(self, repo_id, private, exist_ok):
+            assert exist_ok
+            calls.append(("create_repo", repo_id, private))
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def create_branch(self, repo_id, branch, exist_ok):
+            assert exist_ok
+            calls.append(("create_branch", repo_id, branch))
+
+        def upload_folder(self, repo_id, folder_path, commit_message, revision, create_pr):
+            calls.append(("upload_folder", repo_id, commit_message, revision, create_pr))
+            shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
+            return f"https://hub/{repo_id}"
+
+    def hf_hub_download(repo_id, file, *, local_files_only, **options):
+        calls.append((repo_id, not local_files_only, options))
+        return str(tmp_path / repo_id / file)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    assert classifier.push_to_hub("net", private=True, token="secret") == "https://hub/me/net"
+    assert calls == [("create_repo", "net", True), ("upload_folder", "me/net", "Upload classifier", None, False)]
+    assert 'from_pretrained("me/net")' in (tmp_path / "me/net/README.md").read_text()
+    del calls[:]
+    classifier.push_to_hub("net", token="secret", branch="next", step=3)
+    classifier.push_to_hub("net", token="secret", branch="next", create_pr=True, commit_message="better")
+    assert calls[1:3] == [
+        ("create_branch", "me/net", "next"),
+        ("upload_folder", "me/net", "Upload classifier", "next", False),
+    ]
+    assert calls[4:] == [("upload_folder", "me/net", "better", "next", True)]
+    del calls[:]
+    again = DiffusionClassifier.from_pretrained("me/net", backbone=backbone)
+    assert torch.equal(again(images, IDS), classifier(images, IDS))
+    given = {"revision": "next", "token": "secret", "cache_dir": tmp_path}
+    DiffusionClassifier.from_pretrained("me/net", backbone=backbone, download=False, **given)
+    DiffusionClassifier.from_pretrained("me/net@next", backbone=backbone)
+    nothing = {"revision": None, "token": None, "cache_dir": None}
+    assert calls == [
+        ("me/net", True, nothing),
+        ("me/net", False, given),
+        ("me/net", True, nothing | {"revision": "next"}),
+    ]
+    with pytest.raises(ValueError, match="names the revision old, which revision='next' contradicts"):
+        DiffusionClassifier.from_pretrained("me/net@old", backbone=backbone, **given)
+    with pytest.raises(ValueError, match="is a folder here, which has no revision 'next'"):
+        DiffusionClassifier.from_pretrained(folder, backbone=backbone, revision="next")
+
+
+def test_subclasses_are_loaded_as_such(backbone, tmp_path):
+    class Own(DiffusionClassifier):
+        pass
+
+    folder = linear(backbone).save_pretrained(tmp_path / "saved")
+    assert type(Own.from_pretrained(folder, backbone=backbone)) is Own
+    assert type(load_classifier(folder / "model.safetensors", backbone=backbone, cls=Own)) is Own
+    assert type(DiffusionClassifier.from_pretrained(folder, backbone=backbone)) is DiffusionClassifier
