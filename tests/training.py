@@ -1,6 +1,9 @@
 """Small training runs for the tests: a backbone file, a folder of coloured images, a recipe."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,9 @@ from difformer.engine.recipe import Recipe
 TIMING = ("seconds", "images_per_second")
 
 
-def write_images(root: Path, counts: dict[str, int], classes: int = 3, size: int = 40, seed: int = 0) -> Path:
+def write_images(
+    root: Path, counts: dict[str, int], classes: int = 3, size: int = 40, seed: int = 0, contrast: int = 100
+) -> Path:
     """A folder of noisy images, each class with a colour of its own; `counts` says how many a class by split."""
     rng = np.random.default_rng(seed)
     for split, count in counts.items():
@@ -27,7 +32,7 @@ def write_images(root: Path, counts: dict[str, int], classes: int = 3, size: int
             folder.mkdir(parents=True)
             for number in range(count):
                 pixels = rng.integers(0, 100, (size, size + 8, 3))
-                pixels[..., label % 3] += 100
+                pixels[..., label % 3] += contrast
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
     return root
 
@@ -84,3 +89,12 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert test == test2
     assert weights.keys() == weights2.keys()
     assert all(weights[name].equal(weights2[name]) for name in weights)
+
+
+def launch(processes: int, *command: str | Path) -> str:
+    """Runs a script in several gloo processes on the CPU; returns what it printed."""
+    port = str(29500 + os.getpid() % 1000)
+    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    done = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout

@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: extract, pretrain, train, transfer."""
+"""The verbs that a recipe describes: from extract to transfer."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer.engine.dry_run import try_out
+from difformer.engine.evaluation import classifier_values, evaluate_classifier
+from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
 from difformer.engine.extract import extract
 from difformer.engine.pretrain import pretrain
 from difformer.engine.pretrain_recipe import PretrainRecipe
-from difformer.engine.reading import create_parser, parse
+from difformer.engine.probe import run_probe
+from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
 from difformer.engine.suite import TransferRecipe
 from difformer.engine.train import train
@@ -26,18 +29,24 @@ class RecipeVerb:
         configuration: the dataclass it reads.
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
+        read: gives the values of a YAML file.
+        read_first: gives those of the first argument, where that is no YAML file.
     """
 
     description: str
     configuration: type
     body: Callable[..., int | None]
     switches: Mapping[str, str]
+    read: Reader = read_yaml
+    read_first: Reader | None = None
 
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
-        configuration, given = parse(parser, self.configuration, self.switches, arguments)
+        configuration, given = parse(
+            parser, self.configuration, self.switches, arguments, read=self.read, read_first=self.read_first
+        )
         return self.body(configuration, **given)
 
 
@@ -58,6 +67,18 @@ def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
     print(json.dumps(pretrain(recipe, overwrite=overwrite)))
 
 
+def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
+    evaluate_classifier(recipe, overwrite=overwrite)
+
+
+def _probe(recipe: ProbeRecipe, *, overwrite: bool) -> None:
+    run_probe(recipe, overwrite=overwrite)
+
+
+def _reads_training_recipes(configuration: type) -> Reader:
+    return lambda file: take_from_training(read_yaml(file), configuration)
+
+
 def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> int:
     if dry_run:
         try_out_suite(recipe, fake_data=fake_data)
@@ -70,6 +91,7 @@ def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwri
 
 
 _OVERWRITE = "start anew although the output holds a run"
+_REPLACE = "replace the results that are in the output"
 
 RECIPE_VERBS = {
     "extract": RecipeVerb(
@@ -93,6 +115,21 @@ RECIPE_VERBS = {
             "fake_data": "with --dry_run: random images and weights in place of the recipe's",
             "overwrite": _OVERWRITE,
         },
+    ),
+    "eval": RecipeVerb(
+        "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
+        EvaluationRecipe,
+        _eval,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(EvaluationRecipe),
+        read_first=classifier_values,
+    ),
+    "probe": RecipeVerb(
+        "Fits k-NN, logistic or ridge classifiers on pooled features; the recipe may be one of training.",
+        ProbeRecipe,
+        _probe,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(ProbeRecipe),
     ),
     "transfer": RecipeVerb(
         "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",

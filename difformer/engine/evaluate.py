@@ -1,4 +1,4 @@
-"""Logits for every image of a split, each exactly once however many processes share them."""
+"""Logits or features for every image of a split, each exactly once however many processes share them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from difformer.engine.model import inputs_of
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a classifier says of a split.
+    """What a model gives for a split.
 
     Attributes:
-        logits: (N, classes) float32, in the order of the data set.
+        values: (N, D) float32 logits or features, in the order of the data set.
         labels: (N,) int64.
         ids: (N,) int64.
         skipped: ids of the images that could not be read, which are not among the N.
     """
 
-    logits: NDArray[np.float32]
+    values: NDArray[np.float32]
     labels: NDArray[np.int64]
     ids: NDArray[np.int64]
     skipped: tuple[int, ...] = ()
@@ -54,17 +54,20 @@ def evaluate(
     batch_size: int,
     workers: int = 0,
     progress: bool = False,
+    title: str = "evaluating",
 ) -> Outputs:
-    """Classifies a split in evaluation mode.
+    """Runs a model on a split, in evaluation mode.
 
     Args:
-        model: batch and ids to logits, on the accelerator's device; not divided over processes itself.
+        model: batch and ids to logits or features (B, D), on the accelerator's device; not divided over processes
+            itself.
         dataset: images, or features.
-        collate: makes a batch of its samples.
+        collate: makes a batch of its samples; None of those that hold no image that can be read.
         accelerator: Accelerate's; every process gets the whole result.
         batch_size: images at once, over all processes.
         workers: of the data loader.
         progress: show a bar.
+        title: of the bar.
 
     Raises:
         ImageError: an image cannot be read, and such are not to be skipped.
@@ -77,12 +80,14 @@ def evaluate(
     model.eval()
     found: list[tuple[NDArray[Any], ...]] = []
     try:
-        with _bar(len(dataset), shown=progress and accelerator.is_main_process) as bar:
+        with _bar(len(dataset), title, shown=progress and accelerator.is_main_process) as bar:
             for batch in loader:
+                if batch is None:
+                    continue
                 inputs, _, ids = inputs_of(batch, accelerator.device)
                 with accelerator.autocast():
-                    logits = model(inputs, ids).float()
-                found.append((logits.cpu().numpy(), batch.labels.numpy(), batch.ids.numpy()))
+                    values = model(inputs, ids).float()
+                found.append((values.cpu().numpy(), batch.labels.numpy(), batch.ids.numpy()))
                 bar.update(len(ids) * accelerator.num_processes)
     finally:
         model.train(training)
@@ -94,7 +99,7 @@ def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: An
     everywhere = gather_object(found) if accelerator.num_processes > 1 else found
     if not everywhere:
         raise RuntimeError("there is no image to evaluate")
-    logits, labels, ids = (np.concatenate([part[i] for part in everywhere]) for i in range(3))
+    values, labels, ids = (np.concatenate([part[i] for part in everywhere]) for i in range(3))
     skipped = getattr(dataset, "skipped", np.empty(0, dtype=np.int64)).tolist()
     if accelerator.num_processes > 1:
         skipped = sorted(set(gather_object(skipped)))
@@ -102,10 +107,10 @@ def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: An
     expected = everyone[~np.isin(everyone, skipped)]
     if not np.array_equal(ids, expected):
         raise RuntimeError(f"{len(expected)} images were to be evaluated, but {len(ids)} were, or not the same ones")
-    return Outputs(logits, labels, ids, tuple(skipped))
+    return Outputs(values, labels, ids, tuple(skipped))
 
 
-def _bar(total: int, *, shown: bool) -> Any:
+def _bar(total: int, title: str, *, shown: bool) -> Any:
     return require("tqdm", "the progress bar").tqdm(
-        total=total, unit="image", desc="evaluating", disable=not shown, leave=False
+        total=total, unit="image", desc=title, disable=not shown, leave=False
     )

@@ -1,7 +1,7 @@
 """Recipes from YAML files and command lines, strictly."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
@@ -14,6 +14,7 @@ from difformer._optional import require
 from difformer.files import expand_user
 
 C = TypeVar("C")
+Reader = Callable[[str], Mapping[str, Any]]
 
 
 def create_parser(configuration: type, program: str, description: str, switches: Mapping[str, str]) -> Any:
@@ -37,8 +38,42 @@ def create_parser(configuration: type, program: str, description: str, switches:
     return parser
 
 
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file's mapping. Only `true` and `false` are truth values: `precision: no` means the word.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is not YAML, or no mapping.
+    """
+    file = expand_user(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no configuration file {path}")
+    try:
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
+        first: [(tag, form) for tag, form in forms if first in "tTfF" or not tag.endswith(":bool")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def parse(
-    parser: Any, configuration: type[C], switches: Iterable[str], arguments: Sequence[str]
+    parser: Any,
+    configuration: type[C],
+    switches: Iterable[str],
+    arguments: Sequence[str],
+    *,
+    read: Reader = read_yaml,
+    read_first: Reader | None = None,
 ) -> tuple[C, dict[str, bool]]:
     """Reads a configuration from a YAML file and options.
 
@@ -48,6 +83,8 @@ def parse(
         switches: the parser's options without a value.
         arguments: a YAML file, then options such as `--optimizer.lr 0.1`; any of them may be left out. Further files,
             `--config FILE`, go over the first. `--print_config` prints what comes out, as YAML, and exits.
+        read: gives the values of a file.
+        read_first: gives those of the first argument, where that is no file as others.
 
     Returns:
         The configuration, and which switches were given.
@@ -57,12 +94,7 @@ def parse(
         ValueError: an unknown key (the message names the nearest known one), a missing one, or a bad value.
     """
     jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-    given = list(arguments)
-    if given and not given[0].startswith("-"):
-        given[:1] = ["--config", given[0]]
-    files = [read_yaml(path) for path in _config_files(given)]
-    for content in files:
-        check_keys(configuration, content)
+    given, files = _with_values(configuration, arguments, read, read_first or read)
     mappings = list(_mapping_names(configuration))
     _check_options(given, {*option_names(configuration), *switches}, mappings)
     # The parser would print the switches too, which are no keys of a file.
@@ -100,31 +132,12 @@ def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) 
     return build(configuration, {name: value for name, value in found.items() if name != "config"})
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file's mapping.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is not YAML, or no mapping.
-    """
-    file = expand_user(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no configuration file {path}")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
-    return content
-
-
 def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "") -> None:
     """Raises ValueError when a key, at any depth, is not one of the dataclass's; the message names the nearest."""
     kinds = get_type_hints(configuration)
     for key, value in values.items():
         if key not in kinds:
-            raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
+            raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
         if is_dataclass(kinds[key]) and isinstance(value, Mapping):
             check_keys(kinds[key], value, f"{prefix}{key}.")
 
@@ -133,7 +146,7 @@ def check_key(configuration: type, key: str, prefix: str = "") -> None:
     """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
     mappings = _mapping_names(configuration)
     if key not in (names := set(option_names(configuration))) and not any(key.startswith(f"{m}.") for m in mappings):
-        raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
+        raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
 
 
 def overlay(configuration: type, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,21 +214,46 @@ def option_names(configuration: type, prefix: str = "") -> Iterable[str]:
             yield from option_names(kinds[field.name], f"{prefix}{field.name}.")
 
 
+def unknown_key(name: str, known: Sequence[str]) -> ValueError:
+    """The error that names the nearest of the known keys."""
+    close = get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return ValueError(f"unknown key {name!r}; {hint}")
+
+
+def _with_values(
+    configuration: type, arguments: Sequence[str], read: Reader, read_first: Reader
+) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """The arguments with what files hold in place of their names, so that it is checked, and adapted, beforehand.
+
+    Returns:
+        The arguments, and the files' values.
+    """
+    words = iter(arguments)
+    given: list[str] = []
+    files: list[Mapping[str, Any]] = []
+    for place, word in enumerate(words):
+        option, _, file = word.partition("=")
+        if place == 0 and not word.startswith("-"):
+            values = read_first(word)
+        elif option == "--config" and (file or (file := next(words, ""))):
+            values = read(file)
+        else:
+            given.append(word)
+            continue
+        check_keys(configuration, values)
+        files.append(values)
+        given += ["--config", yaml.safe_dump(plain(values))]
+    return given, files
+
+
 def _check_options(arguments: Sequence[str], names: set[str], mappings: Sequence[str]) -> None:
     known = {"config", "print_config", "help", *names}
     for word in arguments:
         name = word[2:].partition("=")[0]
         if not word.startswith("--") or name in known or any(name.startswith(f"{o}.") for o in mappings):
             continue
-        raise _unknown(name, sorted(known))
-
-
-def _config_files(arguments: Sequence[str]) -> Iterator[str]:
-    for place, word in enumerate(arguments):
-        if word.startswith("--config="):
-            yield word.partition("=")[2]
-        elif word == "--config" and place + 1 < len(arguments):
-            yield arguments[place + 1]
+        raise unknown_key(name, sorted(known))
 
 
 def _mapping_names(configuration: type, prefix: str = "") -> Iterator[str]:
@@ -263,9 +301,3 @@ def _read_value(text: str) -> Any:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=Any)
     return parser.parse_args([f"--value={text}"]).value
-
-
-def _unknown(name: str, known: Sequence[str]) -> ValueError:
-    close = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-    return ValueError(f"unknown key {name!r}; {hint}")

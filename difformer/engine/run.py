@@ -140,7 +140,7 @@ class Run:
             workers=recipe.training.workers,
             progress=True,
         )
-        return classification_metrics(outputs.logits, outputs.labels, self.classifier.class_names)
+        return classification_metrics(outputs.values, outputs.labels, self.classifier.class_names)
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
@@ -164,6 +164,8 @@ class Run:
         """
         if not self.accelerator.is_main_process:
             return
+        # In place of the epoch's own: what is read again computes as evaluation does.
+        self.classifier.extractor.seed = self.recipe.extractor.seed
         keep_latest = self.recipe.evaluation.select == "best"
         notes = {"epoch": self.trainer.progress.epoch + 1, "metrics": self.history[-1], "recipe": _json(self.recipe)}
         if keep_latest:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_unet
-from training import assert_same_run, make_recipe, run_result, write_images, write_workplace
+from training import assert_same_run, launch, make_recipe, run_result, write_images, write_workplace
 
 from difformer import CheckpointError, create_backbone, load_classifier
 from difformer.cli import main
@@ -169,15 +169,6 @@ def test_two_processes_learn_what_one_does(workplace, finished, tmp_path):
     assert [record["train_loss"] for record in records2] == pytest.approx([r["train_loss"] for r in records], rel=1e-4)
     assert test2["num_images"] == test["num_images"] == 15
     assert test2["nll"] == pytest.approx(test["nll"], rel=1e-4)
-
-
-def launch(processes, *command):
-    """Runs a script in several gloo processes on the CPU."""
-    port = str(29500 + os.getpid() % 1000)
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    done = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_another_recipe_does_not_go_on_with_the_run(finished, workplace, tmp_path):

@@ -1,0 +1,188 @@
+"""Classifiers on fixed features that are fitted at once for a grid of settings, and the choice among these."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from difformer.analysis.knn import knn_scores
+from difformer.analysis.linear import Criterion, Fit, accuracy
+from difformer.analysis.logistic import STRENGTHS as LOGISTIC_STRENGTHS
+from difformer.analysis.logistic import logistic_path
+from difformer.analysis.ridge import STRENGTHS as RIDGE_STRENGTHS
+from difformer.analysis.ridge import ridge_path
+
+Settings: TypeAlias = Mapping[str, float]
+Scorer: TypeAlias = Callable[[Tensor], Iterator[tuple[Settings, Tensor]]]
+
+# Of DINO's protocol (Caron et al. 2021).
+KS = (10, 20, 100, 200)
+# Classes that got no vote have no logarithm of one.
+_SMALLEST_VOTE = 1e-12
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Images as a probe sees them.
+
+    Attributes:
+        features: (N, D) finite floating-point numbers.
+        labels: (N,) int64.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+    def joined(self, other: "Labelled") -> "Labelled":
+        """These images, then the others."""
+        return Labelled(torch.cat([self.features, other.features]), torch.cat([self.labels, other.labels]))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings, and how good they are.
+
+    Attributes:
+        settings: by name, such as {"k": 20, "temperature": 0.07}.
+        accuracy: on the validation images.
+    """
+
+    settings: Settings
+    accuracy: float
+
+
+class Probe(Protocol):
+    """A method with a grid of settings."""
+
+    def fit(self, images: Labelled, num_classes: int) -> Scorer:
+        """Fits all settings.
+
+        Args:
+            images: N of them.
+            num_classes: C.
+
+        Returns:
+            From features (Q, D) to each setting with its logits (Q, C).
+
+        Raises:
+            ValueError: settings that do not fit the images, or a value that is not finite.
+        """
+        ...
+
+    def only(self, settings: Settings) -> "Probe":
+        """The same method with one setting."""
+        ...
+
+
+@dataclass(frozen=True)
+class NearestNeighbours:
+    """Weighted votes of the nearest neighbours; logits are the logarithms of the shares of the votes.
+
+    Attributes:
+        ks: numbers of neighbours; when None those of DINO's 10, 20, 100 and 200 that there are images for, or all.
+        temperatures: of the votes.
+    """
+
+    ks: Sequence[int] | None = None
+    temperatures: Sequence[float] = (0.07,)
+
+    def fit(self, images: Labelled, num_classes: int) -> Scorer:
+        """See `Probe.fit`: keeps the images."""
+        count = len(images.features)
+        ks = self.ks or [k for k in KS if k <= count] or [count]
+
+        def scores(features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
+            for temperature in self.temperatures:
+                found = knn_scores(
+                    features, images.features, images.labels, num_classes, ks=ks, temperature=temperature
+                )
+                for k, votes in found.items():
+                    yield {"k": k, "temperature": temperature}, votes.clamp_min(_SMALLEST_VOTE).log()
+
+        return scores
+
+    def only(self, settings: Settings) -> "NearestNeighbours":
+        """See `Probe.only`."""
+        return NearestNeighbours((int(settings["k"]),), (settings["temperature"],))
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """A linear layer with a penalty on its weights.
+
+    Attributes:
+        path: `logistic_path` or `ridge_path`.
+        strengths: of the penalty.
+    """
+
+    path: Callable[..., Sequence[Fit]]
+    strengths: Sequence[float]
+
+    def fit(self, images: Labelled, num_classes: int) -> Scorer:
+        """See `Probe.fit`."""
+        fits = self.path(images.features, images.labels, num_classes, strengths=self.strengths)
+
+        def scores(features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
+            for fit in fits:
+                yield {"l2": fit.l2}, fit.model.logits(features)
+
+        return scores
+
+    def only(self, settings: Settings) -> "LinearProbe":
+        """See `Probe.only`."""
+        return LinearProbe(self.path, (settings["l2"],))
+
+
+def create_probe(
+    method: str,
+    *,
+    ks: Sequence[int] | None = None,
+    temperatures: Sequence[float] = (0.07,),
+    strengths: Sequence[float] | None = None,
+) -> Probe:
+    """A method by its name, knn, logistic or ridge, with the settings to choose from.
+
+    Raises:
+        ValueError: another name.
+    """
+    linear: dict[str, tuple[Any, Sequence[float]]] = {
+        "logistic": (logistic_path, LOGISTIC_STRENGTHS),
+        "ridge": (ridge_path, RIDGE_STRENGTHS),
+    }
+    if method == "knn":
+        return NearestNeighbours(ks, temperatures)
+    if method not in linear:
+        raise ValueError(f"method must be knn, logistic or ridge, got {method!r}")
+    path, usual = linear[method]
+    return LinearProbe(path, strengths or usual)
+
+
+def compare(
+    probe: Probe, train: Labelled, validation: Labelled, num_classes: int, *, criterion: Criterion = "top1"
+) -> list[Candidate]:
+    """How well each setting, fitted on training images, does on validation images.
+
+    Args:
+        probe: method and settings.
+        train, validation: different images.
+        num_classes: C.
+        criterion: as for `accuracy`.
+
+    Raises:
+        ValueError: as `Probe.fit`.
+    """
+    scores = probe.fit(train, num_classes)(validation.features)
+    return [Candidate(settings, accuracy(logits, validation.labels, criterion)) for settings, logits in scores]
+
+
+def best(candidates: Sequence[Candidate]) -> Candidate:
+    """The most accurate; of equal ones the smoothest, which has the larger settings: neighbours, temperature, penalty.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not candidates:
+        raise ValueError("there are no candidates to choose from")
+    return max(candidates, key=lambda candidate: (candidate.accuracy, *candidate.settings.values()))

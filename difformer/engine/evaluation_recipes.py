@@ -1,0 +1,201 @@
+"""What an evaluation and a probe are made of, and what they take from the recipe of a training run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from difformer.config import as_integer, as_positive_integer
+from difformer.data import DataConfig
+from difformer.engine.reading import check_keys, unknown_key
+from difformer.engine.recipe import (
+    BackboneConfig,
+    CacheConfig,
+    ExtractorConfig,
+    FeatureSource,
+    Precision,
+    Recipe,
+    TrainingConfig,
+    _check_choice,
+    _check_range,
+)
+
+ProbeMethod = Literal["knn", "logistic", "ridge"]
+ProbeCriterion = Literal["top1", "mean_per_class"]
+
+# Of the training split, where a probe is to choose on a holdout and the data does not say how large.
+HOLDOUT = 0.1
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """The evaluation of a classifier.
+
+    Attributes:
+        classifier: folder of a run, classifier file, or hf://owner/name.
+        data: which images.
+        split: which of their splits.
+        output: folder for the results; `eval-SPLIT` in the run's folder when null.
+        backbone: the diffusion model that the classifier was trained on.
+        features: `live`, or `cached` on the disk (not for DifFeed).
+        cache: where.
+        precision: no, bf16 or fp16 for head and backbone.
+        batch_size: images at once, over all processes.
+        workers: of each process's data loader.
+    """
+
+    classifier: str
+    data: DataConfig
+    split: str = "test"
+    output: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    features: FeatureSource = "live"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    precision: Precision = "no"
+    batch_size: int = 128
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _check_choice("features", self.features, get_args(FeatureSource))
+        _check_computing(self)
+
+    def as_training(self, noise_seed: int = 0) -> Recipe:
+        """The recipe of a run that computes in the same way, with the seed that evaluation reads features with."""
+        return Recipe(
+            data=self.data,
+            backbone=self.backbone,
+            extractor=ExtractorConfig(seed=noise_seed),
+            features=self.features,
+            cache=self.cache,
+            training=TrainingConfig(precision=self.precision, workers=self.workers),
+        )
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """A classifier on pooled features that is fitted without a training loop.
+
+    Attributes:
+        data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given.
+        output: folder for the results.
+        backbone: the diffusion model the features come from.
+        extractor: which features are read.
+        pool: side to which each feature map is averaged.
+        normalize: scale each feature to length 1 before they are joined, so that none outweighs the others.
+        method: knn, logistic or ridge.
+        ks: numbers of neighbours to choose from; when null those of 10, 20, 100 and 200 that there are images for.
+        temperatures: of the neighbours' votes, to choose from.
+        strengths: of the L2 penalty of logistic and ridge, to choose from; when null over five or six decades.
+        criterion: what is best on the validation split: top1 or mean_per_class.
+        validation: split that chooses, and alone does so.
+        test: split that is measured once, after the choice; none when null.
+        refit: after the choice, fit on training and validation images together; for knn, both are neighbours.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes.
+        workers: of each process's data loader.
+    """
+
+    data: DataConfig
+    output: str = "runs/probe"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    pool: int = 1
+    normalize: bool = False
+    method: ProbeMethod = "knn"
+    ks: tuple[int, ...] | None = None
+    temperatures: tuple[float, ...] = (0.07,)
+    strengths: tuple[float, ...] | None = None
+    criterion: ProbeCriterion = "top1"
+    validation: str = "holdout"
+    test: str | None = "test"
+    refit: bool = True
+    precision: Precision = "no"
+    batch_size: int = 128
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        _check_computing(self)
+        _set_positive(self, "pool")
+        _check_choice("method", self.method, get_args(ProbeMethod))
+        _check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        self._check_splits()
+        self._check_grid()
+        if self.extractor.feedback_taps:
+            raise ValueError(
+                "a probe trains nothing, so DifFeed's feedback layers would stay as they are initialised; leave out "
+                "extractor.feedback_taps, or train a classifier"
+            )
+
+    def as_training(self) -> Recipe:
+        """The recipe of a run that computes in the same way."""
+        training = TrainingConfig(precision=self.precision, workers=self.workers)
+        return Recipe(data=self.data, backbone=self.backbone, extractor=self.extractor, training=training)
+
+    def _check_splits(self) -> None:
+        if "train" in (self.validation, self.test):
+            raise ValueError("train cannot be validation or test: the probe is fitted on it")
+        if self.validation == self.test:
+            raise ValueError(
+                f"test: {self.test} would be measured on the images that choose; choose on another split, such as "
+                "holdout"
+            )
+        if "holdout" in (self.validation, self.test) and not self.data.holdout:
+            object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
+
+    def _check_grid(self) -> None:
+        if self.ks is not None:
+            object.__setattr__(self, "ks", tuple(as_positive_integer("ks", k) for k in self.ks))
+        for name in ("temperatures", "strengths"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
+        for name in ("ks", "temperatures", "strengths"):
+            values = getattr(self, name)
+            if values is not None and not (values and len(set(values)) == len(values) and min(values) > 0):
+                raise ValueError(f"{name} must be one or more different positive numbers, got {list(values)}")
+
+
+def take_from_training(values: Mapping[str, Any], configuration: type) -> dict[str, Any]:
+    """A file's values as those of an `EvaluationRecipe` or `ProbeRecipe`; the file may be a training recipe.
+
+    A file with a section that only training has is a training recipe. Of one, the sections of the same names are taken,
+    but not the output, which is the run's; precision, workers, batch size and splits come from `training` and
+    `evaluation`; the rest is checked and left out.
+
+    Raises:
+        ValueError: a key that neither has; the message names the nearest.
+    """
+    own, trained = get_type_hints(configuration), get_type_hints(Recipe)
+    for key in values:
+        if key not in own and key not in trained:
+            raise unknown_key(str(key), list(dict.fromkeys([*own, *trained])))
+    foreign = {key: value for key, value in values.items() if key not in own}
+    if not foreign:
+        return dict(values)
+    check_keys(Recipe, foreign)
+    training, evaluation = (_section(foreign, name) for name in ("training", "evaluation"))
+    found = {
+        "precision": training.get("precision"),
+        "workers": training.get("workers"),
+        "batch_size": evaluation.get("batch_size") or training.get("batch_size"),
+        "split": evaluation.get("test"),
+        "validation": evaluation.get("validation"),
+        "test": evaluation.get("test"),
+    }
+    taken = {key: value for key, value in found.items() if key in own and value is not None}
+    return taken | {key: value for key, value in values.items() if key in own and key != "output"}
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = values.get(name) or {}
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{name} must hold keys and values, got {section!r}")
+    return section
+
+
+def _check_computing(recipe: EvaluationRecipe | ProbeRecipe) -> None:
+    _check_choice("precision", recipe.precision, get_args(Precision))
+    _set_positive(recipe, "batch_size")
+    _check_range("workers", as_integer("workers", recipe.workers), recipe.workers >= 0, "not negative")
+
+
+def _set_positive(recipe: EvaluationRecipe | ProbeRecipe, name: str) -> None:
+    object.__setattr__(recipe, name, as_positive_integer(name, getattr(recipe, name)))

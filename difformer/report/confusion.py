@@ -1,0 +1,63 @@
+"""A confusion matrix as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difformer._optional import require
+
+# Beyond these many classes, shares would overlap in their cells, and names on the axes.
+_MOST_WITH_SHARES = 20
+_MOST_WITH_NAMES = 250
+_LONGEST_NAME = 24
+
+
+def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
+    """Draws which classes are taken for which as a PNG, rows scaled to shares of the true class.
+
+    Args:
+        confusion: (C, C) counts; a row is a true class, a column a predicted one.
+        class_names: C names.
+        path: the file.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    figure_type = require("matplotlib.figure", "drawing a confusion matrix", install="matplotlib").Figure
+    classes = len(class_names)
+    side = float(np.clip(0.6 * classes, 3, 12) if classes <= _MOST_WITH_SHARES else np.clip(0.13 * classes, 12, 30))
+    figure = figure_type(figsize=(side + 2, side + 1), layout="constrained")
+    axes = figure.subplots()
+    counts = confusion.sum(axis=1, keepdims=True)
+    # Rows without an image stay empty.
+    shares = np.ma.masked_array(confusion / np.maximum(counts, 1), mask=np.broadcast_to(counts == 0, confusion.shape))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_facecolor("0.85")
+    axes.set(xlabel="Predicted class", ylabel="True class")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="Share of the true class")
+    if classes <= _MOST_WITH_NAMES:
+        _name_axes(axes, class_names, points=72 * side / classes)
+    if classes <= _MOST_WITH_SHARES:
+        _write_shares(axes, shares)
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:
+    """Writes the names beside rows and below columns, of which each has some points of room."""
+    names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]
+    size = float(np.clip(0.7 * points, 4, 10))
+    upright = max(map(len, names)) * size > points
+    # A dollar sign would begin a formula.
+    names = [name.replace("$", r"\$") for name in names]
+    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
+    axes.set_yticks(range(len(names)), names, fontsize=size)
+
+
+def _write_shares(axes: Any, shares: Any) -> None:
+    for (row, column), share in np.ndenumerate(shares):
+        if not np.ma.is_masked(shares[row, column]) and share > 0:
+            color = "white" if share > 0.5 else "black"
+            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)

@@ -1,0 +1,121 @@
+import pytest
+
+from difformer.data import DataConfig
+from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.reading import build, create_parser, dump, parse, read_yaml
+from difformer.engine.recipe import ExtractorConfig
+
+DATA = {"name": "folder", "root": "images"}
+TRAINING = {
+    "output": "runs/one",
+    "data": DATA,
+    "backbone": {"name": "adm64_cond"},
+    "extractor": {"taps": [19], "timesteps": [90]},
+    "head": {"name": "linear", "arguments": {"pool": 2}},
+    "features": "cached",
+    "training": {"epochs": 3, "batch_size": 32, "precision": "bf16", "workers": 1},
+    "evaluation": {"validation": "val", "test": "official", "batch_size": 64},
+}
+
+
+def read(configuration, *arguments):
+    def reader(file):
+        return take_from_training(read_yaml(file), configuration)
+
+    return parse(create_parser(configuration, "verb", "", {}), configuration, (), arguments, read=reader)[0]
+
+
+@pytest.mark.parametrize("configuration", [EvaluationRecipe, ProbeRecipe])
+def test_what_is_written_is_read_again(configuration, tmp_path):
+    arguments = {"classifier": "c.safetensors"} if configuration is EvaluationRecipe else {"ks": (5, 7)}
+    recipe = configuration(data=DataConfig(**DATA, holdout=0.2), precision="no", **arguments)
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    assert read(configuration, str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_a_probe_takes_what_it_shares_with_a_training_recipe():
+    values = take_from_training(TRAINING, ProbeRecipe)
+    assert values == {
+        "data": DATA,
+        "backbone": {"name": "adm64_cond"},
+        "extractor": {"taps": [19], "timesteps": [90]},
+        "precision": "bf16",
+        "workers": 1,
+        "batch_size": 64,
+        "validation": "val",
+        "test": "official",
+    }
+    assert build(ProbeRecipe, values).extractor == ExtractorConfig((19,), (90,))
+
+
+def test_an_evaluation_takes_what_it_shares_with_a_training_recipe():
+    values = take_from_training(TRAINING, EvaluationRecipe)
+    assert values.keys() == {"data", "backbone", "features", "precision", "workers", "batch_size", "split"}
+    assert values["split"] == "official"
+
+
+def test_what_is_given_beside_training_sections_comes_first():
+    values = take_from_training(TRAINING | {"precision": "no", "test": "test", "method": "ridge"}, ProbeRecipe)
+    assert (values["precision"], values["test"], values["method"]) == ("no", "test", "ridge")
+
+
+def test_without_training_sections_all_is_kept():
+    values = {"data": DATA, "output": "here", "extractor": {"taps": [24]}}
+    assert take_from_training(values, ProbeRecipe) == values
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metod": "knn"}, "unknown key 'metod'; did you mean 'method'"),
+        ({"optimiser": {"lr": 1}}, "unknown key 'optimiser'; did you mean 'optimizer'"),
+        ({"training": {"epoch": 1}}, r"unknown key 'training\.epoch'; did you mean 'training\.epochs'"),
+        ({"training": 3}, "training must hold keys and values, got 3"),
+    ],
+)
+def test_typing_errors_are_found_in_sections_that_are_left_out_too(changes, message):
+    with pytest.raises(ValueError, match=message):
+        take_from_training(TRAINING | changes, ProbeRecipe)
+
+
+def test_options_and_sections_of_files_are_checked(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {name: folder, rot: x}")
+    with pytest.raises(ValueError, match=r"unknown key 'data\.rot'; did you mean 'data\.root'"):
+        read(ProbeRecipe, f"--config={tmp_path / 'a.yaml'}")
+    with pytest.raises(ValueError, match="unknown key 'methd'; did you mean 'method'"):
+        read(ProbeRecipe, "--data.name", "folder", "--methd", "knn")
+    with pytest.raises(ValueError, match=r"required: classifier, data\.name"):
+        read(EvaluationRecipe)
+
+
+def test_options_override_files_and_later_files_earlier_ones(tmp_path):
+    (tmp_path / "a.yaml").write_text("data: {name: folder}\npool: 2\nworkers: 5\nprecision: no")
+    (tmp_path / "b.yaml").write_text("pool: 3\ntemperatures: [1e-1]")
+    recipe = read(ProbeRecipe, str(tmp_path / "a.yaml"), "--config", str(tmp_path / "b.yaml"), "--workers", "1")
+    assert (recipe.pool, recipe.workers, recipe.precision, recipe.temperatures) == (3, 1, "no", (0.1,))
+
+
+def test_a_holdout_is_set_aside_where_one_is_to_choose():
+    assert ProbeRecipe(data=DataConfig("folder")).data.holdout == 0.1
+    assert ProbeRecipe(data=DataConfig("folder", holdout=0.3)).data.holdout == 0.3
+    assert ProbeRecipe(data=DataConfig("folder"), validation="val").data.holdout == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "svm"}, "method must be one of knn, logistic, ridge, got 'svm'"),
+        ({"validation": "test"}, "would be measured on the images that choose"),
+        ({"validation": "train"}, "the probe is fitted on it"),
+        ({"ks": (3, 3)}, "ks must be one or more different positive numbers"),
+        ({"ks": (0,)}, "must be a positive integer, got 0"),
+        ({"strengths": ()}, "strengths must be one or more"),
+        ({"temperatures": (-1.0,)}, "temperatures must be one or more"),
+        ({"pool": 0}, "pool must be a positive integer"),
+        ({"workers": -1}, "workers must be not negative"),
+        ({"extractor": ExtractorConfig(feedback_taps=("out01",))}, "a probe trains nothing"),
+    ],
+)
+def test_meaningless_probes_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ProbeRecipe(data=DataConfig("folder"), **arguments)
