@@ -91,10 +91,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(weights[name].equal(weights2[name]) for name in weights)
 
 
-def launch(processes: int, *command: str | Path) -> str:
-    """Runs a script in several gloo processes on the CPU; returns what it printed."""
+def launch(processes: int, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a script in several gloo processes on the CPU; without `check` it may fail."""
     port = str(29500 + os.getpid() % 1000)
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     done = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
