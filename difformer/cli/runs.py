@@ -1,4 +1,4 @@
-"""The verbs that a recipe describes: extract, pretrain, train, eval, probe."""
+"""The verbs that a recipe describes: from extract to transfer."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,10 @@ from difformer.engine.pretrain_recipe import PretrainRecipe
 from difformer.engine.probe import run_probe
 from difformer.engine.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipe import Recipe
+from difformer.engine.suite import TransferRecipe
 from difformer.engine.train import train
+from difformer.engine.transfer import transfer
+from difformer.engine.transfer_trial import try_out_suite
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,17 @@ def _reads_training_recipes(configuration: type) -> Reader:
     return lambda file: take_from_training(read_yaml(file), configuration)
 
 
+def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> int:
+    if dry_run:
+        try_out_suite(recipe, fake_data=fake_data)
+        return 0
+    if fake_data:
+        raise ValueError("--fake_data is for --dry_run")
+    result = transfer(recipe, overwrite=overwrite)
+    print(f"{result.folder / 'table.md'}: {len(result.rows)} rows, {len(result.failures)} failures")
+    return 1 if result.failures else 0
+
+
 _OVERWRITE = "start anew although the output holds a run"
 _REPLACE = "replace the results that are in the output"
 
@@ -122,5 +136,15 @@ RECIPE_VERBS = {
         _probe,
         {"overwrite": _REPLACE},
         read=_reads_training_recipes(ProbeRecipe),
+    ),
+    "transfer": RecipeVerb(
+        "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",
+        TransferRecipe,
+        _transfer,
+        {
+            "dry_run": "list the runs with their cost, run two steps of each head, and write nothing",
+            "fake_data": "with --dry_run: random images and weights in place of the recipe's",
+            "overwrite": _OVERWRITE,
+        },
     ),
 }

@@ -3,6 +3,7 @@
 from difformer.data.dataset import (
     HOLDOUT,
     ImageDataset,
+    canonical_name,
     create_dataset,
     data_set_names,
     read_source,
@@ -31,6 +32,7 @@ __all__ = [
     "ShardDataset",
     "Source",
     "as_rgb",
+    "canonical_name",
     "collate",
     "content_id",
     "create_dataset",

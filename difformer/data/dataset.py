@@ -140,6 +140,12 @@ def data_set_names() -> list[str]:
     return sorted(_READERS)
 
 
+def canonical_name(name: str) -> str:
+    """The one spelling of a kind of data set, whether it is known or not: `flowers102` for `Flowers`."""
+    key = name.lower().replace("-", "").replace("_", "")
+    return _ALIASES.get(key, key)
+
+
 def create_dataset(
     spec: DataConfig | Mapping[str, Any],
     split: str = "train",
@@ -203,8 +209,7 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
         FileNotFoundError, DataError, ValueError, ImportError: as `create_dataset`.
     """
     config = as_config(spec)
-    key = config.name.lower().replace("-", "").replace("_", "")
-    key = _ALIASES.get(key, key)
+    key = canonical_name(config.name)
     if key not in _READERS:
         close = get_close_matches(key, [*_READERS, *_ALIASES], n=1, cutoff=0.4)
         hint = f"did you mean {close[0]!r}? " if close else ""

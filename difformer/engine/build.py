@@ -58,6 +58,34 @@ def build_backbone(
     return create_backbone(config.name, folder=config.folder, download=config.download, **how)
 
 
+def outline_backbone(config: BackboneConfig) -> UNetBackbone:
+    """The backbone on the meta device: shapes and costs, without weights. Named presets need no file.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
+    """
+    architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
+    with torch.device("meta"):
+        return UNetBackbone(UNet(architecture), schedule)
+
+
+def outline_classifier(
+    recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None
+) -> DiffusionClassifier:
+    """The classifier on the meta device, in no time and no memory.
+
+    Args:
+        recipe: what it is made of.
+        class_names: its classes.
+        backbone: from `outline_backbone`, to use one for several.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `outline_backbone` and `build_classifier`.
+    """
+    with torch.device("meta"):
+        return build_classifier(recipe, backbone or outline_backbone(recipe.backbone), class_names)
+
+
 def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
     """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
 

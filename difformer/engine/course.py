@@ -50,7 +50,12 @@ class TrainingRun(Protocol):
 
 
 def carry_out(
-    recipe: Any, build: Callable[[Any, Any], TrainingRun], may_change: Collection[str], *, overwrite: bool = False
+    recipe: Any,
+    build: Callable[[Any, Any], TrainingRun],
+    may_change: Collection[str],
+    *,
+    overwrite: bool = False,
+    more_to_come: bool = False,
 ) -> dict[str, Any]:
     """Trains, or goes on with a run that was interrupted.
 
@@ -59,6 +64,7 @@ def carry_out(
         build: makes the run's parts from recipe and accelerator.
         may_change: keys of the recipe that a run may go on with another value of.
         overwrite: start anew although there is a run in the folder.
+        more_to_come: other runs follow in these processes, so they stay connected.
 
     Returns:
         The results, as in `results.json`.
@@ -83,8 +89,12 @@ def carry_out(
         on_main(accelerator, folder.claim)
         return _Course(recipe, folder, accelerator, build(recipe, accelerator), state).follow(overwrite=overwrite)
     finally:
-        accelerator.end_training()
         folder.release()
+        if more_to_come:
+            for tracker in accelerator.trackers:
+                tracker.finish()
+        else:
+            accelerator.end_training()
 
 
 class _Course:

@@ -2,15 +2,18 @@
 
 import resource
 import sys
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from difformer.engine.costs import Costs, cache_bytes, costs, human_bytes
+from difformer._optional import require
+from difformer.engine.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.loop import Clock, Totals
 from difformer.engine.recipe import Recipe
 from difformer.engine.run import Run, create_accelerator
+from difformer.engine.run_folder import RunFolder
 from difformer.engine.stopping import Stopped, StopRequest
 
 STEPS = 2
@@ -18,19 +21,36 @@ STEPS = 2
 _CPU_BATCH = 2
 
 
-def try_out(recipe: Recipe, *, fake_data: bool = False) -> Costs:
+@dataclass(frozen=True)
+class Trial:
+    """What a dry run found.
+
+    Attributes:
+        costs: as printed.
+        images: counted by split.
+        losses: of the steps.
+        optimizer_bytes: memory of the optimiser's state.
+        peak_bytes: most memory the process, or the GPU, had in use.
+    """
+
+    costs: Costs
+    images: Mapping[str, int]
+    losses: tuple[float, ...]
+    optimizer_bytes: int
+    peak_bytes: int
+
+
+def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     """Builds a run, prints its sizes and costs, and takes two steps.
 
     Args:
         recipe: the run.
         fake_data: random images, and random weights for the backbone, in place of the recipe's.
 
-    Returns:
-        The costs that are printed.
-
     Raises:
         ValueError, OSError, ImportError, TrainingError: as `train`.
     """
+    RunFolder(recipe.output).check()
     accelerator = create_accelerator(recipe, trackers=False)
     batch = recipe.training.batch_size
     if accelerator.device.type == "cpu":
@@ -38,52 +58,101 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Costs:
     # Live features, since a trial is not to write a cache.
     trial = replace(recipe, features="live", training=replace(recipe.training, batch_size=batch))
     run = Run(trial, accelerator, fake=fake_data)
-    found = costs(run.classifier)
-    accelerator.print("\n".join(_report(recipe, run, found)))
-    _two_steps(run, batch)
-    return found
-
-
-def _report(recipe: Recipe, run: Run, found: Costs) -> list[str]:
+    found = costs(run.classifier, recipe.data.size)
     counts = {split: len(images) for split, images in run.images.items()}
-    classes = len(run.classifier.class_names)
+    stand_ins = " (random stand-ins)" if fake_data else ""
+    accelerator.print("\n".join(_sizes(recipe, run, found, counts, stand_ins)), flush=True)
+    before = _memory_in_use(accelerator.device)
+    losses, seconds = _two_steps(run)
+    optimizer = sum(
+        value.numel() * value.element_size()
+        for state in run.trainer.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    result = Trial(found, counts, tuple(losses), optimizer, _peak_memory(accelerator.device))
+    activations = max(0, result.peak_bytes - before - found.trained_bytes - optimizer)
+    accelerator.print("\n".join(_demands(recipe, run, result, activations, seconds, batch)), flush=True)
+    return result
+
+
+def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], stand_ins: str) -> list[str]:
+    """What is known before the first step."""
+    images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    flops = f"{found.flops / 1e9:,.1f} GFLOP an image; whole passes would be {found.full_flops / 1e9:,.1f}"
+    if found.gradient_flops:
+        flops += f"; gradients through the backbone about {found.gradient_flops / 1e9:,.1f} more"
+    an_epoch = counts["train"] * (found.flops + found.gradient_flops)
     lines = [
         f"output        {run.folder.path}",
-        f"images        {', '.join(f'{count:,} {split}' for split, count in counts.items())}; {classes} classes",
-        f"backbone      {recipe.backbone.name}, {found.backbone:,} parameters, frozen, "
-        f"{human_bytes(found.backbone_bytes)}",
+        f"images        {images}{stand_ins}; {len(run.classifier.class_names)} classes",
+        f"backbone      {recipe.backbone.name}, {found.backbone:,} parameters, frozen",
         f"trained       {found.trained:,} parameters: head {found.head:,}, feedback {found.feedback:,}",
-        f"features      {found.flops / 1e9:,.1f} GFLOP an image; whole passes would be {found.full_flops / 1e9:,.1f}",
-        f"one epoch     {counts['train'] * found.flops / 1e15:,.3f} PFLOP of features",
-        f"memory        weights {human_bytes(found.backbone_bytes + 2 * found.trained_bytes)} with gradients, "
-        f"optimiser up to {human_bytes(2 * found.trained_bytes)}; activations: see the peak below",
-        f"disk          classifier {human_bytes(found.trained_bytes)}, training state up to "
-        f"{human_bytes((4 if recipe.training.ema else 3) * found.trained_bytes)}",
+        f"features      {flops}",
+        f"an epoch      {human_flops(an_epoch)} of features; {recipe.training.epochs} epochs "
+        f"{human_flops(recipe.training.epochs * an_epoch)}",
     ]
     if recipe.features == "cached":
-        head = run.classifier.head
-        one = cache_bytes(head.specs, head.map_sizes, getattr(torch, recipe.cache.dtype))  # type: ignore[arg-type]
+        head: Any = run.classifier.head
+        one = cache_bytes(head.specs, head.map_sizes, getattr(torch, recipe.cache.dtype))
         total = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in counts.items())
-        lines.append(f"cache         {human_bytes(one * total)} in {recipe.cache.folder}")
+        lines.append(f"cache         {human_bytes(one * total)} in {recipe.cache.folder}; not written in a dry run")
     return lines
 
 
-def _two_steps(run: Run, batch: int) -> None:
+def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds: float, batch: int) -> list[str]:
+    """What the steps have shown."""
+    processes, accumulation = run.accelerator.num_processes, recipe.training.accumulation
+    trained, optimizer = found.costs.trained_bytes, found.optimizer_bytes
+    at_once, whole = (max(1, size // processes // accumulation) for size in (batch, recipe.training.batch_size))
+    averages = 1 if recipe.training.ema else 0
+    interval = require("tqdm", "the estimate").tqdm.format_interval
+    epoch = interval(seconds * found.images["train"])
+    scaled = f"; about {human_bytes(activations / at_once * whole)} with {whole}" if whole != at_once else ""
+    return [
+        f"memory        backbone {human_bytes(found.costs.backbone_bytes)}, head and feedback {human_bytes(trained)}, "
+        f"gradients {human_bytes(trained)}, optimiser {human_bytes(optimizer)}",
+        f"activations   {human_bytes(activations)} with {at_once} images at once{scaled}",
+        f"peak memory   {human_bytes(found.peak_bytes)}",
+        f"disk          classifier {human_bytes(trained)}"
+        f"{' (and the latest)' if recipe.evaluation.select == 'best' else ''}, training state "
+        f"{human_bytes((1 + averages) * trained + optimizer)}",
+        f"time          {epoch} an epoch of training, at the last step's speed of {1 / seconds:.3g} images a second",
+    ]
+
+
+def _two_steps(run: Run) -> tuple[list[float], float]:
+    """Losses of the steps, and the seconds an image of the last."""
     clock = Clock()
+    losses: list[float] = []
+    seconds = 0.0
 
     def report(totals: Totals) -> None:
-        loss = totals.loss_sum / max(1, totals.counted)
-        run.accelerator.print(f"step          {totals.counted} images, loss {loss:.4f}, {clock.lap():.1f} s")
+        nonlocal seconds
+        lap = clock.lap()
+        seconds = lap / max(1, totals.counted)
+        losses.append(totals.loss_sum / max(1, totals.counted))
+        run.accelerator.print(
+            f"step {len(losses)}        {totals.counted} images, loss {losses[-1]:.4f}, {lap:.1f} s", flush=True
+        )
 
     with StopRequest() as stop:
         if not run.trainer.run_epoch(stop, report, until=STEPS):
             raise Stopped("stopped; a dry run keeps nothing", int(stop.signal_seen() or 15))
-    note = "" if batch == run.recipe.training.batch_size else f", with batches of {batch}"
-    run.accelerator.print(f"peak memory   {human_bytes(_peak_memory(run.accelerator.device))}{note}")
+    return losses, seconds
 
 
-def _peak_memory(device: torch.device) -> Any:
+def _memory_in_use(device: torch.device) -> int:
+    """Of the GPU; on a CPU of the process."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    # Accelerate brings psutil.
+    return int(require("psutil", "the memory estimate").Process().memory_info().rss)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     # Kilobytes, but bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

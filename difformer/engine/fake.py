@@ -1,38 +1,68 @@
 """Random images in place of a data set, to try a recipe on a machine that has none."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from difformer.data import DataConfig, Sample
+from difformer.data import HOLDOUT, DataConfig, Sample, canonical_name
 
-# Classes of the data sets whose number is fixed, by the names that recipes use.
-CLASSES = {
-    "imagenet": 1000, "cub": 200, "nabirds": 555, "dogs": 120, "elpv": 2, "elpv-levels": 4,
-    "fgvcaircraft": 100, "aircraft": 100, "stanfordcars": 196, "cars": 196, "flowers102": 102, "flowers": 102,
-    "oxfordiiitpet": 37, "pets": 37, "food101": 101, "dtd": 47, "eurosat": 10, "cifar10": 10, "cifar100": 100,
-}  # fmt: skip
-_OTHERWISE = 10
+
+@dataclass(frozen=True)
+class _Known:
+    """Classes, and images by split, of a data set whose size is fixed."""
+
+    classes: int
+    images: dict[str, int]
+
+
+def _known(classes: int, **images: int) -> _Known:
+    return _Known(classes, images)
+
+
+KNOWN = {
+    "imagenet": _known(1000, train=1_281_167, val=50_000),
+    "fgvcaircraft": _known(100, train=3334, val=3333, trainval=6667, test=3333),
+    "stanfordcars": _known(196, train=8144, test=8041),
+    "cub": _known(200, train=5994, test=5794),
+    "dogs": _known(120, train=12_000, test=8580),
+    "flowers102": _known(102, train=1020, val=1020, trainval=2040, test=6149),
+    "nabirds": _known(555, train=23_929, test=24_633),
+    "oxfordiiitpet": _known(37, train=3680, trainval=3680, test=3669),
+    "food101": _known(101, train=75_750, test=25_250),
+    "dtd": _known(47, train=1880, val=1880, trainval=3760, test=1880),
+    "eurosat": _known(10, train=21_600, test=5400, all=27_000),
+    "cifar10": _known(10, train=50_000, test=10_000),
+    "cifar100": _known(100, train=50_000, test=10_000),
+    "elpv": _known(2, train=1968, test=656, all=2624),
+    "elpvlevels": _known(4, train=1968, test=656, all=2624),
+}
+_OTHER_CLASSES = 10
 
 
 class FakeImages(Dataset[Sample]):
-    """Noise with labels, the same at every call.
+    """Noise with labels, the same at every call; as many as the data set has, where that is known.
 
     Args:
-        config: gives the size and, where it is known, the number of classes.
-        length: images.
+        config: names the data set and says the size and what is held out or left out.
+        split: `train`, `holdout`, or one of the data set's.
+        length: images of data sets whose size is not known.
     """
 
     subset = None
     shards = None
+    skipped = np.empty(0, dtype=np.int64)
 
-    def __init__(self, config: DataConfig, length: int) -> None:
-        names = config.class_names or tuple(map(str, range(CLASSES.get(config.name.lower(), _OTHERWISE))))
-        self.class_names = names
+    def __init__(self, config: DataConfig, split: str, length: int) -> None:
+        known = KNOWN.get(canonical_name(config.name), _known(_OTHER_CLASSES))
+        self.class_names = config.class_names or tuple(map(str, range(known.classes)))
         self.size = config.size
-        self.labels: NDArray[np.int64] = np.arange(length) % len(names)
-        self.ids: NDArray[np.int64] = np.arange(length)
+        own = config.split_name("train" if split == HOLDOUT else split)
+        count = _count(config, split, known.images.get(own, length), len(self.class_names))
+        self.labels: NDArray[np.int64] = np.arange(count) % len(self.class_names)
+        self.ids: NDArray[np.int64] = np.arange(count)
         self.digest = "fake"
 
     def set_epoch(self, epoch: int) -> None:
@@ -45,3 +75,17 @@ class FakeImages(Dataset[Sample]):
         rng = np.random.default_rng([int(self.ids[index])])
         pixels = rng.uniform(-1, 1, (3, self.size, self.size)).astype(np.float32)
         return Sample(torch.from_numpy(pixels), int(self.labels[index]), int(self.ids[index]))
+
+
+def _count(config: DataConfig, split: str, whole: int, classes: int) -> int:
+    """Images of a split after the holdout and the label subset, which concern `train` alone."""
+    held = round(whole * config.holdout)
+    if split == HOLDOUT:
+        return held
+    if split != "train":
+        return whole
+    if config.k_shot is not None:
+        return min(config.k_shot * classes, whole - held)
+    if config.percent is not None:
+        return max(classes, round((whole - held) * config.percent / 100))
+    return whole - held

@@ -113,9 +113,10 @@ class PretrainRun:
             "images_seen": str(self.trainer.progress.images),
             "recipe": json.dumps(plain(asdict(self.recipe))),
         }
-        # The backbone freezes its network, so it gets one of its own.
-        unet = UNet(self.recipe.model).to(self.accelerator.device)
-        unet.load_state_dict(self.trainer.averaged or self.unet.state_dict())
+        # The backbone freezes its network, so it gets one of its own, which shares the weights.
+        with torch.device("meta"):
+            unet = UNet(self.recipe.model)
+        unet.load_state_dict(self.trainer.averaged or self.unet.state_dict(), assign=True)
         backbone = UNetBackbone(unet, self.noise, name=self.recipe.name, provenance=provenance)
         backbone.save(self.folder.backbone, overwrite=True)
         with self.accelerator.autocast():

@@ -1,10 +1,12 @@
 """Recipes from YAML files and command lines, strictly."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 import yaml
 
@@ -79,7 +81,8 @@ def parse(
         parser: from `create_parser`.
         configuration: the dataclass.
         switches: the parser's options without a value.
-        arguments: a YAML file, then options such as `--optimizer.lr 0.1`; any of them may be left out.
+        arguments: a YAML file, then options such as `--optimizer.lr 0.1`; any of them may be left out. Further files,
+            `--config FILE`, go over the first. `--print_config` prints what comes out, as YAML, and exits.
         read: gives the values of a file.
         read_first: gives those of the first argument, where that is no file as others.
 
@@ -91,15 +94,42 @@ def parse(
         ValueError: an unknown key (the message names the nearest known one), a missing one, or a bad value.
     """
     jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-    given = list(_with_values(configuration, arguments, read, read_first or read))
-    _check_options(given, {*option_names(configuration), *switches})
+    given, files = _with_values(configuration, arguments, read, read_first or read)
+    mappings = list(_mapping_names(configuration))
+    _check_options(given, {*option_names(configuration), *switches}, mappings)
+    # The parser would print the switches too, which are no keys of a file.
+    words = [word for word in given if word != "--print_config"]
     try:
-        values = parser.parse_args(given).as_dict()
+        values = parser.parse_args(_with_whole_mappings(words, files, mappings)).as_dict()
     except jsonargparse.ArgumentError as error:
         raise ValueError(str(error)) from error
     values.pop("config", None)
     given_switches = {name: bool(values.pop(name)) for name in switches}
-    return build(configuration, values), given_switches
+    built = build(configuration, values)
+    if len(words) < len(given):
+        print(dump(built), end="")
+        raise SystemExit(0)
+    return built, given_switches
+
+
+def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) -> C:
+    """The dataclass from nested mappings whose values are checked against its types, as `parse` checks a file's.
+
+    Args:
+        parser: from `create_parser`.
+        configuration: the dataclass.
+        values: what a file would hold.
+
+    Raises:
+        ValueError: an unknown key, a missing one, or a bad value.
+    """
+    check_keys(configuration, values)
+    jsonargparse = require("jsonargparse", "reading a recipe", install="jsonargparse[signatures]")
+    try:
+        found = parser.parse_object(plain(values)).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise ValueError(str(error)) from error
+    return build(configuration, {name: value for name, value in found.items() if name != "config"})
 
 
 def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "") -> None:
@@ -110,6 +140,39 @@ def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "")
             raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
         if is_dataclass(kinds[key]) and isinstance(value, Mapping):
             check_keys(kinds[key], value, f"{prefix}{key}.")
+
+
+def check_key(configuration: type, key: str, prefix: str = "") -> None:
+    """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
+    mappings = _mapping_names(configuration)
+    if key not in (names := set(option_names(configuration))) and not any(key.startswith(f"{m}.") for m in mappings):
+        raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
+
+
+def overlay(configuration: type, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a dataclass's form with others over them, section by section, as a further file goes over the first.
+
+    Sections are merged; mappings with keys of any name, such as a head's arguments, are replaced.
+    """
+    kinds = get_type_hints(configuration)
+    merged = dict(below)
+    for key, value in above.items():
+        section = kinds.get(key)
+        if is_dataclass(section) and isinstance(value, Mapping):
+            assert isinstance(section, type)
+            value = overlay(section, below.get(key) or {}, value)
+        merged[key] = value
+    return merged
+
+
+def put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key in nested mappings."""
+    *path, last = key.split(".")
+    for name in path:
+        if not isinstance(values.get(name), dict):
+            values[name] = dict(values.get(name) or {})
+        values = values[name]
+    values[last] = value
 
 
 def build(configuration: type[C], values: Mapping[str, Any]) -> C:
@@ -158,9 +221,17 @@ def unknown_key(name: str, known: Sequence[str]) -> ValueError:
     return ValueError(f"unknown key {name!r}; {hint}")
 
 
-def _with_values(configuration: type, arguments: Sequence[str], read: Reader, read_first: Reader) -> Iterator[str]:
-    """The arguments with what files hold in place of their names, so that it is checked, and adapted, beforehand."""
+def _with_values(
+    configuration: type, arguments: Sequence[str], read: Reader, read_first: Reader
+) -> tuple[list[str], list[Mapping[str, Any]]]:
+    """The arguments with what files hold in place of their names, so that it is checked, and adapted, beforehand.
+
+    Returns:
+        The arguments, and the files' values.
+    """
     words = iter(arguments)
+    given: list[str] = []
+    files: list[Mapping[str, Any]] = []
     for place, word in enumerate(words):
         option, _, file = word.partition("=")
         if place == 0 and not word.startswith("-"):
@@ -168,17 +239,65 @@ def _with_values(configuration: type, arguments: Sequence[str], read: Reader, re
         elif option == "--config" and (file or (file := next(words, ""))):
             values = read(file)
         else:
-            yield word
+            given.append(word)
             continue
         check_keys(configuration, values)
-        yield from ("--config", yaml.safe_dump(plain(values)))
+        files.append(values)
+        given += ["--config", yaml.safe_dump(plain(values))]
+    return given, files
 
 
-def _check_options(arguments: Sequence[str], names: set[str]) -> None:
+def _check_options(arguments: Sequence[str], names: set[str], mappings: Sequence[str]) -> None:
     known = {"config", "print_config", "help", *names}
-    open_ended = [name for name in known if name.endswith(".arguments") or name == "data.splits"]
     for word in arguments:
         name = word[2:].partition("=")[0]
-        if not word.startswith("--") or name in known or any(name.startswith(f"{o}.") for o in open_ended):
+        if not word.startswith("--") or name in known or any(name.startswith(f"{o}.") for o in mappings):
             continue
         raise unknown_key(name, sorted(known))
+
+
+def _mapping_names(configuration: type, prefix: str = "") -> Iterator[str]:
+    """The dotted keys whose values are mappings with keys of any name."""
+    for name, kind in get_type_hints(configuration).items():
+        if is_dataclass(kind):
+            assert isinstance(kind, type)
+            yield from _mapping_names(kind, f"{prefix}{name}.")
+        elif get_origin(kind) is Mapping:
+            yield f"{prefix}{name}"
+
+
+def _with_whole_mappings(
+    arguments: Sequence[str], files: Sequence[Mapping[str, Any]], mappings: Sequence[str]
+) -> list[str]:
+    """Replaces options deep in a mapping, `--datasets.cub.root X`, by the whole mapping of the files with that value.
+
+    The parser alone knows keys of the mapping itself, and would replace all of `datasets.cub`.
+    """
+    kept: list[str] = []
+    whole: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, text = word[2:].partition("=")
+        owner = next((owner for owner in mappings if name.startswith(f"{owner}.")), None)
+        if not word.startswith("--") or owner is None or "." not in name[len(owner) + 1 :]:
+            kept.append(word)
+            continue
+        if owner not in whole:
+            found = [value for content in files if (value := _at(content, owner)) is not None]
+            whole[owner] = deepcopy(found[-1]) if found else {}
+        put(whole[owner], name[len(owner) + 1 :], _read_value(text if equals else next(words, "")))
+    return kept + [f"--{owner}={json.dumps(value)}" for owner, value in whole.items()]
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
+
+
+def _read_value(text: str) -> Any:
+    """A value as the parser reads it, which takes 1e-3 for a number."""
+    jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=Any)
+    return parser.parse_args([f"--value={text}"]).value

@@ -226,7 +226,8 @@ def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
 def _fake_splits(recipe: Recipe) -> dict[str, Any]:
     evaluation = recipe.evaluation
     names = dict.fromkeys(("train", evaluation.validation, evaluation.test))
-    return {name: FakeImages(recipe.data, 4 * recipe.training.batch_size) for name in names if name is not None}
+    length = 4 * recipe.training.batch_size
+    return {name: FakeImages(recipe.data, name, length) for name in names if name is not None}
 
 
 def _summary(metrics: ClassificationMetrics) -> dict[str, float]:

@@ -25,10 +25,11 @@ class RunFolder:
     """Where everything of a run lies.
 
     Args:
-        path: the folder; made by `claim`.
+        path: the folder; made by `claim` or `create`.
+        record: the file with the recipe, by which the folder is known.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, record: str = "recipe.yaml") -> None:
         self.path = expand_user(path)
         self.state = self.path / "state.pt"
         self.classifier = self.path / "classifier.safetensors"
@@ -36,7 +37,7 @@ class RunFolder:
         self.backbone = self.path / "backbone.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
-        self.recipe = self.path / "recipe.yaml"
+        self.recipe = self.path / record
         self.curves = self.path / "curves.png"
         self._lock: IO[str] | None = None
 

@@ -14,12 +14,13 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
+def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False) -> dict[str, Any]:
     """Trains, or goes on with a run that was interrupted; that ends as one that was not.
 
     Args:
         recipe: everything about the run.
         overwrite: start anew although there is a run in the folder.
+        more_to_come: other runs follow in these processes, so they stay connected.
 
     Returns:
         The results, as in `results.json`.
@@ -30,4 +31,4 @@ def train(recipe: Recipe, *, overwrite: bool = False) -> dict[str, Any]:
         TrainingError: the loss or a weight is not finite, or a data worker died.
         Stopped: a signal asked to stop; the state is saved.
     """
-    return carry_out(recipe, Run, MAY_CHANGE, overwrite=overwrite)
+    return carry_out(recipe, Run, MAY_CHANGE, overwrite=overwrite, more_to_come=more_to_come)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_unet
-from training import assert_same_run, launch, make_recipe, run_result, write_images, write_workplace
+from training import assert_same_run, interrupt_after, launch, make_recipe, run_result, write_images, write_workplace
 
 from difformer import CheckpointError, UNet, create_backbone, load_classifier
 from difformer.cli import main
@@ -20,7 +20,7 @@ from difformer.engine.classification import Classification
 from difformer.engine.loop import TrainingError
 from difformer.engine.reading import dump
 from difformer.engine.state import TrainingState
-from difformer.engine.stopping import Stopped, StopRequest
+from difformer.engine.stopping import Stopped
 from difformer.engine.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -182,31 +182,17 @@ def test_another_recipe_does_not_go_on_with_the_run(finished, workplace, tmp_pat
 def test_other_images_do_not_go_on_with_the_run(workplace, tmp_path):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"))
-    interrupt_after(recipe, 1)
+    interrupt_after(lambda: train(recipe), 1)
     write_images(tmp_path / "others", {"train": 8, "test": 5})
     with pytest.raises(ValueError, match="the training images are not those"):
         train(make_recipe(values, output=str(tmp_path / "run"), data={"root": str(tmp_path / "others")}))
-
-
-def interrupt_after(recipe, steps):
-    """Trains some steps and is then asked to stop."""
-    original, seen = StopRequest.signal_seen, []
-
-    def stopping(self):
-        seen.append(1)
-        return signal.SIGTERM if len(seen) >= steps else original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopRequest, "signal_seen", stopping)
-        with pytest.raises(Stopped, match="goes on from there"):
-            train(recipe)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 def test_going_on_in_the_middle_of_an_epoch_changes_nothing(workplace, finished, tmp_path, steps):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"))
-    interrupt_after(recipe, steps)
+    interrupt_after(lambda: train(recipe), steps)
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["progress"]["images"] == 8 * steps
     train(recipe)
     assert_same_run(tmp_path / "run", finished)
@@ -224,7 +210,7 @@ def test_randomness_of_every_kind_goes_on_where_it_was(workplace, tmp_path):
     whole = make_recipe(values, output=str(tmp_path / "whole"), **changes)
     train(whole)
     recipe = make_recipe(values, output=str(tmp_path / "run"), **changes)
-    interrupt_after(recipe, 5)
+    interrupt_after(lambda: train(recipe), 5)
     torch.manual_seed(5)
     train(recipe)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -239,7 +225,7 @@ def test_feedback_is_trained_and_goes_on(workplace, tmp_path):
     }
     train(make_recipe(values, output=str(tmp_path / "whole"), **changes))
     recipe = make_recipe(values, output=str(tmp_path / "run"), **changes)
-    interrupt_after(recipe, 4)
+    interrupt_after(lambda: train(recipe), 4)
     train(recipe)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     weights, _, _ = run_result(tmp_path / "run")
@@ -260,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_images(workplace, tmp_
 def test_a_full_disk_leaves_the_last_state(workplace, finished, tmp_path, monkeypatch):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"))
-    interrupt_after(recipe, 2)
+    interrupt_after(lambda: train(recipe), 2)
     before = (tmp_path / "run" / "state.pt").read_bytes()
 
     def full(content, path):
@@ -280,7 +266,7 @@ def test_a_data_folder_that_vanishes_stops_the_run_with_the_name(workplace, fini
     folder, values = workplace
     shutil.copytree(folder / "images", tmp_path / "images")
     recipe = make_recipe(values, output=str(tmp_path / "run"), data={"root": str(tmp_path / "images")})
-    interrupt_after(recipe, 2)
+    interrupt_after(lambda: train(recipe), 2)
     (tmp_path / "images").rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "images")):
         train(recipe)
@@ -298,7 +284,7 @@ def test_a_folder_that_is_no_run_is_left_alone(workplace, tmp_path):
 
 def test_a_damaged_state_says_so(workplace, tmp_path):
     recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
-    interrupt_after(recipe, 1)
+    interrupt_after(lambda: train(recipe), 1)
     (tmp_path / "run" / "state.pt").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read as a training state"):
         train(recipe)
@@ -375,14 +361,14 @@ def test_two_runs_do_not_share_a_folder(workplace, tmp_path):
         with pytest.raises(FileExistsError, match="another run is at work"):
             train(recipe)
         other.kill()
-    interrupt_after(recipe, 1)
+    interrupt_after(lambda: train(recipe), 1)
 
 
 def test_what_a_killed_run_left_half_written_is_no_obstacle(workplace, tmp_path):
     (tmp_path / "run").mkdir()
     leftover = tmp_path / "run" / ".recipe.yaml.0123456789abcdef.tmp"
     leftover.write_text("half")
-    interrupt_after(make_recipe(workplace[1], output=str(tmp_path / "run")), 1)
+    interrupt_after(lambda: train(make_recipe(workplace[1], output=str(tmp_path / "run"))), 1)
     assert not leftover.exists()
 
 
@@ -404,7 +390,7 @@ def test_a_signal_during_an_evaluation_stops_at_once(workplace, finished, tmp_pa
 
 def test_weights_that_are_not_finite_do_not_replace_the_state(workplace, finished, tmp_path, monkeypatch):
     recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
-    interrupt_after(recipe, 2)
+    interrupt_after(lambda: train(recipe), 2)
     before = (tmp_path / "run" / "state.pt").read_bytes()
 
     def spoil(self):
@@ -423,7 +409,7 @@ def test_another_backbone_under_the_same_name_does_not_go_on(workplace, tmp_path
     folder, values = workplace
     shutil.copy(folder / "backbone.safetensors", tmp_path / "own.safetensors")
     recipe = make_recipe(values, output=str(tmp_path / "run"), backbone={"name": str(tmp_path / "own.safetensors")})
-    interrupt_after(recipe, 1)
+    interrupt_after(lambda: train(recipe), 1)
     torch.manual_seed(1)
     other = UNet(small_unet().config)
     create_backbone(other, schedule="linear").save(tmp_path / "own.safetensors", overwrite=True)

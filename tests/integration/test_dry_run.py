@@ -1,0 +1,216 @@
+"""Dry runs: what they print, and that they leave nothing behind."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import small_unet
+from training import make_recipe, merged, write_workplace
+
+from difformer import create_backbone
+from difformer.cli import main
+from difformer.data import DataConfig
+from difformer.engine.build import build_dataset
+from difformer.engine.dry_run import try_out
+from difformer.engine.fake import KNOWN, FakeImages
+from difformer.engine.reading import dump
+from difformer.engine.train import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    return folder, write_workplace(folder)
+
+
+@pytest.fixture
+def empty(tmp_path, monkeypatch):
+    """An empty working folder, which must stay so."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield tmp_path / "here"
+    assert not list((tmp_path / "here").iterdir())
+
+
+def lines_of(text):
+    return {line[:14].strip(): line[14:] for line in text.splitlines()}
+
+
+def test_a_dry_run_builds_everything_and_writes_nothing(workplace, empty, capsys):
+    folder, values = workplace
+    before = sorted(folder.rglob("*"))
+    found = try_out(make_recipe(values, output="run", trackers=["tensorboard"]))
+    assert sorted(folder.rglob("*")) == before
+    assert found.images == {"train": 24, "holdout": 6, "test": 15}
+    assert len(found.losses) == 2
+    assert all(0 < loss < 10 for loss in found.losses)
+    # SGD with momentum keeps one number for each weight.
+    assert found.optimizer_bytes == 4 * found.costs.head
+    printed = lines_of(capsys.readouterr().out)
+    assert printed["images"] == "24 train, 6 holdout, 15 test; 3 classes"
+    assert f"{found.costs.head:,} parameters: head {found.costs.head:,}, feedback 0" in printed["trained"]
+    assert f"{found.costs.flops / 1e9:,.1f} GFLOP an image" in printed["features"]
+    assert {"output", "backbone", "an epoch", "memory", "activations", "peak memory", "disk", "time"} <= printed.keys()
+
+
+def test_the_steps_are_those_of_training(workplace, tmp_path, empty):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"batch_size": 2, "epochs": 1})
+    losses = try_out(recipe).losses
+    steps = []
+    with pytest.MonkeyPatch.context() as patch:
+        from difformer.engine.loop import Trainer
+
+        step = Trainer._step
+        patch.setattr(Trainer, "_step", lambda *arguments: steps.append(step(*arguments)) or steps[-1])
+        train(recipe)
+    assert losses == tuple(totals.loss_sum / totals.counted for totals in steps[:2])
+
+
+def test_optimisers_with_more_state_are_measured(workplace, empty):
+    _, values = workplace
+    recipe = make_recipe(values, optimizer={"name": "adamw", "lr": 1e-3, "momentum": 0.0}, training={"ema": 0.9})
+    found = try_out(recipe)
+    # Two moments, and a step count for each tensor.
+    assert 8 * found.costs.head <= found.optimizer_bytes < 8 * found.costs.head + 1000
+    plain = try_out(make_recipe(values, optimizer={"momentum": 0.0}))
+    assert plain.optimizer_bytes == 0
+
+
+def test_peak_memory_is_that_of_the_process(workplace, empty):
+    found = try_out(make_recipe(workplace[1]))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    assert found.peak_bytes == pytest.approx(1024 * int(status["VmHWM"].split()[0]), rel=0.2)
+
+
+def test_fake_data_needs_neither_weights_nor_images(workplace, empty, monkeypatch, capsys):
+    values = merged(workplace[1], {"data": {"name": "CUB_200-2011", "root": None}, "output": "run"})
+    # Of a file that names the backbone, the architecture is read and not the weights.
+    monkeypatch.setattr("difformer.backbones.open_weights", lambda *_, **__: pytest.fail("weights were read"))
+    found = try_out(make_recipe(values), fake_data=True)
+    assert found.images == {"train": 4795, "holdout": 1199, "test": 5794}
+    assert "(random stand-ins); 200 classes" in capsys.readouterr().out
+
+
+def test_a_dry_run_of_cached_features_says_their_size_and_makes_none(workplace, empty, capsys):
+    _, values = workplace
+    recipe = make_recipe(values, features="cached", cache={"folder": "features", "views": 3})
+    try_out(recipe)
+    # in03 is 16×16 and mid 8×8, pooled to 2×2; two timesteps; 3 views of 24 images and one of 21.
+    widths = sum(spec.channels for name, spec in small_unet().taps.items() if name in ("in03", "mid"))
+    assert f"{widths * 4 * 2 * 2 * (3 * 24 + 21) / 1000:.3g} kB in features" in capsys.readouterr().out
+
+
+def test_feedback_is_tried_out(workplace, empty, capsys):
+    changes = {"extractor": {"feedback_taps": ["out03"], "taps": ["out02"], "timesteps": [90]}}
+    found = try_out(make_recipe(workplace[1], **changes))
+    assert found.costs.feedback > 0
+    assert "gradients through the backbone about" in capsys.readouterr().out
+
+
+def test_a_dry_run_finds_what_training_would(workplace, tmp_path, empty):
+    _, values = workplace
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.txt").write_text("important")
+    with pytest.raises(FileExistsError, match="holds something that is no run"):
+        try_out(make_recipe(values, output=str(tmp_path / "thesis")))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        try_out(make_recipe(values, data={"root": "/nowhere"}))
+    with pytest.raises(ValueError, match="expected one of"):
+        try_out(make_recipe(values, extractor={"taps": ["out99"]}))
+
+
+def test_the_command_line_tries_out(workplace, tmp_path, empty, capsys):
+    _, values = workplace
+    (tmp_path / "recipe.yaml").write_text(dump(make_recipe(values)))
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--dry_run", "--output", "run"]) == 0
+    assert "step 2" in capsys.readouterr().out
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--fake_data"]) == 1
+    assert "--fake_data is for --dry_run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["cub", "flowers", "imagenet", "elpv", "Stanford-Dogs", "EuroSAT"])
+def test_stand_ins_have_the_classes_of_the_data_set(name):
+    images = FakeImages(DataConfig(name=name, size=8), "train", 5)
+    classes = {"cub": 200, "flowers": 102, "imagenet": 1000, "elpv": 2, "Stanford-Dogs": 120, "EuroSAT": 10}[name]
+    assert len(images.class_names) == len(set(images.labels)) == classes
+    assert len(images) > 1000
+    one, again = images[3], images[3]
+    assert one.image.equal(again.image)
+    assert one.image.shape == (3, 8, 8)
+    assert -1 <= one.image.min() < one.image.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "split", "count"),
+    [
+        ({}, "train", 1020),
+        ({"splits": {"train": "trainval"}}, "train", 2040),
+        ({"splits": {"train": "trainval"}, "holdout": 0.1}, "train", 1836),
+        ({"splits": {"train": "trainval"}, "holdout": 0.1}, "holdout", 204),
+        ({"holdout": 0.1, "k_shot": 2}, "train", 204),
+        ({"percent": 50}, "train", 510),
+        ({"percent": 1}, "train", 102),
+        ({"percent": 1}, "test", 6149),
+    ],
+)
+def test_stand_ins_are_as_many_as_the_images(changes, split, count):
+    assert len(FakeImages(DataConfig(name="flowers", **changes), split, 5)) == count
+
+
+def test_unknown_data_sets_get_stand_ins_of_a_few_batches():
+    images = FakeImages(DataConfig(name="folder", class_names=("a", "b")), "train", 12)
+    assert (len(images), images.class_names) == (12, ("a", "b"))
+
+
+def test_the_known_size_of_elpv_is_that_of_the_package():
+    pytest.importorskip("elpv_dataset")
+    for split in ("train", "test", "all"):
+        data = build_dataset(DataConfig(name="elpv", size=8, check_images="none"), split)
+        assert (len(data), len(data.class_names)) == (KNOWN["elpv"].images[split], KNOWN["elpv"].classes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "trained"),
+    [
+        ("linear", "4,097,000 parameters: head 4,097,000, feedback 0"),
+        ("diffeed", "30,545,896 parameters: head 27,786,216, feedback 2,759,680"),
+    ],
+)
+def test_published_recipes_run_without_weights_and_data(name, trained, tmp_path):
+    """The others of the four differ in the head alone, which the tests of the recipes count."""
+    path = ROOT / "train" / "configs" / f"imagenet_{name}.yaml"
+    command = [sys.executable, "-c", "import sys; from difformer.cli import main; sys.exit(main(sys.argv[1:]))"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DIFFORMER_CHECKPOINTS": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "train", str(path), "--dry_run", "--fake_data"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert trained in done.stdout
+    assert "552,814,086 parameters, frozen" in done.stdout
+    assert "1,281,167 train, 50,000 val (random stand-ins); 1000 classes" in done.stdout
+    assert len(re.findall(r"^step \d +2 images, loss \d\.\d+", done.stdout, re.MULTILINE)) == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_tried_out_with_the_whole_batch(workplace, empty):
+    found = try_out(make_recipe(workplace[1], training={"batch_size": 8}))
+    assert 0 < found.peak_bytes < torch.cuda.get_device_properties(0).total_memory
+
+
+def test_the_small_backbone_is_a_file(workplace):
+    """The recipes for small images name backbones that are not shipped; a file takes their place."""
+    folder, _ = workplace
+    options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
+    assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
+    for name in ("cifar10", "elpv"):
+        assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options]) == 0

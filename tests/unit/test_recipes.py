@@ -1,0 +1,231 @@
+"""The recipes that ship: what they say, and how files and options make one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from support import small_unet
+
+from difformer import create_backbone
+from difformer.cli import main
+from difformer.engine.build import build_classifier, outline_classifier
+from difformer.engine.costs import costs
+from difformer.engine.reading import check_key, create_parser, dump, overlay, parse, read_values
+from difformer.engine.recipe import Recipe
+from difformer.engine.suite import Suite, TransferRecipe
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "train" / "configs"
+RECIPES = sorted(CONFIGS.glob("*.yaml"))
+HEADS = sorted((ROOT / "train" / "heads").glob("*.yaml"))
+NAMES = {
+    "imagenet_linear", "imagenet_attention", "imagenet_difformer", "imagenet_diffeed", "imagenet_difformer_joint",
+    "imagenet_1percent", "imagenet_10percent", "aircraft", "cars", "cub", "dogs", "flowers", "nabirds", "cifar10",
+    "elpv",
+}  # fmt: skip
+SMALL = {"cifar10", "elpv"}
+TRANSFORMER = {"width": 1024, "heads": 8, "layers": 2, "mlp_ratio": 4, "pool": 16, "norm": "layer"}
+
+
+@pytest.fixture(scope="module")
+def parser():
+    return create_parser(Recipe, "train", "", {})
+
+
+@pytest.fixture(scope="module")
+def read(parser):
+    def read(*arguments):
+        return parse(parser, Recipe, (), [str(argument) for argument in arguments])[0]
+
+    return read
+
+
+def numbered(count):
+    return tuple(map(str, range(count)))
+
+
+def test_every_recipe_that_was_promised_is_there():
+    assert {path.stem for path in RECIPES} == NAMES
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_says_how_it_is_started_and_what_to_expect(path, read):
+    head = path.read_text().partition("\n\n")[0]
+    name = f"train/configs/{path.name}"
+    assert f"#   accelerate launch train/classifier.py {name}" in head
+    assert f"#   difformer train {name}" in head
+    assert "# Expected: " in head
+    assert re.search("[nN]ot measured", head)
+    recipe = read(path)
+    assert recipe.output == f"runs/{path.stem}"
+    evaluation = recipe.evaluation
+    # Nothing is chosen on the images that are reported, and the published ones report the last epoch.
+    assert evaluation.select == "last" or (evaluation.validation, evaluation.test) == ("holdout", "test")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_can_be_printed_and_read_again(path, read, tmp_path, capsys):
+    with pytest.raises(SystemExit) as status:
+        main(["train", str(path), "--print_config", "--data.root", "/images", "--optimizer.lr", "0.123"])
+    assert status.value.code == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    recipe = read(tmp_path / "printed.yaml")
+    assert recipe == read(path, "--data.root", "/images", "--optimizer.lr=0.123")
+    assert (recipe.data.root, recipe.optimizer.lr) == ("/images", 0.123)
+    (tmp_path / "dumped.yaml").write_text(dump(recipe))
+    assert read(tmp_path / "dumped.yaml") == recipe
+
+
+@pytest.mark.parametrize("path", [p for p in RECIPES if p.stem not in SMALL], ids=lambda path: path.stem)
+def test_a_recipe_fits_the_published_network(path, read):
+    assert costs(outline_classifier(read(path), numbered(200))).backbone == 552_814_086
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_recipes_for_small_images_fit_a_small_network(name, read):
+    build_classifier(read(CONFIGS / f"{name}.yaml"), create_backbone(small_unet(), schedule="linear"), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "timesteps", "feedback", "arguments", "lr", "batch", "head", "fed_back", "gflop"),
+    [
+        ("linear", (24,), (150,), (), {"pool": 2}, 0.01, 128, 4_097_000, 0, 639),
+        ("attention", (24,), (150,), (), TRANSFORMER, 0.05, 128, 27_786_216, 0, 639),
+        ("difformer", (19, 24, 30), (90, 150, 300), (), {"variant": "published", **TRANSFORMER}, 0.05, 128,
+         31_802_344, 0, 2764),
+        ("diffeed", (24,), (150,), (21, 24, 27, 30, 33, 36), TRANSFORMER, 0.01, 16, 27_786_216, 2_759_680, 2487),
+    ],
+)  # fmt: skip
+def test_the_published_recipes_are_the_published_ones(
+    read, name, blocks, timesteps, feedback, arguments, lr, batch, head, fed_back, gflop
+):
+    recipe = read(CONFIGS / f"imagenet_{name}.yaml")
+    extractor, optimizer, schedule = recipe.extractor, recipe.optimizer, recipe.schedule
+    assert (extractor.taps, extractor.timesteps, extractor.feedback_taps) == (blocks, timesteps, feedback)
+    assert recipe.head.arguments == arguments
+    assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", lr, 0, 0)
+    assert (schedule.name, schedule.step_epochs, schedule.gamma, schedule.warmup_epochs) == ("step", 7, 0.1, 0)
+    assert (recipe.training.epochs, recipe.training.batch_size) == (28, batch)
+    assert (recipe.training.label_smoothing, recipe.training.ema, recipe.training.mixup) == (0, None, 0)
+    assert (recipe.data.name, recipe.data.size, recipe.data.augmentation) == ("imagenet", 256, "published")
+    assert (recipe.evaluation.validation, recipe.evaluation.select) == ("val", "last")
+    found = costs(outline_classifier(recipe, numbered(1000)), recipe.data.size)
+    assert (found.head, found.feedback) == (head, fed_back)
+    assert round(found.flops / 1e9) == gflop
+
+
+@pytest.mark.parametrize("path", HEADS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("below", ["cub", "imagenet_diffeed"])
+def test_a_head_laid_over_a_recipe_is_the_published_one(path, below, read):
+    published, recipe = read(CONFIGS / f"imagenet_{path.stem}.yaml"), read(CONFIGS / f"{below}.yaml", "--config", path)
+    assert (recipe.extractor, recipe.head) == (published.extractor, published.head)
+    assert (recipe.optimizer, recipe.schedule) == (published.optimizer, published.schedule)
+    assert recipe.training == published.training
+    assert recipe.data == read(CONFIGS / f"{below}.yaml").data
+
+
+def test_the_suite_trains_the_published_heads_on_the_six_sets(read):
+    transfer = parse(
+        create_parser(TransferRecipe, "", "", {}), TransferRecipe, (), [str(ROOT / "eval/configs/transfer.yaml")]
+    )[0]
+    suite = Suite(transfer)
+    for dataset, head in suite.pairs:
+        recipe = suite.finals(dataset, head)[0].recipe
+        published = read(CONFIGS / f"imagenet_{head}.yaml")
+        assert (recipe.extractor, recipe.head, recipe.schedule) == (
+            published.extractor,
+            published.head,
+            published.schedule,
+        )
+        assert recipe.training == published.training
+        own = read(CONFIGS / f"{dataset}.yaml")
+        assert (recipe.data.name, recipe.data.splits, recipe.data.size) == (
+            own.data.name,
+            own.data.splits,
+            own.data.size,
+        )
+        assert suite.metric(dataset) == own.evaluation.criterion
+        # The header of the set's own recipe has the same published numbers.
+        assert f"{transfer.published[head][dataset]} %" in (CONFIGS / f"{dataset}.yaml").read_text()
+    assert len(suite.pairs) == 24
+
+
+def test_few_labels_come_by_percentage_or_list(read):
+    recipe = read(CONFIGS / "imagenet_1percent.yaml")
+    assert (recipe.data.percent, recipe.evaluation.validation, recipe.evaluation.test) == (1, None, "val")
+    listed = read(CONFIGS / "imagenet_1percent.yaml", "--data.percent", "null", "--data.list_file", "1percent.txt")
+    assert (listed.data.percent, listed.data.list_file) == (None, "1percent.txt")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimiser.lr", "1"], "unknown key 'optimiser.lr'; did you mean 'optimizer.lr'"),
+        (["--training.batchsize", "1"], "unknown key 'training.batchsize'; did you mean 'training.batch_size'"),
+        (["--optimizer.lr", "fast"], "optimizer.lr"),
+        (["--config", "missing.yaml"], "there is no configuration file missing.yaml"),
+        (["--config=missing.yaml"], "there is no configuration file missing.yaml"),
+        (["--fake_data"], "--fake_data is for --dry_run"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(arguments, message, capsys):
+    assert main(["train", str(CONFIGS / "cub.yaml"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_mistakes_in_a_file_are_named(tmp_path, capsys):
+    (tmp_path / "recipe.yaml").write_text("data: {name: cub}\nschedule: {warm_up: 1}\n")
+    assert main(["train", str(tmp_path / "recipe.yaml")]) == 1
+    assert "unknown key 'schedule.warm_up'; did you mean 'schedule.warmup_epochs'" in capsys.readouterr().err
+
+
+def test_an_option_deep_in_a_mapping_leaves_the_rest_of_it(tmp_path):
+    parser = create_parser(TransferRecipe, "", "", {})
+    arguments = [
+        "--datasets.cub.root", "/cub", "--datasets.cars.splits.train=all", "--heads.linear.head.arguments.pool", "4",
+        "--base.optimizer.weight_decay", "1e-4", "--candidates", "{optimizer.lr: [1.0]}",
+    ]  # fmt: skip
+    recipe = parse(parser, TransferRecipe, (), [str(ROOT / "eval/configs/transfer.yaml"), *arguments])[0]
+    assert recipe.datasets["cub"] == {"name": "cub", "root": "/cub"}
+    assert recipe.datasets["cars"] == {"name": "cars", "root": "cars", "splits": {"train": "all"}}
+    assert recipe.heads["linear"]["head"] == {"name": "linear", "arguments": {"pool": 4}}
+    assert recipe.base["optimizer"] == {"name": "sgd", "momentum": 0, "weight_decay": 1e-4}
+    assert recipe.candidates == {"optimizer.lr": [1.0]}
+
+
+def test_a_section_over_another_replaces_mappings_and_merges_the_rest():
+    below = {"head": {"name": "difformer", "arguments": {"width": 8}}, "optimizer": {"lr": 1, "momentum": 0.9}}
+    above = {"head": {"arguments": {"pool": 2}}, "optimizer": {"lr": 2}, "data": {"name": "cub"}}
+    assert overlay(Recipe, below, above) == {
+        "head": {"name": "difformer", "arguments": {"pool": 2}},
+        "optimizer": {"lr": 2, "momentum": 0.9},
+        "data": {"name": "cub"},
+    }
+    assert below["head"]["arguments"] == {"width": 8}
+
+
+def test_values_are_read_with_their_types(parser):
+    recipe = read_values(parser, Recipe, {"data": {"name": "cub"}, "optimizer": {"lr": "1e-3"}, "trackers": ["wandb"]})
+    assert (recipe.optimizer.lr, recipe.trackers) == (0.001, ("wandb",))
+    with pytest.raises(ValueError, match="epochs"):
+        read_values(parser, Recipe, {"data": {"name": "cub"}, "training": {"epochs": "many"}})
+    with pytest.raises(ValueError, match=r"unknown key 'training\.epoch'; did you mean 'training\.epochs'"):
+        read_values(parser, Recipe, {"data": {"name": "cub"}, "training": {"epoch": 1}})
+
+
+def test_dotted_keys_are_checked():
+    check_key(Recipe, "optimizer.lr")
+    check_key(Recipe, "head.arguments.pool")
+    with pytest.raises(ValueError, match=r"unknown key 'candidates\.optimizer\.rate'; did you mean"):
+        check_key(Recipe, "optimizer.rate", "candidates.")
+
+
+def test_commented_lines_are_valid_too(read, tmp_path):
+    """Lines that a user would uncomment, such as `# features: cached`."""
+    for path in RECIPES:
+        text = re.sub(r"^# ((features|cache): )", r"\1", path.read_text(), flags=re.MULTILINE)
+        assert yaml.safe_load(text)
+        (tmp_path / path.name).write_text(text)
+        recipe = read(tmp_path / path.name)
+        assert recipe.features == ("live" if recipe.extractor.feedback_taps else "cached")
