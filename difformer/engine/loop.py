@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -228,9 +228,10 @@ class Trainer:
         self.batches.set(self._order(progress.epoch), progress.step)
         self.model.train()
         last = self.steps if until is None else min(until, self.steps)
-        batches = self._loaded(iter(self.loader)) if progress.step < last else iter(())
+        batches = iter(self.loader) if progress.step < last else iter(())
         while progress.step < last:
-            totals = self._step(batches, stop)
+            with self._says_where_a_worker_died():
+                totals = self._step(batches, stop)
             progress.add(totals.loss_sum, totals.correct, totals.counted)
             after_step(totals)
             if totals.stop:
@@ -296,9 +297,11 @@ class Trainer:
         shards = getattr(self.dataset, "shards", None)
         return epoch_order(len(self.dataset), self.loop.seed, epoch, shards=shards, shuffle_buffer=self._shuffle_buffer)
 
-    def _loaded(self, batches: Iterator[Any]) -> Iterator[Any]:
+    @contextmanager
+    def _says_where_a_worker_died(self) -> Iterator[None]:
+        # torch raises it wherever the process happens to be, so the weights may be those of half a step.
         try:
-            yield from batches
+            yield
         except RuntimeError as error:
             if "DataLoader worker" not in str(error):
                 raise

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_unet
+from torch.utils.data import get_worker_info
 from training import assert_same_run, interrupt_after, launch, make_recipe, run_result, write_images, write_workplace
 
 from difformer import CheckpointError, UNet, create_backbone, load_classifier
 from difformer.cli import main
 from difformer.data import collate, create_dataset
+from difformer.data.samples import SampleReader
 from difformer.engine.build import build_classifier
 from difformer.engine.classification import Classification
 from difformer.engine.loop import TrainingError
@@ -470,3 +472,21 @@ def test_an_unreadable_image_alone_in_its_batch_is_skipped_in_evaluation(workpla
         values, output=str(tmp_path / "run"), data=data, training={"epochs": 1}, evaluation={"batch_size": 1}
     )
     assert train(recipe)["test"]["num_images"] == 14
+
+
+def test_a_data_worker_that_dies_stops_the_run_and_says_how_to_go_on(workplace, finished, tmp_path):
+    _, values = workplace
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"workers": 1})
+    original = SampleReader.read
+
+    def killed(self, *arguments):
+        if get_worker_info() is not None and self.epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleReader, "read", killed)
+        with pytest.raises(TrainingError, match=r"a data worker died in epoch 2, step 1.*the same command goes on"):
+            train(recipe)
+    train(recipe)
+    assert_same_run(tmp_path / "run", finished)
