@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from difformer._optional import require
 from difformer.engine.batches import create_loader
 from difformer.engine.model import inputs_of
+from difformer.engine.processes import on_all
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +80,26 @@ def evaluate(
     loader = create_loader(dataset, batches, collate, workers, pin=accelerator.device.type == "cuda")
     training = model.training
     model.eval()
-    found: list[tuple[NDArray[Any], ...]] = []
     try:
         with _bar(len(dataset), title, shown=progress and accelerator.is_main_process) as bar:
-            for batch in loader:
-                if batch is None:
-                    continue
-                inputs, _, ids = inputs_of(batch, accelerator.device)
-                with accelerator.autocast():
-                    values = model(inputs, ids).float()
-                found.append((values.cpu().numpy(), batch.labels.numpy(), batch.ids.numpy()))
-                bar.update(len(ids) * accelerator.num_processes)
+            found = on_all(accelerator, partial(_own_share, model, loader, accelerator, bar))
     finally:
         model.train(training)
     return _gather(found, dataset, accelerator)
+
+
+def _own_share(model: torch.nn.Module, loader: Any, accelerator: Any, bar: Any) -> list[tuple[NDArray[Any], ...]]:
+    """Values, labels and ids of this process's batches."""
+    found: list[tuple[NDArray[Any], ...]] = []
+    for batch in loader:
+        if batch is None:
+            continue
+        inputs, _, ids = inputs_of(batch, accelerator.device)
+        with accelerator.autocast():
+            values = model(inputs, ids).float()
+        found.append((values.cpu().numpy(), batch.labels.numpy(), batch.ids.numpy()))
+        bar.update(len(ids) * accelerator.num_processes)
+    return found
 
 
 def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: Any) -> Outputs:

@@ -46,6 +46,10 @@ def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True
         if name not in available:
             hint = f"pip install {name}" if name in known else f"known are {', '.join(known)}"
             raise ValueError(f"the tracker {name!r} is not there; {hint}, or leave it out of trackers")
+    state = require("accelerate.state", "training", install="accelerate")
+    # A run of another precision in the same process; the connection of the processes stays.
+    if state.is_initialized() and state.AcceleratorState().mixed_precision != recipe.training.precision:
+        state.AcceleratorState._reset_state()
     return accelerate.Accelerator(
         cpu=cpu,
         mixed_precision=recipe.training.precision,

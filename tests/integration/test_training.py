@@ -460,14 +460,18 @@ def test_batch_statistics_of_a_single_image_are_refused_at_the_beginning(workpla
         train(recipe)
 
 
+def damage(file):
+    """Makes an image unreadable that begins and ends as a whole one."""
+    content = bytearray(file.read_bytes())
+    content[200:400] = bytes(200)
+    file.write_bytes(content)
+
+
 def test_an_unreadable_image_alone_in_its_batch_is_skipped_in_evaluation(workplace, tmp_path):
     folder, values = workplace
     shutil.copytree(folder / "images", tmp_path / "images")
-    bad = tmp_path / "images" / "test" / "class1" / "0.png"
-    content = bytearray(bad.read_bytes())
-    content[200:400] = bytes(200)
-    bad.write_bytes(content)
-    data = {"root": str(tmp_path / "images"), "on_bad_image": "skip", "check_images": "headers"}
+    damage(tmp_path / "images" / "test" / "class1" / "0.png")
+    data = {"root": str(tmp_path / "images"), "on_bad_image": "skip"}
     recipe = make_recipe(
         values, output=str(tmp_path / "run"), data=data, training={"epochs": 1}, evaluation={"batch_size": 1}
     )
@@ -490,3 +494,24 @@ def test_a_data_worker_that_dies_stops_the_run_and_says_how_to_go_on(workplace, 
             train(recipe)
     train(recipe)
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_an_error_of_one_process_in_an_evaluation_ends_all_with_its_message(workplace, tmp_path):
+    folder, values = workplace
+    shutil.copytree(folder / "images", tmp_path / "images")
+    damage(tmp_path / "images" / "test" / "class2" / "4.png")
+    data = {"root": str(tmp_path / "images")}
+    recipe = make_recipe(values, output=str(tmp_path / "run"), data=data, training={"epochs": 1})
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    done = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("cannot be read as an image") == 2
+
+
+def test_runs_of_different_precision_follow_each_other(workplace, tmp_path):
+    for name, precision in (("one", "no"), ("two", "bf16"), ("three", "no")):
+        recipe = make_recipe(workplace[1], output=str(tmp_path / name), training={"epochs": 1, "precision": precision})
+        train(recipe)
+    losses = [run_result(tmp_path / name)[1][0]["train_loss"] for name in ("one", "two", "three")]
+    assert losses[0] == losses[2] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
