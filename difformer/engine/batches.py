@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -115,6 +116,8 @@ def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: in
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals,
         pin_memory=pin,
+        # Otherwise the loader draws from the global generator.
+        generator=torch.Generator(),
     )
 
 

@@ -243,7 +243,7 @@ def _with_values(
             continue
         check_keys(configuration, values)
         files.append(values)
-        given += ["--config", yaml.safe_dump(plain(values))]
+        given += ["--config", yaml.safe_dump(plain(values), sort_keys=False)]
     return given, files
 
 
