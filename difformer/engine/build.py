@@ -54,7 +54,10 @@ def build_backbone(
     }
     if random_weights:
         architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
-        return create_backbone(UNet(architecture), schedule=schedule, **how)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            unet = UNet(architecture)
+        return create_backbone(unet, schedule=schedule, **how)
     return create_backbone(config.name, folder=config.folder, download=config.download, **how)
 
 

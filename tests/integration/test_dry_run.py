@@ -96,6 +96,9 @@ def test_fake_data_needs_neither_weights_nor_images(workplace, empty, monkeypatc
     found = try_out(make_recipe(values), fake_data=True)
     assert found.images == {"train": 4795, "holdout": 1199, "test": 5794}
     assert "(random stand-ins); 200 classes" in capsys.readouterr().out
+    state = torch.random.get_rng_state()
+    assert try_out(make_recipe(values), fake_data=True).losses == found.losses
+    assert torch.random.get_rng_state().equal(state)
 
 
 def test_a_dry_run_of_cached_features_says_their_size_and_makes_none(workplace, empty, capsys):

@@ -192,6 +192,14 @@ def test_an_option_deep_in_a_mapping_leaves_the_rest_of_it(tmp_path):
     assert recipe.heads["linear"]["head"] == {"name": "linear", "arguments": {"pool": 4}}
     assert recipe.base["optimizer"] == {"name": "sgd", "momentum": 0, "weight_decay": 1e-4}
     assert recipe.candidates == {"optimizer.lr": [1.0]}
+    # Tables are in the order of the file.
+    assert list(recipe.datasets) == ["aircraft", "cars", "cub", "dogs", "flowers", "nabirds"]
+
+
+def test_mappings_keep_the_order_of_the_file(tmp_path):
+    (tmp_path / "suite.yaml").write_text("heads: {b: {}, a: {}}\ndatasets: {d: {name: cub}, c: {name: cub}}\n")
+    recipe = parse(create_parser(TransferRecipe, "", "", {}), TransferRecipe, (), [str(tmp_path / "suite.yaml")])[0]
+    assert (list(recipe.heads), list(recipe.datasets)) == (["b", "a"], ["d", "c"])
 
 
 def test_a_section_over_another_replaces_mappings_and_merges_the_rest():
