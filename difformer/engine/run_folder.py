@@ -83,7 +83,7 @@ class RunFolder:
     def clear(self) -> None:
         """Removes what a run has left, the state first."""
         single = (self.state, self.results, self.classifier, self.latest, self.backbone, self.metrics, self.curves)
-        patterns = ("subset-*.json", "samples*.png", "difformer/events.out.tfevents.*")
+        patterns = ("subset-*.json", "samples*.png", "difformer/**/events.out.tfevents.*")
         for file in (*single, *(file for pattern in patterns for file in self.path.glob(pattern))):
             file.unlink(missing_ok=True)
 

@@ -335,6 +335,8 @@ def test_a_wrong_value_says_what_was_expected(workplace, changes, message):
 def test_overwriting_leaves_nothing_of_the_run_before(workplace, finished, tmp_path, monkeypatch):
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "difformer" / "1").mkdir(parents=True)
+    (tmp_path / "run" / "difformer" / "1" / "events.out.tfevents.1").write_text("of the run before")
     recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
 
     def killed(self, path):
@@ -344,7 +346,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(workplace, finished, tmp_p
         patch.setattr(TrainingState, "save", killed)
         with pytest.raises(OSError, match="killed"):
             train(recipe, overwrite=True)
-    left = {path.name for path in (tmp_path / "run").iterdir()}
+    left = {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert left == {".lock", "notes.txt", "environment.json", "metrics.jsonl", "recipe.yaml", "splits.json"}
     # Had the old state stayed, this would be a finished run.
     assert train(recipe)["last"]["epoch"] == 3
