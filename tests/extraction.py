@@ -8,13 +8,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from support import small_unet
 
-from difformer import create_backbone
+from difformer import Backbone, create_backbone
 from difformer.engine.build import build_classifier, build_dataset
+from difformer.engine.caching import plan_cache
 from difformer.engine.extract import extract_features
 from difformer.engine.reading import build
 from difformer.engine.recipe import Recipe
+from difformer.features import CachedFeatures
 
 
 def recipe_for(root: Path, folder: Path, **changes: Any) -> Recipe:
@@ -38,6 +41,24 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def parts(recipe: Recipe, backbone: Backbone, split: str = "train") -> dict[str, Any]:
+    """The arguments of an extraction."""
+    augment = split == "train"
+    dataset = build_dataset(recipe.data, split, augment=augment)
+    classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
+    return {"recipe": recipe, "classifier": classifier, "dataset": dataset, "split": split, "augment": augment}
+
+
+def run(recipe: Recipe, backbone: Backbone, split: str = "train", **options: Any) -> CachedFeatures:
+    """Extracts, here."""
+    return extract_features(**parts(recipe, backbone, split), **options)
+
+
+def folder_of(recipe: Recipe, backbone: Backbone, split: str = "train") -> Path:
+    """Where the features belong."""
+    return plan_cache(**parts(recipe, backbone, split)).folder
+
+
 def run_in_child(
     root: Path, folder: Path, *, rank: int = 0, world: int = 1, shard_size: int = 4, message: str | None = None
 ) -> Any:
@@ -52,7 +73,7 @@ def run_in_child(
     # What is imported once, where nothing computes that forking could hurt, need not be imported by each.
     context.set_forkserver_preload(["difformer.engine.extract", "accelerate", "torchvision.transforms.v2"])
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": _port(folder), "ACCELERATE_USE_CPU": "true"}
+    environment["MASTER_PORT"] = _port(folder)
     child = context.Process(target=_child, args=(root, folder, shard_size, message, environment if world > 1 else {}))
     child.start()
     return child
@@ -79,6 +100,7 @@ def _child(root: Path, folder: Path, shard_size: int, message: str | None, envir
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
     try:
         extract_features(recipe, classifier, dataset, "train", augment=True)
+        assert PartialState().num_processes == int(environment.get("WORLD_SIZE", 1))
     except ValueError as error:
         if message is None or message not in str(error):
             raise

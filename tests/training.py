@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from support import small_unet
@@ -16,6 +19,7 @@ from torch import Tensor
 from difformer import create_backbone
 from difformer.engine.reading import build, plain
 from difformer.engine.recipe import Recipe
+from difformer.engine.stopping import Stopped, StopRequest
 
 # What the records of two equal runs may differ in.
 TIMING = ("seconds", "images_per_second")
@@ -71,13 +75,32 @@ def make_recipe(values: dict[str, Any], **changes: Any) -> Recipe:
     return build(Recipe, plain(merged(values, changes)))
 
 
+def interrupt_after(run: Callable[[], object], steps: int) -> None:
+    """Runs some steps and is then asked to stop."""
+    original = StopRequest.signal_seen
+    seen: list[int] = []
+
+    def stopping(self: StopRequest) -> signal.Signals | None:
+        seen.append(1)
+        return signal.SIGTERM if len(seen) >= steps else original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StopRequest, "signal_seen", stopping)
+        with pytest.raises(Stopped, match="goes on from there"):
+            run()
+
+
+def records_of(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, without the times."""
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMING} for record in history]
+
+
 def run_result(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
     """What two equal runs agree in to the bit: weights of the classifier, records, test metrics."""
-    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    records = [{key: value for key, value in record.items() if key not in TIMING} for record in history]
     return (
         load_file(folder / "classifier.safetensors"),
-        records,
+        records_of(folder),
         json.loads((folder / "results.json").read_text())["test"],
     )
 
@@ -91,10 +114,10 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(weights[name].equal(weights2[name]) for name in weights)
 
 
-def launch(processes: int, *command: str | Path) -> str:
-    """Runs a script in several gloo processes on the CPU; returns what it printed."""
+def launch(processes: int, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs a script in several gloo processes on the CPU; without `check` it may fail."""
     port = str(29500 + os.getpid() % 1000)
     start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
     done = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from difformer._optional import require
 from difformer.engine.dry_run import try_out
 from difformer.engine.evaluation import classifier_values, evaluate_classifier
 from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
@@ -56,7 +57,7 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
         return
     if fake_data:
         raise ValueError("--fake_data is for --dry_run")
-    print(json.dumps(train(recipe, overwrite=overwrite)["last"]))
+    _print_last(train(recipe, overwrite=overwrite))
 
 
 def _extract(recipe: Recipe) -> None:
@@ -64,7 +65,12 @@ def _extract(recipe: Recipe) -> None:
 
 
 def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
-    print(json.dumps(pretrain(recipe, overwrite=overwrite)))
+    _print_last(pretrain(recipe, overwrite=overwrite))
+
+
+def _print_last(results: Mapping[str, Any]) -> None:
+    """Prints the last epoch's record, on the main process."""
+    require("accelerate", "training").PartialState().print(json.dumps(results["last"]))
 
 
 def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:

@@ -23,7 +23,7 @@ class Part:
 
     Attributes:
         indices: places in the data set.
-        counts: false for a stand-in, in a process whose share of the batch is empty: its loss is not to count, but
+        counts: false for a stand-in, where a process's share of the batch is too small: its loss is not to count, but
             the processes must keep step.
     """
 
@@ -57,12 +57,14 @@ def epoch_order(
 
 
 def divide(batch: Sequence[int] | Indices, process_index: int, num_processes: int, accumulation: int) -> list[Part]:
-    """A process's share of a batch, in at most `accumulation` parts and at least one."""
-    share = np.array_split(np.asarray(batch), num_processes)[process_index]
-    if not len(share):
-        return [Part((int(batch[0]),), counts=False)]
-    parts = np.array_split(share, min(accumulation, len(share)))
-    return [Part(tuple(part.tolist())) for part in parts]
+    """A process's share of a batch, in at most `accumulation` parts; every process has as many, since they wait for
+    each other in each (for gradients, and for batch statistics).
+    """
+    places = np.asarray(batch)
+    share = np.array_split(places, num_processes)[process_index]
+    count = min(accumulation, -(-len(places) // num_processes))
+    stand_in = Part((int(places[0]),), counts=False)
+    return [Part(tuple(part.tolist())) if len(part) else stand_in for part in np.array_split(share, count)]
 
 
 class EpochBatches(Sampler[list[int]]):
@@ -92,6 +94,10 @@ class EpochBatches(Sampler[list[int]]):
         """Steps of a whole epoch."""
         return -(-len(self._order) // self.batch_size)
 
+    def size(self, number: int) -> int:
+        """Images of a step, over all processes."""
+        return min(self.batch_size, len(self._order) - number * self.batch_size)
+
     def step(self, number: int) -> list[Part]:
         """The parts of a step."""
         start = number * self.batch_size
@@ -116,7 +122,7 @@ def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: in
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals,
         pin_memory=pin,
-        # Otherwise the loader draws from the global generator.
+        # Seeds of the workers, which no sample depends on; by default they are drawn from the global generator.
         generator=torch.Generator(),
     )
 

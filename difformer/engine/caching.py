@@ -21,7 +21,8 @@ from difformer.engine.build import epoch_seed
 from difformer.engine.costs import human_bytes
 from difformer.engine.recipe import Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.features.shards import MAX_SHARD_BYTES, CacheManifest, Shape, dtype_name, is_whole
+from difformer.features.dtypes import as_dtype, dtype_name
+from difformer.features.shards import MAX_SHARD_BYTES, CacheManifest, Shape, is_whole
 from difformer.files import expand_user
 from difformer.taps import FeatureKey, TapSpec
 
@@ -125,7 +126,7 @@ def plan_cache(
         key: None if scale > 1 and (side or 0) >= extractor.specs[key].size else side for key, side in sizes.items()
     }
     shapes = {key: _pooled_shape(extractor.specs[key], side, scale) for key, side in sizes.items()}
-    dtype = getattr(torch, recipe.cache.dtype)
+    dtype = as_dtype(recipe.cache.dtype)
     noising = extractor.noising
     identity = {
         "split": split,
@@ -133,6 +134,7 @@ def plan_cache(
         "transform": transform_description(recipe.data, augment),
         "noise": None if noising.clean else {"seed": recipe.extractor.seed, "draws": noising.draws, "fresh": augment},
         "backbone": _backbone_identity(extractor.backbone),
+        "precision": dtype_name(extractor.dtype),
     }
     image_bytes = CacheManifest(identity, 1, 1, shapes, dtype, ()).image_bytes
     shard_size = min(recipe.cache.shard_size, max(1, MAX_SHARD_BYTES // image_bytes))

@@ -48,8 +48,8 @@ class Denoising:
         self._seed = seed
         self._epoch = 0
         self._processes = processes
-        kind = LossAwareTimesteps if config.timesteps == "loss_aware" else UniformTimesteps
-        self._timesteps = kind(noise.num_timesteps)
+        self._learns = config.timesteps == "loss_aware"
+        self._timesteps = (LossAwareTimesteps if self._learns else UniformTimesteps)(noise.num_timesteps)
         self._seen: list[tuple[Any, Any]] = []
 
     def begin_epoch(self, epoch: int) -> None:
@@ -68,20 +68,19 @@ class Denoising:
         output = model(x_t, t, self._labels(batch.labels, chances[:, 1], device))
         found = denoising_losses(output, x_0, x_t, t, eps, self._noise)
         losses = found.hybrid(self._config.bound_weight, self._noise.num_timesteps)
-        if isinstance(self._timesteps, LossAwareTimesteps):
+        if place.counts and self._learns:
             self._seen.append((steps, losses.detach().double().cpu().numpy()))
         return losses * torch.from_numpy(weights).to(losses), torch.zeros(len(losses), dtype=torch.bool)
 
     def end_step(self) -> None:
         """Learns which timesteps have large losses, from all processes."""
-        if not self._seen:
+        if not self._learns:
             return
-        seen = self._seen
+        seen, self._seen = self._seen, []
         if self._processes.num_processes > 1:
             seen = require("accelerate.utils", "several processes", install="accelerate").gather_object(seen)
         for steps, losses in seen:
             self._timesteps.update(steps, losses)
-        self._seen = []
 
     def state_dict(self) -> dict[str, Any]:
         """What it has learned beside the weights."""

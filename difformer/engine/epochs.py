@@ -1,5 +1,6 @@
 """Epoch after epoch, with a bar, saving and stopping; what is between epochs is the caller's."""
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +22,9 @@ def run_epochs(
     Args:
         trainer: what trains.
         accelerator: Accelerate's.
-        save: writes the training state.
-        end_epoch: called with the seconds and images of an epoch; goes to the next one, or finishes.
+        save: writes the training state; called on all processes.
+        end_epoch: called with the seconds and images of an epoch; goes to the next one, or finishes. A signal
+            interrupts it: the state before it is saved.
         describe: the bar's text.
 
     Raises:
@@ -33,32 +35,32 @@ def run_epochs(
     length, epochs = len(trainer.dataset), trainer.loop.epochs
     shown = accelerator.is_main_process
     with progress_bar(epochs * length, progress.images, shown=shown) as bar, StopRequest() as stop:
-        saved = Clock()
+
+        def save_now() -> None:
+            save()
+            trainer.unsaved.lap()
 
         def after_step(totals: Totals) -> None:
             bar.update(totals.counted)
             bar.set_postfix_str(f"epoch {progress.epoch + 1}/{epochs}, {describe(progress)}", refresh=False)
-            if saved.seconds >= 60 * trainer.loop.save_minutes:
-                save()
-                saved.lap()
+            if totals.save:
+                save_now()
 
         while not progress.finished:
             epoch, before = Clock(), progress.images
             if not trainer.run_epoch(stop, after_step):
-                save()
-                raise _stopped(trainer, stop)
-            save()
-            end_epoch(epoch.lap(), progress.images - before)
-            save()
-            saved.lap()
+                save_now()
+                # Another process may have been the one that was signalled.
+                raise Stopped(_resting_place(trainer), int(stop.signal_seen() or signal.SIGTERM))
+            save_now()
+            with stop.at_once(_resting_place(trainer)):
+                end_epoch(epoch.lap(), progress.images - before)
+            save_now()
 
 
-def _stopped(trainer: Trainer, stop: StopRequest) -> Stopped:
+def _resting_place(trainer: Trainer) -> str:
     progress = trainer.progress
-    # Another process may have been the one that was signalled.
-    number = int(stop.signal_seen() or 15)
-    return Stopped(
+    return (
         f"stopped in epoch {progress.epoch + 1} after step {progress.step} of {trainer.steps}; the same command goes "
-        f"on from there",
-        number,
+        f"on from there"
     )

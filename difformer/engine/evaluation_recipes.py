@@ -16,7 +16,7 @@ from difformer.engine.recipe import (
     Recipe,
     TrainingConfig,
     _check_choice,
-    _check_range,
+    check_range,
 )
 
 ProbeMethod = Literal["knn", "logistic", "ridge"]
@@ -194,7 +194,7 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _check_computing(recipe: EvaluationRecipe | ProbeRecipe) -> None:
     _check_choice("precision", recipe.precision, get_args(Precision))
     _set_positive(recipe, "batch_size")
-    _check_range("workers", as_integer("workers", recipe.workers), recipe.workers >= 0, "not negative")
+    check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
 
 
 def _set_positive(recipe: EvaluationRecipe | ProbeRecipe, name: str) -> None:

@@ -188,7 +188,9 @@ def _plan_job(
 
 
 def _accelerate_processes() -> Processes:
-    state: Processes = require("accelerate", "extraction").PartialState()
+    # Accelerate sees several processes without a GPU only when it is told that there is none.
+    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    state: Processes = require("accelerate", "extraction").PartialState(cpu=cpu)
     return state
 
 
@@ -245,8 +247,6 @@ def _write_view(job: _Job, view: int, shards: Sequence[int], bar: Any) -> None:
     device = device_of(job.classifier)
     in_order = [batch for shard in shards for batch in batches[shard]]
     loader = create_loader(job.dataset, in_order, collate_readable, job.workers, pin=device.type == "cuda")
-    # Otherwise the loader draws from the global one.
-    loader.generator = torch.Generator()
     read = iter(loader)
     for shard in shards:
         gathered = _Rows(manifest, len(rows[shard]))

@@ -19,6 +19,9 @@ from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
 from difformer.engine.state import Progress, TrainingState, restore, snapshot
 from difformer.engine.stopping import StopRequest
 
+# What may help against numbers that are not finite.
+_CALMER = "Try a lower optimizer.lr, optimizer.clip_norm, or training.precision no"
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says where it stopped, and the last saved state is whole."""
@@ -30,11 +33,19 @@ class DivergedError(TrainingError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a run a batch is: the step in the whole run, the process, and the part of its share."""
+    """Where in a run a batch is.
+
+    Attributes:
+        step: in the whole run.
+        process: which one.
+        part: of its share.
+        counts: false for a stand-in, which nothing is to be learned from.
+    """
 
     step: int
     process: int
     part: int
+    counts: bool = True
 
 
 class Task(Protocol):
@@ -73,12 +84,18 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the images of a step, over all processes."""
+    """Sums over the images of a step, over all processes, and what they agree on.
+
+    Attributes:
+        stop: whether one was asked to stop.
+        save: whether the last save is `save_minutes` ago.
+    """
 
     loss_sum: float
     correct: int
     counted: int
     stop: bool
+    save: bool
 
 
 class Trainer:
@@ -100,6 +117,10 @@ class Trainer:
         steps: an epoch.
         progress: how far it is.
         averaged: moving average of the weights, by name, where one is asked for.
+        unsaved: runs since the last save.
+
+    Raises:
+        ValueError: as `create_optimizer` and `create_schedule`.
     """
 
     def __init__(
@@ -120,6 +141,7 @@ class Trainer:
         self.accelerator = accelerator
         self.dataset = dataset
         self.progress = Progress()
+        self.unsaved = Clock()
         self._shuffle_buffer = shuffle_buffer
         self._clip_norm = optimizer.clip_norm
         cuda = accelerator.device.type == "cuda"
@@ -157,14 +179,25 @@ class Trainer:
             self.averaged = {name: tensor.to(self.accelerator.device) for name, tensor in state.averaged.items()}
         self.progress = state.progress
 
-    def state(self, recipe: dict[str, Any], data_digest: str, history: list[dict[str, Any]]) -> TrainingState:
-        """What `restore` needs."""
+    def state(self, recipe: dict[str, Any], sources: dict[str, str], history: list[dict[str, Any]]) -> TrainingState:
+        """What `restore` needs.
+
+        Raises:
+            TrainingError: a weight is not finite.
+        """
         scaler = self.accelerator.scaler
+        weights = snapshot(self.task.parts)
+        for name, tensor in weights.items():
+            if not tensor.isfinite().all():
+                raise DivergedError(
+                    f"{name} is not finite after epoch {self.progress.epoch + 1}, step {self.progress.step}: a "
+                    f"gradient was not. {_CALMER}; the last saved state is whole"
+                )
         return TrainingState(
             recipe=recipe,
-            data_digest=data_digest,
+            sources=sources,
             progress=self.progress,
-            weights=snapshot(self.task.parts),
+            weights=weights,
             optimizer=self.optimizer.state_dict(),
             task=self.task.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
@@ -185,8 +218,11 @@ class Trainer:
 
         Raises:
             TrainingError: the loss is not finite, or a data worker died.
+            ValueError: batch statistics would be taken of a single image.
         """
         progress = self.progress
+        if until is None:
+            self._check_parts()
         self.dataset.set_epoch(progress.epoch)
         self.task.begin_epoch(progress.epoch)
         self.batches.set(self._order(progress.epoch), progress.step)
@@ -206,34 +242,36 @@ class Trainer:
         self._set_rate(number)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.batches.step(self.progress.step)
-        sums = torch.zeros(4, dtype=torch.float64)
+        sums = torch.zeros(5, dtype=torch.float64)
         # Dropout draws from generators of the step; the global ones stay as they are.
         with _seeded(self.accelerator.device, "step", self.loop.seed, number, self.accelerator.process_index):
             for index, part in enumerate(parts):
-                place = Place(number, self.accelerator.process_index, index)
+                place = Place(number, self.accelerator.process_index, index, part.counts)
                 last = index == len(parts) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    sums[:3] += self._forward_backward(next(batches), part, place)
+                    sums[:3] += self._forward_backward(next(batches), place)
         sums[3] = stop.signal_seen() is not None
-        loss_sum, correct, counted, stopping = self._over_processes(sums)
+        # Clocks differ; that of the main process counts.
+        sums[4] = self.accelerator.is_main_process and self.unsaved.seconds >= 60 * self.loop.save_minutes
+        loss_sum, correct, counted, stopping, saving = self._over_processes(sums)
         if not math.isfinite(loss_sum):
-            self._refuse_loss(loss_sum, parts)
+            self._refuse_loss(loss_sum, parts if not sums[0].isfinite() else [])
         if self._clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.optimizer.step()
         self._average()
         self.task.end_step()
-        return Totals(loss_sum, round(correct), round(counted), stopping > 0)
+        return Totals(loss_sum, round(correct), round(counted), stopping > 0, saving > 0)
 
-    def _forward_backward(self, batch: Any, part: Part, place: Place) -> Tensor:
+    def _forward_backward(self, batch: Any, place: Place) -> Tensor:
         """Adds the gradient of one part; returns its loss, right answers and images, (3,) float64."""
         losses, correct = self.task.losses(self.model, batch, self.accelerator.device, place)
-        loss = losses.sum() if part.counts else 0 * losses.sum()
+        loss = losses.sum() if place.counts else 0 * losses.sum()
         # Gradients are averaged over processes, which have different shares of the batch.
-        size = min(self.batches.batch_size, len(self.dataset) - self.progress.step * self.batches.batch_size)
+        size = self.batches.size(self.progress.step)
         self.accelerator.backward(loss * self.accelerator.num_processes / size)
         found = (float(loss.detach()), float(correct.sum()), float(len(losses)))
-        return torch.tensor(found if part.counts else (0.0, 0.0, 0.0), dtype=torch.float64)
+        return torch.tensor(found if place.counts else (0.0, 0.0, 0.0), dtype=torch.float64)
 
     def _over_processes(self, sums: Tensor) -> list[float]:
         if self.accelerator.num_processes == 1:
@@ -270,13 +308,25 @@ class Trainer:
             ) from error
 
     def _refuse_loss(self, loss: float, parts: list[Part]) -> None:
-        places = np.concatenate([part.indices for part in parts])
+        """Args: the loss over all processes, and this one's parts where its own is not finite."""
+        places = [place for part in parts for place in part.indices]
         ids = np.asarray(self.dataset.ids)[places][:16].tolist()
+        where = f"the images of ids {ids}{' …' if len(places) > 16 else ''}" if places else "another process's images"
         raise DivergedError(
-            f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, with the images of "
-            f"ids {ids}{' …' if len(places) > 16 else ''}; the weights were not changed. Try a lower optimizer.lr, "
-            f"optimizer.clip_norm, or training.precision no; the last saved state is whole"
+            f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, with {where}; the "
+            f"weights were not changed. {_CALMER}; the last saved state is whole"
         )
+
+    def _check_parts(self) -> None:
+        """Refuses parts of one image for layers that normalise over images, which would fail in the last step."""
+        steps = {0, self.steps - 1}
+        if min(len(part.indices) for step in steps for part in self.batches.step(step)) > 1:
+            return
+        if any(isinstance(layer, nn.BatchNorm1d) for layer in self.task.module.modules()):
+            raise ValueError(
+                f"the {len(self.dataset)} images leave a process one at a time, of which batch norm has no statistics; "
+                f"choose another training.batch_size or training.accumulation"
+            )
 
 
 class _seeded:

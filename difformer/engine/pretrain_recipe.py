@@ -5,7 +5,7 @@ from typing import Literal
 
 from difformer.config import UNetConfig, as_integer, as_positive_integer
 from difformer.data import DataConfig
-from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
+from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig, as_tuple, check_range
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,8 @@ class ObjectiveConfig:
             raise ValueError(f"objective.name must be simple or hybrid, got {self.name!r}")
         if self.timesteps not in ("uniform", "loss_aware"):
             raise ValueError(f"objective.timesteps must be uniform or loss_aware, got {self.timesteps!r}")
-        if not self.bound_weight >= 0:
-            raise ValueError(f"objective.bound_weight must be at least 0, got {self.bound_weight}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"objective.label_dropout must be in [0, 1), got {self.label_dropout}")
+        check_range("objective.bound_weight", self.bound_weight, lambda x: x >= 0, "at least 0")
+        check_range("objective.label_dropout", self.label_dropout, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,9 @@ class SamplesConfig:
     def __post_init__(self) -> None:
         for name in ("count", "steps"):
             as_positive_integer(f"samples.{name}", getattr(self, name))
-        if as_integer("samples.every", self.every) < 0:
-            raise ValueError(f"samples.every must be at least 0, got {self.every}")
+        for name in ("every", "seed"):
+            value = as_integer(f"samples.{name}", getattr(self, name))
+            check_range(f"samples.{name}", value, lambda x: x >= 0, "at least 0")
 
 
 # As Dhariwal & Nichol 2021 trained ADM.
@@ -97,7 +96,12 @@ class PretrainRecipe:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "trackers", tuple(self.trackers))
+        object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
+        if self.noise not in ("linear", "cosine"):
+            raise ValueError(f"noise must be linear or cosine, got {self.noise!r}")
+        # Found out at the end of the training otherwise.
+        if self.samples.steps > as_positive_integer("num_timesteps", self.num_timesteps):
+            raise ValueError(f"samples.steps must be at most num_timesteps, {self.num_timesteps}")
         expected = self.model.in_channels * (2 if self.objective.name == "hybrid" else 1)
         if self.model.out_channels != expected:
             raise ValueError(

@@ -1,10 +1,12 @@
 """What a training run is made of: a recipe, as `train/configs/*.yaml` and the command line give it."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer
+from difformer.config import as_integer, as_positive_integer, as_switch
 from difformer.data import DataConfig
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -20,9 +22,17 @@ def _check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bo
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
-def _check_range(name: str, value: float, fits: bool, expected: str) -> None:
-    if isinstance(value, bool) or not fits:
-        raise ValueError(f"{name} must be {expected}, got {value!r}")
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """A list as a tuple; raises ValueError when it is anything else, such as a single text."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    return tuple(value)
+
+
+def check_range(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> None:
+    """Raises ValueError when a value is no finite number, or does not fit."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):
+        raise ValueError(f"{name} must be a number {expected}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         _check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
+        for name in ("download", "gradient_checkpointing"):
+            as_switch(f"backbone.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,7 @@ class ExtractorConfig:
 
     def __post_init__(self) -> None:
         for name in ("taps", "timesteps", "feedback_taps", "first_pass_taps"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(f"extractor.{name}", getattr(self, name)))
         if self.feedback_taps and self.chunk_size is not None:
             raise ValueError("extractor.chunk_size is not for DifFeed; use training.accumulation to save memory")
         only_feedback = {"first_pass_taps": (), "norm": "batch", "gate": False}
@@ -147,11 +159,11 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range("optimizer.lr", self.lr, self.lr > 0, "above 0")
-        _check_range("optimizer.momentum", self.momentum, 0 <= self.momentum < 1, "at least 0 and below 1")
-        _check_range("optimizer.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        check_range("optimizer.lr", self.lr, lambda x: x > 0, "above 0")
+        check_range("optimizer.momentum", self.momentum, lambda x: 0 <= x < 1, "in [0, 1)")
+        check_range("optimizer.weight_decay", self.weight_decay, lambda x: x >= 0, "at least 0")
         if self.clip_norm is not None:
-            _check_range("optimizer.clip_norm", self.clip_norm, self.clip_norm > 0, "above 0")
+            check_range("optimizer.clip_norm", self.clip_norm, lambda x: x > 0, "above 0")
 
 
 @dataclass(frozen=True)
@@ -174,10 +186,10 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _check_choice("schedule.name", self.name, get_args(ScheduleName))
-        _check_range("schedule.step_epochs", self.step_epochs, self.step_epochs > 0, "above 0")
-        _check_range("schedule.gamma", self.gamma, 0 < self.gamma <= 1, "above 0 and at most 1")
-        _check_range("schedule.warmup_epochs", self.warmup_epochs, self.warmup_epochs >= 0, "at least 0")
-        _check_range("schedule.min_lr", self.min_lr, self.min_lr >= 0, "at least 0")
+        check_range("schedule.step_epochs", self.step_epochs, lambda x: x > 0, "above 0")
+        check_range("schedule.gamma", self.gamma, lambda x: 0 < x <= 1, "in (0, 1]")
+        check_range("schedule.warmup_epochs", self.warmup_epochs, lambda x: x >= 0, "at least 0")
+        check_range("schedule.min_lr", self.min_lr, lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -208,12 +220,12 @@ class LoopConfig:
         for name in ("epochs", "batch_size", "accumulation"):
             object.__setattr__(self, name, as_positive_integer(f"training.{name}", getattr(self, name)))
         _check_choice("training.precision", self.precision, get_args(Precision))
-        _check_range("training.save_minutes", self.save_minutes, self.save_minutes >= 0, "at least 0")
+        check_range("training.save_minutes", self.save_minutes, lambda x: x >= 0, "at least 0")
         for name in ("seed", "workers"):
             value = as_integer(f"training.{name}", getattr(self, name))
-            _check_range(f"training.{name}", value, value >= 0, "at least 0")
+            check_range(f"training.{name}", value, lambda x: x >= 0, "at least 0")
         if self.ema is not None:
-            _check_range("training.ema", self.ema, 0 < self.ema < 1, "between 0 and 1")
+            check_range("training.ema", self.ema, lambda x: 0 < x < 1, "in (0, 1)")
 
 
 @dataclass(frozen=True)
@@ -235,11 +247,12 @@ class TrainingConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        as_switch("training.sync_batch_norm", self.sync_batch_norm)
         if self.early_stopping is not None:
             as_positive_integer("training.early_stopping", self.early_stopping)
-        _check_range("training.label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "in [0, 1)")
+        check_range("training.label_smoothing", self.label_smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
         for name in ("mixup", "cutmix"):
-            _check_range(f"training.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+            check_range(f"training.{name}", getattr(self, name), lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -311,12 +324,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_choice("features", self.features, get_args(FeatureSource))
-        object.__setattr__(self, "trackers", tuple(self.trackers))
+        object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
         if self.features == "cached" and self.extractor.feedback_taps:
             raise ValueError(
                 "DifFeed learns feedback layers whose output goes through the backbone again, so its features cannot "
                 "be cached past the first pass; use features: live"
             )
+        if self.features == "cached" and (self.training.mixup or self.training.cutmix):
+            raise ValueError("training.mixup and training.cutmix mix images, and cached features have none; use live")
         if self.evaluation.validation == "holdout" and not self.data.holdout:
             raise ValueError(
                 "evaluation.validation: holdout needs data.holdout, the fraction to set aside, such as 0.1"

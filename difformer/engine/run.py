@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,16 +14,18 @@ from difformer.checkpoints import read_weights
 from difformer.classifier import DiffusionClassifier, save_classifier
 from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.caching import collate_readable
 from difformer.engine.classification import Classification
 from difformer.engine.evaluate import evaluate
 from difformer.engine.extract import open_or_extract
 from difformer.engine.fake import FakeImages
 from difformer.engine.loop import Trainer
 from difformer.engine.pretrain_recipe import PretrainRecipe
+from difformer.engine.processes import on_main
 from difformer.engine.reading import plain
 from difformer.engine.recipe import Recipe
 from difformer.engine.run_folder import RunFolder
-from difformer.engine.state import TrainingState, restore, snapshot
+from difformer.engine.state import Progress, restore, snapshot
 from difformer.features import collate_features
 
 
@@ -65,7 +68,6 @@ class Run:
         classifier: what is trained.
         task: what its training means.
         trainer: what trains it.
-        history: the records of the epochs so far.
 
     Raises:
         ValueError, OSError, ImportError: as the parts; before the first step.
@@ -79,6 +81,7 @@ class Run:
         backbone = build_backbone(
             recipe.backbone, precision=recipe.training.precision, device=accelerator.device, random_weights=fake
         )
+        self._backbone_digest = "random" if fake else backbone.digest
         classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
         self.inputs: Mapping[str, Any] = self.images
@@ -99,33 +102,50 @@ class Run:
             shuffle_buffer=recipe.data.shuffle_buffer,
             sync_batch_norm=recipe.training.sync_batch_norm,
         )
-        self.history: list[dict[str, Any]] = []
 
     @property
-    def data_digest(self) -> str:
-        """Which images it is trained on."""
-        return self.images["train"].digest
+    def sources(self) -> dict[str, str]:
+        """Digests of what it is trained on."""
+        return {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
 
-    def restore(self, state: TrainingState) -> None:
-        """Goes on where a saved state stopped.
+    def describe(self, progress: Progress) -> str:
+        """The progress bar's text."""
+        counted = max(1, progress.counted)
+        return f"loss {progress.loss_sum / counted:.3f}, top-1 {progress.correct / counted:.1%}"
 
-        Raises:
-            ValueError: the training images are others than they were.
-            CheckpointError: the weights are of another model.
+    def end_epoch(self, record: dict[str, Any]) -> bool:
+        """Evaluates, and keeps the classifier.
+
+        Args:
+            record: of the epoch; what was measured is added.
+
+        Returns:
+            Whether to stop early.
         """
-        if state.data_digest != self.data_digest:
-            raise ValueError(
-                f"the training images are not those that the run in {self.folder.path} was begun with; bring them "
-                f"back, or choose another --output"
-            )
-        self.trainer.restore(state, str(self.folder.state))
-        self.history = state.history
+        progress, evaluation, training = self.trainer.progress, self.recipe.evaluation, self.recipe.training
+        record["train_top1"] = progress.correct / max(1, progress.counted)
+        due = progress.epoch + 1 == training.epochs or (progress.epoch + 1) % evaluation.every == 0
+        improved = False
+        with self._as_kept():
+            if evaluation.validation is not None and due:
+                found = _summary(self.measure(evaluation.validation))
+                record |= {f"validation_{name}": value for name, value in found.items()}
+                improved = progress.note(found[evaluation.criterion], evaluation.criterion)
+            chosen = improved or evaluation.select == "last"
+            on_main(self.accelerator, partial(self.save_classifier, record, chosen=chosen))
+        return training.early_stopping is not None and progress.waiting >= training.early_stopping
 
-    def save_state(self) -> None:
-        """Writes the training state, on the main process."""
-        if self.accelerator.is_main_process:
-            recipe = plain(asdict(self.recipe))
-            self.trainer.state(recipe, self.data_digest, self.history).save(self.folder.state)
+    def finish(self) -> dict[str, Any]:
+        """Evaluates the test split, once, with the classifier that was kept."""
+        results: dict[str, Any] = {
+            "trained_parameters": sum(p.numel() for p in self.task.parts.parameters() if p.requires_grad),
+            "classifier": self.folder.classifier.name,
+        }
+        if self.recipe.evaluation.test is not None:
+            state = read_weights(self.folder.classifier).state
+            restore(self.task.parts, dict(state), str(self.folder.classifier))
+            results["test"] = self.measure(self.recipe.evaluation.test).to_dict()
+        return results
 
     def measure(self, split: str) -> ClassificationMetrics:
         """Evaluates the classifier as it is, with the noise of evaluation."""
@@ -134,7 +154,7 @@ class Run:
         outputs = evaluate(
             self.task.module,
             self.inputs[split],
-            self.collate,
+            collate_readable if self.collate is collate else self.collate,
             self.accelerator,
             batch_size=recipe.evaluation.batch_size or recipe.training.batch_size,
             workers=recipe.training.workers,
@@ -143,41 +163,38 @@ class Run:
         return classification_metrics(outputs.values, outputs.labels, self.classifier.class_names)
 
     @contextmanager
-    def averaged_weights(self) -> Iterator[None]:
-        """Has the moving average in place of the weights, where there is one."""
-        trainer = self.trainer
-        if trainer.averaged is None:
-            yield
-            return
+    def _as_kept(self) -> Iterator[None]:
+        """Has the weights that are kept: the moving average, where there is one, and the main process's statistics."""
         own = snapshot(self.task.parts)
-        restore(self.task.parts, trainer.averaged, "the moving average")
+        if self.trainer.averaged is not None:
+            restore(self.task.parts, self.trainer.averaged, "the moving average")
+        if self.accelerator.num_processes > 1:
+            utilities = require("accelerate.utils", "several processes", install="accelerate")
+            utilities.broadcast(list(self.task.parts.buffers()))
         try:
             yield
         finally:
             restore(self.task.parts, own, "the weights in training")
 
-    def save_classifier(self, *, chosen: bool) -> None:
-        """Writes the classifier as it is, on the main process.
+    def save_classifier(self, metrics: Mapping[str, Any], *, chosen: bool) -> None:
+        """Writes the classifier as it is.
 
         Args:
+            metrics: to note with it.
             chosen: whether it is the one to keep; else it is only the latest.
         """
-        if not self.accelerator.is_main_process:
-            return
         # In place of the epoch's own: what is read again computes as evaluation does.
         self.classifier.extractor.seed = self.recipe.extractor.seed
         keep_latest = self.recipe.evaluation.select == "best"
-        notes = {"epoch": self.trainer.progress.epoch + 1, "metrics": self.history[-1], "recipe": _json(self.recipe)}
+        notes = {
+            "epoch": self.trainer.progress.epoch + 1,
+            "metrics": dict(metrics),
+            "recipe": plain(asdict(self.recipe)),
+        }
         if keep_latest:
             save_classifier(self.folder.latest, self.classifier, **notes)
         if chosen:
             save_classifier(self.folder.classifier, self.classifier, **notes)
-
-    def restore_chosen(self) -> None:
-        """Takes the weights of the classifier that was kept, on every process."""
-        self.accelerator.wait_for_everyone()
-        state = read_weights(self.folder.classifier).state
-        restore(self.task.parts, dict(state), str(self.folder.classifier))
 
     def _use_cache(self) -> None:
         self.collate = collate_features
@@ -213,5 +230,7 @@ def _fake_splits(recipe: Recipe) -> dict[str, Any]:
     return {name: FakeImages(recipe.data, name, length) for name in names if name is not None}
 
 
-def _json(recipe: Recipe) -> Any:
-    return plain(asdict(recipe))
+def _summary(metrics: ClassificationMetrics) -> dict[str, float]:
+    """The numbers of a line."""
+    line = {"loss": metrics.nll, "top1": metrics.top1, "mean_per_class": metrics.mean_per_class, "ece": metrics.ece}
+    return line if metrics.top5 is None else line | {"top5": metrics.top5}

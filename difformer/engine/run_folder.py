@@ -1,15 +1,16 @@
 """The folder of a run: configuration, environment, splits, metrics, state, classifier."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -24,7 +25,7 @@ class RunFolder:
     """Where everything of a run lies.
 
     Args:
-        path: the folder; made by `create`.
+        path: the folder; made by `claim` or `create`.
         record: the file with the recipe, by which the folder is known.
     """
 
@@ -33,21 +34,61 @@ class RunFolder:
         self.state = self.path / "state.pt"
         self.classifier = self.path / "classifier.safetensors"
         self.latest = self.path / "latest.safetensors"
+        self.backbone = self.path / "backbone.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
         self.recipe = self.path / record
         self.curves = self.path / "curves.png"
+        self._lock: IO[str] | None = None
 
     def check(self) -> None:
         """Raises FileExistsError when a file has its name, or it holds something that is no run."""
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; choose another --output")
-        if self.path.is_dir() and any(self.path.iterdir()) and not self.recipe.exists():
+        # Hidden files are the lock, and what a run that was killed has left half written.
+        if self.path.is_dir() and not self.recipe.exists() and any(self._visible()):
             raise FileExistsError(f"{self.path} holds something that is no run; choose another --output")
 
     def create(self) -> None:
         """Makes the folder; raises OSError when it cannot be made."""
         self.path.mkdir(parents=True, exist_ok=True)
+
+    def claim(self) -> None:
+        """Makes the folder and takes it, until `release` or the end of the process; removes half-written files.
+
+        Raises:
+            FileExistsError: another run is at work in it.
+            OSError: it cannot be made, or not be written.
+        """
+        self.create()
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            # Of the process alone: data workers that outlive it do not hold it.
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            self.release()
+            raise FileExistsError(f"another run is at work in {self.path}; choose another --output") from error
+        except OSError:
+            # Some file systems have no locks.
+            pass
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Gives the folder back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def clear(self) -> None:
+        """Removes what a run has left, the state first."""
+        single = (self.state, self.results, self.classifier, self.latest, self.backbone, self.metrics, self.curves)
+        patterns = ("subset-*.json", "samples*.png", "difformer/events.out.tfevents.*")
+        for file in (*single, *(file for pattern in patterns for file in self.path.glob(pattern))):
+            file.unlink(missing_ok=True)
+
+    def _visible(self) -> Iterator[Path]:
+        return (file for file in self.path.iterdir() if not file.name.startswith("."))
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file of the run, whole or not at all."""
@@ -65,7 +106,7 @@ class RunFolder:
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a record to metrics.jsonl."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def write_splits(self, datasets: Mapping[str, ImageDataset]) -> None:
         """Writes which images each split has, by id, and the label subset that chose them."""

@@ -88,7 +88,7 @@ class TrainingState:
 
     Attributes:
         recipe: as plain lists and dictionaries.
-        data_digest: of the training images, so that a run does not go on with others.
+        sources: digests of images and backbone by name, so that a run does not go on with others.
         progress: how far it is.
         weights: of head and feedback.
         optimizer: its state.
@@ -99,7 +99,7 @@ class TrainingState:
     """
 
     recipe: dict[str, Any]
-    data_digest: str
+    sources: dict[str, str]
     progress: Progress
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]

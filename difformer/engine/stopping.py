@@ -2,6 +2,8 @@
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -11,11 +13,21 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._seen: signal.Signals | None = None
+        self._message: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def signal_seen(self) -> signal.Signals | None:
         """The signal received, or None."""
         return self._seen
+
+    @contextmanager
+    def at_once(self, message: str) -> Iterator[None]:
+        """Has a signal raise `Stopped` with a message where it comes, for work that has nothing to save."""
+        self._message = message
+        try:
+            yield
+        finally:
+            self._message = None
 
     def __enter__(self) -> "StopRequest":
         # Python lets only the main thread set handlers.
@@ -31,6 +43,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
+        if self._message is not None:
+            raise Stopped(self._message, number)
         if self._seen is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._seen = signal.Signals(number)

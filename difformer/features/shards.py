@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.files import write_atomically
 from difformer.taps import FeatureKey
 
@@ -124,12 +125,14 @@ class CacheManifest:
                     f"reads {FORMAT} {FORMAT_VERSION}; extract again"
                 )
             shapes = {FeatureKey(e["tap"], e["t"], e["round"]): _shape(e["shape"]) for e in record["features"]}
-            dtype = getattr(torch, record["dtype"])
+            dtype = as_dtype(record["dtype"])
             manifest = cls(
                 record["identity"], record["images"], record["shard_size"], shapes, dtype, tuple(record["class_names"])
             )
             intact = manifest.digest == record["digest"]
-        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except FeatureCacheError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise FeatureCacheError(f"{path} is damaged ({error!r}); extract again, which mends it") from error
         if not intact:
             raise FeatureCacheError(f"{path} is damaged: its digest is another; extract again, which mends it")
@@ -155,11 +158,6 @@ class CacheManifest:
 def tensor_name(key: FeatureKey) -> str:
     """What a feature is called in a shard."""
     return f"{key.tap}.t{key.t}.round{key.round}"
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` for `torch.bfloat16`."""
-    return str(dtype).removeprefix("torch.")
 
 
 def shard_path(folder: Path, view: int, shard: int) -> Path:
@@ -273,7 +271,8 @@ def is_whole(folder: Path, manifest: CacheManifest, view: int, shard: int) -> bo
 
 def remove_stale(folder: Path) -> None:
     """Removes what a killed extraction left half written. What is young may be another's at work, and stays."""
-    for path in folder.glob(".view-*.tmp"):
+    # Hidden names are those of temporary files, safetensors' own among them.
+    for path in folder.glob(".*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()

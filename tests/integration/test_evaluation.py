@@ -130,7 +130,7 @@ def test_every_number_of_processes_counts_each_image_once(workplace, evaluated, 
     for n in (2, 3):
         printed = launch(
             n, tmp_path / "both.py", folder / "run", folder / "recipe.yaml", tmp_path / f"e{n}", tmp_path / f"p{n}"
-        )
+        ).stdout
         assert printed.count("results in") == 2
         found = report(tmp_path / f"e{n}")
         assert found["environment"]["processes"] == n

@@ -1,27 +1,25 @@
-"""Features in the cache are those of the live path, and extraction survives whatever happens to it."""
+"""Features in the cache are those of the live path, and the digest covers what they depend on."""
 
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from data_sets import make_folder
-from extraction import bytes_of, kill_at, recipe_for, run_in_child
+from extraction import bytes_of, folder_of, parts, recipe_for, run
 from support import small_unet
-from torch.utils.data import DataLoader
+from training import assert_same_run, make_recipe, run_result, write_workplace
 
 from difformer import FeatureKey, create_backbone
-from difformer.data import ImageError, collate
+from difformer.data import collate
 from difformer.engine import caching, extract
-from difformer.engine.build import build_classifier, build_dataset, build_extractor, epoch_seed
+from difformer.engine.build import build_extractor, epoch_seed
 from difformer.engine.caching import plan_cache
 from difformer.engine.extract import extract_features, open_or_extract
-from difformer.features import CachedFeatures, FeatureCacheError, collate_features
-from difformer.features import shards as shards_module
-from difformer.features.shards import shard_path, write_shard
+from difformer.engine.train import train
+from difformer.features import collate_features
 
-TRAIN, VAL, SHARD = 13, 5, 4
+TRAIN, VAL = 13, 5
 HEADS = {
     "linear": ({"name": "linear"}, {}),
     "linear, one cell": ({"name": "linear", "arguments": {"pool": 1, "batch_norm": True}}, {}),
@@ -63,21 +61,6 @@ def recipe(root, tmp_path):
     return make
 
 
-def parts(recipe, backbone, split="train"):
-    augment = split == "train"
-    dataset = build_dataset(recipe.data, split, augment=augment)
-    classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
-    return {"recipe": recipe, "classifier": classifier, "dataset": dataset, "split": split, "augment": augment}
-
-
-def run(recipe, backbone, split="train", **options):
-    return extract_features(**parts(recipe, backbone, split), **options)
-
-
-def folder_of(recipe, backbone, split="train"):
-    return plan_cache(**parts(recipe, backbone, split)).folder
-
-
 @torch.no_grad()
 def logits(recipe, backbone, split, epoch):
     """From the cache and live, of all images."""
@@ -99,6 +82,7 @@ def logits(recipe, backbone, split, epoch):
 def test_logits_are_those_of_the_live_path(recipe, backbone, name):
     head, extractor = HEADS[name]
     exact = recipe(head=head, extractor=extractor, cache={"dtype": "float32", "views": 2})
+    assert run(exact, backbone, "val").views == 1
     found = {}
     for split, epoch in (("train", 0), ("train", 1), ("val", 0)):
         found[split, epoch], live = logits(exact, backbone, split, epoch)
@@ -185,6 +169,11 @@ def test_the_backbone_and_the_split_are_in_the_digest(recipe, backbone):
         recipe(extractor={"taps": taps}, head=HEADS["joint"][0]) for taps in (["mid", "out02"], ["out02", "mid"])
     ]
     assert folder_of(several[0], backbone) == folder_of(several[1], backbone)
+    renamed = plan_cache(**parts(recipe(data={"splits": {"other": "val"}}), backbone, "other"))
+    assert renamed.manifest.digest != plan_cache(**parts(recipe(), backbone, "val")).manifest.digest
+    used = parts(recipe(), backbone)
+    used["classifier"].extractor.dtype = torch.bfloat16
+    assert plan_cache(**used).folder != folder_of(recipe(), backbone)
     resized = recipe(data={"resize": 40})
     assert folder_of(resized, backbone, "val") != folder_of(recipe(), backbone, "val")
     assert folder_of(recipe(data={"seed": 1}), backbone, "val") == folder_of(recipe(), backbone, "val")
@@ -224,7 +213,7 @@ def test_more_views_are_added_to_those_there(recipe, backbone):
 
 
 def test_nothing_global_is_touched(recipe, backbone):
-    used = parts(recipe(), backbone)
+    used = parts(recipe(cache={"views": 2}), backbone)
     used["classifier"].extractor.seed = 77
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
@@ -233,145 +222,6 @@ def test_nothing_global_is_touched(recipe, backbone):
     assert np.random.get_state()[1].tolist() == before[1]
     assert used["classifier"].extractor.seed == 77
     assert used["dataset"]._reader.epoch == 0
-
-
-class TestStopped:
-    def counted(self, monkeypatch, error=None, after=0):
-        """Counts written shards; raises before one."""
-        written = []
-
-        def write(folder, manifest, view, shard, *content):
-            if error is not None and len(written) == after:
-                raise error
-            written.append((view, shard))
-            write_shard(folder, manifest, view, shard, *content)
-
-        monkeypatch.setattr(extract, "write_shard", write)
-        return written
-
-    @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory"), OSError(5, "gone")])
-    def test_whole_shards_stay(self, recipe, backbone, monkeypatch, caplog, error):
-        expected = bytes_of(run(recipe(cache={"views": 2}), backbone).folder)
-        used = parts(recipe(cache={"views": 2, "folder": recipe().cache.folder + "2"}), backbone)
-        self.counted(monkeypatch, error, after=5)
-        with pytest.raises(type(error)):
-            open_or_extract(**used)
-        assert "5 of 8 shards are whole and stay in" in caplog.text
-        assert "the same command goes on with the others" in caplog.text
-        written = self.counted(monkeypatch)
-        cached = open_or_extract(**used)
-        assert written == [(1, 1), (1, 2), (1, 3)]
-        assert bytes_of(cached.folder) == expected
-        written.clear()
-        open_or_extract(**used)
-        assert written == []
-
-    def test_a_damaged_shard_is_found_at_the_end_and_written_again(self, recipe, backbone, monkeypatch):
-        cached = run(recipe(), backbone)
-        expected = bytes_of(cached.folder)
-        path = shard_path(cached.folder, 0, 1)
-        content = bytearray(path.read_bytes())
-        content[-9] ^= 1
-        path.write_bytes(content)
-        with pytest.raises(FeatureCacheError, match=r"view-00-shard-00001\.safetensors is damaged.*remove it and"):
-            run(recipe(), backbone)
-        path.unlink()
-        shard_path(cached.folder, 0, 2).write_bytes(b"half")
-        written = self.counted(monkeypatch)
-        run(recipe(), backbone)
-        assert written == [(0, 1), (0, 2)]
-        assert bytes_of(cached.folder) == expected
-
-    def test_a_whole_shard_with_the_wrong_images(self, recipe, backbone):
-        used = parts(recipe(), backbone)
-        plan = plan_cache(**used)
-        cached = extract_features(**used)
-        batch = collate_features([cached[place] for place in (1, 0, 2, 3)])
-        write_shard(cached.folder, plan.manifest, 0, 0, *batch)
-        with pytest.raises(FeatureCacheError, match=r"shards 00000 in .* each once and in order"):
-            extract_features(**used)
-        batch = collate_features([cached[place] for place in (0, 1, 1, 3)])
-        write_shard(cached.folder, plan.manifest, 0, 0, *batch)
-        with pytest.raises(FeatureCacheError, match="each once and in order"):
-            extract_features(**used)
-        batch = collate_features([cached[place] for place in (0, 1, 3)])
-        write_shard(cached.folder, plan.manifest, 0, 0, *batch)
-        with pytest.raises(FeatureCacheError, match="lacks 1 images"):
-            extract_features(**used)
-
-    def test_a_disk_that_is_too_small(self, recipe, backbone, monkeypatch):
-        used = parts(recipe(), backbone)
-        free = caching._MARGIN_BYTES
-        monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
-        with pytest.raises(OSError, match=r"the features need 11 kB more, but the disk of .* 67\.1 MB free"):
-            open_or_extract(**used)
-        assert not plan_cache(**used).folder.exists()
-        free += 12_000
-        cached = open_or_extract(**used)
-        free = 0
-        assert open_or_extract(**used).folder == cached.folder, "nothing is missing"
-
-    def test_a_disk_that_fills_up(self, recipe, backbone, monkeypatch, caplog):
-        used = parts(recipe(), backbone)
-        save, calls = shards_module.save_file, []
-
-        def fail(*arguments):
-            calls.append(1)
-            if len(calls) == 3:
-                raise shards_module.SafetensorError("No space left on device (os error 28)")
-            save(*arguments)
-
-        monkeypatch.setattr(shards_module, "save_file", fail)
-        with pytest.raises(OSError, match=r"view-00-shard-00002\.safetensors could not be written: No space left"):
-            open_or_extract(**used)
-        assert "2 of 4 shards are whole" in caplog.text
-        assert not list(plan_cache(**used).folder.glob(".*"))
-        assert len(open_or_extract(**used)) == TRAIN
-
-
-class TestImages:
-    def spoiled(self, root, tmp_path, names):
-        copy = shutil.copytree(root, tmp_path / "copy")
-        for name in names:
-            (copy / "train" / name).write_bytes(b"no image")
-        return str(copy)
-
-    def test_unreadable_ones_are_left_out_and_counted(self, recipe, backbone, root, tmp_path, caplog):
-        folder = self.spoiled(root, tmp_path, ["a/a_1.png", "b/b_5.png"])
-        data = {"root": folder, "on_bad_image": "skip", "check_images": "none"}
-        cached = run(recipe(data=data, cache={"views": 2}), backbone)
-        assert (len(cached), cached.missing) == (TRAIN - 2, 2)
-        assert sorted({*range(TRAIN)} - set(cached.ids.tolist())) == [1, 12]
-        assert "2 of 13 images could not be read and are left out" in caplog.text
-        found = [cached[place] for place in range(len(cached))]
-        assert [sample.label for sample in found] == [0] * 6 + [1] * 5
-
-    # torch waits ten seconds for workers after an error.
-    @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-    def test_unreadable_ones_end_it_otherwise(self, recipe, backbone, root, tmp_path, caplog, workers):
-        folder = self.spoiled(root, tmp_path, ["b/b_2.png"])
-        made = recipe(data={"root": folder, "check_images": "none"}, training={"workers": workers})
-        used = parts(made, backbone)
-        with pytest.raises(ImageError, match=r"b_2\.png"):
-            open_or_extract(**used)
-        assert "2 of 4 shards are whole" in caplog.text
-
-    def test_not_one_readable(self, recipe, backbone, root, tmp_path):
-        names = [f"{name}/{name}_{i}.png" for name, count in (("a", 7), ("b", 6)) for i in range(count)]
-        data = {"root": self.spoiled(root, tmp_path, names), "on_bad_image": "skip", "check_images": "none"}
-        with pytest.raises(ImageError, match="not one of the 13 images can be read"):
-            run(recipe(data=data), backbone)
-
-    def test_a_folder_that_vanishes(self, recipe, backbone, root, tmp_path, caplog):
-        copy = shutil.copytree(root, tmp_path / "copy")
-        used = parts(recipe(data={"root": str(copy)}), backbone)
-        plan_cache(**used)
-        (copy / "train/b").rename(tmp_path / "b")
-        with pytest.raises(ImageError, match=r"b_\d\.png"):
-            extract_features(**used)
-        assert "1 of 4 shards are whole" in caplog.text
-        (tmp_path / "b").rename(copy / "train/b")
-        assert len(extract_features(**used)) == TRAIN
 
 
 def test_values_that_the_dtype_cannot_hold(recipe, backbone):
@@ -419,59 +269,20 @@ def test_shards_are_bounded_by_memory(recipe, backbone, monkeypatch):
     assert plan_cache(**parts(recipe(), backbone)).manifest.shard_size == 2
 
 
-def test_two_processes_write_the_files_of_one(recipe, backbone, root, tmp_path):
-    made = recipe(cache={"views": 2})
-    expected = bytes_of(run(made, backbone).folder)
-    for name, gone in (("fresh", ()), ("begun", ((0, 1), (1, 0), (1, 3)))):
-        folder = tmp_path / name
-        if gone:
-            shutil.copytree(tmp_path / "cache", folder)
-            for place in gone:
-                shard_path(next(folder.iterdir()), *place).unlink()
-        children = [run_in_child(root, folder, rank=rank, world=2) for rank in range(2)]
-        for child in children:
-            child.join(120)
-            assert child.exitcode == 0
-        assert bytes_of(next(folder.iterdir())) == expected
-
-
-def test_an_error_in_one_process_reaches_all(root, tmp_path):
-    """The image is in the share of the second process."""
-    copy = shutil.copytree(root, tmp_path / "copy")
-    (copy / "train/a/a_5.png").write_bytes(b"no image")
-    children = [run_in_child(copy, tmp_path / "cache", rank=rank, world=2, message="a_5.png") for rank in range(2)]
-    for child in children:
-        child.join(120)
-        assert child.exitcode == 0
-
-
-def test_killed_at_twenty_random_moments(recipe, backbone, root, tmp_path):
-    """Each is resumed to the files of an extraction that was not killed."""
-    shards = 2 * TRAIN
-    whole = run(recipe(cache={"views": 2, "shard_size": 1}), backbone)
-    expected = bytes_of(whole.folder)
-    rng = np.random.default_rng(0)
-    stopped = set()
-    for number in range(20):
-        folder = tmp_path / f"killed{number}"
-        inside = folder / whole.folder.name
-        child = run_in_child(root, folder, shard_size=1)
-        # From before the first shard to the verification, and anywhere while a shard is computed and written.
-        kill_at(child, inside, shards=int(rng.integers(0, shards + 1)), seconds=float(rng.random()) * 0.02)
-        stopped.add(len(list(inside.glob("view*"))))
-        resumed = run(recipe(cache={"views": 2, "shard_size": 1, "folder": str(folder)}), backbone)
-        found = {name: content for name, content in bytes_of(inside).items() if not name.endswith(".tmp")}
-        assert found == expected
-        assert len(resumed) == TRAIN
-    assert len(stopped) > 5
-
-
-def test_features_through_a_data_loader_train(recipe, backbone):
-    cached = run(recipe(cache={"views": 2}), backbone)
-    head = parts(recipe(), backbone)["classifier"].head.train()
-    for epoch in range(2):
-        cached.set_epoch(epoch)
-        for batch in DataLoader(cached, batch_size=4, shuffle=True, collate_fn=collate_features):
-            torch.nn.functional.cross_entropy(head(batch.features), batch.labels).backward()
-    assert head.fcs[0].weight.grad.norm() > 0
-    assert isinstance(cached, CachedFeatures)
+def test_training_is_the_same_as_live(tmp_path, capsys):
+    """With as many views as epochs, every step sees the same features."""
+    values = write_workplace(tmp_path)
+    results = {}
+    for features in ("live", "cached"):
+        cache = {"folder": str(tmp_path / "cache"), "views": 3, "dtype": "float32", "shard_size": 7}
+        train(make_recipe(values, output=str(tmp_path / features), features=features, cache=cache))
+        results[features] = run_result(tmp_path / features)
+    assert "train: 24 images in 3 views" in capsys.readouterr().out
+    (live, _, _), (cached, _, _) = results["live"], results["cached"]
+    assert live.keys() == cached.keys()
+    for name, tensor in live.items():
+        torch.testing.assert_close(cached[name], tensor, rtol=1e-3, atol=1e-4)
+    recipe = make_recipe(values, output=str(tmp_path / "again"), features="cached", cache=cache)
+    train(recipe)
+    assert_same_run(tmp_path / "cached", tmp_path / "again")
+    assert "missing" not in capsys.readouterr().out

@@ -10,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_unet
-from training import assert_same_run, launch, make_recipe, run_result, write_images, write_workplace
+from training import assert_same_run, interrupt_after, launch, make_recipe, run_result, write_images, write_workplace
 
-from difformer import CheckpointError, create_backbone, load_classifier
+from difformer import CheckpointError, UNet, create_backbone, load_classifier
 from difformer.cli import main
+from difformer.data import collate, create_dataset
 from difformer.engine.build import build_classifier
+from difformer.engine.classification import Classification
 from difformer.engine.loop import TrainingError
 from difformer.engine.reading import dump
-from difformer.engine.stopping import Stopped, StopRequest
+from difformer.engine.state import TrainingState
+from difformer.engine.stopping import Stopped
 from difformer.engine.train import train
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +83,7 @@ def finished(workplace):
 
 def test_training_learns_and_leaves_everything_in_its_folder(finished, workplace):
     folder, _ = workplace
-    names = {path.name for path in finished.iterdir()}
+    names = {path.name for path in finished.iterdir() if path.name != ".lock"}
     assert names == {
         "classifier.safetensors", "curves.png", "environment.json", "latest.safetensors", "metrics.jsonl",
         "recipe.yaml", "results.json", "splits.json", "state.pt",
@@ -179,31 +182,17 @@ def test_another_recipe_does_not_go_on_with_the_run(finished, workplace, tmp_pat
 def test_other_images_do_not_go_on_with_the_run(workplace, tmp_path):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"))
-    interrupt_after(recipe, 1)
+    interrupt_after(lambda: train(recipe), 1)
     write_images(tmp_path / "others", {"train": 8, "test": 5})
     with pytest.raises(ValueError, match="the training images are not those"):
         train(make_recipe(values, output=str(tmp_path / "run"), data={"root": str(tmp_path / "others")}))
-
-
-def interrupt_after(recipe, steps):
-    """Trains some steps and is then asked to stop."""
-    original, seen = StopRequest.signal_seen, []
-
-    def stopping(self):
-        seen.append(1)
-        return signal.SIGTERM if len(seen) >= steps else original(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StopRequest, "signal_seen", stopping)
-        with pytest.raises(Stopped, match="goes on from there"):
-            train(recipe)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8])
 def test_going_on_in_the_middle_of_an_epoch_changes_nothing(workplace, finished, tmp_path, steps):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"))
-    interrupt_after(recipe, steps)
+    interrupt_after(lambda: train(recipe), steps)
     assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["progress"]["images"] == 8 * steps
     train(recipe)
     assert_same_run(tmp_path / "run", finished)
@@ -221,7 +210,7 @@ def test_randomness_of_every_kind_goes_on_where_it_was(workplace, tmp_path):
     whole = make_recipe(values, output=str(tmp_path / "whole"), **changes)
     train(whole)
     recipe = make_recipe(values, output=str(tmp_path / "run"), **changes)
-    interrupt_after(recipe, 5)
+    interrupt_after(lambda: train(recipe), 5)
     torch.manual_seed(5)
     train(recipe)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
@@ -236,7 +225,7 @@ def test_feedback_is_trained_and_goes_on(workplace, tmp_path):
     }
     train(make_recipe(values, output=str(tmp_path / "whole"), **changes))
     recipe = make_recipe(values, output=str(tmp_path / "run"), **changes)
-    interrupt_after(recipe, 4)
+    interrupt_after(lambda: train(recipe), 4)
     train(recipe)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
     weights, _, _ = run_result(tmp_path / "run")
@@ -257,7 +246,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_the_images(workplace, tmp_
 def test_a_full_disk_leaves_the_last_state(workplace, finished, tmp_path, monkeypatch):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"))
-    interrupt_after(recipe, 2)
+    interrupt_after(lambda: train(recipe), 2)
     before = (tmp_path / "run" / "state.pt").read_bytes()
 
     def full(content, path):
@@ -277,7 +266,7 @@ def test_a_data_folder_that_vanishes_stops_the_run_with_the_name(workplace, fini
     folder, values = workplace
     shutil.copytree(folder / "images", tmp_path / "images")
     recipe = make_recipe(values, output=str(tmp_path / "run"), data={"root": str(tmp_path / "images")})
-    interrupt_after(recipe, 2)
+    interrupt_after(lambda: train(recipe), 2)
     (tmp_path / "images").rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match=str(tmp_path / "images")):
         train(recipe)
@@ -295,7 +284,7 @@ def test_a_folder_that_is_no_run_is_left_alone(workplace, tmp_path):
 
 def test_a_damaged_state_says_so(workplace, tmp_path):
     recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
-    interrupt_after(recipe, 1)
+    interrupt_after(lambda: train(recipe), 1)
     (tmp_path / "run" / "state.pt").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read as a training state"):
         train(recipe)
@@ -319,3 +308,165 @@ def test_the_command_line_trains_and_prints_the_recipe(workplace, tmp_path, caps
     assert "epochs: 1" in capsys.readouterr().out
     assert main(["train", str(tmp_path / "recipe.yaml"), "--optimizer.rate", "1"]) == 1
     assert "unknown key 'optimizer.rate'; did you mean" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": {"lr": float("nan")}}, r"optimizer\.lr must be a number above 0, got nan"),
+        ({"optimizer": {"lr": float("inf")}}, r"optimizer\.lr must be a number above 0, got inf"),
+        ({"optimizer": {"momentum": "0.9"}}, r"optimizer\.momentum must be a number in \[0, 1\), got '0.9'"),
+        ({"optimizer": {"weight_decay": True}}, r"optimizer\.weight_decay must be a number at least 0, got True"),
+        ({"schedule": {"warmup_epochs": -1}}, r"schedule\.warmup_epochs must be a number at least 0"),
+        ({"training": {"sync_batch_norm": "no"}}, r"training\.sync_batch_norm must be true or false"),
+        ({"training": {"epochs": 2.5}}, r"training\.epochs must be a positive integer"),
+        ({"trackers": "tensorboard"}, "trackers must be a list, got 'tensorboard'"),
+        ({"extractor": {"taps": "mid"}}, r"extractor\.taps must be a list, got 'mid'"),
+        ({"features": "cached", "training": {"mixup": 0.2}}, "cached features have none"),
+    ],
+)
+def test_a_wrong_value_says_what_was_expected(workplace, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_recipe(workplace[1], **changes)
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(workplace, finished, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+
+    def killed(self, path):
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingState, "save", killed)
+        with pytest.raises(OSError, match="killed"):
+            train(recipe, overwrite=True)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {".lock", "notes.txt", "environment.json", "metrics.jsonl", "recipe.yaml", "splits.json"}
+    # Had the old state stayed, this would be a finished run.
+    assert train(recipe)["last"]["epoch"] == 3
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_two_runs_do_not_share_a_folder(workplace, tmp_path):
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.lockf(f, 2); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run" / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(FileExistsError, match="another run is at work"):
+            train(recipe)
+        other.kill()
+    interrupt_after(lambda: train(recipe), 1)
+
+
+def test_what_a_killed_run_left_half_written_is_no_obstacle(workplace, tmp_path):
+    (tmp_path / "run").mkdir()
+    leftover = tmp_path / "run" / ".recipe.yaml.0123456789abcdef.tmp"
+    leftover.write_text("half")
+    interrupt_after(lambda: train(make_recipe(workplace[1], output=str(tmp_path / "run"))), 1)
+    assert not leftover.exists()
+
+
+def test_a_signal_during_an_evaluation_stops_at_once(workplace, finished, tmp_path, monkeypatch):
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("went on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("difformer.engine.run.evaluate", interrupted)
+        with pytest.raises(Stopped, match="epoch 1 after step 3 of 3") as caught:
+            train(recipe)
+    assert caught.value.status == 128 + signal.SIGTERM
+    train(recipe)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_weights_that_are_not_finite_do_not_replace_the_state(workplace, finished, tmp_path, monkeypatch):
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+    interrupt_after(lambda: train(recipe), 2)
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+
+    def spoil(self):
+        next(self.parts.parameters()).data.fill_(float("nan"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "end_step", spoil)
+        with pytest.raises(TrainingError, match="is not finite after epoch 1, step 3"):
+            train(recipe)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+    train(recipe)
+    assert_same_run(tmp_path / "run", finished)
+
+
+def test_another_backbone_under_the_same_name_does_not_go_on(workplace, tmp_path):
+    folder, values = workplace
+    shutil.copy(folder / "backbone.safetensors", tmp_path / "own.safetensors")
+    recipe = make_recipe(values, output=str(tmp_path / "run"), backbone={"name": str(tmp_path / "own.safetensors")})
+    interrupt_after(lambda: train(recipe), 1)
+    torch.manual_seed(1)
+    other = UNet(small_unet().config)
+    create_backbone(other, schedule="linear").save(tmp_path / "own.safetensors", overwrite=True)
+    with pytest.raises(ValueError, match="the backbone's weights are not those"):
+        train(recipe)
+
+
+def test_an_error_of_the_main_process_ends_all_with_its_message(workplace, tmp_path):
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    (tmp_path / "run" / "splits.json").mkdir(parents=True)
+    (tmp_path / "run" / "recipe.yaml").write_text(dump(recipe))
+    done = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("splits.json is a folder") == 2
+
+
+def test_two_processes_measure_the_classifier_that_is_kept(workplace, tmp_path):
+    """Batch statistics are those of the main process, in its evaluation and in the others'."""
+    _, values = workplace
+    recipe = make_recipe(
+        values,
+        output=str(tmp_path / "run"),
+        extractor={"feedback_taps": ["out03"], "taps": ["out02"], "timesteps": [90]},
+        training={"epochs": 1},
+    )
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    out = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml").stdout
+    assert out.count('"epoch": 1') == 1
+    classifier = load_classifier(tmp_path / "run" / "latest.safetensors", backbone=values["backbone"]["name"]).eval()
+    holdout = create_dataset(recipe.data, "holdout")
+    batch = collate([holdout[i] for i in range(len(holdout))])
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(classifier(batch.images, batch.ids), batch.labels)
+    # One process's own statistics would change it by 1e-4.
+    assert run_result(tmp_path / "run")[1][0]["validation_loss"] == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_batch_statistics_of_a_single_image_are_refused_at_the_beginning(workplace, tmp_path):
+    head = {"name": "linear", "arguments": {"batch_norm": True}}
+    values = {**workplace[1], "head": head}
+    recipe = make_recipe(
+        values, output=str(tmp_path), extractor={"taps": ["mid"], "timesteps": [90]}, training={"batch_size": 23}
+    )
+    with pytest.raises(ValueError, match=r"the 24 images leave a process one at a time.*training\.batch_size"):
+        train(recipe)
+
+
+def test_an_unreadable_image_alone_in_its_batch_is_skipped_in_evaluation(workplace, tmp_path):
+    folder, values = workplace
+    shutil.copytree(folder / "images", tmp_path / "images")
+    bad = tmp_path / "images" / "test" / "class1" / "0.png"
+    content = bytearray(bad.read_bytes())
+    content[200:400] = bytes(200)
+    bad.write_bytes(content)
+    data = {"root": str(tmp_path / "images"), "on_bad_image": "skip", "check_images": "headers"}
+    recipe = make_recipe(
+        values, output=str(tmp_path / "run"), data=data, training={"epochs": 1}, evaluation={"batch_size": 1}
+    )
+    assert train(recipe)["test"]["num_images"] == 14

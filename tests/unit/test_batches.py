@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difformer.engine.batches import EpochBatches, divide, epoch_order
+from difformer.engine.batches import EpochBatches, create_loader, divide, epoch_order
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4))
@@ -15,7 +16,10 @@ def test_every_image_once_whatever_the_processes(length, size, processes, accumu
     steps = {batches.steps for batches in everyone}
     assert steps == {-(-length // size)}
     for step in range(steps.pop()):
-        parts = [part for batches in everyone for part in batches.step(step)]
+        shares = [batches.step(step) for batches in everyone]
+        # In each part the processes wait for each other.
+        assert len({len(share) for share in shares}) == 1
+        parts = [part for share in shares for part in share]
         real = [index for part in parts if part.counts for index in part.indices]
         assert real == order[step * size : (step + 1) * size].tolist()
 
@@ -24,6 +28,13 @@ def test_all_processes_take_part_in_a_small_batch():
     parts = [divide([7], index, 3, 2) for index in range(3)]
     assert [[part.counts for part in share] for share in parts] == [[True], [False], [False]]
     assert all(share[0].indices == (7,) for share in parts)
+
+
+def test_loading_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    loader = create_loader([1, 2, 3], [[0, 1], [2]], list, 0, pin=False)
+    assert list(loader) == [[1, 2], [3]]
+    assert torch.get_rng_state().equal(before)
 
 
 def test_a_share_goes_in_parts():

@@ -112,7 +112,7 @@ def test_a_holdout_is_set_aside_where_one_is_to_choose():
         ({"strengths": ()}, "strengths must be one or more"),
         ({"temperatures": (-1.0,)}, "temperatures must be one or more"),
         ({"pool": 0}, "pool must be a positive integer"),
-        ({"workers": -1}, "workers must be not negative"),
+        ({"workers": -1}, "workers must be a number at least 0"),
         ({"extractor": ExtractorConfig(feedback_taps=("out01",))}, "a probe trains nothing"),
     ],
 )
