@@ -319,7 +319,7 @@ def test_mistakes_are_named(values, changes, message):
     ("changes", "message"),
     [
         ({"base": {"training": {"epochs": "many"}}}, r"red/linear/test-seed0.*epochs"),
-        ({"candidates": {"optimizer.lr": [0.1, -1]}}, r"optimizer\.lr must be above 0"),
+        ({"candidates": {"optimizer.lr": [0.1, -1]}}, r"optimizer\.lr must be a number above 0"),
         ({"heads": {"a": {}, "b": {"training": {"precision": "bf16"}}}}, "precision must be the same"),
         ({"candidates": {"extractor.taps": [["mid"], ["/mid"]]}}, "named by them"),
     ],
