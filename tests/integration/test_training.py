@@ -125,7 +125,7 @@ def test_the_backbone_does_not_change(finished, workplace):
 
 
 @pytest.mark.parametrize("trials", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_result(workplace, finished, tmp_path, trials):
+def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_result(workplace, tmp_path, trials):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"), training={"save_minutes": 0.0})
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
@@ -133,9 +133,9 @@ def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_result(workplace, f
     done = subprocess.run(script, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert int(done.stdout.split()[-1]) >= trials - 1
-    assert_same_run(tmp_path / "run-whole", finished)
+    # Not with `finished`: sums round differently with another number of threads.
     for trial in range(trials):
-        assert_same_run(tmp_path / f"run-{trial}", finished)
+        assert_same_run(tmp_path / f"run-{trial}", tmp_path / "run-whole")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
