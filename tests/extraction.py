@@ -13,10 +13,10 @@ from support import small_unet
 
 from difformer import Backbone, create_backbone
 from difformer.engine.build import build_classifier, build_dataset
-from difformer.engine.caching import plan_cache
-from difformer.engine.extract import extract_features
-from difformer.engine.reading import build
-from difformer.engine.recipe import Recipe
+from difformer.engine.extraction.extract import extract_features
+from difformer.engine.extraction.plan import plan_cache
+from difformer.engine.recipes.reading import build
+from difformer.engine.recipes.training import Recipe
 from difformer.features import CachedFeatures
 
 
@@ -71,7 +71,7 @@ def run_in_child(
     """
     context = multiprocessing.get_context("forkserver")
     # What is imported once, where nothing computes that forking could hurt, need not be imported by each.
-    context.set_forkserver_preload(["difformer.engine.extract", "accelerate", "torchvision.transforms.v2"])
+    context.set_forkserver_preload(["difformer.engine.extraction.extract", "accelerate", "torchvision.transforms.v2"])
     environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
     environment["MASTER_PORT"] = _port(folder)
     child = context.Process(target=_child, args=(root, folder, shard_size, message, environment if world > 1 else {}))

@@ -9,7 +9,7 @@ from itertools import zip_longest
 from difformer._optional import require
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
 from difformer.cli.weights import convert, info, predict
-from difformer.engine.stopping import Stopped
+from difformer.engine.loop.stopping import Stopped
 
 VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "info": info,

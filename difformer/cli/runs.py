@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from difformer._optional import require
-from difformer.engine.dry_run import try_out
-from difformer.engine.evaluation import classifier_values, evaluate_classifier
-from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
-from difformer.engine.extract import extract
-from difformer.engine.pretrain import pretrain
-from difformer.engine.pretrain_recipe import PretrainRecipe
-from difformer.engine.probe import run_probe
-from difformer.engine.reading import Reader, create_parser, parse, read_yaml
-from difformer.engine.recipe import Recipe
-from difformer.engine.suite import TransferRecipe
-from difformer.engine.train import train
-from difformer.engine.transfer import transfer
-from difformer.engine.transfer_trial import try_out_suite
+from difformer.engine.classification.train import train
+from difformer.engine.denoising.pretrain import pretrain
+from difformer.engine.evaluation.classifier import classifier_values, evaluate_classifier
+from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.extraction.extract import extract
+from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.recipes.pretraining import PretrainRecipe
+from difformer.engine.recipes.reading import Reader, create_parser, parse, read_yaml
+from difformer.engine.recipes.training import Recipe
+from difformer.engine.transfer.suite import TransferRecipe
+from difformer.engine.transfer.transfer import transfer
+from difformer.engine.transfer.trial import try_out_suite
+from difformer.engine.trial.dry_run import try_out
 
 
 @dataclass(frozen=True)

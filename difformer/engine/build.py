@@ -14,7 +14,7 @@ from difformer.checkpoints import describe
 from difformer.classifier import DiffusionClassifier
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
 from difformer.data.images import stable_id
-from difformer.engine.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
+from difformer.engine.recipes.training import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
 from difformer.models import UNet

@@ -15,10 +15,10 @@ from difformer import create_backbone
 from difformer.cli import main
 from difformer.data import DataConfig
 from difformer.engine.build import build_dataset
-from difformer.engine.dry_run import try_out
-from difformer.engine.fake import KNOWN, FakeImages
-from difformer.engine.reading import dump
-from difformer.engine.train import train
+from difformer.engine.classification.train import train
+from difformer.engine.recipes.reading import dump
+from difformer.engine.trial.dry_run import try_out
+from difformer.engine.trial.fake import KNOWN, FakeImages
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,7 +65,7 @@ def test_the_steps_are_those_of_training(workplace, tmp_path, empty):
     losses = try_out(recipe).losses
     steps = []
     with pytest.MonkeyPatch.context() as patch:
-        from difformer.engine.loop import Trainer
+        from difformer.engine.loop.trainer import Trainer
 
         step = Trainer._step
         patch.setattr(Trainer, "_step", lambda *arguments: steps.append(step(*arguments)) or steps[-1])

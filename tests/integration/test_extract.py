@@ -12,11 +12,12 @@ from training import assert_same_run, make_recipe, run_result, write_workplace
 
 from difformer import FeatureKey, create_backbone
 from difformer.data import collate
-from difformer.engine import caching, extract
 from difformer.engine.build import build_extractor, epoch_seed
-from difformer.engine.caching import plan_cache
-from difformer.engine.extract import extract_features, open_or_extract
-from difformer.engine.train import train
+from difformer.engine.classification.train import train
+from difformer.engine.extraction import extract
+from difformer.engine.extraction import plan as caching
+from difformer.engine.extraction.extract import extract_features, open_or_extract
+from difformer.engine.extraction.plan import plan_cache
 from difformer.features import collate_features
 
 TRAIN, VAL = 13, 5

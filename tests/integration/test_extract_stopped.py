@@ -11,9 +11,10 @@ from support import small_unet
 
 from difformer import create_backbone
 from difformer.data import ImageError
-from difformer.engine import caching, extract
-from difformer.engine.caching import plan_cache
-from difformer.engine.extract import extract_features, open_or_extract
+from difformer.engine.extraction import extract
+from difformer.engine.extraction import plan as caching
+from difformer.engine.extraction.extract import extract_features, open_or_extract
+from difformer.engine.extraction.plan import plan_cache
 from difformer.features import FeatureCacheError, collate_features
 from difformer.features import shards as shards_module
 from difformer.features.shards import shard_path, write_shard

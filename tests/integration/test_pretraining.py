@@ -11,13 +11,13 @@ from difformer import create_backbone
 from difformer.cli import main
 from difformer.data import Batch
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.denoising import Denoising
-from difformer.engine.loop import Place
-from difformer.engine.pretrain import PretrainRun, pretrain
-from difformer.engine.pretrain_recipe import ObjectiveConfig, PretrainRecipe
-from difformer.engine.reading import build, dump, plain
-from difformer.engine.run import create_accelerator
-from difformer.engine.state import TrainingState
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.denoising.pretrain import PretrainRun, pretrain
+from difformer.engine.denoising.task import Denoising
+from difformer.engine.loop.state import TrainingState
+from difformer.engine.loop.trainer import Place
+from difformer.engine.recipes.pretraining import ObjectiveConfig, PretrainRecipe
+from difformer.engine.recipes.reading import build, dump, plain
 
 ROOT = Path(__file__).parents[2]
 MODEL = {

@@ -18,12 +18,12 @@ from difformer.cli import main
 from difformer.data import collate, create_dataset
 from difformer.data.samples import SampleReader
 from difformer.engine.build import build_classifier
-from difformer.engine.classification import Classification
-from difformer.engine.loop import TrainingError
-from difformer.engine.reading import dump
-from difformer.engine.state import TrainingState
-from difformer.engine.stopping import Stopped
-from difformer.engine.train import train
+from difformer.engine.classification.task import Classification
+from difformer.engine.classification.train import train
+from difformer.engine.loop.state import TrainingState
+from difformer.engine.loop.stopping import Stopped
+from difformer.engine.loop.trainer import TrainingError
+from difformer.engine.recipes.reading import dump
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,9 +33,9 @@ ZYGOTE = """
     from dataclasses import replace
     import torch
     torch.set_num_threads(1)
-    from difformer.engine.reading import create_parser, parse
-    from difformer.engine.recipe import Recipe
-    from difformer.engine.train import train
+    from difformer.engine.recipes.reading import create_parser, parse
+    from difformer.engine.recipes.training import Recipe
+    from difformer.engine.classification.train import train
     import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchvision.transforms.v2
 
     recipe_file, trials = sys.argv[1], int(sys.argv[2])
@@ -384,7 +384,7 @@ def test_a_signal_during_an_evaluation_stops_at_once(workplace, finished, tmp_pa
         raise AssertionError("went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr("difformer.engine.run.evaluate", interrupted)
+        patch.setattr("difformer.engine.classification.run.evaluate", interrupted)
         with pytest.raises(Stopped, match="epoch 1 after step 3 of 3") as caught:
             train(recipe)
     assert caught.value.status == 128 + signal.SIGTERM

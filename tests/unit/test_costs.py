@@ -9,7 +9,7 @@ from difformer import DifFormerHead, FeatureExtractor, FeedbackExtractor, Linear
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.costs import cache_bytes, costs, flops_per_image, human_bytes, human_flops
+from difformer.engine.trial.costs import cache_bytes, costs, flops_per_image, human_bytes, human_flops
 
 
 @pytest.fixture(scope="module")

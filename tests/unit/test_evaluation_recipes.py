@@ -1,9 +1,9 @@
 import pytest
 
 from difformer.data import DataConfig
-from difformer.engine.evaluation_recipes import EvaluationRecipe, ProbeRecipe, take_from_training
-from difformer.engine.reading import build, create_parser, dump, parse, read_yaml
-from difformer.engine.recipe import ExtractorConfig
+from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.recipes.reading import build, create_parser, dump, parse, read_yaml
+from difformer.engine.recipes.training import ExtractorConfig
 
 DATA = {"name": "folder", "root": "images"}
 TRAINING = {

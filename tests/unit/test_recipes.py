@@ -10,10 +10,10 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.cli import main
 from difformer.engine.build import build_classifier, outline_classifier
-from difformer.engine.costs import costs
-from difformer.engine.reading import check_key, create_parser, dump, overlay, parse, read_values
-from difformer.engine.recipe import Recipe
-from difformer.engine.suite import Suite, TransferRecipe
+from difformer.engine.recipes.reading import check_key, create_parser, dump, overlay, parse, read_values
+from difformer.engine.recipes.training import Recipe
+from difformer.engine.transfer.suite import Suite, TransferRecipe
+from difformer.engine.trial.costs import costs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difformer.engine.result_folder import ResultFolder, write_json, write_table
-from difformer.engine.results import check_same_classes
+from difformer.engine.evaluation.result_folder import ResultFolder, write_json, write_table
+from difformer.engine.evaluation.results import check_same_classes
 from difformer.report import draw_confusion
 
 

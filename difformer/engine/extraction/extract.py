@@ -15,9 +15,8 @@ from torch import Tensor
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, ImageError
-from difformer.engine.batches import create_loader
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
-from difformer.engine.caching import (
+from difformer.engine.extraction.plan import (
     DIFFEED,
     CachePlan,
     check_disk,
@@ -27,8 +26,9 @@ from difformer.engine.caching import (
     plan_cache,
     time_image,
 )
+from difformer.engine.loop.batches import create_loader
 from difformer.engine.processes import Processes, on_all, on_main
-from difformer.engine.recipe import Recipe
+from difformer.engine.recipes.training import Recipe
 from difformer.features import CachedFeatures, FeatureCacheError
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
 from difformer.taps import FeatureKey

@@ -10,18 +10,25 @@ from difformer.checkpoints import locate
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.data import ImageDataset
+from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
-from difformer.engine.caching import collate_readable
-from difformer.engine.evaluate import Outputs, evaluate
-from difformer.engine.evaluation_recipes import EvaluationRecipe, take_from_training
-from difformer.engine.extract import open_or_extract
-from difformer.engine.loop import Clock
-from difformer.engine.model import Trainee
-from difformer.engine.reading import plain, read_yaml
-from difformer.engine.result_folder import ResultFolder, write_json
-from difformer.engine.results import TABLES, check_same_classes, describe_split, readable, scalars, write_tables
-from difformer.engine.run import create_accelerator
-from difformer.engine.run_folder import RunFolder, environment
+from difformer.engine.classification.trainee import Trainee
+from difformer.engine.evaluation.outputs import Outputs, evaluate
+from difformer.engine.evaluation.result_folder import ResultFolder, write_json
+from difformer.engine.evaluation.results import (
+    TABLES,
+    check_same_classes,
+    describe_split,
+    readable,
+    scalars,
+    write_tables,
+)
+from difformer.engine.extraction.extract import open_or_extract
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.run_folder import RunFolder, environment
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.recipes.evaluation import EvaluationRecipe, take_from_training
+from difformer.engine.recipes.reading import plain, read_yaml
 from difformer.features import collate_features
 from difformer.files import expand_user
 

@@ -17,8 +17,8 @@ from difformer.diffusion import (
     q_sample,
 )
 from difformer.engine.build import epoch_seed
-from difformer.engine.loop import Place
-from difformer.engine.pretrain_recipe import ObjectiveConfig
+from difformer.engine.loop.trainer import Place
+from difformer.engine.recipes.pretraining import ObjectiveConfig
 from difformer.models import UNet
 
 # Different uses of one seed must not draw the same numbers.

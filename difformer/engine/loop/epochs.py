@@ -4,9 +4,9 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from difformer.engine.loop import Clock, Totals, Trainer, progress_bar
-from difformer.engine.state import Progress
-from difformer.engine.stopping import Stopped, StopRequest
+from difformer.engine.loop.state import Progress
+from difformer.engine.loop.stopping import Stopped, StopRequest
+from difformer.engine.loop.trainer import Clock, Totals, Trainer, progress_bar
 
 
 def run_epochs(

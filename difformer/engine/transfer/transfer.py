@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from difformer.engine.loop import DivergedError
-from difformer.engine.reading import dump
-from difformer.engine.run import create_accelerator
-from difformer.engine.run_folder import RunFolder, environment
-from difformer.engine.suite import METRICS, PlannedRun, Suite, TransferRecipe
-from difformer.engine.train import train
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.classification.train import train
+from difformer.engine.loop.run_folder import RunFolder, environment
+from difformer.engine.loop.trainer import DivergedError
+from difformer.engine.recipes.reading import dump
+from difformer.engine.transfer.suite import METRICS, PlannedRun, Suite, TransferRecipe
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from difformer._optional import require
-from difformer.engine.costs import Costs, cache_bytes, costs, human_bytes, human_flops
-from difformer.engine.loop import Clock, Totals
-from difformer.engine.recipe import Recipe
-from difformer.engine.run import Run, create_accelerator
-from difformer.engine.run_folder import RunFolder
-from difformer.engine.stopping import Stopped, StopRequest
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.classification.run import Run
+from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.loop.stopping import Stopped, StopRequest
+from difformer.engine.loop.trainer import Clock, Totals
+from difformer.engine.recipes.training import Recipe
+from difformer.engine.trial.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 
 STEPS = 2
 # On a CPU, a step of a large network takes minutes with a whole batch.

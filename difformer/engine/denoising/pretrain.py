@@ -12,14 +12,14 @@ from difformer.backbones import UNetBackbone
 from difformer.data import collate
 from difformer.diffusion import NoiseSchedule, sample_ddim
 from difformer.engine.build import build_dataset
-from difformer.engine.course import carry_out
-from difformer.engine.denoising import Denoising
-from difformer.engine.loop import Trainer
-from difformer.engine.pretrain_recipe import PretrainRecipe
+from difformer.engine.denoising.task import Denoising
+from difformer.engine.loop.course import carry_out
+from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.loop.state import Progress
+from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
-from difformer.engine.reading import plain
-from difformer.engine.run_folder import RunFolder
-from difformer.engine.state import Progress
+from difformer.engine.recipes.pretraining import PretrainRecipe
+from difformer.engine.recipes.reading import plain
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
 
@@ -41,7 +41,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, An
         The results, as in `results.json`.
 
     Raises:
-        As `difformer.engine.train.train`.
+        As `difformer.engine.classification.train.train`.
     """
     return carry_out(recipe, PretrainRun, MAY_CHANGE, overwrite=overwrite)
 

@@ -4,11 +4,11 @@ from typing import Any
 
 from difformer.backbones import UNetBackbone
 from difformer.engine.build import build_dataset, outline_backbone, outline_classifier
-from difformer.engine.costs import Costs, costs, human_flops
-from difformer.engine.dry_run import try_out
-from difformer.engine.fake import FakeImages
-from difformer.engine.recipe import BackboneConfig, Recipe
-from difformer.engine.suite import PlannedRun, Suite, TransferRecipe
+from difformer.engine.recipes.training import BackboneConfig, Recipe
+from difformer.engine.transfer.suite import PlannedRun, Suite, TransferRecipe
+from difformer.engine.trial.costs import Costs, costs, human_flops
+from difformer.engine.trial.dry_run import try_out
+from difformer.engine.trial.fake import FakeImages
 
 
 def try_out_suite(recipe: TransferRecipe, *, fake_data: bool = False) -> float:

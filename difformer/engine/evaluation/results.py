@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores
 from difformer.data import ImageDataset
-from difformer.engine.evaluate import Outputs
-from difformer.engine.result_folder import write_table
+from difformer.engine.evaluation.outputs import Outputs
+from difformer.engine.evaluation.result_folder import write_table
 from difformer.report.confusion import draw_confusion
 
 TABLES = ("per_class.csv", "confusion.csv", "confusion.png", "predictions.csv")

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from difformer._optional import require
-from difformer.engine.batches import create_loader
-from difformer.engine.model import inputs_of
+from difformer.engine.classification.trainee import inputs_of
+from difformer.engine.loop.batches import create_loader
 from difformer.engine.processes import on_all
 
 

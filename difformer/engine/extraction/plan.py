@@ -18,8 +18,8 @@ from difformer.backbones import Backbone
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, Sample, collate, transform_description
 from difformer.engine.build import epoch_seed
-from difformer.engine.costs import human_bytes
-from difformer.engine.recipe import Recipe
+from difformer.engine.recipes.training import Recipe
+from difformer.engine.trial.costs import human_bytes
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.shards import MAX_SHARD_BYTES, CacheManifest, Shape, is_whole

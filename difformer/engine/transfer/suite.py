@@ -10,8 +10,8 @@ from typing import Any
 
 from difformer.config import as_integer
 from difformer.data import DataConfig
-from difformer.engine.reading import check_key, check_keys, create_parser, overlay, plain, put, read_values
-from difformer.engine.recipe import Recipe
+from difformer.engine.recipes.reading import check_key, check_keys, create_parser, overlay, plain, put, read_values
+from difformer.engine.recipes.training import Recipe
 from difformer.files import expand_user
 
 METRICS = ("top1", "mean_per_class")

@@ -5,7 +5,7 @@ from typing import Literal
 
 from difformer.config import UNetConfig, as_integer, as_positive_integer
 from difformer.data import DataConfig
-from difformer.engine.recipe import LoopConfig, OptimizerConfig, ScheduleConfig, as_tuple, check_range
+from difformer.engine.recipes.training import LoopConfig, OptimizerConfig, ScheduleConfig, as_tuple, check_range
 
 
 @dataclass(frozen=True)

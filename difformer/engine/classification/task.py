@@ -8,10 +8,10 @@ from torch import Tensor
 
 from difformer.classifier import DiffusionClassifier
 from difformer.engine.build import epoch_seed
-from difformer.engine.loop import Place
-from difformer.engine.model import Trainee, inputs_of
-from difformer.engine.optimisation import Mixing
-from difformer.engine.recipe import TrainingConfig
+from difformer.engine.classification.trainee import Trainee, inputs_of
+from difformer.engine.loop.optimisation import Mixing
+from difformer.engine.loop.trainer import Place
+from difformer.engine.recipes.training import TrainingConfig
 
 
 class Classification:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from difformer.engine.course import carry_out
-from difformer.engine.recipe import Recipe
-from difformer.engine.run import Run
+from difformer.engine.classification.run import Run
+from difformer.engine.loop.course import carry_out
+from difformer.engine.recipes.training import Recipe
 
 # What a run may go on with another value of: none of it changes the result.
 MAY_CHANGE = (

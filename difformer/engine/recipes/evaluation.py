@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from difformer.config import as_integer, as_positive_integer
 from difformer.data import DataConfig
-from difformer.engine.reading import check_keys, unknown_key
-from difformer.engine.recipe import (
+from difformer.engine.recipes.reading import check_keys, unknown_key
+from difformer.engine.recipes.training import (
     BackboneConfig,
     CacheConfig,
     ExtractorConfig,

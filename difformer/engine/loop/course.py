@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from difformer._optional import require
 from difformer.data import ImageDataset
-from difformer.engine.epochs import run_epochs
-from difformer.engine.loop import Trainer
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.loop.epochs import run_epochs
+from difformer.engine.loop.run_folder import RunFolder, environment, flat, saved_state
+from difformer.engine.loop.state import Progress, TrainingState
+from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
-from difformer.engine.reading import dump, plain
-from difformer.engine.run import create_accelerator
-from difformer.engine.run_folder import RunFolder, environment, flat, saved_state
-from difformer.engine.state import Progress, TrainingState
+from difformer.engine.recipes.reading import dump, plain
 from difformer.report.curves import draw_curves
 
 
@@ -70,7 +70,7 @@ def carry_out(
         The results, as in `results.json`.
 
     Raises:
-        As `difformer.engine.train.train`.
+        As `difformer.engine.classification.train.train`.
     """
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)

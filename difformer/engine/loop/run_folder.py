@@ -16,8 +16,8 @@ import torch
 
 import difformer
 from difformer.data import ImageDataset
-from difformer.engine.reading import plain
-from difformer.engine.state import TrainingState
+from difformer.engine.loop.state import TrainingState
+from difformer.engine.recipes.reading import plain
 from difformer.files import expand_user, write_atomically
 
 

@@ -9,17 +9,24 @@ import torch
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
 from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare, create_probe
 from difformer.data import ImageDataset
+from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset, build_extractor
-from difformer.engine.caching import collate_readable
-from difformer.engine.evaluate import Outputs, evaluate
-from difformer.engine.evaluation_recipes import ProbeRecipe
-from difformer.engine.loop import Clock
-from difformer.engine.pooling import PooledFeatures
-from difformer.engine.reading import dump, plain
-from difformer.engine.result_folder import ResultFolder, write_json
-from difformer.engine.results import TABLES, check_same_classes, describe_split, readable, scalars, write_tables
-from difformer.engine.run import create_accelerator
-from difformer.engine.run_folder import environment
+from difformer.engine.evaluation.outputs import Outputs, evaluate
+from difformer.engine.evaluation.pooling import PooledFeatures
+from difformer.engine.evaluation.result_folder import ResultFolder, write_json
+from difformer.engine.evaluation.results import (
+    TABLES,
+    check_same_classes,
+    describe_split,
+    readable,
+    scalars,
+    write_tables,
+)
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.run_folder import environment
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.recipes.evaluation import ProbeRecipe
+from difformer.engine.recipes.reading import dump, plain
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
 # What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates

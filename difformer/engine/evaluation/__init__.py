@@ -1,0 +1,1 @@
+"""Evaluation of classifiers, and classifiers without a training loop."""

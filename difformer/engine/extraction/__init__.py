@@ -1,0 +1,1 @@
+"""Features on the disk: what is wanted, and its extraction."""

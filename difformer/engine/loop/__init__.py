@@ -1,0 +1,1 @@
+"""The training loop and the course of a run, whatever is trained."""

@@ -1,0 +1,1 @@
+"""What runs are made of, and how they are read from YAML and options."""

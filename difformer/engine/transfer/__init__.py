@@ -1,0 +1,1 @@
+"""Many data sets, heads and seeds in one suite."""

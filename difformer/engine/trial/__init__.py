@@ -1,0 +1,1 @@
+"""Trying recipes out: stand-in data, costs, dry runs."""
