@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from difformer._optional import require
@@ -19,6 +19,7 @@ from difformer.engine.transfer.suite import TransferRecipe
 from difformer.engine.transfer.transfer import transfer
 from difformer.engine.transfer.trial import try_out_suite
 from difformer.engine.trial.dry_run import try_out
+from difformer.engine.trial.pretraining import try_out_pretraining
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,21 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     _print_last(train(recipe, overwrite=overwrite))
 
 
-def _extract(recipe: Recipe) -> None:
-    extract(recipe)
+def _extract(recipe: Recipe, *, dry_run: bool, fake_data: bool) -> None:
+    if fake_data and not dry_run:
+        raise ValueError("--fake_data is for --dry_run")
+    if fake_data:
+        try_out(replace(recipe, features="cached"), fake_data=True)
+        return
+    extract(recipe, estimate_only=dry_run)
 
 
-def _pretrain(recipe: PretrainRecipe, *, overwrite: bool) -> None:
+def _pretrain(recipe: PretrainRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:
+    if dry_run:
+        try_out_pretraining(recipe, fake_data=fake_data)
+        return
+    if fake_data:
+        raise ValueError("--fake_data is for --dry_run")
     _print_last(pretrain(recipe, overwrite=overwrite))
 
 
@@ -96,6 +107,8 @@ def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwri
     return 1 if result.failures else 0
 
 
+_DRY_RUN = "build everything, print sizes and costs, run two steps, and write nothing"
+_FAKE_DATA = "with --dry_run: random images and weights in place of the recipe's"
 _OVERWRITE = "start anew although the output holds a run"
 _REPLACE = "replace the results that are in the output"
 
@@ -104,23 +117,19 @@ RECIPE_VERBS = {
         "Writes the features that a recipe's head reads to the disk, for training from `features: cached`.",
         Recipe,
         _extract,
-        {},
+        {"dry_run": "say what it will take, and write nothing", "fake_data": _FAKE_DATA},
     ),
     "pretrain": RecipeVerb(
         "Trains a denoiser, whose weights are then a backbone; the same command goes on after an interruption.",
         PretrainRecipe,
         _pretrain,
-        {"overwrite": _OVERWRITE},
+        {"dry_run": _DRY_RUN, "fake_data": _FAKE_DATA, "overwrite": _OVERWRITE},
     ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command goes on after an interruption.",
         Recipe,
         _train,
-        {
-            "dry_run": "build everything, print sizes and costs, run two steps, and write nothing",
-            "fake_data": "with --dry_run: random images and weights in place of the recipe's",
-            "overwrite": _OVERWRITE,
-        },
+        {"dry_run": _DRY_RUN, "fake_data": _FAKE_DATA, "overwrite": _OVERWRITE},
     ),
     "eval": RecipeVerb(
         "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
@@ -143,7 +152,7 @@ RECIPE_VERBS = {
         _transfer,
         {
             "dry_run": "list the runs with their cost, run two steps of each head, and write nothing",
-            "fake_data": "with --dry_run: random images and weights in place of the recipe's",
+            "fake_data": _FAKE_DATA,
             "overwrite": _OVERWRITE,
         },
     ),

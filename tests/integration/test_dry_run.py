@@ -11,7 +11,7 @@ import torch
 from support import small_unet
 from training import make_recipe, merged, write_workplace
 
-from difformer import create_backbone
+from difformer import UNet, UNetConfig, create_backbone
 from difformer.cli import main
 from difformer.data import DataConfig
 from difformer.engine.build import build_dataset
@@ -217,3 +217,27 @@ def test_the_small_backbone_is_a_file(workplace):
     assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
     for name in ("cifar10", "elpv"):
         assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options]) == 0
+
+
+def test_extraction_is_estimated_and_writes_nothing(workplace, tmp_path, empty, capsys):
+    _, values = workplace
+    (tmp_path / "recipe.yaml").write_text(dump(make_recipe(values, cache={"folder": str(tmp_path / "features")})))
+    assert main(["extract", str(tmp_path / "recipe.yaml"), "--dry_run"]) == 0
+    assert re.search(r"train: 24 images in 1 views: .* are missing and take about", capsys.readouterr().out)
+    assert not (tmp_path / "features").exists()
+    assert main(["extract", str(tmp_path / "recipe.yaml"), "--fake_data"]) == 1
+    assert main(["extract", str(tmp_path / "recipe.yaml"), "--dry_run", "--fake_data"]) == 0
+    assert "not written in a dry run" in capsys.readouterr().out
+
+
+def test_pretraining_is_tried_out(tmp_path, empty, capsys):
+    model = ["--model.image_size=32", "--model.model_channels=32", "--model.channel_mult=[1,2]"]
+    model += ["--model.num_res_blocks=1", "--model.attention_resolutions=[16]"]
+    data = ["--data.name=cifar10", "--data.size=32", f"--output={tmp_path / 'run'}"]
+    assert main(["pretrain", *data, *model, "--dry_run", "--fake_data"]) == 0
+    shown = capsys.readouterr().out
+    parameters = sum(p.numel() for p in UNet(UNetConfig(32, 32, (1, 2), 1, (16,))).parameters())
+    assert f"{parameters:,} parameters" in shown
+    assert "50,000 train (random stand-ins)" in shown
+    assert len(re.findall(r"^step \d .*2 images, loss \d", shown, flags=re.M)) == 2
+    assert not (tmp_path / "run").exists()

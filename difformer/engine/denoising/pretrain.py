@@ -20,6 +20,7 @@ from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import plain
+from difformer.engine.trial.fake import FakeImages
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
 
@@ -28,6 +29,10 @@ MAY_CHANGE = (
     "output", "trackers", "training.workers", "training.save_minutes", "data.root", "data.download",
     "data.check_images", "samples.every", "samples.count", "samples.steps", "samples.seed",
 )  # fmt: skip
+
+
+# Stand-in images of data sets whose size is not known.
+_FAKE = 1000
 
 
 def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, Any]:
@@ -52,16 +57,19 @@ class PretrainRun:
     Args:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
+        fake: random images in place of the recipe's.
 
     Raises:
         ValueError: the network has too few classes for the images; and as the parts.
     """
 
-    def __init__(self, recipe: PretrainRecipe, accelerator: Any) -> None:
+    def __init__(self, recipe: PretrainRecipe, accelerator: Any, *, fake: bool = False) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
-        images = build_dataset(recipe.data, "train", augment=True)
+        images: Any = (
+            FakeImages(recipe.data, "train", _FAKE) if fake else build_dataset(recipe.data, "train", augment=True)
+        )
         _check_classes(recipe, len(images.class_names))
         self.images = {"train": images}
         self.noise = NoiseSchedule.from_name(recipe.noise, recipe.num_timesteps)

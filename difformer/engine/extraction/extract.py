@@ -132,6 +132,7 @@ def extract(
     recipe: Recipe,
     *,
     splits: Sequence[str] | None = None,
+    estimate_only: bool = False,
     random_weights: bool = False,
     accelerator: Processes | None = None,
     batch_size: int = BATCH_SIZE,
@@ -141,11 +142,12 @@ def extract(
     Args:
         recipe: with `features` either way.
         splits: `train` (with augmentation) and others (without); by default those the recipe trains on and evaluates.
+        estimate_only: say what it will take, and extract nothing.
         random_weights: use the backbone's architecture alone, for a trial run.
         accelerator, batch_size: as for `extract_features`.
 
     Returns:
-        The features by split.
+        The features by split; none of them with `estimate_only`.
 
     Raises:
         As `extract_features`, `build_dataset` and `build_backbone`.
@@ -166,6 +168,8 @@ def extract(
         for name, dataset in datasets.items()
     ]
     on_main(processes, partial(_announce, jobs))
+    if estimate_only:
+        return {}
     caches = {job.split: _extract(job) for job in jobs}
     if processes.is_main_process:
         for name, cache in caches.items():

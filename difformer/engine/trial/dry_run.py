@@ -13,13 +13,13 @@ from difformer.engine.accelerator import create_accelerator
 from difformer.engine.classification.run import Run
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.stopping import Stopped, StopRequest
-from difformer.engine.loop.trainer import Clock, Totals
+from difformer.engine.loop.trainer import Clock, Totals, Trainer
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 
 STEPS = 2
 # On a CPU, a step of a large network takes minutes with a whole batch.
-_CPU_BATCH = 2
+CPU_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     accelerator = create_accelerator(recipe, trackers=False)
     batch = recipe.training.batch_size
     if accelerator.device.type == "cpu":
-        batch = min(batch, _CPU_BATCH * accelerator.num_processes)
+        batch = min(batch, CPU_BATCH * accelerator.num_processes)
     # Live features, since a trial is not to write a cache.
     trial = replace(recipe, features="live", training=replace(recipe.training, batch_size=batch))
     run = Run(trial, accelerator, fake=fake_data)
@@ -63,15 +63,15 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     counts = {split: len(images) for split, images in run.images.items()}
     stand_ins = " (random stand-ins)" if fake_data else ""
     accelerator.print("\n".join(_sizes(recipe, run, found, counts, stand_ins)), flush=True)
-    before = _memory_in_use(accelerator.device)
-    losses, seconds = _two_steps(run)
+    before = memory_in_use(accelerator.device)
+    losses, seconds = two_steps(run.trainer, accelerator)
     optimizer = sum(
         value.numel() * value.element_size()
         for state in run.trainer.optimizer.state.values()
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
-    result = Trial(found, counts, tuple(losses), optimizer, _peak_memory(accelerator.device))
+    result = Trial(found, counts, tuple(losses), optimizer, peak_memory(accelerator.device))
     activations = max(0, result.peak_bytes - before - found.trained_bytes - optimizer)
     accelerator.print("\n".join(_demands(recipe, run, result, activations, seconds, batch)), flush=True)
     return result
@@ -122,8 +122,15 @@ def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds
     ]
 
 
-def _two_steps(run: Run) -> tuple[list[float], float]:
-    """Losses of the steps, and the seconds an image of the last."""
+def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:
+    """Takes two steps and prints them.
+
+    Returns:
+        The losses, and the seconds an image of the last step.
+
+    Raises:
+        Stopped: a signal asked to stop.
+    """
     clock = Clock()
     losses: list[float] = []
     seconds = 0.0
@@ -133,17 +140,17 @@ def _two_steps(run: Run) -> tuple[list[float], float]:
         lap = clock.lap()
         seconds = lap / max(1, totals.counted)
         losses.append(totals.loss_sum / max(1, totals.counted))
-        run.accelerator.print(
+        accelerator.print(
             f"step {len(losses)}        {totals.counted} images, loss {losses[-1]:.4f}, {lap:.1f} s", flush=True
         )
 
     with StopRequest() as stop:
-        if not run.trainer.run_epoch(stop, report, until=STEPS):
+        if not trainer.run_epoch(stop, report, until=STEPS):
             raise Stopped("stopped; a dry run keeps nothing", int(stop.signal_seen() or 15))
     return losses, seconds
 
 
-def _memory_in_use(device: torch.device) -> int:
+def memory_in_use(device: torch.device) -> int:
     """Of the GPU; on a CPU of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -152,7 +159,8 @@ def _memory_in_use(device: torch.device) -> int:
     return int(require("psutil", "the memory estimate").Process().memory_info().rss)
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
+    """Most memory the GPU, or on a CPU the process, had in use."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     # Kilobytes, but bytes on macOS.
