@@ -517,3 +517,14 @@ def test_runs_of_different_precision_follow_each_other(workplace, tmp_path):
     losses = [run_result(tmp_path / name)[1][0]["train_loss"] for name in ("one", "two", "three")]
     assert losses[0] == losses[2] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(workplace, tmp_path):
+    _, values = workplace
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        train(make_recipe(values, output=str(tmp_path / "runs" / "one"), data={"root": str(tmp_path / "nowhere")}))
+    assert not (tmp_path / "runs" / "one").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        train(make_recipe(values, output=str(tmp_path / "mine"), data={"root": str(tmp_path / "nowhere")}))
+    assert (tmp_path / "mine").is_dir()

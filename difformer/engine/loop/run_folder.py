@@ -1,6 +1,6 @@
 """The folder of a run: configuration, environment, splits, metrics, state, classifier."""
 
-import fcntl
+import contextlib
 import json
 import os
 import platform
@@ -40,6 +40,7 @@ class RunFolder:
         self.recipe = self.path / record
         self.curves = self.path / "curves.png"
         self._lock: IO[str] | None = None
+        self._made = False
 
     def check(self) -> None:
         """Raises FileExistsError when a file has its name, or it holds something that is no run."""
@@ -60,11 +61,11 @@ class RunFolder:
             FileExistsError: another run is at work in it.
             OSError: it cannot be made, or not be written.
         """
+        self._made = not self.path.exists()
         self.create()
         self._lock = (self.path / ".lock").open("w")
         try:
-            # Of the process alone: data workers that outlive it do not hold it.
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lock)
         except (BlockingIOError, PermissionError) as error:
             self.release()
             raise FileExistsError(f"another run is at work in {self.path}; choose another --output") from error
@@ -75,10 +76,15 @@ class RunFolder:
             leftover.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Gives the folder back."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Gives the folder back; one that was made for a run which never began is removed."""
+        if self._lock is None:
+            return
+        self._lock.close()
+        self._lock = None
+        if self._made and not any(self._visible()):
+            with contextlib.suppress(OSError):
+                (self.path / ".lock").unlink()
+                self.path.rmdir()
 
     def clear(self) -> None:
         """Removes what a run has left, the state first."""
@@ -118,6 +124,20 @@ class RunFolder:
         for name, dataset in datasets.items():
             if dataset.subset is not None:
                 dataset.subset.save(self.path / f"subset-{name}.json")
+
+
+def _lock(file: IO[str]) -> None:
+    """Takes a file for this process alone: data workers that outlive it do not hold it.
+
+    Raises:
+        BlockingIOError, PermissionError: another process has it.
+        OSError: the file system has no locks.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows has other locks, of which the run's folder does without.
+        return
+    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def environment(processes: int, device: torch.device) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Trying a recipe out: everything is built and two steps run, and nothing is written."""
 
-import resource
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -163,5 +162,9 @@ def peak_memory(device: torch.device) -> int:
     """Most memory the GPU, or on a CPU the process, had in use."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return int(require("psutil", "the memory estimate").Process().memory_info().peak_wset)
+    import resource
+
     # Kilobytes, but bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
