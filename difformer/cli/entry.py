@@ -8,6 +8,7 @@ from itertools import zip_longest
 
 from difformer._optional import require
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
+from difformer.cli.sampling import sample
 from difformer.cli.weights import convert, info, predict
 from difformer.engine.loop.stopping import Stopped
 
@@ -15,6 +16,7 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "info": info,
     "convert": convert,
     "predict": predict,
+    "sample": sample,
     **RECIPE_VERBS,
 }
 

@@ -1,0 +1,99 @@
+"""The verb about generation: sample."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from difformer._optional import require
+from difformer.backbones import UNetBackbone, create_backbone
+from difformer.diffusion import guided, sample_ddim, sample_ddpm
+from difformer.diffusion.samplers import Denoiser
+from difformer.files import check_target
+from difformer.report.grids import draw_grid
+
+
+def sample(
+    backbone: str,
+    out: Path,
+    *,
+    count: int = 36,
+    method: Literal["ddim", "ddpm"] = "ddim",
+    steps: int = 50,
+    eta: float = 0.0,
+    label: int | None = None,
+    guidance: float = 0.0,
+    seed: int = 0,
+    batch_size: int = 36,
+    device: str | None = None,
+    folder: Path | None = None,
+    download: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Generates images from a backbone's weights, as one picture.
+
+    Args:
+        backbone: a preset, a weight file or hf://owner/name.
+        out: the PNG file to write.
+        count: images.
+        method: ddim or ddpm (ancestral).
+        steps: timesteps to visit, evenly spaced.
+        eta: noise of DDIM, from 0 (none) to 1 (that of ancestral sampling).
+        label: class of a class-conditional backbone; all of them in turn when left out.
+        guidance: classifier-free guidance, for backbones whose last class is the null label; 0 for none.
+        seed: of the noise. An image depends on it and on its place alone.
+        batch_size: images to generate at once.
+        device: where to run, such as cuda; the CPU by default.
+        folder: where named weights lie, in place of the usual folders.
+        download: allow the download of what is not on this machine.
+        overwrite: replace the picture if it exists.
+    """
+    check_target(out, overwrite=overwrite)
+    for name, value in (("count", count), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    opened = create_backbone(backbone, folder=folder, download=download, device=device)
+    labels = _labels(opened, count, label, guidance)
+    where = next(opened.parameters()).device
+    images = []
+    with require("tqdm", "the progress bar").tqdm(total=-(-count // batch_size) * steps, unit="step") as bar:
+        for start in range(0, count, batch_size):
+            ids = list(range(start, min(start + batch_size, count)))
+            shape = (len(ids), opened.config.in_channels, opened.config.image_size, opened.config.image_size)
+            denoiser = _denoiser(opened, None if labels is None else labels[ids].to(where), guidance)
+            if method == "ddpm":
+                batch = sample_ddpm(
+                    denoiser, opened.schedule, shape, steps=steps, seed=seed, ids=ids, device=where, on_step=bar.update
+                )
+            else:
+                batch = sample_ddim(
+                    denoiser, opened.schedule, shape,
+                    steps=steps, eta=eta, seed=seed, ids=ids, device=where, on_step=bar.update,
+                )  # fmt: skip
+            images.append(batch.cpu())
+    draw_grid(torch.cat(images), out)
+    print(f"wrote {out}: {count} images of {opened.name}, {method}, {steps} steps, seed {seed}")
+
+
+def _labels(backbone: UNetBackbone, count: int, label: int | None, guidance: float) -> torch.Tensor | None:
+    classes = backbone.config.num_classes
+    if classes is None:
+        if label is not None or guidance:
+            raise ValueError(f"{backbone.name} is not class-conditional; leave out --label and --guidance")
+        return None
+    known = classes - 1 if guidance else classes
+    if label is not None and not 0 <= label < known:
+        raise ValueError(f"label must lie in [0, {known}), got {label}")
+    return torch.arange(count) % known if label is None else torch.full((count,), label)
+
+
+def _denoiser(backbone: UNetBackbone, labels: torch.Tensor | None, guidance: float) -> Denoiser:
+    def conditional(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return backbone(x_t, t, labels)
+
+    def unconditional(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        # Guidance is refused where there are no classes.
+        null = (backbone.config.num_classes or 1) - 1
+        return backbone(x_t, t, None if labels is None else torch.full_like(labels, null))
+
+    return guided(conditional, unconditional, guidance, backbone.config.in_channels) if guidance else conditional
