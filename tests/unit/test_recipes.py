@@ -10,10 +10,12 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.cli import main
 from difformer.engine.build import build_classifier, outline_classifier
+from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import check_key, create_parser, dump, overlay, parse, read_values
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.transfer.suite import Suite, TransferRecipe
 from difformer.engine.trial.costs import costs
+from difformer.models.plan import tap_specs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"
@@ -237,3 +239,12 @@ def test_commented_lines_are_valid_too(read, tmp_path):
         (tmp_path / path.name).write_text(text)
         recipe = read(tmp_path / path.name)
         assert recipe.features == ("live" if recipe.extractor.feedback_taps else "cached")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "train" / "pretraining").glob("*.yaml")), ids=lambda file: file.stem)
+def test_pretraining_recipes_are_read_and_say_their_command(file):
+    recipe, _ = parse(create_parser(PretrainRecipe, "", "", {}), PretrainRecipe, (), [str(file)])
+    assert recipe.name == file.stem
+    assert f"difformer pretrain train/pretraining/{file.name}" in file.read_text()
+    flops = list(tap_specs(recipe.model).values())[-1].flops
+    assert f"{flops / 1e9:.1f} GFLOP an image forward" in file.read_text()
