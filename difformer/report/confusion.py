@@ -42,7 +42,8 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
         _name_axes(axes, class_names, points=72 * side / classes)
     if classes <= _MOST_WITH_SHARES:
         _write_shares(axes, shares)
-    figure.savefig(path, format="png", dpi=120)
+    # With a square picture inside it, the layout alone can cut the labels off.
+    figure.savefig(path, format="png", dpi=120, bbox_inches="tight")
 
 
 def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:

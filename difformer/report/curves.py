@@ -34,6 +34,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(*zip(*points, strict=True), marker=".", label=source.partition("_")[0])
         axes.set(title=_PANELS[name], xlabel="Epoch")
         axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if name != "lr":
             axes.legend()
     with write_atomically(path, overwrite=True) as temporary:
