@@ -49,6 +49,8 @@ class RecipeVerb:
         configuration, given = parse(
             parser, self.configuration, self.switches, arguments, read=self.read, read_first=self.read_first
         )
+        if given.get("fake_data") and not given["dry_run"]:
+            raise ValueError("--fake_data is for --dry_run")
         return self.body(configuration, **given)
 
 
@@ -56,14 +58,10 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     if dry_run:
         try_out(recipe, fake_data=fake_data)
         return
-    if fake_data:
-        raise ValueError("--fake_data is for --dry_run")
     _print_last(train(recipe, overwrite=overwrite))
 
 
 def _extract(recipe: Recipe, *, dry_run: bool, fake_data: bool) -> None:
-    if fake_data and not dry_run:
-        raise ValueError("--fake_data is for --dry_run")
     if fake_data:
         try_out(replace(recipe, features="cached"), fake_data=True)
         return
@@ -74,8 +72,6 @@ def _pretrain(recipe: PretrainRecipe, *, dry_run: bool, fake_data: bool, overwri
     if dry_run:
         try_out_pretraining(recipe, fake_data=fake_data)
         return
-    if fake_data:
-        raise ValueError("--fake_data is for --dry_run")
     _print_last(pretrain(recipe, overwrite=overwrite))
 
 
@@ -100,8 +96,6 @@ def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwri
     if dry_run:
         try_out_suite(recipe, fake_data=fake_data)
         return 0
-    if fake_data:
-        raise ValueError("--fake_data is for --dry_run")
     result = transfer(recipe, overwrite=overwrite)
     print(f"{result.folder / 'table.md'}: {len(result.rows)} rows, {len(result.failures)} failures")
     return 1 if result.failures else 0

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_unet
-from test_training import launch
-from training import write_images
+from training import launch, write_images
 
 from difformer import create_backbone
 from difformer.cli import main

@@ -14,6 +14,7 @@ from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
 from difformer.engine.classification.task import Classification
 from difformer.engine.evaluation.outputs import evaluate
+from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.extraction.extract import open_or_extract
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.run_folder import RunFolder
@@ -187,11 +188,7 @@ def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
             images[split] = build_dataset(recipe.data, split)
     names = images["train"].class_names
     for split, dataset in images.items():
-        if dataset.class_names != names:
-            raise ValueError(
-                f"the classes of {split} are not those of train: {list(dataset.class_names[:5])} … "
-                f"({len(dataset.class_names)}) and {list(names[:5])} … ({len(names)}); give data.class_names"
-            )
+        check_same_classes(dataset.class_names, names, f"of {split}", "of train")
     return images
 
 

@@ -1,4 +1,4 @@
-"""How weights move: optimiser, learning rate, mixing of images, moving average."""
+"""How weights move: optimiser, learning rate, mixing of images."""
 
 from collections.abc import Callable
 from typing import Any

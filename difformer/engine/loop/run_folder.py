@@ -17,7 +17,7 @@ import torch
 import difformer
 from difformer.data import ImageDataset
 from difformer.engine.loop.state import TrainingState
-from difformer.engine.recipes.reading import plain
+from difformer.engine.recipes.reading import dotted, plain
 from difformer.files import expand_user, write_atomically
 
 
@@ -185,15 +185,9 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
     return changed
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys, with values of the types that trackers take."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = value if isinstance(value, int | float | str | bool) else str(value)
-    return found
+    return {key: value if isinstance(value, int | float | str) else str(value) for key, value in dotted(values)}
 
 
 def _version(package: str) -> str | None:

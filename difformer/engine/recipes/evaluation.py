@@ -15,7 +15,7 @@ from difformer.engine.recipes.training import (
     Precision,
     Recipe,
     TrainingConfig,
-    _check_choice,
+    check_choice,
     check_range,
 )
 
@@ -55,7 +55,7 @@ class EvaluationRecipe:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        _check_choice("features", self.features, get_args(FeatureSource))
+        check_choice("features", self.features, get_args(FeatureSource))
         _check_computing(self)
 
     def as_training(self, noise_seed: int = 0) -> Recipe:
@@ -115,8 +115,8 @@ class ProbeRecipe:
     def __post_init__(self) -> None:
         _check_computing(self)
         _set_positive(self, "pool")
-        _check_choice("method", self.method, get_args(ProbeMethod))
-        _check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        check_choice("method", self.method, get_args(ProbeMethod))
+        check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         self._check_splits()
         self._check_grid()
         if self.extractor.feedback_taps:
@@ -192,7 +192,7 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _check_computing(recipe: EvaluationRecipe | ProbeRecipe) -> None:
-    _check_choice("precision", recipe.precision, get_args(Precision))
+    check_choice("precision", recipe.precision, get_args(Precision))
     _set_positive(recipe, "batch_size")
     check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
 

@@ -5,7 +5,14 @@ from typing import Literal
 
 from difformer.config import UNetConfig, as_integer, as_positive_integer
 from difformer.data import DataConfig
-from difformer.engine.recipes.training import LoopConfig, OptimizerConfig, ScheduleConfig, as_tuple, check_range
+from difformer.engine.recipes.training import (
+    LoopConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    as_tuple,
+    check_choice,
+    check_range,
+)
 
 
 @dataclass(frozen=True)
@@ -26,10 +33,8 @@ class ObjectiveConfig:
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in ("simple", "hybrid"):
-            raise ValueError(f"objective.name must be simple or hybrid, got {self.name!r}")
-        if self.timesteps not in ("uniform", "loss_aware"):
-            raise ValueError(f"objective.timesteps must be uniform or loss_aware, got {self.timesteps!r}")
+        check_choice("objective.name", self.name, ("simple", "hybrid"))
+        check_choice("objective.timesteps", self.timesteps, ("uniform", "loss_aware"))
         check_range("objective.bound_weight", self.bound_weight, lambda x: x >= 0, "at least 0")
         check_range("objective.label_dropout", self.label_dropout, lambda x: 0 <= x < 1, "in [0, 1)")
 

@@ -205,6 +205,15 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
 
 
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of nested mappings, with their values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def option_names(configuration: type, prefix: str = "") -> Iterable[str]:
     """The dotted keys of a dataclass and those inside it, groups included."""
     kinds = get_type_hints(configuration)

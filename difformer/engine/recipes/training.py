@@ -17,7 +17,7 @@ ScheduleName = Literal["step", "cosine", "constant"]
 Criterion = Literal["top1", "mean_per_class", "loss"]
 
 
-def _check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
+def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
     if value not in known and not (optional and value is None):
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
@@ -56,7 +56,7 @@ class BackboneConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
+        check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
         for name in ("download", "gradient_checkpointing"):
             as_switch(f"backbone.{name}", getattr(self, name))
 
@@ -113,7 +113,7 @@ class HeadConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choice("head.name", self.name, get_args(HeadName))
+        check_choice("head.name", self.name, get_args(HeadName))
         object.__setattr__(self, "arguments", dict(self.arguments))
 
 
@@ -135,7 +135,7 @@ class CacheConfig:
     shard_size: int = 4096
 
     def __post_init__(self) -> None:
-        _check_choice("cache.dtype", self.dtype, get_args(DtypeName))
+        check_choice("cache.dtype", self.dtype, get_args(DtypeName))
         for name in ("views", "shard_size"):
             object.__setattr__(self, name, as_positive_integer(f"cache.{name}", getattr(self, name)))
 
@@ -185,7 +185,7 @@ class ScheduleConfig:
     min_lr: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_choice("schedule.name", self.name, get_args(ScheduleName))
+        check_choice("schedule.name", self.name, get_args(ScheduleName))
         check_range("schedule.step_epochs", self.step_epochs, lambda x: x > 0, "above 0")
         check_range("schedule.gamma", self.gamma, lambda x: 0 < x <= 1, "in (0, 1]")
         check_range("schedule.warmup_epochs", self.warmup_epochs, lambda x: x >= 0, "at least 0")
@@ -219,7 +219,7 @@ class LoopConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation"):
             object.__setattr__(self, name, as_positive_integer(f"training.{name}", getattr(self, name)))
-        _check_choice("training.precision", self.precision, get_args(Precision))
+        check_choice("training.precision", self.precision, get_args(Precision))
         check_range("training.save_minutes", self.save_minutes, lambda x: x >= 0, "at least 0")
         for name in ("seed", "workers"):
             value = as_integer(f"training.{name}", getattr(self, name))
@@ -279,8 +279,8 @@ class EvaluationConfig:
         as_positive_integer("evaluation.every", self.every)
         if self.batch_size is not None:
             as_positive_integer("evaluation.batch_size", self.batch_size)
-        _check_choice("evaluation.select", self.select, ("best", "last"))
-        _check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
+        check_choice("evaluation.select", self.select, ("best", "last"))
+        check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
         if self.select == "best" and self.validation is None:
             raise ValueError("evaluation.select: best needs evaluation.validation, such as holdout with data.holdout")
         if self.validation is not None and self.select == "best" and self.validation == self.test:
@@ -323,7 +323,7 @@ class Recipe:
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        _check_choice("features", self.features, get_args(FeatureSource))
+        check_choice("features", self.features, get_args(FeatureSource))
         object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
         if self.features == "cached" and self.extractor.feedback_taps:
             raise ValueError(

@@ -1,7 +1,7 @@
 """A transfer suite: which data sets, heads and seeds, and the training runs that these make."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
@@ -10,7 +10,16 @@ from typing import Any
 
 from difformer.config import as_integer
 from difformer.data import DataConfig
-from difformer.engine.recipes.reading import check_key, check_keys, create_parser, overlay, plain, put, read_values
+from difformer.engine.recipes.reading import (
+    check_key,
+    check_keys,
+    create_parser,
+    dotted,
+    overlay,
+    plain,
+    put,
+    read_values,
+)
 from difformer.engine.recipes.training import Recipe
 from difformer.files import expand_user
 
@@ -71,7 +80,7 @@ class TransferRecipe:
             check_key(Recipe, key)
 
     def _check_sections(self) -> None:
-        object.__setattr__(self, "candidates", dict(_flat(self.candidates)))
+        object.__setattr__(self, "candidates", dict(dotted(self.candidates)))
         for key, values in self.candidates.items():
             check_key(Recipe, key, "candidates.")
             if not isinstance(values, list | tuple) or not values:
@@ -86,7 +95,7 @@ class TransferRecipe:
         self._check_own(self.candidates, "candidates.")
 
     def _check_own(self, section: Mapping[str, Any], where: str) -> None:
-        for key, _ in _flat(section):
+        for key, _ in dotted(section):
             if key in (*_OWN_KEYS, *self.seed_keys):
                 raise ValueError(f"{where}{key} is set by the suite itself, from output, holdout, seeds and metrics")
 
@@ -225,11 +234,3 @@ def _section(kind: str, name: str, section: Any) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ValueError(f"{kind}: {name} must hold keys and values, got {section!r}")
     return section
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

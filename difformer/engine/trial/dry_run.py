@@ -17,8 +17,7 @@ from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 
 STEPS = 2
-# On a CPU, a step of a large network takes minutes with a whole batch.
-CPU_BATCH = 2
+_CPU_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,7 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     """
     RunFolder(recipe.output).check()
     accelerator = create_accelerator(recipe, trackers=False)
-    batch = recipe.training.batch_size
-    if accelerator.device.type == "cpu":
-        batch = min(batch, CPU_BATCH * accelerator.num_processes)
+    batch = trial_batch(recipe.training.batch_size, accelerator)
     # Live features, since a trial is not to write a cache.
     trial = replace(recipe, features="live", training=replace(recipe.training, batch_size=batch))
     run = Run(trial, accelerator, fake=fake_data)
@@ -74,6 +71,11 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     activations = max(0, result.peak_bytes - before - found.trained_bytes - optimizer)
     accelerator.print("\n".join(_demands(recipe, run, result, activations, seconds, batch)), flush=True)
     return result
+
+
+def trial_batch(batch_size: int, accelerator: Any) -> int:
+    """Images of a step, over all processes: on a CPU, a step of a large network takes minutes with a whole batch."""
+    return min(batch_size, _CPU_BATCH * accelerator.num_processes) if accelerator.device.type == "cpu" else batch_size
 
 
 def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], stand_ins: str) -> list[str]:

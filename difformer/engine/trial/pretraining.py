@@ -7,7 +7,7 @@ from difformer.engine.denoising.pretrain import PretrainRun
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.trial.costs import human_bytes, human_flops
-from difformer.engine.trial.dry_run import CPU_BATCH, peak_memory, two_steps
+from difformer.engine.trial.dry_run import peak_memory, trial_batch, two_steps
 from difformer.models.plan import tap_specs
 
 # A backward pass costs about twice the forward one.
@@ -29,9 +29,7 @@ def try_out_pretraining(recipe: PretrainRecipe, *, fake_data: bool = False) -> l
     """
     RunFolder(recipe.output).check()
     accelerator = create_accelerator(recipe, trackers=False)
-    batch = recipe.training.batch_size
-    if accelerator.device.type == "cpu":
-        batch = min(batch, CPU_BATCH * accelerator.num_processes)
+    batch = trial_batch(recipe.training.batch_size, accelerator)
     run = PretrainRun(replace(recipe, training=replace(recipe.training, batch_size=batch)), accelerator, fake=fake_data)
     images, parameters = len(run.images["train"]), list(run.unet.parameters())
     size = sum(p.numel() * p.element_size() for p in parameters)
