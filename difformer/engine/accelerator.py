@@ -6,6 +6,7 @@ import torch
 
 from difformer._optional import require
 from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.processes import leave_at_exit
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.training import Recipe
 
@@ -31,6 +32,7 @@ def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True
     # A run of another precision in the same process; the connection of the processes stays.
     if state.is_initialized() and state.AcceleratorState().mixed_precision != recipe.training.precision:
         state.AcceleratorState._reset_state()
+    leave_at_exit()
     return accelerate.Accelerator(
         cpu=cpu,
         mixed_precision=recipe.training.precision,

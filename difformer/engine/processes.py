@@ -1,5 +1,6 @@
 """Working together: one process for all, or all at once, with errors that reach everyone."""
 
+import atexit
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -32,6 +33,18 @@ class Processes(Protocol):
     def device(self) -> torch.device:
         """Where it computes."""
         ...
+
+
+def leave_at_exit() -> None:
+    """Has the process leave the others before the interpreter ends, whose threads would else be cut off and abort."""
+    # Registered again, it stays one.
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def on_main(processes: Processes, work: Callable[[], T]) -> T:

@@ -27,7 +27,7 @@ from difformer.engine.extraction.plan import (
     time_image,
 )
 from difformer.engine.loop.batches import create_loader
-from difformer.engine.processes import Processes, on_all, on_main
+from difformer.engine.processes import Processes, leave_at_exit, on_all, on_main
 from difformer.engine.recipes.training import Recipe
 from difformer.features import CachedFeatures, FeatureCacheError
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
@@ -192,6 +192,7 @@ def _plan_job(
 
 
 def _accelerate_processes() -> Processes:
+    leave_at_exit()
     # Accelerate sees several processes without a GPU only when it is told that there is none.
     cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
     state: Processes = require("accelerate", "extraction").PartialState(cpu=cpu)
