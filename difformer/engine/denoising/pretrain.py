@@ -1,8 +1,11 @@
 """Training a denoiser, from a recipe to a backbone file; the body of `difformer pretrain`."""
 
 import json
+import os
+import shutil
 from dataclasses import asdict
 from functools import partial
+from logging import getLogger
 from typing import Any
 
 import torch
@@ -23,6 +26,8 @@ from difformer.engine.recipes.reading import plain
 from difformer.engine.trial.fake import FakeImages
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
+
+_log = getLogger(__name__)
 
 # What a run may go on with another value of: none of it changes the weights.
 MAY_CHANGE = (
@@ -77,6 +82,9 @@ class PretrainRun:
             torch.default_generator.manual_seed(recipe.training.seed)
             unet = UNet(recipe.model)
         self.unet = unet.to(accelerator.device)
+        if recipe.compile and _can_compile():
+            # In place, so that the weights keep their names; all batches but an epoch's last are of one size.
+            self.unet.compile(dynamic=False)
         task = Denoising(self.unet, self.noise, recipe.objective, seed=recipe.training.seed, processes=accelerator)
         self.trainer = Trainer(
             task,
@@ -138,6 +146,13 @@ class PretrainRun:
             lambda x_t, t: unet(x_t, t, labels), self.noise, shape,
             steps=samples.steps, seed=samples.seed, device=device,
         )  # fmt: skip
+
+
+def _can_compile() -> bool:
+    found = any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++", "cl") if name)
+    if not found:
+        _log.warning("no C++ compiler was found, so the network runs as it is; compile: true needs one, such as g++")
+    return found
 
 
 def _check_classes(recipe: PretrainRecipe, classes: int) -> None:

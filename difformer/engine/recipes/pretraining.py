@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from difformer.config import UNetConfig, as_integer, as_positive_integer
+from difformer.config import UNetConfig, as_integer, as_positive_integer, as_switch
 from difformer.data import DataConfig
 from difformer.engine.recipes.training import (
     LoopConfig,
@@ -84,6 +84,8 @@ class PretrainRecipe:
         schedule: how the learning rate changes.
         training: how long and how much at once.
         samples: pictures along the way.
+        compile: build the network with torch.compile, where there is a C++ compiler: a third to a half faster after a
+            minute or two at the start.
         trackers: of Accelerate's.
     """
 
@@ -98,10 +100,12 @@ class PretrainRecipe:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: LoopConfig = _LOOP
     samples: SamplesConfig = SamplesConfig()
+    compile: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
+        as_switch("compile", self.compile)
         if self.noise not in ("linear", "cosine"):
             raise ValueError(f"noise must be linear or cosine, got {self.noise!r}")
         # Found out at the end of the training otherwise.
