@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from difformer._optional import require
+from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
 from difformer.cli.sampling import sample
 from difformer.cli.weights import convert, info, predict
 from difformer.engine.loop.stopping import Stopped
 
 VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
+    "quickstart": quickstart,
     "info": info,
     "convert": convert,
     "predict": predict,

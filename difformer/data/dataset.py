@@ -30,7 +30,7 @@ from difformer.data.webdataset import read_webdataset
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-HOLDOUT = "holdout"
+HOLDOUT, TEST = "holdout", "test"
 
 _READERS: dict[str, Callable[[DataConfig, str], Source]] = {
     "folder": read_folder,
@@ -163,7 +163,7 @@ def create_dataset(
     Args:
         spec: a `DataConfig`, or a mapping that is read strictly as one.
         split: `train`, `holdout` (of train, where the configuration sets some aside), or a split of the data set.
-            The holdout and label subsets concern `train` only.
+            The holdout and label subsets concern `train` only; with `test_fraction`, `test` is a part of it too.
         augment: use the training transform and, for a stream, shuffle; by default for `train` only.
         transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
         subset: a saved label subset to use again, in place of choosing one.
@@ -185,7 +185,8 @@ def create_dataset(
         raise ValueError(f"split must be a name, such as train, got {split!r}")
     augment = split == "train" if augment is None else augment
     sample_transform = _transform(config, augment, transform)
-    source = read_source(config, "train" if split == HOLDOUT else split)
+    from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
+    source = read_source(config, "train" if from_training else split)
     indices, subset = _choose(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
@@ -268,11 +269,14 @@ def _choose(
 ) -> tuple[NDArray[np.int64], LabelSubset | None]:
     """The places that are used, and the subset that says so."""
     candidates = np.arange(len(source))
+    if config.test_fraction and split in ("train", HOLDOUT, TEST):
+        kept, held = split_holdout(source.labels, config.test_fraction, config.split_seed)
+        candidates = held if split == TEST else kept
     if split == HOLDOUT and not config.holdout:
         raise DataError("there is no holdout; set holdout to the fraction of the training split to set aside")
     if config.holdout and split in ("train", HOLDOUT):
-        kept, held = split_holdout(source.labels, config.holdout, config.split_seed)
-        candidates = held if split == HOLDOUT else kept
+        kept, held = split_holdout(source.labels[candidates], config.holdout, config.split_seed)
+        candidates = candidates[held if split == HOLDOUT else kept]
     if saved is not None:
         saved.check(source, candidates)
         return saved.indices, saved

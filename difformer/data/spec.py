@@ -24,11 +24,12 @@ class DataConfig:
             for `folder` a subfolder ("." for root itself), for `webdataset` a pattern of file names.
         class_names: in the order of the labels, for data sets that do not say them.
         holdout: fraction of each class of the training split that is set aside as the split `holdout`.
+        test_fraction: fraction of each class of the training split that becomes the split `test`, for data without one.
         k_shot: keep that many labelled images of each class of the training split.
         percent: keep that percentage of each class, at least one image.
         list_file: keep the images that a text file names, one a line.
         seed: of the label subset, of augmentation and of the stream's order.
-        split_seed: of the splits made here: the holdout, and those of data sets that have no official ones.
+        split_seed: of the splits made here: holdout, test_fraction, and those of data sets without official ones.
         on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
         check_images: what is looked at before the first step: how encoded images begin and end, which shows those that
             are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
@@ -54,6 +55,7 @@ class DataConfig:
     splits: Mapping[str, str] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     holdout: float = 0.0
+    test_fraction: float = 0.0
     k_shot: int | None = None
     percent: float | None = None
     list_file: str | None = None
@@ -120,13 +122,14 @@ class DataConfig:
                     raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"resize must be at least size, which is {self.size}, got {self.resize}")
-        for name in ("percent", "holdout", "random_erasing"):
+        for name in ("percent", "holdout", "test_fraction", "random_erasing"):
             if getattr(self, name) is not None or name != "percent":
                 self._set(name, _as_number(name, getattr(self, name)))
         if self.percent is not None and not 0 < self.percent <= 100:
             raise ValueError(f"percent must be above 0 and at most 100, got {self.percent}")
-        if not 0 <= self.holdout < 1:
-            raise ValueError(f"holdout must be a fraction of at least 0 and below 1, got {self.holdout}")
+        for name in ("holdout", "test_fraction"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a fraction of at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.random_erasing <= 1:
             raise ValueError(f"random_erasing must be a probability, got {self.random_erasing}")
 

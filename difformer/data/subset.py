@@ -105,6 +105,8 @@ def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> La
         chosen = np.intersect1d(candidates, listed(source, config.list_file))
     if config.holdout:
         rule |= {"holdout": config.holdout, "split_seed": config.split_seed}
+    if config.test_fraction:
+        rule |= {"test_fraction": config.test_fraction, "split_seed": config.split_seed}
     if not len(chosen):
         raise DataError(f"{source.title}: the label subset {rule} leaves no image")
     return LabelSubset(chosen, rule, config.seed, source.digest)

@@ -260,7 +260,7 @@ class Trainer:
         if self._clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip_norm)
         self.optimizer.step()
-        self._average()
+        self._average(number)
         self.task.end_step()
         return Totals(loss_sum, round(correct), round(counted), stopping > 0, saving > 0)
 
@@ -283,13 +283,15 @@ class Trainer:
         return total.tolist()
 
     @torch.no_grad()
-    def _average(self) -> None:
+    def _average(self, step: int) -> None:
         if self.averaged is None or self.loop.ema is None:
             return
+        # Fresh weights are forgotten soon: short runs would else keep a share of them.
+        decay = min(self.loop.ema, (1 + step) / (10 + step))
         for name, tensor in self.task.parts.state_dict().items():
             kept = self.averaged[name]
             if kept.is_floating_point():
-                kept.lerp_(tensor, 1 - self.loop.ema)
+                kept.lerp_(tensor, 1 - decay)
             else:
                 kept.copy_(tensor)
 

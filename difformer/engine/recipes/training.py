@@ -202,6 +202,7 @@ class LoopConfig:
         accumulation: parts that a process's share of a batch goes through in, to save memory.
         precision: no, bf16 or fp16.
         ema: decay of the moving average of the weights, which is what is then evaluated and kept; none when left out.
+            Step n, counted from 0, has at most (1 + n) / (10 + n).
         seed: of initial weights, order and dropout.
         workers: of each process's data loader.
         save_minutes: most minutes of work between two saves of the state; it is saved after each epoch in any case.

@@ -1,0 +1,43 @@
+"""The verb that shows everything on one data set: quickstart."""
+
+from pathlib import Path
+
+from difformer.engine.quickstart.plan import QuickstartConfig
+from difformer.engine.quickstart.quickstart import quickstart as carry_out
+
+
+def quickstart(
+    *,
+    data: Path | None = None,
+    levels: bool = False,
+    output: Path | None = None,
+    seeds: int = 3,
+    diffeed_seeds: int = 1,
+    k_shot: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Trains every kind of head on diffusion features of real images, compares them, and writes a page about it.
+
+    By default: the solar cells of ELPV, with the weights adm_elpv. The same command goes on after an interruption.
+
+    Args:
+        data: a folder of your own images, with one folder a class, or such folders in train and test. It uses the
+            weights adm32_cifar10; without a test folder, a quarter of each class is set aside.
+        levels: classify ELPV's four levels of certainty in place of functional and defective.
+        output: the folder of everything; runs/quickstart-… by default.
+        seeds: of each trained method.
+        diffeed_seeds: of DifFeed, which takes longest; 0 leaves it out.
+        k_shot: train on that many images of each class only.
+        overwrite: start anew although there is a quickstart in the folder.
+    """
+    carry_out(
+        QuickstartConfig(
+            data=None if data is None else str(data),
+            levels=levels,
+            output=None if output is None else str(output),
+            seeds=seeds,
+            diffeed_seeds=diffeed_seeds,
+            k_shot=k_shot,
+        ),
+        overwrite=overwrite,
+    )

@@ -1,0 +1,156 @@
+"""The methods of a quickstart, one after another, and what each reached."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from difformer.analysis.metrics import ClassificationMetrics
+from difformer.engine.build import build_dataset
+from difformer.engine.classification.train import train
+from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.quickstart.pixels import classify_pixels
+from difformer.engine.quickstart.plan import Plan, PlannedRun
+
+SVM, KNN = "svm", "knn"
+SECONDS = "seconds.json"
+# By what they are called in results; `Scores` says the rest.
+METRICS = ("top1", "mean_per_class", "macro_f1")
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method reached on the test images.
+
+    Attributes:
+        method: its name in the plan.
+        scores: one for each seed: the numbers that `METRICS` names, in [0, 1].
+        confusion: (C, C) counts over all seeds; rows are true classes.
+        parameters: that were trained; None where the method has none.
+        seconds: of all seeds, reading features included.
+        note: what was chosen.
+    """
+
+    method: str
+    scores: tuple[Mapping[str, float], ...]
+    confusion: tuple[tuple[int, ...], ...]
+    parameters: int | None
+    seconds: float
+    note: str = ""
+
+    def spread(self, metric: str) -> tuple[float, float | None]:
+        """Mean and standard deviation over seeds (of a sample, so not of a single one), in %."""
+        values = [100 * score[metric] for score in self.scores]
+        return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -> list[MethodResult]:
+    """Carries out everything that is not done yet.
+
+    Args:
+        plan: what to do.
+        folder: of everything.
+        say: is told what comes next.
+
+    Raises:
+        Stopped: a signal asked to stop; the same command goes on.
+        And as `train`, `run_probe` and `classify_pixels`.
+    """
+    by_method: dict[str, list[PlannedRun]] = {}
+    for run in plan.runs:
+        by_method.setdefault(run.method, []).append(run)
+    total = 2 + len(plan.runs)
+    say(f"[1/{total}] {plan.titles[SVM]}")
+    results = [_pixels(plan, folder)]
+    say(f"[2/{total}] {plan.titles[KNN]}")
+    results.append(_neighbours(plan, folder))
+    number = 2
+    for method, runs in by_method.items():
+        found = []
+        for run in runs:
+            number += 1
+            say(f"[{number}/{total}] {plan.titles[method]}, seed {run.seed}")
+            found.append(_train(run, folder))
+        results.append(_together(method, runs, found, folder))
+    return results
+
+
+def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
+    file = folder.path / SVM / "results.json"
+    if not file.exists():
+        with _timed(folder, SVM):
+            splits = [build_dataset(plan.data, split) for split in ("train", "test")]
+            metrics, strength = classify_pixels(*splits)
+        file.parent.mkdir(exist_ok=True)
+        folder.write_json(f"{SVM}/results.json", {"test": metrics.to_dict(), "C": strength})
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return _single(SVM, found["test"], folder, f"C = {found['C']:g}")
+
+
+def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
+    file = folder.path / KNN / "results.json"
+    if not file.exists():
+        with _timed(folder, KNN):
+            run_probe(plan.knn)
+    found = json.loads(file.read_text(encoding="utf-8"))
+    with (folder.path / KNN / "confusion.csv").open(newline="", encoding="utf-8") as table:
+        confusion = [[int(cell) for cell in row[1:]] for row in list(csv.reader(table))[1:]]
+    return _single(KNN, found["test"] | {"confusion": confusion}, folder, f"k = {found['chosen']['k']:g}")
+
+
+def _single(method: str, test: Mapping[str, Any], folder: RunFolder, note: str) -> MethodResult:
+    confusion = tuple(map(tuple, test["confusion"]))
+    return MethodResult(method, (_scores(test),), confusion, None, _seconds(folder).get(method, 0.0), note)
+
+
+def _train(run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
+    """The run's results, which are read where it is finished."""
+    own = RunFolder(run.recipe.output)
+    if own.results.exists():
+        results: dict[str, Any] = json.loads(own.results.read_text(encoding="utf-8"))
+        return results
+    with _timed(folder, run.name):
+        return train(run.recipe, more_to_come=True)
+
+
+def _together(
+    method: str, runs: Sequence[PlannedRun], found: Sequence[Mapping[str, Any]], folder: RunFolder
+) -> MethodResult:
+    confusion = np.sum([results["test"]["confusion"] for results in found], axis=0)
+    seconds = _seconds(folder)
+    return MethodResult(
+        method,
+        tuple(_scores(results["test"]) for results in found),
+        tuple(map(tuple, confusion.tolist())),
+        found[0]["trained_parameters"],
+        sum(seconds.get(run.name, 0.0) for run in runs),
+    )
+
+
+def _scores(test: Mapping[str, Any]) -> dict[str, float]:
+    return {name: test[name] for name in METRICS}
+
+
+@contextmanager
+def _timed(folder: RunFolder, name: str) -> Iterator[None]:
+    """Adds to the time that a part has taken, also when it is stopped and goes on later."""
+    clock = Clock()
+    try:
+        yield
+    finally:
+        seconds = _seconds(folder)
+        seconds[name] = round(seconds.get(name, 0.0) + clock.seconds, 2)
+        folder.write_json(SECONDS, seconds)
+
+
+def _seconds(folder: RunFolder) -> dict[str, float]:
+    file = folder.path / SECONDS
+    seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    return seconds

@@ -1,0 +1,176 @@
+"""What a quickstart trains and measures: recipes for each method, from a YAML file of this folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from difformer.config import as_integer, as_positive_integer
+from difformer.data import DataConfig
+from difformer.engine.recipes.evaluation import ProbeRecipe
+from difformer.engine.recipes.reading import build, create_parser, overlay, read_values, read_yaml
+from difformer.engine.recipes.training import ExtractorConfig, Recipe
+from difformer.files import expand_user
+
+_HERE = Path(__file__).parent
+# What is set aside of a folder that has no test split.
+TEST_FRACTION = 0.25
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """What a user says of a quickstart.
+
+    Attributes:
+        data: a folder of images with one folder a class, or with such folders in `train` and `test`; ELPV when None.
+        levels: of ELPV, the four levels of certainty in place of two classes.
+        output: folder of everything; `runs/quickstart-…` when None.
+        seeds: of each trained method.
+        diffeed_seeds: of DifFeed, which takes longest.
+        k_shot: train on that many images of each class only.
+
+    Raises:
+        ValueError: a number out of range, or levels of a folder.
+    """
+
+    data: str | None = None
+    levels: bool = False
+    output: str | None = None
+    seeds: int = 3
+    diffeed_seeds: int = 1
+    k_shot: int | None = None
+
+    def __post_init__(self) -> None:
+        as_positive_integer("seeds", self.seeds)
+        if as_integer("diffeed_seeds", self.diffeed_seeds) < 0:
+            raise ValueError(f"diffeed_seeds must be at least 0, got {self.diffeed_seeds}")
+        if self.k_shot is not None:
+            as_positive_integer("k_shot", self.k_shot)
+        if self.levels and self.data is not None:
+            raise ValueError("levels are ELPV's; leave out one of data and levels")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training.
+
+    Attributes:
+        method: its name in the YAML file, such as difformer.
+        seed: of head, order and dropout.
+        recipe: what is trained.
+    """
+
+    method: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.method}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a quickstart does.
+
+    Attributes:
+        title, about: of the page.
+        titles: of the methods, by name, in the order of the table.
+        data: which images.
+        knn: the probe by nearest neighbours.
+        runs: the trainings.
+        pictured: the features of which the page shows principal components.
+        published: rows of published results: name, and values by the table's columns.
+        output: the folder of everything.
+    """
+
+    title: str
+    about: str
+    titles: Mapping[str, str]
+    data: DataConfig
+    knn: ProbeRecipe
+    runs: tuple[PlannedRun, ...]
+    pictured: ExtractorConfig
+    published: tuple[Mapping[str, Any], ...]
+    output: Path
+
+
+@dataclass(frozen=True)
+class _File:
+    """The form of the YAML files."""
+
+    title: str
+    about: str
+    titles: Mapping[str, str]
+    base: Mapping[str, Any]
+    heads: Mapping[str, Any]
+    knn: Mapping[str, Any]
+    pictured: ExtractorConfig
+    published: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
+
+
+def create_plan(config: QuickstartConfig) -> Plan:
+    """The trainings and measurements of a quickstart.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        DataError: its images do not lie in one folder for each class.
+        ImportError: ELPV's images are not installed.
+    """
+    file = build(_File, read_yaml(_HERE / ("elpv.yaml" if config.data is None else "folder.yaml")))
+    parser = create_parser(Recipe, "quickstart", "", {})
+    base = read_values(parser, Recipe, file.base)
+    data = _data(config, base.data)
+    output = expand_user(config.output or f"runs/quickstart-{_word(config)}")
+    runs = []
+    for method, section in file.heads.items():
+        recipe = read_values(parser, Recipe, overlay(Recipe, file.base, section))
+        seeds = config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds
+        runs += [_planned(method, seed, recipe, data, output) for seed in range(seeds)]
+    knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
+    return Plan(
+        title=file.title if config.data is None else f"{file.title}: {_word(config)}",
+        about=file.about,
+        titles=file.titles,
+        data=data,
+        knn=knn,
+        runs=tuple(runs),
+        pictured=file.pictured,
+        published=() if config.levels else tuple(file.published),
+        output=output,
+    )
+
+
+def _planned(method: str, seed: int, recipe: Recipe, data: DataConfig, output: Path) -> PlannedRun:
+    recipe = replace(
+        recipe,
+        output=str(output / f"{method}-{seed}"),
+        data=data,
+        cache=replace(recipe.cache, folder=str(output / "features")),
+        training=replace(recipe.training, seed=seed),
+    )
+    return PlannedRun(method, seed, recipe)
+
+
+def _word(config: QuickstartConfig) -> str:
+    if config.data is None:
+        return "elpv-levels" if config.levels else "elpv"
+    return expand_user(config.data).resolve().name
+
+
+def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
+    """The images, with the test split they have or one set aside."""
+    base = replace(base, k_shot=config.k_shot)
+    if config.data is None:
+        return replace(base, name="elpvlevels") if config.levels else base
+    root = expand_user(config.data)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {config.data}; give one that holds a folder of images a class")
+    base = replace(base, root=str(root))
+    if not (root / "train").is_dir():
+        return replace(base, splits={"train": "."}, test_fraction=TEST_FRACTION)
+    held_out = next((name for name in ("test", "val", "valid", "validation") if (root / name).is_dir()), None)
+    if held_out is None:
+        return replace(base, test_fraction=TEST_FRACTION)
+    return replace(base, splits={"test": held_out})

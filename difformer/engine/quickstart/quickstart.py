@@ -1,0 +1,121 @@
+"""Everything on one data set, from pixels to a page; the body of `difformer quickstart`."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from difformer.backbones import UNetBackbone
+from difformer.data.dataset import TEST
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.build import build_backbone, build_dataset
+from difformer.engine.evaluation.results import check_same_classes
+from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
+from difformer.engine.quickstart.methods import SECONDS, measure_methods
+from difformer.engine.quickstart.page import write_report
+from difformer.engine.quickstart.plan import Plan, QuickstartConfig, create_plan
+from difformer.engine.quickstart.tables import as_json, table_rows, text_table
+from difformer.engine.recipes.reading import plain, read_yaml
+
+RECORD = "quickstart.yaml"
+# What may be asked for differently of a folder that is there: seeds are added or left out.
+_MAY_CHANGE = ("output", "seeds", "diffeed_seeds")
+_LIBRARIES = {"sklearn": "scikit-learn", "elpv_dataset": "elpv-dataset"}
+
+
+def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
+    """Trains and measures every method, prints the table and writes the page. What is done already is not done again.
+
+    Args:
+        config: on which images, and how often.
+        overwrite: start anew although there is a quickstart in the folder.
+
+    Returns:
+        The page, `report.html`; classifiers, pictures and `results.json` lie beside it.
+
+    Raises:
+        FileNotFoundError: weights or images are not there.
+        FileExistsError: the folder holds something else, or another quickstart is at work in it.
+        ValueError: it holds a quickstart of other images.
+        ImportError: a library of the demo extra is missing.
+        Stopped: a signal asked to stop; the same command goes on.
+    """
+    _check_libraries(config)
+    plan = create_plan(config)
+    folder = RunFolder(plan.output, record=RECORD)
+    folder.check()
+    accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
+    backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
+    record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone)}
+    if not overwrite:
+        _check_record(folder, record)
+    _check_images(plan)
+    folder.claim()
+    try:
+        if overwrite:
+            _clear(plan, folder)
+        folder.write_text(RECORD, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+        folder.write_json("environment.json", environment(1, accelerator.device))
+        print(f"{plan.title}: everything goes to {plan.output}", flush=True)
+        results = measure_methods(plan, folder, say=lambda text: print(text, flush=True))
+        folder.write_json(folder.results.name, as_json(plan, results))
+        table = text_table(table_rows(plan, results))
+        folder.write_text("table.md", table + "\n")
+        print("drawing the page", flush=True)
+        page = write_report(plan, results, backbone, folder)
+        print(f"\n{table}\n\n{page}", flush=True)
+        return page
+    finally:
+        folder.release()
+        accelerator.end_training()
+
+
+def _check_libraries(config: QuickstartConfig) -> None:
+    needed = [name for name in _LIBRARIES if name != "elpv_dataset" or config.data is None]
+    missing = [_LIBRARIES[name] for name in needed if find_spec(name) is None]
+    if missing:
+        raise ImportError(f'the quickstart needs {" and ".join(missing)}; in the clone, run: pip install -e ".[demo]"')
+
+
+def _made_with(plan: Plan, backbone: UNetBackbone) -> dict[str, str]:
+    """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
+    recipes = [plain(asdict(recipe)) for recipe in (plan.knn, *(run.recipe for run in plan.runs if not run.seed))]
+    for recipe in recipes:
+        recipe["output"] = None
+        recipe.pop("cache", None)
+    text = json.dumps(recipes, sort_keys=True)
+    return {"recipes": hashlib.sha256(text.encode()).hexdigest()[:16], "weights": backbone.digest[:16]}
+
+
+def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Raises ValueError when the folder has results of other images, recipes or weights."""
+    if not folder.recipe.exists():
+        return
+    changed = changed_keys(read_yaml(folder.recipe), record)
+    other = {key: values for key, values in changed.items() if key not in _MAY_CHANGE}
+    if other:
+        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
+        raise ValueError(f"{folder.path} holds another quickstart: {listed}. Choose another --output, or --overwrite")
+
+
+def _clear(plan: Plan, folder: RunFolder) -> None:
+    """Removes results, those first that others are recognised by."""
+    for name in (folder.results.name, SECONDS):
+        (folder.path / name).unlink(missing_ok=True)
+    for method in plan.titles:
+        for path in (folder.path / method, *folder.path.glob(f"{method}-[0-9]*")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _check_images(plan: Plan) -> None:
+    """Opens both splits before the first minute of work."""
+    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
+    check_same_classes(test.class_names, train.class_names, "of test", "of train")
+    if len(train.class_names) < 2:
+        raise ValueError(f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class")
