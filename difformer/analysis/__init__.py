@@ -1,4 +1,4 @@
-"""Functions on arrays: how well logits classify, and how well simple classifiers do on features."""
+"""Functions on arrays: how well logits classify and simple classifiers do on features, and what features look like."""
 
 from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
 from difformer.analysis.knn import knn_scores
@@ -13,6 +13,7 @@ from difformer.analysis.metrics import (
     confusion_matrix,
     image_scores,
 )
+from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LinearModel",
     "LogisticFit",
     "PairedDifference",
+    "PrincipalComponents",
     "RidgeFit",
     "accuracy",
     "bootstrap_mean",
@@ -35,5 +37,7 @@ __all__ = [
     "knn_scores",
     "logistic_path",
     "paired_bootstrap",
+    "pca_maps",
+    "principal_components",
     "ridge_path",
 ]

@@ -19,6 +19,7 @@ HEAVY = [
     "timm",
     "xformers",
     "matplotlib",
+    "jinja2",
     "accelerate",
     "huggingface_hub",
     "jsonargparse",
@@ -63,7 +64,8 @@ def imported_parts(path):
 
 
 def test_importing_loads_nothing_heavy():
-    done = run(f"import sys, difformer, difformer.analysis; print([name for name in {HEAVY} if name in sys.modules])")
+    imports = "import sys, difformer, difformer.analysis, difformer.report"
+    done = run(f"{imports}; print([name for name in {HEAVY} if name in sys.modules])")
     assert done.stdout == "[]\n"
     assert done.stderr == ""
 

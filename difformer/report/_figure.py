@@ -1,0 +1,35 @@
+"""What pictures have in common."""
+
+from pathlib import Path
+from typing import Any
+
+from difformer._optional import require
+from difformer.files import write_atomically
+from difformer.taps import FeatureKey
+
+
+def new_figure(width: float, height: float, purpose: str) -> Any:
+    """An empty figure of a size in inches; `purpose` is for the error when Matplotlib is missing."""
+    figure_type = require("matplotlib.figure", purpose, install="matplotlib").Figure
+    return figure_type(figsize=(width, height), layout="constrained")
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Writes a PNG; replaces the file when it is there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with write_atomically(path, overwrite=True) as temporary:
+        # Cut to what was drawn, which a layout with square pictures inside it leaves margins around.
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+
+
+def plain(text: str) -> str:
+    """Text that Matplotlib writes as it is: a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def block_label(key: FeatureKey) -> str:
+    """The block of a feature, and its pass where that is not the first: `out04`, `out04 (pass 2)`."""
+    return plain(key.tap) + (f" (pass {key.round + 1})" if key.round else "")
