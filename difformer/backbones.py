@@ -173,9 +173,10 @@ def create_backbone(
     """Opens a pretrained diffusion model as a frozen backbone.
 
     Args:
-        name_or_path: a preset (`adm256_uncond`, …), OpenAI's `.pt` or our safetensors by path, `hf://owner/name`,
-            a live `UNet`, or a live `guided_diffusion.unet.UNetModel`. A live network's weights are shared with it
-            where they are float32 and stay so on the same device; any other precision or device makes copies.
+        name_or_path: a preset (`adm256_uncond`, …), weights that ship (`adm_elpv`, …), OpenAI's `.pt` or our
+            safetensors by path, `hf://owner/name`, a live `UNet`, or a live `guided_diffusion.unet.UNetModel`. A live
+            network's weights are shared with it where they are float32 and stay so on the same device; any other
+            precision or device makes copies.
         config: needed for an unknown `.pt` only: the architecture, a preset's name, or a mapping with what the
             weights cannot show. What is missing is asked for with candidates. What is known already must agree.
         schedule: "linear", "cosine" or a schedule; needed for an unknown `.pt` and for live modules.
@@ -183,7 +184,8 @@ def create_backbone(
         device: where it is to run; by default the CPU, or where a live network is.
         attention: "auto", "xformers", "sdpa" or "math".
         gradient_checkpointing: recompute activations in the backward pass of DifFeed.
-        folder: where presets lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/` and the cache are searched.
+        folder: where named weights lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the repository's
+            `checkpoints/` and the cache are searched.
         download: whether weights that are not on this machine may be fetched.
         verify: check digests and checksums of files.
 

@@ -3,6 +3,7 @@
 from difformer.checkpoints.download import DownloadError, download
 from difformer.checkpoints.hub import locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset
+from difformer.checkpoints.shipped import ShippedFile, shipped, verify_shipped
 from difformer.checkpoints.sources import describe, locate, open_weights, read_backbone
 from difformer.checkpoints.store import StoredBackbone, write_backbone
 from difformer.checkpoints.weights import (
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "DownloadError",
     "Preset",
+    "ShippedFile",
     "StoredBackbone",
     "check_fits",
     "contiguous_state",
@@ -33,6 +35,8 @@ __all__ = [
     "read_backbone",
     "read_pickle",
     "read_weights",
+    "shipped",
+    "verify_shipped",
     "weights_digest",
     "write_backbone",
     "write_weights",

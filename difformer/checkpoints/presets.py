@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 import torch
 
+from difformer.checkpoints.shipped import shipped_folder
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
 from difformer.files import expand_user
@@ -76,11 +77,19 @@ def cache_folder() -> Path:
 
 
 def search_folders(folder: Path | None = None) -> tuple[Path, ...]:
-    """Where presets are looked for: the folder given; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the cache."""
+    """Where weights are looked for by name, the first place first.
+
+    That is the folder given alone; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/` in the working folder, the
+    repository's `checkpoints/` where the package lies in a clone, and the cache. What users choose comes before what
+    ships, and what ships before what was once downloaded.
+    """
     if folder is not None:
         return (expand_user(folder),)
     named = os.environ.get("DIFFORMER_CHECKPOINTS")
-    return (*([expand_user(named)] if named else []), Path("checkpoints"), cache_folder())
+    here, repository = Path("checkpoints"), shipped_folder()
+    # In the repository itself the two are one.
+    own = [repository] if repository is not None and repository.resolve() != here.resolve() else []
+    return (*([expand_user(named)] if named else []), here, *own, cache_folder())
 
 
 _ADM256 = UNetConfig(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from difflib import get_close_matches
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from difformer.checkpoints.architecture import differences, see_architecture
 from difformer.checkpoints.download import download as fetch
 from difformer.checkpoints.hub import HUB, hub_version, locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset, cache_folder, search_folders, weight_shapes
+from difformer.checkpoints.shipped import SUFFIX, missing_hint, shipped, verify_shipped
 from difformer.checkpoints.store import StoredBackbone, is_backbone_file, parse_metadata, verify_digest
 from difformer.checkpoints.weights import (
     CheckpointError,
@@ -33,9 +34,10 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
     """The file behind a preset's name, a path, a `hf://owner/name[/file][@revision]` address or another name.
 
     Args:
-        name_or_path: what the user wrote. A leading `~` is the home folder. A name that is neither preset nor path is
-            that of a backbone saved as `name.safetensors` where presets lie.
-        folder: where presets lie, in place of the usual folders.
+        name_or_path: what the user wrote. A leading `~` is the home folder. A name that is neither preset nor file is
+            that of a backbone or classifier kept as `name.safetensors` in one of the usual folders, such as the
+            weights that ship: `adm_elpv`, `adm_elpv/difformer`. A folder of the same name does not stand in its way.
+        folder: where named weights lie, in place of the usual folders (see `search_folders`).
         download: whether it may be fetched when it is not on this machine.
 
     Raises:
@@ -49,14 +51,14 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
     if name in PRESETS:
         return _locate_preset(PRESETS[name], folder, download)
     path = expand_user(name_or_path)
+    if path.exists() and not path.is_dir():
+        return path
+    for place in search_folders(folder) if _is_name(name) else ():
+        if (place / f"{name}{SUFFIX}").is_file():
+            return place / f"{name}{SUFFIX}"
     if path.exists():
         return path
-    for place in search_folders(folder) if path.name == name else ():
-        if (place / f"{name}.safetensors").is_file():
-            return place / f"{name}.safetensors"
-    close = get_close_matches(name, PRESETS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    raise FileNotFoundError(f"there is no file {name}, and no preset of that name ({', '.join(PRESETS)}).{hint}")
+    raise _unknown(name)
 
 
 def describe(
@@ -79,7 +81,7 @@ def describe(
         return _agree(published.config, published.schedule, config, schedule, published.name)
     path = locate(name_or_path, folder=folder, download=download)
     metadata = read_metadata(path)
-    if is_backbone_file(metadata):
+    if is_backbone_file(metadata, str(path)):
         stored = _parse(metadata, named, config, schedule, str(path))
         return stored.config, stored.schedule
     known = named or _recognise(path, config)
@@ -131,7 +133,8 @@ def read_backbone(
         config: for foreign files: the architecture, or a mapping with what the weights cannot show.
         schedule: for foreign files: the noise schedule or its name.
         verify: check digests and checksums. A preset's digest is that of OpenAI's file, so it is asked of files under
-            OpenAI's name only; others must have the preset's names and shapes.
+            OpenAI's name only; others must have the preset's names and shapes. Files that ship must be those of the
+            repository.
 
     Returns:
         Tensors by name, and what is known about them.
@@ -141,8 +144,10 @@ def read_backbone(
         ValueError: `preset`, `config` or `schedule` contradict the file, or are unknown.
     """
     named = resolve_preset(path, preset)
+    if verify:
+        verify_shipped(path)
     weights = read_weights(path, verify=verify)
-    if is_backbone_file(weights.metadata):
+    if is_backbone_file(weights.metadata, str(path)):
         stored = _parse(weights.metadata, named, config, schedule, str(path))
         _check_architecture(weights, stored.config)
         if verify:
@@ -185,6 +190,25 @@ def as_schedule(schedule: ScheduleLike) -> NoiseSchedule:
     if not isinstance(schedule, NoiseSchedule):
         raise ValueError(f"schedule must be 'linear', 'cosine' or a NoiseSchedule, got {schedule!r}")
     return schedule
+
+
+def _is_name(name: str) -> bool:
+    """Whether a text may be the name of weights: words with single slashes between them."""
+    path = PurePath(name)
+    return path.as_posix() == name and not path.is_absolute() and not {"..", "~"} & set(path.parts) and name != "."
+
+
+def _unknown(name: str) -> FileNotFoundError:
+    """The error about a name that is no file, preset or other weights."""
+    ships = shipped()
+    known = f"no preset of that name ({', '.join(PRESETS)})"
+    if ships:
+        known += f" and none of the weights that ship ({', '.join(ships)})"
+    hint = missing_hint(name) if _is_name(name) and not PurePath(name).suffix else ""
+    close = get_close_matches(name, [*PRESETS, *ships], n=1)
+    if close and name not in ships:
+        hint = f" Did you mean {close[0]!r}?{hint}"
+    return FileNotFoundError(f"there is no file {name}, and {known}.{hint}")
 
 
 def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:

@@ -15,6 +15,8 @@ from difformer.diffusion import NoiseSchedule
 
 FORMAT = "difformer.backbone"
 FORMAT_VERSION = 1
+# Written elsewhere, and named here to tell it apart.
+CLASSIFIER_FORMAT = "difformer.classifier"
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,16 @@ def write_backbone(
     write_weights(path, state, metadata, overwrite=overwrite)
 
 
-def is_backbone_file(metadata: Mapping[str, str]) -> bool:
-    """Whether a safetensors file's metadata is that of one of our backbones."""
-    return metadata.get("format") == FORMAT
+def is_backbone_file(metadata: Mapping[str, str], source: str) -> bool:
+    """Whether a safetensors file's metadata is that of one of our backbones.
+
+    Raises:
+        CheckpointError: it is another of our files.
+    """
+    kind = metadata.get("format", "")
+    if kind == CLASSIFIER_FORMAT:
+        raise CheckpointError(f"{source} is {kind}, not a backbone; classifiers are opened with load_classifier")
+    return kind == FORMAT
 
 
 def parse_metadata(metadata: Mapping[str, str], source: str) -> StoredBackbone:

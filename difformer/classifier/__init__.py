@@ -1,12 +1,13 @@
 """Classifiers: an extractor and a head, the file they are kept in, and sharing them on the hub."""
 
-from difformer.classifier.files import load_classifier, read_description, save_classifier
+from difformer.classifier.files import is_classifier_file, load_classifier, read_description, save_classifier
 from difformer.classifier.model import DiffusionClassifier, ImageLike, Prediction
 
 __all__ = [
     "DiffusionClassifier",
     "ImageLike",
     "Prediction",
+    "is_classifier_file",
     "load_classifier",
     "read_description",
     "save_classifier",

@@ -16,9 +16,11 @@ from difformer.checkpoints import (
     load_strictly,
     locate,
     read_weights,
+    verify_shipped,
     weights_digest,
     write_weights,
 )
+from difformer.checkpoints.store import CLASSIFIER_FORMAT
 from difformer.classifier.model import DiffusionClassifier
 from difformer.config import from_mapping
 from difformer.data import Preprocessing
@@ -26,7 +28,6 @@ from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
 from difformer.taps import FeatureKey
 
-FORMAT = "difformer.classifier"
 FORMAT_VERSION = 1
 EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
 HEADS = {cls.__name__: cls for cls in (LinearHead, MLPHead, CNNHead, AttentionHead, DifFormerHead)}
@@ -48,7 +49,7 @@ def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadat
     """
     state = classifier.trained_state()
     entries = {
-        "format": FORMAT,
+        "format": CLASSIFIER_FORMAT,
         "format_version": str(FORMAT_VERSION),
         "description": json.dumps(describe(classifier, metadata)),
         "weights_sha256": weights_digest(state),
@@ -70,9 +71,9 @@ def load_classifier(
     """Brings a saved classifier back, in evaluation mode.
 
     Args:
-        path: the file, or `hf://owner/name`.
+        path: the file, `hf://owner/name`, or the name of a classifier that ships, such as `adm_elpv/difformer`.
         backbone: the backbone it was trained on, or where to find it; by its name in the file when left out.
-        folder: where backbones lie, in place of the usual folders.
+        folder: where named weights lie, in place of the usual folders.
         download: whether what is not on this machine may be fetched.
         device: where it is to run; by default where the backbone given is, or the CPU.
         dtype: precision of the backbone's convolutions, where it is opened here.
@@ -84,6 +85,8 @@ def load_classifier(
         CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
     """
     file = locate(path, folder=Path(folder) if folder else None, download=download)
+    if verify:
+        verify_shipped(file)
     weights = read_weights(file, verify=verify)
     description = _parse(weights.metadata, str(file))
     if verify and weights_digest(weights.state) != weights.metadata.get("weights_sha256"):
@@ -98,6 +101,11 @@ def load_classifier(
     if device is None and isinstance(backbone, nn.Module):
         device = next(backbone.parameters()).device
     return classifier.to(device or "cpu").eval()
+
+
+def is_classifier_file(metadata: Mapping[str, str]) -> bool:
+    """Whether a safetensors file's metadata is that of a classifier."""
+    return metadata.get("format") == CLASSIFIER_FORMAT
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
@@ -142,7 +150,7 @@ def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> di
 
 
 def _parse(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
-    if metadata.get("format") != FORMAT:
+    if not is_classifier_file(metadata):
         kind = metadata.get("format", "no classifier")
         raise CheckpointError(f"{source} is {kind}, not a classifier; backbones are opened with create_backbone")
     if metadata.get("format_version") != str(FORMAT_VERSION):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from difformer._optional import require
-from difformer.checkpoints import locate_on_hub
+from difformer.checkpoints import locate_on_hub, shipped
 from difformer.classifier.files import describe, load_classifier, save_classifier
 from difformer.classifier.model import DiffusionClassifier
 from difformer.files import write_atomically
@@ -74,10 +74,12 @@ def from_pretrained(
     """What `DiffusionClassifier.from_pretrained` does."""
     folder = Path(name_or_path)
     options = {"cls": cls, **options}
-    if folder.is_dir():
+    ships = str(name_or_path) in shipped() and not (folder / _FILE).is_file()
+    if ships or folder.is_dir():
         if revision is not None:
-            raise ValueError(f"{folder} is a folder here, which has no revision {revision!r}; leave that out")
-        return load_classifier(folder / _FILE, **options)
+            kind = "a classifier that ships" if ships else "a folder here"
+            raise ValueError(f"{name_or_path} is {kind}, which has no revision {revision!r}; leave that out")
+        return load_classifier(name_or_path if ships else folder / _FILE, **options)
     options = {"download": True, **options}
     file = locate_on_hub(
         f"hf://{name_or_path}", download=options["download"], revision=revision, token=token, cache_dir=cache_dir

@@ -233,19 +233,21 @@ class DiffusionClassifier(nn.Module):
         cache_dir: str | Path | None = None,
         **options: Any,
     ) -> C:
-        """Loads a classifier from a folder that `save_pretrained` wrote, or from a hub repository `owner/name`.
+        """Loads a classifier from a folder that `save_pretrained` wrote, by its name where it ships with difformer, or
+        from a hub repository `owner/name`.
 
         Called on a subclass that is built with the same arguments, it gives one of that class.
 
         Args:
-            name_or_path: folder, or repository (downloaded, or taken from the hub's cache).
+            name_or_path: folder, name such as `adm_elpv/difformer`, or repository (downloaded, or taken from the hub's
+                cache).
             token: of an account that may read the repository; the one logged in with when left out.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads from the hub are kept, in place of its own cache.
             options: as for `load_classifier`; `download` is true when left out.
 
         Raises:
-            ValueError: a revision of a folder.
+            ValueError: a revision of a folder, or of a classifier that ships.
             FileNotFoundError, CheckpointError: as `load_classifier`.
         """
         from difformer.classifier import hub

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from difformer._optional import require
+from difformer.cli.listing import list_weights
 from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
 from difformer.cli.sampling import sample
@@ -21,6 +22,8 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "sample": sample,
     **RECIPE_VERBS,
 }
+# What a verb does when it is given no arguments, where that is something of its own.
+ALONE: dict[str, Callable[[], None]] = {"info": list_weights}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    if not arguments and name in ALONE:
+        ALONE[name]()
+        return 0
     verb = VERBS[name]
     if isinstance(verb, RecipeVerb):
         return verb.run(f"difformer {name}", arguments) or 0

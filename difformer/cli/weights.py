@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from difformer.backbones import create_backbone
-from difformer.checkpoints import describe, locate, open_weights, write_backbone
-from difformer.classifier import load_classifier, save_classifier
+from difformer.checkpoints import PRESETS, describe, locate, open_weights, write_backbone
+from difformer.checkpoints.weights import read_metadata
+from difformer.classifier import is_classifier_file, load_classifier, save_classifier
+from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
 from difformer.files import check_target
@@ -52,10 +54,12 @@ def info(
     download: bool = False,
     as_json: bool = False,
 ) -> None:
-    """Prints a backbone's configuration and the features it offers, with their cost. A preset needs no weights.
+    """Prints what a backbone offers, block by block, or what a classifier consists of; alone, lists all by name.
+
+    A preset needs no weights.
 
     Args:
-        source: a preset's name, a weight file or hf://owner/name.
+        source: the name of a preset or of weights that ship, a weight file or hf://owner/name.
         preset: for an unknown .pt: the published checkpoint it is.
         arch: for an unknown .pt: what its weights cannot show.
         schedule: for an unknown .pt: the noise schedule.
@@ -64,6 +68,13 @@ def info(
         as_json: print JSON instead of a table.
     """
     given = arch.given() if arch else None
+    if source not in PRESETS:
+        path = locate(source, folder=folder, download=download)
+        if path.is_file() and is_classifier_file(read_metadata(path)):
+            if preset or given or schedule:
+                raise ValueError(f"{source} is a classifier; --preset, --arch and --schedule are for backbones")
+            print(classifier_table(source, path, as_json=as_json))
+            return
     config, found = describe(source, preset=preset, config=given, schedule=schedule, folder=folder, download=download)
     if as_json:
         taps = [asdict(spec) for spec in tap_specs(config).values()]
@@ -136,7 +147,7 @@ def predict(
     the exit status is then 3.
 
     Args:
-        model: a saved classifier or hf://owner/name.
+        model: the name of a classifier that ships, a saved classifier or hf://owner/name.
         folder: the images.
         csv: the table to write: file, label, probability, and the probability of each class.
         backbone: where the classifier's backbone is, when it is not found by its name.

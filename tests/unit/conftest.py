@@ -1,12 +1,18 @@
 """Fixtures for tests of several subjects."""
 
+import importlib
+
 import pytest
+
+# The package has a function of that name too.
+_SHIPPED = importlib.import_module("difformer.checkpoints.shipped")
 
 
 @pytest.fixture
 def anywhere(tmp_path, monkeypatch):
-    """An empty working folder and an empty cache."""
+    """An empty working folder, an empty cache, and no repository beside the package."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(_SHIPPED, "_FOLDER", tmp_path / "repository" / "checkpoints")
     monkeypatch.delenv("DIFFORMER_CHECKPOINTS", raising=False)
     return tmp_path

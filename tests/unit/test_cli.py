@@ -97,9 +97,7 @@ def test_a_file_under_a_presets_name_must_fit_it(tmp_path, capsys):
         assert "lsun_cat.pt does not fit" in capsys.readouterr().err
 
 
-def test_switches_may_go_without_a_value(capsys, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path))
+def test_switches_may_go_without_a_value(capsys, monkeypatch, anywhere):
     asked = []
     monkeypatch.setattr(
         "difformer.checkpoints.sources.fetch", lambda url, *args, **kw: asked.append(url) or sys.exit(9)
@@ -218,7 +216,9 @@ def test_errors_are_one_message_and_no_traceback(capsys, tmp_path):
     assert "empty.pt is empty (0 bytes)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["inform"], ["info"], ["info", "adm256_uncond", "--unknown=1"], []])
+@pytest.mark.parametrize(
+    "arguments", [["inform"], ["convert"], ["info", "--as_json"], ["info", "adm256_uncond", "--unknown=1"], []]
+)
 def test_wrong_usage_exits_with_2(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.state import Progress, restore, snapshot
 from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
-from difformer.engine.recipes.reading import plain
+from difformer.engine.recipes.provenance import carried
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.fake import FakeImages
 from difformer.features import collate_features
@@ -162,7 +161,7 @@ class Run:
         notes = {
             "epoch": self.trainer.progress.epoch + 1,
             "metrics": dict(metrics),
-            "recipe": plain(asdict(self.recipe)),
+            "recipe": carried(self.recipe),
         }
         if keep_latest:
             save_classifier(self.folder.latest, self.classifier, **notes)

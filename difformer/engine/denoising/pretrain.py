@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import asdict
 from functools import partial
 from logging import getLogger
 from typing import Any
@@ -22,7 +21,7 @@ from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
 from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.reading import plain
+from difformer.engine.recipes.provenance import carried
 from difformer.engine.trial.fake import FakeImages
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
@@ -127,7 +126,7 @@ class PretrainRun:
         provenance = {
             "trained_on": f"{self.recipe.data.name} train, {len(images)} images, digest {images.digest}",
             "images_seen": str(self.trainer.progress.images),
-            "recipe": json.dumps(plain(asdict(self.recipe))),
+            "recipe": json.dumps(carried(self.recipe)),
         }
         # The backbone freezes its network, so it gets one of its own, which shares the weights.
         with torch.device("meta"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, image_scores
-from difformer.checkpoints import locate
+from difformer.checkpoints import locate, shipped
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.data import ImageDataset
@@ -102,7 +102,8 @@ def classifier_values(source: str) -> dict[str, Any]:
 
 
 def classifier_file(source: str) -> Path:
-    """The file of a classifier that is named by a run's folder, a folder of `save_pretrained`, itself or hf://owner/name.
+    """The file of a classifier, named by a run's folder, a folder of `save_pretrained`, itself, as one that ships or as
+    hf://owner/name.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -112,6 +113,8 @@ def classifier_file(source: str) -> Path:
         if source.startswith("hf://"):
             # A classifier is small; it is the backbone whose download is to be asked for.
             return locate(source, download=True)
+        if source in shipped() and not folder.path.is_file():
+            return locate(source)
         if not folder.path.is_file():
             raise FileNotFoundError(f"there is no run and no classifier {source}")
         return folder.path
