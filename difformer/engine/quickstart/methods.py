@@ -4,13 +4,12 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 
-from difformer.analysis.metrics import ClassificationMetrics
 from difformer.engine.build import build_dataset
 from difformer.engine.classification.train import train
 from difformer.engine.evaluation.probe import run_probe

@@ -1,6 +1,7 @@
 """The quickstart's page: numbers first, then what is behind them, and how to go on."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,8 +67,8 @@ def _results(plan: Plan, results: Sequence[MethodResult]) -> Section:
     seeds = max(len(result.scores) for result in results)
     note = (
         f"Test images only, in %: mean ± standard deviation over seeds (up to {seeds}; one where there is no ±). "
-        "Balanced accuracy is the mean of the classes' accuracies, F1 the mean of the classes' F1. Seconds are those of "
-        "all seeds together, reading features included. Nothing was chosen on the test images."
+        "Balanced accuracy is the mean of the classes' accuracies, F1 the mean of the classes' F1. Seconds are of all "
+        "seeds together, reading features included. Nothing was chosen on the test images."
     )
     table = Table(HEADER, rows, note=note, highlight=list(results).index(best_method(results)))
     return Section("Results", [table])
@@ -102,7 +103,9 @@ def _predictions(plan: Plan, run: PlannedRun, backbone: UNetBackbone, pictures: 
     rows = choose_examples(found, _EXAMPLES)
     files = write_examples(plan.data, [int(found.places[row]) for row in rows], pictures)
     items = [_example(found, row, file, classifier.class_names) for row, file in zip(rows, files, strict=True)]
-    caption = f"{plan.titles[run.method]}, seed {run.seed}: drawn at random, half of them mistakes where there are some."
+    caption = (
+        f"{plan.titles[run.method]}, seed {run.seed}: drawn at random, half of them mistakes where there are some."
+    )
     sections = [Section("Examples", [Gallery(items, caption)])]
     if found.attention:
         path = pictures / "attention.png"
@@ -138,14 +141,15 @@ def _generation(plan: Plan, backbone: UNetBackbone, pictures: Path) -> Section:
 
 
 def _next(plan: Plan, run: PlannedRun, folder: RunFolder) -> Section:
-    name = f"{run.name}/{folder.classifier.name}"
-    load = f'''from difformer import load_classifier
+    # Whole, so that the lines work from any folder.
+    file = str((folder.path / run.name / folder.classifier.name).resolve())
+    load = f"""from difformer import load_classifier
 
-classifier = load_classifier("{(folder.path / name).as_posix()}")
+classifier = load_classifier({file!r})
 for prediction in classifier.predict(["image.png"]):
     print(prediction)
-'''
-    shell = f"difformer predict {(folder.path / name).as_posix()} FOLDER --csv predictions.csv"
+"""
+    shell = f"difformer predict {shlex.quote(file)} FOLDER --csv predictions.csv"
     text = "Every classifier lies in a folder beside this page, with its recipe, curves and results."
     return Section("Use it", [Paragraph(text), Code(load), Code(shell, "sh")])
 

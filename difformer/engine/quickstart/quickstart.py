@@ -85,7 +85,8 @@ def _check_libraries(config: QuickstartConfig) -> None:
 
 def _made_with(plan: Plan, backbone: UNetBackbone) -> dict[str, str]:
     """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
-    recipes = [plain(asdict(recipe)) for recipe in (plan.knn, *(run.recipe for run in plan.runs if not run.seed))]
+    firsts = [run.recipe for run in plan.runs if not run.seed]
+    recipes = [plain(asdict(plan.knn)), *(plain(asdict(recipe)) for recipe in firsts)]
     for recipe in recipes:
         recipe["output"] = None
         recipe.pop("cache", None)
@@ -118,4 +119,6 @@ def _check_images(plan: Plan) -> None:
     train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
     check_same_classes(test.class_names, train.class_names, "of test", "of train")
     if len(train.class_names) < 2:
-        raise ValueError(f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class")
+        raise ValueError(
+            f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
+        )

@@ -19,11 +19,11 @@ def table_rows(plan: Plan, results: Sequence[MethodResult]) -> list[list[str]]:
     """A row for each method in the order of the plan, then the published ones; cells as `HEADER` names them."""
     rows = []
     for result in results:
-        parameters = "–" if result.parameters is None else f"{result.parameters:,}"
+        parameters = "-" if result.parameters is None else f"{result.parameters:,}"
         rows.append([plan.titles[result.method], *_cells(result), parameters, f"{result.seconds:.0f}"])
     for row in plan.published:
-        numbers = [f"{row[name]:.2f}" if name in row else "–" for name in METRICS]
-        rows.append([str(row["name"]), *numbers, "–", "–"])
+        numbers = [f"{row[name]:.2f}" if name in row else "-" for name in METRICS]
+        rows.append([str(row["name"]), *numbers, "-", "-"])
     return rows
 
 
@@ -32,11 +32,13 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     lines = [list(HEADER), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER))]
     lines.insert(1, ["-" * width for width in widths])
-    padded = (
-        [cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(zip(line, widths))]
-        for line in lines
-    )
-    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+    return "\n".join(_line(line, widths) for line in lines)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = cells
+    padded = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+    return f"| {' | '.join(padded)} |"
 
 
 def as_json(plan: Plan, results: Sequence[MethodResult]) -> list[Mapping[str, Any]]:
