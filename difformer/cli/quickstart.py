@@ -9,6 +9,7 @@ from difformer.engine.quickstart.quickstart import quickstart as carry_out
 def quickstart(
     *,
     data: Path | None = None,
+    recipe: Path | None = None,
     levels: bool = False,
     output: Path | None = None,
     seeds: int = 3,
@@ -22,7 +23,9 @@ def quickstart(
 
     Args:
         data: a folder of your own images, with one folder a class, or such folders in train and test. It uses the
-            weights adm32_cifar10; without a test folder, a quarter of each class is set aside.
+            weights adm32_cifar10; without a test folder, a quarter of each class is set aside. With a recipe, the root
+            of its data set.
+        recipe: a YAML file with heads, backbone and data set of your own, as eval/configs/cifar10_heads.yaml has them.
         levels: classify ELPV's four levels of certainty in place of functional and defective.
         output: the folder of everything; runs/quickstart-… by default.
         seeds: of each trained method.
@@ -33,6 +36,7 @@ def quickstart(
     carry_out(
         QuickstartConfig(
             data=None if data is None else str(data),
+            recipe=None if recipe is None else str(recipe),
             levels=levels,
             output=None if output is None else str(output),
             seeds=seeds,

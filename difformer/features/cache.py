@@ -61,25 +61,34 @@ class CachedFeatures(Dataset[FeatureSample]):
     Args:
         folder: of the cache, as extraction printed it. A leading `~` is the home folder.
         views: how many to take turns with; all that are whole when None.
+        keys: the features to read, in this order; all when None.
 
     Attributes:
         folder: of the cache.
         manifest: what it holds.
         views: augmentation and noise draws of each image.
+        keys: of the features that are read.
         labels: (N,) int64 in [0, number of classes).
         ids: (N,) int64 stable numbers.
 
     Raises:
         FileNotFoundError: there is no cache in the folder.
         FeatureCacheError: a shard is missing, damaged or of another cache, or views hold different images.
+        ValueError: a feature that is not in it.
     """
 
-    def __init__(self, folder: str | Path, *, views: int | None = None) -> None:
+    def __init__(
+        self, folder: str | Path, *, views: int | None = None, keys: Sequence[FeatureKey] | None = None
+    ) -> None:
         self.folder = expand_user(folder)
         self.manifest = CacheManifest.read(self.folder)
         if views is not None and views < 1:
             raise ValueError(f"views must be at least 1, got {views}")
         self.views = max(1, self._count_views()) if views is None else views
+        self.keys = tuple(self.manifest.shapes if keys is None else keys)
+        if strangers := [str(key) for key in self.keys if key not in self.manifest.shapes]:
+            there = ", ".join(map(str, self.manifest.shapes))
+            raise ValueError(f"{self.folder} does not hold {', '.join(strangers)}; it has {there}")
         self._shards: dict[tuple[int, int], Shard] = {}
         # In shared memory, so that it is the same in the workers of a data loader.
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -120,7 +129,7 @@ class CachedFeatures(Dataset[FeatureSample]):
         place = range(len(self))[operator.index(index)]
         shard = int(np.searchsorted(self._starts, place, side="right")) - 1
         row = place - int(self._starts[shard])
-        features = self._shard(int(self._epoch) % self.views, shard).row(row)
+        features = self._shard(int(self._epoch) % self.views, shard).row(row, self.keys)
         return FeatureSample(features, int(self.labels[place]), int(self.ids[place]))
 
     def shard_numbers(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +93,11 @@ class CacheManifest:
     def folder_name(self, prefix: str) -> str:
         """The name of the cache's folder, which tells it from all others."""
         return f"{prefix}-{self.digest[:_DIGITS]}"
+
+    def covers(self, wanted: "CacheManifest") -> bool:
+        """Whether it holds all that another one wants, of the same images and to the bit; it may hold more."""
+        same = [(m.identity, m.images, m.dtype, m.class_names) for m in (self, wanted)]
+        return same[0] == same[1] and all(self.shapes.get(key) == shape for key, shape in wanted.shapes.items())
 
     def write(self, folder: Path) -> None:
         """Writes `manifest.json`, unless the same one is there.
@@ -238,9 +243,9 @@ class Shard:
         if self.rows > len(manifest.rows(number)) or found != expected:
             raise self._unusable(f"of other shapes than expected, {found}")
 
-    def row(self, row: int) -> dict[FeatureKey, Tensor]:
-        """The features of an image, (C, h, w) each."""
-        return {key: part[row] for key, part in self._slices.items()}
+    def row(self, row: int, keys: Iterable[FeatureKey] | None = None) -> dict[FeatureKey, Tensor]:
+        """The features of an image, (C, h, w) each: all of them, or those of some keys."""
+        return {key: self._slices[key][row] for key in (self._slices if keys is None else keys)}
 
     def numbers(self) -> tuple[Tensor, Tensor]:
         """Copies of labels and ids, (n,) int64 each."""

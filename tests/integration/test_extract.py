@@ -18,7 +18,7 @@ from difformer.engine.extraction import extract
 from difformer.engine.extraction import plan as caching
 from difformer.engine.extraction.extract import extract_features, open_or_extract
 from difformer.engine.extraction.plan import plan_cache
-from difformer.features import collate_features
+from difformer.features import CachedFeatures, collate_features
 
 TRAIN, VAL = 13, 5
 HEADS = {
@@ -287,3 +287,61 @@ def test_training_is_the_same_as_live(tmp_path, capsys):
     train(recipe)
     assert_same_run(tmp_path / "cached", tmp_path / "again")
     assert "missing" not in capsys.readouterr().out
+
+
+def test_another_recipes_cache_serves_where_it_holds_the_same(recipe, backbone):
+    head = {"name": "difformer", "arguments": {"variant": "joint", "width": 16, "heads": 2, "pool": 2}}
+    rich = recipe(head=head, extractor={"taps": ["in03", "mid"], "timesteps": [90, 150]}, cache={"views": 2})
+    rich_folder = run(rich, backbone).folder
+
+    plain = recipe(extractor={"taps": ["mid"], "timesteps": [150]}, cache={"views": 2})
+    found = open_or_extract(**parts(plain, backbone))
+    assert found.folder == rich_folder
+    assert found.keys == (FeatureKey("mid", 150),)
+    own = run(plain, backbone)
+    assert own.folder != rich_folder
+    for epoch in (0, 1):
+        found.set_epoch(epoch)
+        own.set_epoch(epoch)
+        for one, other in zip(found, own, strict=True):
+            assert one.features.keys() == other.features.keys()
+            assert torch.equal(one.features[FeatureKey("mid", 150)], other.features[FeatureKey("mid", 150)])
+            assert (one.label, one.id) == (other.label, other.id)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"extractor": {"timesteps": [200]}},
+        {"extractor": {"seed": 1}},
+        {"cache": {"views": 3}},
+        {"cache": {"dtype": "float32"}},
+        {"head": {"name": "linear", "arguments": {"pool": 1}}},
+        {"data": {"augmentation": "none"}},
+    ],
+)
+def test_another_recipes_cache_does_not_serve_where_something_differs(recipe, backbone, changes):
+    base = {"extractor": {"taps": ["mid"], "timesteps": [150]}, "cache": {"views": 2}}
+    rich = run(
+        recipe(
+            extractor={"taps": ["in03", "mid"], "timesteps": [150]},
+            head={"name": "difformer", "arguments": {"variant": "joint", "width": 16, "heads": 2, "pool": 2}},
+            cache={"views": 2},
+        ),
+        backbone,
+    ).folder
+    wanted = {name: {**base.get(name, {}), **value} for name, value in {**base, **changes}.items()}
+    assert open_or_extract(**parts(recipe(**wanted), backbone)).folder != rich
+
+
+def test_an_unfinished_cache_of_another_recipe_does_not_serve(recipe, backbone):
+    head = {"name": "difformer", "arguments": {"variant": "joint", "width": 16, "heads": 2, "pool": 2}}
+    rich = run(recipe(head=head, extractor={"taps": ["in03", "mid"]}), backbone).folder
+    next(rich.glob("view-00-shard-*.safetensors")).unlink()
+    assert open_or_extract(**parts(recipe(), backbone)).folder != rich
+
+
+def test_features_that_are_not_there_cannot_be_read(recipe, backbone):
+    folder = run(recipe(), backbone).folder
+    with pytest.raises(ValueError, match=r"does not hold .*out00.*; it has .*mid"):
+        CachedFeatures(folder, keys=[FeatureKey("out00", 90)])

@@ -76,13 +76,17 @@ def open_or_extract(
 ) -> CachedFeatures:
     """The cached features of a split, which are extracted first where they are not there.
 
-    Features that are there are opened without reading them all; `CachedFeatures.verify` and `extract_features` do.
+    Features that are there are opened without reading them all; `CachedFeatures.verify` and `extract_features` do. The
+    cache of another recipe serves as well, where it holds the same features of the same images, and others besides.
 
     Args, Returns and Raises: as `extract_features`.
     """
     job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
     if not on_main(job.processes, job.plan.missing):
         return CachedFeatures(job.plan.folder, views=job.plan.views)
+    other = on_main(job.processes, job.plan.covering)
+    if other is not None:
+        return CachedFeatures(other, views=job.plan.views, keys=tuple(job.plan.manifest.shapes))
     on_main(job.processes, partial(_announce, [job]))
     return _extract(job)
 

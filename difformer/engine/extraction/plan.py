@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from difformer.data import Batch, ImageDataset, Sample, collate, transform_descr
 from difformer.engine.build import epoch_seed
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.costs import human_bytes
-from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features import FeatureCacheError, FeatureExtractor, FeedbackExtractor
 from difformer.features.dtypes import as_dtype, dtype_name
-from difformer.features.shards import MAX_SHARD_BYTES, CacheManifest, Shape, is_whole
+from difformer.features.shards import MANIFEST, MAX_SHARD_BYTES, CacheManifest, Shape, is_whole
 from difformer.files import expand_user
 from difformer.taps import FeatureKey, TapSpec
 
@@ -63,6 +64,18 @@ class CachePlan:
     def missing(self) -> list[tuple[int, int]]:
         """The (view, shard) that are not there, or visibly damaged."""
         return [place for place in self.shards() if not is_whole(self.folder, self.manifest, *place)]
+
+    def covering(self) -> Path | None:
+        """The folder of another cache that holds all of this one's features, whole, or None."""
+        for path in sorted(self.folder.parent.glob(f"*/{MANIFEST}")):
+            try:
+                manifest = CacheManifest.read(path.parent)
+            except FeatureCacheError:
+                continue
+            places = product(range(self.views), range(manifest.num_shards))
+            if manifest.covers(self.manifest) and all(is_whole(path.parent, manifest, *place) for place in places):
+                return path.parent
+        return None
 
     def noise_seed(self, view: int) -> int:
         """What the extractor's seed is for a view: that of live training in that epoch, or of evaluation."""

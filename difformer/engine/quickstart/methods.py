@@ -13,13 +13,13 @@ import numpy as np
 from difformer.engine.build import build_dataset
 from difformer.engine.classification.train import train
 from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.extraction.extract import extract
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.quickstart.pixels import classify_pixels
-from difformer.engine.quickstart.plan import Plan, PlannedRun
+from difformer.engine.quickstart.plan import KNN, SVM, Plan, PlannedRun
 
-SVM, KNN = "svm", "knn"
-SECONDS = "seconds.json"
+SECONDS, FEATURES = "seconds.json", "features"
 # By what they are called in results; `Scores` says the rest.
 METRICS = ("top1", "mean_per_class", "macro_f1")
 
@@ -33,7 +33,7 @@ class MethodResult:
         scores: one for each seed: the numbers that `METRICS` names, in [0, 1].
         confusion: (C, C) counts over all seeds; rows are true classes.
         parameters: that were trained; None where the method has none.
-        seconds: of all seeds, reading features included.
+        seconds: of all seeds; features that several methods read are written beforehand, and not in it.
         note: what was chosen.
     """
 
@@ -65,12 +65,14 @@ def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -
     by_method: dict[str, list[PlannedRun]] = {}
     for run in plan.runs:
         by_method.setdefault(run.method, []).append(run)
-    total = 2 + len(plan.runs)
+    total = 3 + len(plan.runs)
     say(f"[1/{total}] {plan.titles[SVM]}")
     results = [_pixels(plan, folder)]
     say(f"[2/{total}] {plan.titles[KNN]}")
     results.append(_neighbours(plan, folder))
-    number = 2
+    say(f"[3/{total}] features for the heads")
+    _extract(plan, folder)
+    number = 3
     for method, runs in by_method.items():
         found = []
         for run in runs:
@@ -104,9 +106,19 @@ def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
     return _single(KNN, found["test"] | {"confusion": confusion}, folder, f"k = {found['chosen']['k']:g}")
 
 
+def _extract(plan: Plan, folder: RunFolder) -> None:
+    """Writes the features of the head that reads most; the others find theirs among them, if they are there."""
+    cached = [run for run in plan.runs if run.recipe.features == "cached"]
+    if all(RunFolder(run.recipe.output).results.exists() for run in cached):
+        return
+    richest = max(cached, key=lambda run: len(run.recipe.extractor.taps) * len(run.recipe.extractor.timesteps))
+    with _timed(folder, FEATURES):
+        extract(richest.recipe)
+
+
 def _single(method: str, test: Mapping[str, Any], folder: RunFolder, note: str) -> MethodResult:
     confusion = tuple(map(tuple, test["confusion"]))
-    return MethodResult(method, (_scores(test),), confusion, None, _seconds(folder).get(method, 0.0), note)
+    return MethodResult(method, (_scores(test),), confusion, None, seconds_of(folder).get(method, 0.0), note)
 
 
 def _train(run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
@@ -123,7 +135,7 @@ def _together(
     method: str, runs: Sequence[PlannedRun], found: Sequence[Mapping[str, Any]], folder: RunFolder
 ) -> MethodResult:
     confusion = np.sum([results["test"]["confusion"] for results in found], axis=0)
-    seconds = _seconds(folder)
+    seconds = seconds_of(folder)
     return MethodResult(
         method,
         tuple(_scores(results["test"]) for results in found),
@@ -144,12 +156,13 @@ def _timed(folder: RunFolder, name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        seconds = _seconds(folder)
+        seconds = seconds_of(folder)
         seconds[name] = round(seconds.get(name, 0.0) + clock.seconds, 2)
         folder.write_json(SECONDS, seconds)
 
 
-def _seconds(folder: RunFolder) -> dict[str, float]:
+def seconds_of(folder: RunFolder) -> dict[str, float]:
+    """What each part has taken, by name."""
     file = folder.path / SECONDS
     seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return seconds

@@ -22,7 +22,7 @@ from difformer.taps import FeatureKey
 
 _BATCH = 64
 # Generated images, and the steps of DDIM they take.
-_SAMPLES, _STEPS = 24, 50
+SAMPLES, STEPS = 24, 50
 # Images whose features are shown.
 _SHOWN = 4
 # Pixels a side of examples, which the networks see smaller.
@@ -86,25 +86,26 @@ def choose_examples(predictions: Predictions, count: int, *, seed: int = 0) -> l
     sure = predictions.probabilities.max(axis=1)
     right = predictions.probabilities.argmax(axis=1) == predictions.labels
     generator = np.random.default_rng(seed)
-    wrong = generator.permutation(np.flatnonzero(~right))[: count // 2]
-    others = generator.permutation(np.flatnonzero(right))[: count - len(wrong)]
+    wrong, others = (generator.permutation(np.flatnonzero(rows)) for rows in (~right, right))
+    mistakes = min(len(wrong), max(count // 2, count - len(others)))
+    wrong, others = wrong[:mistakes], others[: count - mistakes]
     return [int(row) for group in (others, wrong) for row in sorted(group, key=lambda row: -sure[row])]
 
 
 def draw_samples(backbone: UNetBackbone, path: Path) -> None:
     """Draws what the backbone generates."""
     config = backbone.config
-    shape = (_SAMPLES, config.in_channels, config.image_size, config.image_size)
+    shape = (SAMPLES, config.in_channels, config.image_size, config.image_size)
     device = next(backbone.parameters()).device
-    images = sample_ddim(backbone, backbone.schedule, shape, steps=_STEPS, seed=0, device=device)
-    draw_grid(images, path, columns=_SAMPLES // 2)
+    images = sample_ddim(backbone, backbone.schedule, shape, steps=STEPS, seed=0, device=device)
+    draw_grid(images, path, columns=SAMPLES // 2)
 
 
 def draw_images(images: ImageDataset, path: Path) -> None:
     """Draws as many of the images as `draw_samples` does, evenly spaced, for comparison."""
-    places = np.linspace(0, len(images) - 1, min(_SAMPLES, len(images))).round().astype(int)
+    places = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)
     samples = [sample for place in places if (sample := images[int(place)]) is not None]
-    draw_grid(torch.stack([sample.image for sample in samples]), path, columns=_SAMPLES // 2)
+    draw_grid(torch.stack([sample.image for sample in samples]), path, columns=SAMPLES // 2)
 
 
 def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, path: Path) -> None:

@@ -12,7 +12,8 @@ from difformer.engine.recipes.reading import build, create_parser, overlay, read
 from difformer.engine.recipes.training import ExtractorConfig, Recipe
 from difformer.files import expand_user
 
-_HERE = Path(__file__).parent
+SVM, KNN = "svm", "knn"
+RECIPES = Path(__file__).parent
 # What is set aside of a folder that has no test split.
 TEST_FRACTION = 0.25
 
@@ -23,6 +24,8 @@ class QuickstartConfig:
 
     Attributes:
         data: a folder of images with one folder a class, or with such folders in `train` and `test`; ELPV when None.
+            With `recipe`, the root of its data set.
+        recipe: a YAML file in the form of those beside this one, in place of them.
         levels: of ELPV, the four levels of certainty in place of two classes.
         output: folder of everything; `runs/quickstart-…` when None.
         seeds: of each trained method.
@@ -34,6 +37,7 @@ class QuickstartConfig:
     """
 
     data: str | None = None
+    recipe: str | None = None
     levels: bool = False
     output: str | None = None
     seeds: int = 3
@@ -46,8 +50,8 @@ class QuickstartConfig:
             raise ValueError(f"diffeed_seeds must be at least 0, got {self.diffeed_seeds}")
         if self.k_shot is not None:
             as_positive_integer("k_shot", self.k_shot)
-        if self.levels and self.data is not None:
-            raise ValueError("levels are ELPV's; leave out one of data and levels")
+        if self.levels and (self.data or self.recipe) is not None:
+            raise ValueError("levels are ELPV's; leave out data and recipe, or levels")
 
 
 @dataclass(frozen=True)
@@ -114,11 +118,10 @@ def create_plan(config: QuickstartConfig) -> Plan:
     """The trainings and measurements of a quickstart.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        DataError: its images do not lie in one folder for each class.
-        ImportError: ELPV's images are not installed.
+        FileNotFoundError: there is no such folder, or no such recipe.
+        ValueError: a recipe with an unknown key, a missing one, or a bad value.
     """
-    file = build(_File, read_yaml(_HERE / ("elpv.yaml" if config.data is None else "folder.yaml")))
+    file = _read(config)
     parser = create_parser(Recipe, "quickstart", "", {})
     base = read_values(parser, Recipe, file.base)
     data = _data(config, base.data)
@@ -130,7 +133,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
         runs += [_planned(method, seed, recipe, data, output) for seed in range(seeds)]
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
     return Plan(
-        title=file.title if config.data is None else f"{file.title}: {_word(config)}",
+        title=file.title.format(name=_word(config)),
         about=file.about,
         titles=file.titles,
         data=data,
@@ -153,7 +156,20 @@ def _planned(method: str, seed: int, recipe: Recipe, data: DataConfig, output: P
     return PlannedRun(method, seed, recipe)
 
 
+def _read(config: QuickstartConfig) -> _File:
+    path = RECIPES / ("elpv.yaml" if config.data is None else "folder.yaml")
+    file = build(_File, read_yaml(config.recipe or path))
+    for name in (SVM, KNN, *file.heads):
+        if name not in file.titles:
+            raise ValueError(f"titles must name every method; there is none for {name}")
+    if not file.heads:
+        raise ValueError("heads must name at least one")
+    return file
+
+
 def _word(config: QuickstartConfig) -> str:
+    if config.recipe is not None:
+        return expand_user(config.recipe).stem
     if config.data is None:
         return "elpv-levels" if config.levels else "elpv"
     return expand_user(config.data).resolve().name
@@ -162,6 +178,8 @@ def _word(config: QuickstartConfig) -> str:
 def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
     """The images, with the test split they have or one set aside."""
     base = replace(base, k_shot=config.k_shot)
+    if config.recipe is not None:
+        return base if config.data is None else replace(base, root=config.data)
     if config.data is None:
         return replace(base, name="elpvlevels") if config.levels else base
     root = expand_user(config.data)

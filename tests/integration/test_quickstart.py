@@ -1,0 +1,164 @@
+"""The quickstart: every method on one folder of images, and the page."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from browser import open_page
+from quickstart import write_quickstart
+from training import interrupt_after
+
+from difformer import load_classifier
+from difformer.cli import main
+from difformer.data import collate, create_dataset
+from difformer.engine.quickstart import methods
+from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
+from difformer.engine.quickstart.quickstart import quickstart
+
+METHODS = ["svm", "knn", "linear", "attention", "difformer", "diffeed"]
+
+
+@pytest.fixture
+def pets(tmp_path, monkeypatch):
+    """A folder of images, whose quickstart takes seconds; the working folder is empty."""
+    root = write_quickstart(tmp_path, monkeypatch)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return root
+
+
+def test_all_methods_are_measured_and_the_page_shows_them(pets, capsys):
+    assert main(["quickstart", "--data", str(pets), "--seeds", "2"]) == 0
+    folder = pets.parent / "elsewhere" / "runs" / "quickstart-pets"
+    printed = capsys.readouterr().out
+    assert printed.endswith(f"{folder.relative_to(folder.parents[1]) / 'report.html'}\n")
+
+    results = json.loads((folder / "results.json").read_text())
+    assert [result["method"] for result in results] == METHODS
+    assert [len(result["scores"]) for result in results] == [1, 1, 2, 2, 2, 1]
+    for result in results:
+        confusion = np.array(result["confusion"])
+        assert confusion.sum() == 12 * len(result["scores"])
+        accuracy = np.mean([score["top1"] for score in result["scores"]])
+        assert np.trace(confusion) / confusion.sum() == pytest.approx(accuracy)
+        assert f"{100 * accuracy:.2f}" in printed
+        assert result["seconds"] > 0
+    assert (folder / "table.md").read_text() in printed
+
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for text in ("SVM on raw pixels", "DifFeed", "load_classifier", "difformer predict"):
+        assert text in page
+    assert len(re.findall("<img", page)) == 6 + 12 + 5
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_its_classifiers_give_its_numbers(pets):
+    folder = quickstart(QuickstartConfig(data=str(pets), seeds=1, diffeed_seeds=0)).parent
+    classifier = load_classifier(folder / "difformer-0" / "classifier.safetensors")
+    test = create_dataset({"name": "folder", "root": str(pets), "size": 32}, "test")
+    batch = collate([test[place] for place in range(len(test))])
+    with torch.no_grad():
+        right = (classifier(batch.images, batch.ids).argmax(1) == batch.labels).float().mean().item()
+    results = {result["method"]: result for result in json.loads((folder / "results.json").read_text())}
+    assert results["difformer"]["scores"][0]["top1"] == pytest.approx(right)
+    assert "diffeed" not in results
+
+
+def test_what_is_done_is_not_done_again(pets, monkeypatch):
+    config = QuickstartConfig(data=str(pets), seeds=1, diffeed_seeds=0)
+    page = quickstart(config)
+    results = (page.parent / "results.json").read_text()
+    page.unlink()
+    for name in ("train", "run_probe", "classify_pixels"):
+        monkeypatch.setattr(methods, name, lambda *_, **__: pytest.fail("done again"))
+    assert quickstart(config) == page
+    assert page.exists()
+    assert (page.parent / "results.json").read_text() == results
+
+
+def test_goes_on_after_a_stop(pets, tmp_path):
+    whole = quickstart(QuickstartConfig(data=str(pets), seeds=1, output=str(tmp_path / "whole"))).parent
+    config = QuickstartConfig(data=str(pets), seeds=1, output=str(tmp_path / "stopped"))
+    interrupt_after(lambda: quickstart(config), steps=8)
+    stopped = tmp_path / "stopped"
+    assert not (stopped / "report.html").exists()
+    assert list(stopped.rglob("*.tmp")) == []
+    before = json.loads((stopped / "seconds.json").read_text())
+    quickstart(config)
+    after = json.loads((stopped / "seconds.json").read_text())
+    assert any(after[name] > seconds for name, seconds in before.items())
+    first, second = (json.loads((folder / "results.json").read_text()) for folder in (whole, stopped))
+    assert [result["scores"] for result in first] == [result["scores"] for result in second]
+
+
+def test_a_folder_without_splits_gives_a_quarter_of_each_class(pets, tmp_path):
+    shutil.rmtree(pets / "test")
+    for place in (pets / "train").iterdir():
+        shutil.move(place, pets / place.name)
+    (pets / "train").rmdir()
+    plan = create_plan(QuickstartConfig(data=str(pets)))
+    train, test = (create_dataset(plan.data, split) for split in ("train", "test"))
+    assert np.bincount(test.labels).tolist() == [2, 2, 2]
+    assert sorted([*train.ids, *test.ids]) == list(range(24))
+    folder = quickstart(QuickstartConfig(data=str(pets), seeds=1, diffeed_seeds=0)).parent
+    assert np.sum(json.loads((folder / "results.json").read_text())[0]["confusion"]) == 6
+
+
+def test_another_quickstart_in_the_folder_is_not_mixed_with_it(pets, tmp_path):
+    config = QuickstartConfig(data=str(pets), seeds=1, diffeed_seeds=0, output=str(tmp_path / "out"))
+    quickstart(config)
+    other = QuickstartConfig(data=str(pets), seeds=1, diffeed_seeds=0, output=str(tmp_path / "out"), k_shot=4)
+    with pytest.raises(ValueError, match=r"holds another quickstart: k_shot was None and is now 4.*--overwrite"):
+        quickstart(other)
+    quickstart(other, overwrite=True)
+    splits = json.loads((tmp_path / "out" / "linear-0" / "splits.json").read_text())
+    assert splits["train"]["images"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "there is no folder nowhere"),
+        (["--data", "one", "--levels"], "levels are ELPV's"),
+        (["--data", "one"], "has no class folders"),
+        (["--data", "one", "--seeds", "0"], "seeds"),
+    ],
+)
+def test_wrong_words_end_before_any_work(arguments, message, pets, capsys):
+    (pets.parent / "elsewhere" / "one").mkdir()
+    assert main(["quickstart", *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (pets.parent / "elsewhere" / "runs").exists()
+
+
+def test_a_single_class_is_refused(pets, capsys):
+    for split in ("train", "test"):
+        for label in (1, 2):
+            shutil.rmtree(pets / split / f"class{label}")
+    assert main(["quickstart", "--data", str(pets)]) == 1
+    assert "one class only, class0" in capsys.readouterr().err
+
+
+def test_says_what_to_install(pets, monkeypatch, capsys):
+    monkeypatch.setattr("difformer.engine.quickstart.quickstart.find_spec", lambda name: None)
+    assert main(["quickstart"]) == 1
+    error = capsys.readouterr().err
+    assert 'scikit-learn and elpv-dataset; in the clone, run: pip install -e ".[demo]"' in error
+    assert main(["quickstart", "--data", str(pets)]) == 1
+    assert "elpv-dataset" not in capsys.readouterr().err
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_in_a_browser(width, pets, tmp_path):
+    page = quickstart(QuickstartConfig(data=str(pets), seeds=1))
+    visit = open_page(page, width)
+    (tmp_path / "page.png").write_bytes(visit.screenshot)
+    assert visit.width == width
+    assert visit.scroll_width <= width
+    assert [entry for entry in visit.log if entry["level"] == "SEVERE"] == []
+    assert len(visit.images) == 6 + 12 + 5
+    assert all(image["complete"] and image["naturalWidth"] > 0 for image in visit.images)
