@@ -15,7 +15,7 @@ from difformer.engine.accelerator import create_accelerator
 from difformer.engine.denoising.pretrain import PretrainRun, pretrain
 from difformer.engine.denoising.task import Denoising
 from difformer.engine.loop.state import TrainingState
-from difformer.engine.loop.trainer import Place
+from difformer.engine.loop.trainer import Place, Trainer
 from difformer.engine.recipes.pretraining import ObjectiveConfig, PretrainRecipe
 from difformer.engine.recipes.reading import build, dump, plain
 
@@ -89,6 +89,46 @@ def test_the_backbone_is_the_frozen_average(finished):
     assert own.keys() == state.averaged.keys()
     assert all(own[name].equal(state.averaged[name]) for name in own)
     assert not all(own[name].equal(state.weights[name]) for name in own)
+
+
+def test_the_average_forgets_fresh_weights_soon_and_then_keeps_its_pace(values, tmp_path, monkeypatch):
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"ema": 0.15, "epochs": 1})
+    kept = []
+    original = Trainer._average
+
+    def noting(self, step):
+        kept.append({name: tensor.clone() for name, tensor in self.averaged.items()})
+        original(self, step)
+        kept.append({name: tensor.clone() for name, tensor in self.task.parts.state_dict().items()})
+
+    monkeypatch.setattr(Trainer, "_average", noting)
+    pretrain(recipe)
+    average = dict(kept[0])
+    for weights, decay in zip(kept[1::2], (1 / 10, 0.15, 0.15), strict=True):
+        average = {name: decay * average[name] + (1 - decay) * weights[name] for name in average}
+    found = load_file(tmp_path / "run" / "backbone.safetensors")
+    for name, tensor in average.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_without_a_compiler_it_says_so_and_runs_as_it_is(values, finished, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("difformer.engine.denoising.pretrain.shutil.which", lambda name: None)
+    pretrain(make_recipe(values, output=str(tmp_path / "run"), compile=True))
+    assert "no C++ compiler was found" in caplog.text
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same_and_goes_on_to_the_bit(values, finished, tmp_path):
+    whole, stopped = (make_recipe(values, output=str(tmp_path / name), compile=True) for name in ("whole", "stopped"))
+    pretrain(whole)
+    weights, plain_weights = (load_file(folder / "backbone.safetensors") for folder in (tmp_path / "whole", finished))
+    assert weights.keys() == plain_weights.keys()
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, plain_weights[name], rtol=1e-3, atol=1e-4)
+    interrupt_after(lambda: pretrain(stopped), 4)
+    pretrain(stopped)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("steps", [1, 3, 11])

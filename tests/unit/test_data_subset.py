@@ -154,3 +154,38 @@ class TestOnADataSet:
     def test_evaluation_splits_are_whole(self, root):
         make_folder(root, {"val/a": 3, "val/b": 3})
         assert len(create_dataset(spec(root, k_shot=1), "val")) == 6
+
+
+class TestFraction:
+    """A test split made of the training split, where the data has none."""
+
+    def test_splits_share_no_image_and_lose_none(self, root):
+        config = spec(root, test_fraction=0.3, holdout=0.3)
+        train, holdout, test = (create_dataset(config, split) for split in ("train", "holdout", "test"))
+        assert sorted([*train.ids, *holdout.ids, *test.ids]) == list(range(10))
+        assert np.bincount(test.labels).tolist() == [2, 1]
+        assert np.bincount(holdout.labels).tolist() == [1, 1]
+        assert len({dataset.digest for dataset in (train, holdout, test)}) == 3
+
+    def test_the_test_split_depends_on_the_split_seed_alone(self, root):
+        test = create_dataset(spec(root, test_fraction=0.3), "test").ids.tolist()
+        assert create_dataset(spec(root, test_fraction=0.3, holdout=0.2, k_shot=1, seed=5), "test").ids.tolist() == test
+        others = [create_dataset(spec(root, test_fraction=0.3, split_seed=s), "test").ids.tolist() for s in range(1, 6)]
+        assert any(other != test for other in others)
+
+    def test_it_is_no_augmentation(self, root):
+        test = create_dataset(spec(root, test_fraction=0.3), "test")
+        test.set_epoch(1)
+        first = test[0].image
+        test.set_epoch(2)
+        assert torch.equal(test[0].image, first)
+
+    def test_label_subsets_are_chosen_from_the_rest(self, root):
+        subset = create_dataset(spec(root, test_fraction=0.3, k_shot=2)).subset
+        assert subset.rule == {"k_shot": 2, "test_fraction": 0.3, "split_seed": 0}
+        assert not set(subset.indices) & set(create_dataset(spec(root, test_fraction=0.3), "test").ids)
+
+    @pytest.mark.parametrize("value", [1.0, -0.1, "half", True])
+    def test_a_fraction_that_is_none(self, root, value):
+        with pytest.raises(ValueError, match="test_fraction must be a"):
+            create_dataset(spec(root, test_fraction=value))
