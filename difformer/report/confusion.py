@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difformer._optional import require
+from difformer.report._figure import new_figure, plain, save_figure
 
 # Beyond these many classes, shares would overlap in their cells, and names on the axes.
 _MOST_WITH_SHARES = 20
@@ -21,15 +21,14 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
     Args:
         confusion: (C, C) counts; a row is a true class, a column a predicted one.
         class_names: C names.
-        path: the file.
+        path: the file; replaced when it is there.
 
     Raises:
         OSError: it cannot be written.
     """
-    figure_type = require("matplotlib.figure", "drawing a confusion matrix", install="matplotlib").Figure
     classes = len(class_names)
     side = float(np.clip(0.6 * classes, 3, 12) if classes <= _MOST_WITH_SHARES else np.clip(0.13 * classes, 12, 30))
-    figure = figure_type(figsize=(side + 2, side + 1), layout="constrained")
+    figure = new_figure(side + 2, side + 1, "drawing a confusion matrix")
     axes = figure.subplots()
     counts = confusion.sum(axis=1, keepdims=True)
     # Rows without an image stay empty.
@@ -42,8 +41,7 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
         _name_axes(axes, class_names, points=72 * side / classes)
     if classes <= _MOST_WITH_SHARES:
         _write_shares(axes, shares)
-    # With a square picture inside it, the layout alone can cut the labels off.
-    figure.savefig(path, format="png", dpi=120, bbox_inches="tight")
+    save_figure(figure, path)
 
 
 def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:
@@ -51,8 +49,7 @@ def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:
     names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]
     size = float(np.clip(0.7 * points, 4, 10))
     upright = max(map(len, names)) * size > points
-    # A dollar sign would begin a formula.
-    names = [name.replace("$", r"\$") for name in names]
+    names = [plain(name) for name in names]
     axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
 

@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from difformer._optional import require
-from difformer.files import write_atomically
+from difformer.report._figure import new_figure, save_figure
 
 _PANELS = {"loss": "Loss", "top1": "Top-1 accuracy", "lr": "Learning rate"}
 
@@ -21,13 +20,12 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    figure_type = require("matplotlib.figure", "drawing curves", install="matplotlib").Figure
     recorded = {key for record in history for key in record}
     sources = {
         name: [key for key in (f"train_{name}", f"validation_{name}", name) if key in recorded] for name in _PANELS
     }
     panels = [name for name, keys in sources.items() if keys]
-    figure = figure_type(figsize=(4 * len(panels), 3.5), layout="constrained")
+    figure = new_figure(4 * len(panels), 3.5, "drawing curves")
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for source in sources[name]:
             points = [(record["epoch"], record[source]) for record in history if source in record]
@@ -37,5 +35,4 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if name != "lr":
             axes.legend()
-    with write_atomically(path, overwrite=True) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    save_figure(figure, path)
