@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from difformer._optional import require
+from difformer.cli.bench import bench
 from difformer.cli.listing import list_weights
 from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
@@ -20,6 +21,7 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "convert": convert,
     "predict": predict,
     "sample": sample,
+    "bench": bench,
     **RECIPE_VERBS,
 }
 # What a verb does when it is given no arguments, where that is something of its own.

@@ -177,7 +177,8 @@ def _word(config: QuickstartConfig) -> str:
 
 def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
     """The images, with the test split they have or one set aside."""
-    base = replace(base, k_shot=config.k_shot)
+    if config.k_shot is not None:
+        base = replace(base, k_shot=config.k_shot)
     if config.recipe is not None:
         return base if config.data is None else replace(base, root=config.data)
     if config.data is None:

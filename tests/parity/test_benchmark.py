@@ -1,0 +1,73 @@
+"""The benchmark against the baseline's own network."""
+
+import json
+
+import pytest
+import torch
+
+from difformer import UNetConfig
+from difformer.cli import main
+from difformer.engine.benchmark import benchmark as module
+from difformer.engine.benchmark.benchmark import BenchmarkConfig, Subject, benchmark
+
+pytestmark = pytest.mark.parity
+TINY = Subject(
+    UNetConfig(16, 32, (1, 2), 1, (8,), num_head_channels=16),
+    "out00", ("mid", "out01"), (50, 100), ("out00", "out01"), (2, 2),
+    {"width": 16, "heads": 2},
+)  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(module, "SUBJECTS", {"tiny": TINY, "small": TINY})
+
+
+def test_every_case_gives_the_baselines_numbers(tiny):
+    results = benchmark(BenchmarkConfig(("tiny",), repeats=2, device="cpu"), say=lambda text: None)
+    one, fused, cached, feedback = results["rows"]
+    for row in (one, fused, feedback):
+        assert row["difference"] < 1e-5
+    for row in results["rows"]:
+        assert row["ours"] > 0
+        assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
+    # Two blocks, the deeper of which needs most of the network, at two timesteps.
+    assert one["flops_ratio"] > fused["flops_ratio"] > 1
+    assert cached["difference"] is None
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_a_speed_at_other_numbers_is_no_result(tiny, monkeypatch):
+    original = module.HookedNetwork.features
+    monkeypatch.setattr(
+        module.HookedNetwork, "features", lambda *a, **k: {key: 1.01 * x for key, x in original(*a, **k).items()}
+    )
+    with pytest.raises(RuntimeError, match=r"tiny, features, block out00: outputs differ by 0\.0099"):
+        benchmark(BenchmarkConfig(("tiny",), repeats=1, device="cpu"), say=lambda text: None)
+
+
+def test_prints_a_table_and_writes_json(tiny, tmp_path, capsys):
+    file = tmp_path / "speed.json"
+    assert main(["bench", "--quick", "--repeats", "1", "--device", "cpu", "--json_file", str(file)]) == 0
+    assert "DifFeed training step" in capsys.readouterr().out
+    assert len(json.loads(file.read_text())["rows"]) == 4
+    assert main(["bench", "--quick", "--json_file", str(file)]) == 1
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--subjects", "[huge]"], "unknown subject 'huge'; known are small, adm256"),
+        (["--quick", "--subjects", "[small]"], "leave out one of quick and subjects"),
+        (["--repeats", "0"], "repeats"),
+        pytest.param(
+            ["--device", "cuda"],
+            "there is no CUDA device",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_wrong_words(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 1
+    assert message in capsys.readouterr().err
