@@ -1,6 +1,7 @@
 """Functions on arrays: how well logits classify and simple classifiers do on features, and what features look like."""
 
 from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
+from difformer.analysis.cka import MinibatchCKA, cka, cknna
 from difformer.analysis.knn import knn_scores
 from difformer.analysis.linear import LinearModel, accuracy, choose
 from difformer.analysis.logistic import LogisticFit, logistic_path
@@ -23,6 +24,7 @@ __all__ = [
     "Interval",
     "LinearModel",
     "LogisticFit",
+    "MinibatchCKA",
     "PairedDifference",
     "PrincipalComponents",
     "RidgeFit",
@@ -31,6 +33,8 @@ __all__ = [
     "calibration_error",
     "choose",
     "choose_leave_one_out",
+    "cka",
+    "cknna",
     "classification_metrics",
     "confusion_matrix",
     "image_scores",

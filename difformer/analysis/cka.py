@@ -1,0 +1,195 @@
+"""How alike representations are: centred kernel alignment, whole or batch by batch, and its local variant CKNNA.
+
+Both compare how similar images are to each other in one representation and in another, so the two may have different
+widths, and rotating or scaling either changes nothing.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from difformer.analysis._inputs import Array, as_matrix
+from difformer.config import as_positive_integer
+
+Kernel = Literal["linear", "rbf"]
+
+# The unbiased estimator divides by n - 3.
+_FEWEST = 4
+_ROUNDING = 1e-20
+
+
+def cka(
+    x: Array,
+    y: Array,
+    *,
+    kernel: Kernel = "linear",
+    debiased: bool = True,
+    bandwidth: float = 1.0,
+) -> float:
+    """Centred kernel alignment (Kornblith et al. 2019, eq. 5), with the unbiased HSIC of Song et al. 2012 (eq. 5).
+
+    Args:
+        x: (N, D) finite, N at least 4.
+        y: (N, E) finite, of the same images in the same order.
+        kernel: linear, or rbf: exp(-d² / (2 s²)) of the distance d.
+        debiased: use the unbiased estimator of HSIC. Without it, representations that are wider than there are images
+            look alike although they are not.
+        bandwidth: of the rbf kernel, s over the median distance.
+
+    Returns:
+        1 for representations that are the same up to rotation and scale; near 0, and a little below too, for
+        independent ones. Not a number for a representation in which all images are the same.
+
+    Raises:
+        ValueError: wrong shapes, types or values.
+    """
+    accumulated = MinibatchCKA(kernel=kernel, debiased=debiased, bandwidth=bandwidth)
+    accumulated.update({"x": x}, {"y": y})
+    return float(accumulated.compute()[0, 0])
+
+
+class MinibatchCKA:
+    """CKA between all pairs of representations, from one batch after another (Nguyen et al. 2021, eq. 3).
+
+    The mean of unbiased HSICs over batches estimates that of all images without bias, and the memory is that of one
+    batch, however many images there are. Larger batches have less variance.
+
+    Args:
+        kernel, debiased, bandwidth: as for `cka`. Distances are measured against the median of the first batch.
+    """
+
+    def __init__(self, *, kernel: Kernel = "linear", debiased: bool = True, bandwidth: float = 1.0) -> None:
+        if kernel not in get_args(Kernel):
+            raise ValueError(f"kernel must be one of {', '.join(get_args(Kernel))}, got {kernel!r}")
+        if not bandwidth > 0:
+            raise ValueError(f"bandwidth must be above 0, got {bandwidth!r}")
+        self.kernel = kernel
+        self.debiased = debiased
+        self.bandwidth = bandwidth
+        self._names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+        self._scales: dict[tuple[str, str], float] = {}
+        self._cross = self._rows = self._columns = torch.zeros(0)
+        self._same = False
+
+    def update(self, xs: Mapping[str, Array], ys: Mapping[str, Array] | None = None) -> None:
+        """Takes a batch into account.
+
+        Args:
+            xs: (B, D) by name, B at least 4, all of the same images; the rows of the result.
+            ys: the same for its columns; `xs` when None.
+
+        Raises:
+            ValueError: wrong shapes, types or values, or other names than before.
+        """
+        same = ys is None
+        ys = xs if ys is None else ys
+        names = (tuple(xs), tuple(ys))
+        if self._names is None:
+            self._names, self._same = names, same
+            self._cross = torch.zeros(len(xs), len(ys), dtype=torch.float64)
+            self._rows, self._columns = (torch.zeros(len(side), dtype=torch.float64) for side in (xs, ys))
+        if names != self._names or same != self._same:
+            raise ValueError(f"the representations must be {self._names[0]} and {self._names[1]} in every batch")
+        count = len(next(iter(xs.values()))) if xs else 0
+        if count < _FEWEST:
+            raise ValueError(f"a batch must have at least {_FEWEST} images, got {count}")
+        lefts = [self._gram("x", name, values, count) for name, values in xs.items()]
+        rights = lefts if same else [self._gram("y", name, values, count) for name, values in ys.items()]
+        hsic = _unbiased_hsic if self.debiased else _biased_hsic
+        self._cross += torch.stack([torch.stack([hsic(left, right) for right in rights]) for left in lefts])
+        self._rows += torch.stack([_own(hsic, left) for left in lefts])
+        self._columns += torch.stack([_own(hsic, right) for right in rights])
+
+    def compute(self) -> Tensor:
+        """(rows, columns) float64: the CKA of each pair so far.
+
+        Raises:
+            ValueError: there was no batch.
+        """
+        if self._names is None:
+            raise ValueError("there was no batch yet")
+        own = self._rows[:, None] * self._columns[None, :]
+        return torch.where(own > 0, self._cross / own.clamp(min=0).sqrt(), torch.nan)
+
+    def _gram(self, side: str, name: str, values: Array, count: int) -> Tensor:
+        """(B, B) similarities in float64; without the diagonal where the estimator leaves it out."""
+        rows = as_matrix(f"the features {name}", values).double()
+        if len(rows) != count:
+            raise ValueError(f"{name} has {len(rows)} rows, but the first representation has {count}")
+        gram = rows @ rows.T
+        if self.kernel == "rbf":
+            squares = gram.diagonal()
+            distances = (squares[:, None] + squares[None, :] - 2 * gram).clamp(min=0)
+            scale = self._scales.setdefault((side, name), _median_off_diagonal(distances))
+            # Where all images are the same, so is their similarity.
+            gram = torch.exp(-distances / (2 * self.bandwidth**2 * scale)) if scale > 0 else torch.ones_like(gram)
+        return gram.fill_diagonal_(0) if self.debiased else gram
+
+
+def cknna(x: Array, y: Array, *, k: int = 10) -> float:
+    """Centred kernel nearest-neighbour alignment (Huh et al. 2024, appendix A): CKA of near images only.
+
+    A similarity counts where an image is among the k nearest of another in both representations. As being near is not
+    mutual, the two representations do not play quite the same part.
+
+    Args:
+        x: (N, D) finite, N at least 4.
+        y: (N, E) finite, of the same images in the same order.
+        k: neighbours, at least 2 and less than N. With k = N - 1 it is the debiased linear CKA.
+
+    Raises:
+        ValueError: wrong shapes, types or values.
+    """
+    left, right = (_linear_gram(name, values) for name, values in (("x", x), ("y", y)))
+    if len(left) != len(right):
+        raise ValueError(f"x and y must be of the same images, got {len(left)} and {len(right)}")
+    if not 2 <= as_positive_integer("k", k) < len(left):
+        raise ValueError(f"k must be at least 2 and less than the number of images, {len(left)}; got {k}")
+    near_left, near_right = (_nearest(gram, k) for gram in (left, right))
+    cross = _local_hsic(left, right, near_left & near_right)
+    own = _local_hsic(left, left, near_left) * _local_hsic(right, right, near_right)
+    return float(cross / own.sqrt())
+
+
+def _linear_gram(name: str, values: Array) -> Tensor:
+    rows = as_matrix(name, values).double()
+    if len(rows) < _FEWEST:
+        raise ValueError(f"{name} must have at least {_FEWEST} images, got {len(rows)}")
+    return (rows @ rows.T).fill_diagonal_(0)
+
+
+def _nearest(gram: Tensor, k: int) -> Tensor:
+    """(N, N): the second image is one of the k most similar to the first, itself left out."""
+    others = gram.clone().fill_diagonal_(-torch.inf)
+    return torch.zeros_like(gram, dtype=torch.bool).scatter_(1, others.topk(k, dim=1).indices, True)
+
+
+def _local_hsic(left: Tensor, right: Tensor, near: Tensor) -> Tensor:
+    return _unbiased_hsic(left * near, right * near)
+
+
+def _unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
+    """HSIC_1 of Song et al. 2012, eq. 5, of (n, n) similarities whose diagonals are zero."""
+    n = len(left)
+    sums = left.sum() * right.sum() / ((n - 1) * (n - 2))
+    products = left.sum(dim=0) @ right.sum(dim=1)
+    return ((left * right.T).sum() + sums - 2 / (n - 2) * products) / (n * (n - 3))
+
+
+def _biased_hsic(left: Tensor, right: Tensor) -> Tensor:
+    """HSIC_0: the inner product of the centred similarities, over (n - 1)²."""
+    centred = left - left.mean(dim=0, keepdim=True) - left.mean(dim=1, keepdim=True) + left.mean()
+    return (centred * right).sum() / (len(left) - 1) ** 2
+
+
+def _own(hsic: Callable[[Tensor, Tensor], Tensor], gram: Tensor) -> Tensor:
+    """HSIC with itself; 0 where what is left of equal similarities is rounding."""
+    found = hsic(gram, gram)
+    return torch.where(found.abs() > _ROUNDING * gram.square().mean(), found, 0)
+
+
+def _median_off_diagonal(distances: Tensor) -> float:
+    places = ~torch.eye(len(distances), dtype=torch.bool, device=distances.device)
+    return float(distances[places].median())
