@@ -1,5 +1,6 @@
 """A quickstart that takes seconds: a small network with random weights, one epoch, tiny heads."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> 
     values["heads"]["diffeed"] |= {"head": {"name": "attention", "arguments": SMALL}, "training": {"epochs": 1}}
     values["pictured"] = {"taps": ["in03", "mid"], "timesteps": [50]}
     (weights / "folder.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    shutil.copy(plan.RECIPES / "elpv.yaml", weights)
     patch.setattr(plan, "RECIPES", weights)
     patch.setattr(pictures, "STEPS", 2)
     return write_images(folder / "pets", **({"counts": {"train": 8, "test": 4}} | images))

@@ -118,6 +118,16 @@ def test_another_quickstart_in_the_folder_is_not_mixed_with_it(pets, tmp_path):
     assert splits["train"]["images"] == 12
 
 
+def test_the_same_images_are_recognised_from_elsewhere_and_others_are_not_mixed_in(pets, tmp_path, monkeypatch):
+    output = str(tmp_path / "out")
+    page = quickstart(QuickstartConfig(data="../pets", seeds=1, diffeed_seeds=0, output=output))
+    monkeypatch.chdir(tmp_path)
+    assert quickstart(QuickstartConfig(data="pets", seeds=1, diffeed_seeds=0, output=output)) == page
+    (pets / "test" / "class0" / "0.png").unlink()
+    with pytest.raises(ValueError, match=r"holds another quickstart: made_with\.images"):
+        quickstart(QuickstartConfig(data="pets", seeds=1, diffeed_seeds=0, output=output))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

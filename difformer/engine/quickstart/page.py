@@ -47,7 +47,7 @@ def write_report(plan: Plan, results: Sequence[MethodResult], backbone: UNetBack
     """
     pictures = folder.path / "pictures"
     pictures.mkdir(exist_ok=True)
-    shown = next(run for run in plan.runs if run.method == SHOWN)
+    shown = next((run for run in plan.runs if run.method == SHOWN), plan.runs[-1])
     page = folder.path / "report.html"
     sections = [
         _results(plan, results, seconds_of(folder).get(FEATURES, 0.0)),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from difformer.backbones import UNetBackbone
+from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
@@ -24,9 +25,8 @@ from difformer.engine.quickstart.tables import as_json, table_rows, text_table
 from difformer.engine.recipes.reading import plain, read_yaml
 
 RECORD = "quickstart.yaml"
-# What may be asked for differently of a folder that is there: seeds are added or left out.
-_MAY_CHANGE = ("output", "seeds", "diffeed_seeds")
-_LIBRARIES = {"sklearn": "scikit-learn", "elpv_dataset": "elpv-dataset"}
+# What may be asked for differently of a folder that is there: seeds are added or left out, and images are recognised.
+_MAY_CHANGE = ("output", "seeds", "diffeed_seeds", "data")
 
 
 def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
@@ -46,16 +46,15 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
         ImportError: a library of the demo extra is missing.
         Stopped: a signal asked to stop; the same command goes on.
     """
-    _check_libraries(config)
     plan = create_plan(config)
+    _check_libraries(plan)
     folder = RunFolder(plan.output, record=RECORD)
     folder.check()
     accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
     backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
-    record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone)}
+    record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, _open_images(plan))}
     if not overwrite:
         _check_record(folder, record)
-    _check_images(plan)
     folder.claim()
     try:
         if overwrite:
@@ -76,22 +75,38 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
         accelerator.end_training()
 
 
-def _check_libraries(config: QuickstartConfig) -> None:
-    needed = [name for name in _LIBRARIES if name != "elpv_dataset" or config.data is None]
-    missing = [_LIBRARIES[name] for name in needed if find_spec(name) is None]
+def _check_libraries(plan: Plan) -> None:
+    own = plan.data.name.startswith("elpv") and plan.data.root is None
+    needed = {"sklearn": "scikit-learn"} | ({"elpv_dataset": "elpv-dataset"} if own else {})
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise ImportError(f'the quickstart needs {" and ".join(missing)}; in the clone, run: pip install -e ".[demo]"')
 
 
-def _made_with(plan: Plan, backbone: UNetBackbone) -> dict[str, str]:
+def _open_images(plan: Plan) -> list[ImageDataset]:
+    """Training and test images, looked at before the first minute of work."""
+    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
+    check_same_classes(test.class_names, train.class_names, "of test", "of train")
+    if len(train.class_names) < 2:
+        raise ValueError(
+            f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
+        )
+    return [train, test]
+
+
+def _made_with(plan: Plan, backbone: UNetBackbone, images: Sequence[ImageDataset]) -> dict[str, str]:
     """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
     firsts = [run.recipe for run in plan.runs if not run.seed]
     recipes = [plain(asdict(plan.knn)), *(plain(asdict(recipe)) for recipe in firsts)]
     for recipe in recipes:
-        recipe["output"] = None
+        recipe["output"] = recipe["data"]["root"] = None
         recipe.pop("cache", None)
-    text = json.dumps(recipes, sort_keys=True)
-    return {"recipes": hashlib.sha256(text.encode()).hexdigest()[:16], "weights": backbone.digest[:16]}
+    parts = {
+        "recipes": json.dumps(recipes, sort_keys=True),
+        "weights": backbone.digest,
+        "images": " ".join(dataset.digest for dataset in images),
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 
 
 def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
@@ -112,13 +127,3 @@ def _clear(plan: Plan, folder: RunFolder) -> None:
     for method in plan.titles:
         for path in (folder.path / method, *folder.path.glob(f"{method}-[0-9]*")):
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _check_images(plan: Plan) -> None:
-    """Opens both splits before the first minute of work."""
-    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
-    check_same_classes(test.class_names, train.class_names, "of test", "of train")
-    if len(train.class_names) < 2:
-        raise ValueError(
-            f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
-        )
