@@ -14,7 +14,9 @@ from difformer.engine.extraction.extract import extract
 from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import Reader, create_parser, parse, read_yaml
+from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.recipes.training import Recipe
+from difformer.engine.sweep.sweep import sweep
 from difformer.engine.transfer.suite import TransferRecipe
 from difformer.engine.transfer.transfer import transfer
 from difformer.engine.transfer.trial import try_out_suite
@@ -88,6 +90,10 @@ def _probe(recipe: ProbeRecipe, *, overwrite: bool) -> None:
     run_probe(recipe, overwrite=overwrite)
 
 
+def _sweep(recipe: SweepRecipe, *, overwrite: bool) -> None:
+    sweep(recipe, overwrite=overwrite)
+
+
 def _reads_training_recipes(configuration: type) -> Reader:
     return lambda file: take_from_training(read_yaml(file), configuration)
 
@@ -139,6 +145,13 @@ RECIPE_VERBS = {
         _probe,
         {"overwrite": _REPLACE},
         read=_reads_training_recipes(ProbeRecipe),
+    ),
+    "sweep": RecipeVerb(
+        "Fits linear probes of every block, timestep and pooling, and says which to use; goes on likewise.",
+        SweepRecipe,
+        _sweep,
+        {"overwrite": _OVERWRITE},
+        read=_reads_training_recipes(SweepRecipe),
     ),
     "transfer": RecipeVerb(
         "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",

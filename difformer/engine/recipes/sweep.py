@@ -1,0 +1,109 @@
+"""What a sweep over blocks and timesteps is made of."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from difformer.config import as_integer, as_positive_integer
+from difformer.data import DataConfig
+from difformer.engine.recipes.evaluation import HOLDOUT, ProbeCriterion, ProbeRecipe
+from difformer.engine.recipes.training import (
+    BackboneConfig,
+    ExtractorConfig,
+    Precision,
+    Recipe,
+    TrainingConfig,
+    as_tuple,
+    check_choice,
+    check_range,
+)
+
+SweepMethod = Literal["ridge", "logistic"]
+
+
+@dataclass(frozen=True)
+class SweepRecipe:
+    """Linear probes of every block, timestep and pooling.
+
+    Attributes:
+        data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given; `k_shot` and
+            `percent` limit the images that probes learn from.
+        output: folder for the results.
+        backbone: the diffusion model the features come from.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps in [0, 1000).
+        pools: sides to which maps are averaged.
+        seed: of the noise.
+        method: ridge (closed form) or logistic.
+        strengths: of the L2 penalty, to choose from for each probe; when null over five or six decades.
+        criterion: what is best on the validation split: top1 or mean_per_class.
+        validation: split that chooses, and alone does so.
+        test: split that the best probe is measured on, once, after the choice; none when null.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes.
+        workers: of each process's data loader.
+    """
+
+    data: DataConfig
+    output: str = "runs/sweep"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    taps: tuple[int | str, ...] = ()
+    timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
+    pools: tuple[int, ...] = (1, 2, 4)
+    seed: int = 0
+    method: SweepMethod = "ridge"
+    strengths: tuple[float, ...] | None = None
+    criterion: ProbeCriterion = "top1"
+    validation: str = "holdout"
+    test: str | None = None
+    precision: Precision = "no"
+    batch_size: int = 128
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "timesteps", "pools"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        for name in ("timesteps", "pools"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
+        for pool in self.pools:
+            as_positive_integer("pools", pool)
+        check_choice("method", self.method, get_args(SweepMethod))
+        check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        check_choice("precision", self.precision, get_args(Precision))
+        object.__setattr__(self, "batch_size", as_positive_integer("batch_size", self.batch_size))
+        check_range("workers", as_integer("workers", self.workers), lambda x: x >= 0, "at least 0")
+        if self.validation == "holdout" and not self.data.holdout:
+            object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
+        # The rest of what can be wrong with them is a probe's.
+        object.__setattr__(self, "strengths", self.probe((), 0, 1).strengths)
+
+    def probe(
+        self, taps: tuple[str, ...], t: int, pool: int, strengths: tuple[float, ...] | None = None
+    ) -> ProbeRecipe:
+        """The recipe of one of its probes, alone.
+
+        Args:
+            taps, t, pool: its feature.
+            strengths: in place of all.
+        """
+        return ProbeRecipe(
+            data=self.data,
+            output=f"{self.output}/best",
+            backbone=self.backbone,
+            extractor=ExtractorConfig(taps=taps or (1,), timesteps=(t,), seed=self.seed),
+            pool=pool,
+            method=self.method,
+            strengths=strengths or self.strengths,
+            criterion=self.criterion,
+            validation=self.validation,
+            test=self.test,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+
+    def as_training(self) -> Recipe:
+        """The recipe of a run that computes in the same way."""
+        training = TrainingConfig(precision=self.precision, workers=self.workers)
+        return Recipe(data=self.data, backbone=self.backbone, training=training)

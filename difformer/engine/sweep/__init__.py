@@ -1,0 +1,1 @@
+"""Which block, timestep and pooling: probes of all of them, from one pass a timestep."""

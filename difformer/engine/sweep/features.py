@@ -1,0 +1,75 @@
+"""Features of every block at one timestep, pooled in every way, from one pass."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from difformer.data import ImageDataset
+from difformer.engine.evaluation.outputs import evaluate
+from difformer.engine.extraction.plan import collate_readable
+from difformer.features import FeatureExtractor
+
+
+class PooledInEveryWay(nn.Module):
+    """Images to vectors: each block's map averaged to each number of cells, all joined.
+
+    Args:
+        extractor: reads the maps, at one timestep.
+        pools: sides to average to, by adaptive average pooling.
+
+    Attributes:
+        places: columns of each (tap, pool) in the vectors.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, pools: Sequence[int]) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.places: dict[tuple[str, int], slice] = {}
+        start = 0
+        for key, spec in extractor.specs.items():
+            for pool in pools:
+                stop = start + spec.channels * pool**2
+                self.places[key.tap, pool] = slice(start, stop)
+                start = stop
+
+    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Args: images (B, 3, H, W) in [-1, 1]; ids (B,). Returns (B, D) float32."""
+        with torch.autocast(images.device.type, enabled=False):
+            features = {key.tap: maps for key, maps in self.extractor(images, ids).items()}
+        vectors = [F.adaptive_avg_pool2d(features[tap].float(), pool).flatten(1) for tap, pool in self.places]
+        return torch.cat(vectors, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class SplitFeatures:
+    """The images of a split at one timestep.
+
+    Attributes:
+        vectors: (N, D) float32.
+        labels: (N,).
+        places: columns of each (tap, pool).
+    """
+
+    vectors: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    places: Mapping[tuple[str, int], slice]
+
+    def of(self, tap: str, pool: int) -> Tensor:
+        """(N, channels · pool²) of one block and pooling."""
+        return torch.from_numpy(self.vectors[:, self.places[tap, pool]])
+
+
+def read_split(
+    model: PooledInEveryWay, images: ImageDataset, accelerator: Any, *, batch_size: int, workers: int, title: str
+) -> SplitFeatures:
+    """Reads a split, each image once, on all processes together; see `evaluate`."""
+    outputs = evaluate(
+        model, images, collate_readable, accelerator, batch_size=batch_size, workers=workers, progress=True, title=title
+    )
+    return SplitFeatures(outputs.values, outputs.labels, model.places)

@@ -1,0 +1,101 @@
+"""The scores of a sweep, and what follows from them."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from difformer.taps import TapSpec
+
+
+@dataclass(frozen=True)
+class Score:
+    """One probe.
+
+    Attributes:
+        tap, block: where it reads.
+        t: timestep.
+        pool: side of the pooled map.
+        l2: strength of the penalty, the best on the validation images.
+        accuracy: on the validation images, in [0, 1], by the sweep's criterion.
+        gflop: of the feature of one image.
+    """
+
+    tap: str
+    block: int
+    t: int
+    pool: int
+    l2: float
+    accuracy: float
+    gflop: float
+
+
+def best_score(scores: Sequence[Score]) -> Score:
+    """The most accurate; of equal ones the cheapest."""
+    return max(scores, key=lambda score: (score.accuracy, -score.gflop))
+
+
+def pareto_front(scores: Sequence[Score]) -> list[Score]:
+    """Those that no other beats at the same or a lower cost, from cheap to dear."""
+    front: list[Score] = []
+    for score in sorted(scores, key=lambda score: (score.gflop, -score.accuracy)):
+        if not front or score.accuracy > front[-1].accuracy:
+            front.append(score)
+    return front
+
+
+def recommend(scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = 3) -> tuple[list[str], list[int]]:
+    """Blocks and timesteps to fuse: the best block, then the best of other map sizes; the best timesteps likewise.
+
+    Args:
+        scores: of the sweep.
+        taps: the backbone's.
+        count: of blocks, and of timesteps.
+
+    Returns:
+        Taps in network order, and ascending timesteps.
+    """
+    by_tap = _best_by(scores, "tap")
+    ranked = sorted(by_tap, key=lambda tap: -by_tap[tap])
+    chosen: list[str] = []
+    for tap in ranked:
+        if len(chosen) < count and taps[tap].size not in {taps[other].size for other in chosen}:
+            chosen.append(tap)
+    chosen += [tap for tap in ranked if tap not in chosen][: count - len(chosen)]
+    by_timestep = _best_by([score for score in scores if score.tap in chosen], "t")
+    timesteps = sorted(by_timestep, key=lambda t: -by_timestep[t])[:count]
+    return [tap for tap in taps if tap in chosen], sorted(timesteps)
+
+
+def recommended_recipe(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
+    """What the sweep recommends, as a YAML file that `difformer train RECIPE --config FILE` takes."""
+    blocks, timesteps = recommend(scores, taps)
+    best = best_score(scores)
+    values: dict[str, Any] = {
+        "extractor": {"taps": blocks, "timesteps": timesteps},
+        "head": {"name": "difformer", "arguments": {"variant": "joint", "pool": max(score.pool for score in scores)}},
+    }
+    return (
+        f"# The best single feature: {best.tap} at t = {best.t}, pool {best.pool}: {best.accuracy:.2%} of the "
+        f"validation images.\n{yaml.safe_dump(values, sort_keys=False)}"
+    )
+
+
+def csv_table(scores: Sequence[Score]) -> str:
+    """One line a probe."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(asdict(scores[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(score) for score in scores)
+    return out.getvalue()
+
+
+def _best_by(scores: Sequence[Score], name: str) -> dict[Any, float]:
+    found: dict[Any, float] = {}
+    for score in scores:
+        key = getattr(score, name)
+        found[key] = max(found.get(key, 0.0), score.accuracy)
+    return found

@@ -1,0 +1,172 @@
+"""Probes of every block, timestep and pooling; the body of `difformer sweep`."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from difformer._optional import require
+from difformer.analysis.probes import Labelled, best, compare, create_probe
+from difformer.backbones import UNetBackbone
+from difformer.data import ImageDataset
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.build import build_backbone, build_dataset
+from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.evaluation.results import check_same_classes
+from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
+from difformer.engine.processes import on_main
+from difformer.engine.recipes.reading import dump, plain, read_yaml
+from difformer.engine.recipes.sweep import SweepRecipe
+from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, read_split
+from difformer.engine.sweep.scores import Score, best_score, csv_table, pareto_front, recommended_recipe
+from difformer.features import FeatureExtractor
+from difformer.report.sweep import draw_pareto, draw_sweep
+
+# What a sweep may go on with another value of.
+_MAY_CHANGE = ("output", "timesteps", "workers", "batch_size", "test", "data.root", "backbone.folder")
+
+
+def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
+    """Fits all probes of one timestep after another, and says which features to use. What is done is not done again.
+
+    Args:
+        recipe: everything about it.
+        overwrite: start anew although there is a sweep in the folder.
+
+    Returns:
+        The scores, in the order of timesteps, blocks and poolings.
+
+    Raises:
+        ValueError: a value in the recipe or in the data, or the folder holds a sweep with another recipe.
+        OSError: something cannot be read or written.
+        ImageError: an image cannot be read, and such are not to be skipped.
+    """
+    images = {split: build_dataset(recipe.data, split) for split in ("train", recipe.validation)}
+    check_same_classes(images[recipe.validation].class_names, images["train"].class_names, "of validation", "of train")
+    folder = RunFolder(recipe.output, record="sweep.yaml")
+    folder.check()
+    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    on_main(accelerator, folder.claim)
+    try:
+        on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
+        scores = []
+        for t in recipe.timesteps:
+            scores += _timestep(recipe, backbone, images, t, folder, accelerator)
+        on_main(accelerator, partial(_conclude, recipe, backbone, scores, folder))
+    finally:
+        folder.release()
+    if recipe.test is not None:
+        chosen = best_score(scores)
+        alone = recipe.probe((chosen.tap,), chosen.t, chosen.pool, (chosen.l2,))
+        run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True)
+    return scores
+
+
+def _prepare(
+    folder: RunFolder,
+    recipe: SweepRecipe,
+    backbone: UNetBackbone,
+    images: Mapping[str, ImageDataset],
+    accelerator: Any,
+    overwrite: bool,
+) -> None:
+    """Makes sure that what is in the folder is of the same sweep.
+
+    Raises:
+        ValueError: it is of another recipe, of other images or weights.
+    """
+    sources = {"weights": backbone.digest} | {split: dataset.digest for split, dataset in images.items()}
+    record = {"recipe": plain(asdict(recipe)), "sources": sources}
+    known = folder.path / "sources.json"
+    if overwrite:
+        for file in folder.path.glob("scores-*.json"):
+            file.unlink()
+    elif folder.recipe.exists() and known.exists():
+        before = {"recipe": read_yaml(folder.recipe), "sources": json.loads(known.read_text(encoding="utf-8"))}
+        changed = changed_keys(before, record)
+        other = [key for key in changed if key.removeprefix("recipe.") not in _MAY_CHANGE]
+        if other:
+            listed = "; ".join(f"{key} was {changed[key][0]!r} and is now {changed[key][1]!r}" for key in other)
+            raise ValueError(f"{folder.path} holds another sweep: {listed}. Choose another --output, or --overwrite")
+    folder.write_text(folder.recipe.name, dump(recipe))
+    folder.write_json(known.name, sources)
+    folder.write_json("environment.json", environment(accelerator.num_processes, accelerator.device))
+
+
+def _timestep(
+    recipe: SweepRecipe,
+    backbone: UNetBackbone,
+    images: Mapping[str, ImageDataset],
+    t: int,
+    folder: RunFolder,
+    accelerator: Any,
+) -> list[Score]:
+    """The probes of one timestep, which are read where they are done."""
+    file = folder.path / f"scores-{t:04}.json"
+    found: list[Score] | None = on_main(accelerator, partial(_read_scores, file))
+    if found is not None:
+        return found
+    extractor = FeatureExtractor(backbone, taps=recipe.taps or tuple(backbone.taps), timesteps=[t], seed=recipe.seed)
+    model = PooledInEveryWay(extractor, recipe.pools)
+    splits = {
+        split: read_split(
+            model,
+            dataset,
+            accelerator,
+            batch_size=recipe.batch_size,
+            workers=recipe.workers,
+            title=f"t = {t}, reading {split}",
+        )
+        for split, dataset in images.items()
+    }
+    scores = on_main(accelerator, partial(_fit, recipe, backbone, splits, images, t))
+    on_main(accelerator, partial(folder.write_json, file.name, [asdict(score) for score in scores]))
+    return scores
+
+
+def _read_scores(file: Any) -> list[Score] | None:
+    if not file.exists():
+        return None
+    return [Score(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def _fit(
+    recipe: SweepRecipe,
+    backbone: UNetBackbone,
+    splits: Mapping[str, SplitFeatures],
+    images: Mapping[str, ImageDataset],
+    t: int,
+) -> list[Score]:
+    """Every block's and pooling's probe, each with the strength that is best on the validation images."""
+    train, validation = splits["train"], splits[recipe.validation]
+    labels = [torch.from_numpy(split.labels) for split in (train, validation)]
+    probe = create_probe(recipe.method, strengths=recipe.strengths)
+    scores = []
+    bar = require("tqdm", "the progress bar").tqdm(train.places, desc=f"t = {t}, probes", leave=False)
+    for tap, pool in bar:
+        seen, unseen = (Labelled(split.of(tap, pool), y) for split, y in zip((train, validation), labels, strict=True))
+        chosen = best(compare(probe, seen, unseen, len(images["train"].class_names), criterion=recipe.criterion))
+        spec = backbone.taps[tap]
+        scores.append(Score(tap, spec.block, t, pool, chosen.settings["l2"], chosen.accuracy, spec.flops / 1e9))
+    return scores
+
+
+def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder) -> None:
+    """Writes table, pictures and recommendation, and prints the best."""
+    folder.write_text("scores.csv", csv_table(scores))
+    accuracies = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
+    draw_sweep(accuracies, folder.path / "scores.png")
+    front = pareto_front(scores)
+    draw_pareto(
+        [(score.gflop, score.accuracy) for score in scores],
+        [(score.gflop, score.accuracy, f"{score.tap}, t = {score.t}, pool {score.pool}") for score in front],
+        folder.path / "pareto.png",
+    )
+    folder.write_text("recommended.yaml", recommended_recipe(scores, backbone.taps))
+    for score in sorted(scores, key=lambda score: -score.accuracy)[:5]:
+        print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {score.accuracy:.2%}, {score.gflop:.3g} GFLOP")
+    print(f"{folder.path / 'scores.png'}, scores.csv, pareto.png and recommended.yaml beside it", flush=True)

@@ -1,0 +1,131 @@
+"""Sweeps: many probes from one pass a timestep, and what they recommend."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from training import merged, write_workplace
+
+from difformer.cli import main
+from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.recipes.reading import build, plain, read_yaml
+from difformer.engine.recipes.sweep import SweepRecipe
+from difformer.engine.sweep import sweep as module
+from difformer.engine.sweep.scores import Score, best_score, pareto_front, recommend
+from difformer.engine.sweep.sweep import sweep
+from difformer.taps import TapSpec
+
+
+@pytest.fixture
+def values(tmp_path):
+    """A sweep of two timesteps, as YAML holds it."""
+    workplace = write_workplace(tmp_path)
+    return {
+        "data": workplace["data"],
+        "backbone": workplace["backbone"],
+        "output": str(tmp_path / "sweep"),
+        "taps": ["in03", "mid", "out01"],
+        "timesteps": [50, 200],
+        "pools": [1, 2],
+        "strengths": [0.01, 1.0],
+        "workers": 0,
+        "batch_size": 8,
+    }
+
+
+def make(values, **changes):
+    return build(SweepRecipe, plain(merged(values, changes)))
+
+
+def test_probes_together_are_the_probes_alone(values, tmp_path):
+    scores = sweep(make(values))
+    assert [(s.tap, s.t, s.pool) for s in scores] == [
+        (tap, t, pool) for t in (50, 200) for tap in ("in03", "mid", "out01") for pool in (1, 2)
+    ]
+    for score in scores:
+        alone = make(values).probe((score.tap,), score.t, score.pool)
+        found = run_probe(build(type(alone), {**vars(alone), "output": str(tmp_path / "alone")}), overwrite=True)
+        assert found["validation"] == pytest.approx(score.accuracy)
+        assert found["chosen"]["l2"] == score.l2
+
+
+def test_leaves_table_pictures_and_a_recipe_that_trains(values, tmp_path, capsys):
+    (tmp_path / "sweep.yaml").write_text(json.dumps(values))
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--test", "test"]) == 0
+    folder = tmp_path / "sweep"
+    assert str(folder / "scores.png") in capsys.readouterr().out
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    assert len(rows) == 12
+    best = max(rows, key=lambda row: (float(row["accuracy"]), -float(row["gflop"])))
+    measured = json.loads((folder / "best" / "results.json").read_text())
+    assert measured["features"] == [{"tap": best["tap"], "t": int(best["t"]), "round": 0}]
+    assert measured["test"]["num_images"] == 15
+    for name in ("scores.png", "pareto.png"):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    recommended = folder / "recommended.yaml"
+    assert set(read_yaml(recommended)["extractor"]["taps"]) == {"in03", "mid", "out01"}
+    options = ["--data.name", "folder", "--data.root", values["data"]["root"], "--data.size", "32"]
+    options += ["--backbone.name", values["backbone"]["name"], "--training.epochs", "1", "--training.workers", "0"]
+    options += ["--output", str(tmp_path / "run"), "--training.batch_size", "8"]
+    assert main(["train", str(recommended), *options]) == 0
+
+
+def test_goes_on_with_the_timesteps_that_are_missing(values, monkeypatch):
+    first = sweep(make(values, timesteps=[50]))
+    read = []
+    original = module.read_split
+    monkeypatch.setattr(module, "read_split", lambda *a, **k: read.append(k["title"]) or original(*a, **k))
+    both = sweep(make(values))
+    assert both[: len(first)] == first
+    assert read == ["t = 200, reading train", "t = 200, reading holdout"]
+    assert sweep(make(values), overwrite=True) == both
+    assert len(read) == 2 + 4
+
+
+def test_another_sweep_in_the_folder_is_refused(values):
+    sweep(make(values, timesteps=[50]))
+    with pytest.raises(ValueError, match=r"holds another sweep: recipe\.seed was 0 and is now 1"):
+        sweep(make(values, seed=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"timesteps": []}, "timesteps must be one or more different numbers"),
+        ({"pools": [1, 1]}, "pools must be one or more different numbers"),
+        ({"pools": [0]}, "pools must be"),
+        ({"method": "knn"}, "method must be one of ridge, logistic"),
+        ({"test": "holdout"}, "test: holdout would be measured on the images that choose"),
+        ({"strengths": [-1.0]}, "strengths must be"),
+    ],
+)
+def test_wrong_values(values, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(values, **changes)
+
+
+def test_unknown_taps_name_the_known(values):
+    with pytest.raises(ValueError, match="unknown tap .in99.; expected one of in00"):
+        sweep(make(values, taps=["in99"]))
+
+
+def score(tap, t, accuracy, gflop, pool=1):
+    return Score(tap, 1, t, pool, 1.0, accuracy, gflop)
+
+
+def test_the_front_holds_what_no_cheaper_one_beats():
+    scores = [score("a", 1, 0.5, 1), score("b", 1, 0.4, 2), score("c", 1, 0.7, 3), score("d", 1, 0.7, 4)]
+    assert [s.tap for s in pareto_front(scores)] == ["a", "c"]
+    assert best_score(scores).tap == "c"
+
+
+def test_recommends_the_best_blocks_of_different_sizes_and_the_best_timesteps():
+    sizes = {"in00": 32, "in01": 16, "mid": 8, "out00": 8, "out01": 16}
+    taps = {tap: TapSpec(tap, i + 1, 4, size, float(i)) for i, (tap, size) in enumerate(sizes.items())}
+    level = {"in00": 0.1, "in01": 0.5, "mid": 0.8, "out00": 0.9, "out01": 0.6}
+    scores = [score(tap, t, level[tap] - abs(t - 50) / 1000, 1.0) for tap in taps for t in (10, 50, 90, 300)]
+    assert recommend(scores, taps) == (["in00", "out00", "out01"], [10, 50, 90])
+    assert recommend(scores, taps, 2) == (["out00", "out01"], [10, 50])
+    assert recommend(scores, {tap: taps[tap] for tap in taps}, 5)[0] == list(taps)
+    assert np.isclose(best_score(scores).accuracy, 0.9)
