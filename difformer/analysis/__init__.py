@@ -16,6 +16,7 @@ from difformer.analysis.metrics import (
 )
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
+from difformer.analysis.sgd import SGDFit, sgd_grid
 
 __all__ = [
     "ClassMetrics",
@@ -28,6 +29,7 @@ __all__ = [
     "PairedDifference",
     "PrincipalComponents",
     "RidgeFit",
+    "SGDFit",
     "accuracy",
     "bootstrap_mean",
     "calibration_error",
@@ -44,4 +46,5 @@ __all__ = [
     "pca_maps",
     "principal_components",
     "ridge_path",
+    "sgd_grid",
 ]

@@ -121,9 +121,9 @@ class Standardised:
         return LinearModel(weight, bias - weight @ self.mean)
 
 
-def check_strengths(strengths: Sequence[float]) -> tuple[float, ...]:
-    """Regularisation strengths as plain numbers. Raises ValueError: none, repeated, or not positive and finite."""
+def check_strengths(strengths: Sequence[float], name: str = "strengths") -> tuple[float, ...]:
+    """Strengths or rates as plain numbers. Raises ValueError: none, repeated, or not positive and finite."""
     checked = tuple(float(value) for value in strengths)
     if not checked or len(set(checked)) < len(checked) or not all(0 < value < math.inf for value in checked):
-        raise ValueError(f"strengths must be one or more different positive numbers, got {strengths!r}")
+        raise ValueError(f"{name} must be one or more different positive numbers, got {strengths!r}")
     return checked

@@ -13,6 +13,7 @@ from difformer.analysis.logistic import STRENGTHS as LOGISTIC_STRENGTHS
 from difformer.analysis.logistic import logistic_path
 from difformer.analysis.ridge import STRENGTHS as RIDGE_STRENGTHS
 from difformer.analysis.ridge import ridge_path
+from difformer.analysis.sgd import RATES, WEIGHT_DECAYS, sgd_grid
 
 Settings: TypeAlias = Mapping[str, float]
 Scorer: TypeAlias = Callable[[Tensor], Iterator[tuple[Settings, Tensor]]]
@@ -135,14 +136,42 @@ class LinearProbe:
         return LinearProbe(self.path, (settings["l2"],))
 
 
+@dataclass(frozen=True)
+class GradientDescent:
+    """A linear layer trained by `sgd_grid`.
+
+    Attributes:
+        rates: learning rates.
+        weight_decays: of the weights.
+    """
+
+    rates: Sequence[float]
+    weight_decays: Sequence[float]
+
+    def fit(self, images: Labelled, num_classes: int) -> Scorer:
+        """See `Probe.fit`."""
+        fits = sgd_grid(images.features, images.labels, num_classes, rates=self.rates, weight_decays=self.weight_decays)
+
+        def scores(features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
+            for fit in fits:
+                yield {"l2": fit.l2, "rate": fit.rate}, fit.model.logits(features)
+
+        return scores
+
+    def only(self, settings: Settings) -> "GradientDescent":
+        """See `Probe.only`."""
+        return GradientDescent((settings["rate"],), (settings["l2"],))
+
+
 def create_probe(
     method: str,
     *,
     ks: Sequence[int] | None = None,
     temperatures: Sequence[float] = (0.07,),
     strengths: Sequence[float] | None = None,
+    rates: Sequence[float] | None = None,
 ) -> Probe:
-    """A method by its name, knn, logistic or ridge, with the settings to choose from.
+    """A method by its name, knn, logistic, ridge or sgd, with the settings to choose from.
 
     Raises:
         ValueError: another name.
@@ -153,8 +182,10 @@ def create_probe(
     }
     if method == "knn":
         return NearestNeighbours(ks, temperatures)
+    if method == "sgd":
+        return GradientDescent(rates or RATES, strengths or WEIGHT_DECAYS)
     if method not in linear:
-        raise ValueError(f"method must be knn, logistic or ridge, got {method!r}")
+        raise ValueError(f"method must be knn, logistic, ridge or sgd, got {method!r}")
     path, usual = linear[method]
     return LinearProbe(path, strengths or usual)
 

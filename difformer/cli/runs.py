@@ -140,7 +140,7 @@ RECIPE_VERBS = {
         read_first=classifier_values,
     ),
     "probe": RecipeVerb(
-        "Fits k-NN, logistic or ridge classifiers on pooled features; the recipe may be one of training.",
+        "Fits k-NN or linear classifiers on pooled features; the recipe may be one of training.",
         ProbeRecipe,
         _probe,
         {"overwrite": _REPLACE},

@@ -38,16 +38,18 @@ def make(values, **changes):
     return build(SweepRecipe, plain(merged(values, changes)))
 
 
-def test_probes_together_are_the_probes_alone(values, tmp_path):
+@pytest.mark.parametrize("method", ["ridge", "sgd"])
+def test_probes_together_are_the_probes_alone(values, tmp_path, method):
+    values |= {"method": method}
     scores = sweep(make(values))
     assert [(s.tap, s.t, s.pool) for s in scores] == [
         (tap, t, pool) for t in (50, 200) for tap in ("in03", "mid", "out01") for pool in (1, 2)
     ]
     for score in scores:
-        alone = make(values).probe((score.tap,), score.t, score.pool)
+        alone = make(values).probe(score.tap, score.t, score.pool)
         found = run_probe(build(type(alone), {**vars(alone), "output": str(tmp_path / "alone")}), overwrite=True)
         assert found["validation"] == pytest.approx(score.accuracy)
-        assert found["chosen"]["l2"] == score.l2
+        assert found["chosen"] == score.settings
 
 
 def test_leaves_table_pictures_and_a_recipe_that_trains(values, tmp_path, capsys):
@@ -95,9 +97,10 @@ def test_another_sweep_in_the_folder_is_refused(values):
         ({"timesteps": []}, "timesteps must be one or more different numbers"),
         ({"pools": [1, 1]}, "pools must be one or more different numbers"),
         ({"pools": [0]}, "pools must be"),
-        ({"method": "knn"}, "method must be one of ridge, logistic"),
+        ({"method": "knn"}, "method must be one of ridge, logistic, sgd"),
         ({"test": "holdout"}, "test: holdout would be measured on the images that choose"),
         ({"strengths": [-1.0]}, "strengths must be"),
+        ({"rates": [0.1, 0.1]}, "rates must be"),
     ],
 )
 def test_wrong_values(values, changes, message):
@@ -106,12 +109,12 @@ def test_wrong_values(values, changes, message):
 
 
 def test_unknown_taps_name_the_known(values):
-    with pytest.raises(ValueError, match="unknown tap .in99.; expected one of in00"):
+    with pytest.raises(ValueError, match=r"unknown tap .in99.; expected one of in00"):
         sweep(make(values, taps=["in99"]))
 
 
 def score(tap, t, accuracy, gflop, pool=1):
-    return Score(tap, 1, t, pool, 1.0, accuracy, gflop)
+    return Score(tap, 1, t, pool, {"l2": 1.0}, accuracy, gflop)
 
 
 def test_the_front_holds_what_no_cheaper_one_beats():

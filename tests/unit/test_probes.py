@@ -81,7 +81,7 @@ def test_the_criterion_decides():
 
 
 def test_unknown_methods_are_refused():
-    with pytest.raises(ValueError, match="method must be knn, logistic or ridge, got 'svm'"):
+    with pytest.raises(ValueError, match="method must be knn, logistic, ridge or sgd, got 'svm'"):
         create_probe("svm")
 
 

@@ -1,4 +1,4 @@
-"""A k-NN, logistic or ridge classifier on pooled features; the body of `difformer probe`."""
+"""A k-NN or linear classifier on pooled features; the body of `difformer probe`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +31,7 @@ from difformer.engine.recipes.reading import dump, plain
 RESULTS, RECIPE = "results.json", "recipe.yaml"
 # What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates
 # targets.
-_MEANINGLESS = {"knn": ("nll",), "logistic": (), "ridge": ("nll", "ece")}
+_MEANINGLESS = {"knn": ("nll",), "logistic": (), "ridge": ("nll", "ece"), "sgd": ()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,13 @@ def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split
 
 
 def _probe(recipe: ProbeRecipe) -> Probe:
-    return create_probe(recipe.method, ks=recipe.ks, temperatures=recipe.temperatures, strengths=recipe.strengths)
+    return create_probe(
+        recipe.method,
+        ks=recipe.ks,
+        temperatures=recipe.temperatures,
+        strengths=recipe.strengths,
+        rates=recipe.rates,
+    )
 
 
 def _decision(

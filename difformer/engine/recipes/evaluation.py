@@ -19,7 +19,7 @@ from difformer.engine.recipes.training import (
     check_range,
 )
 
-ProbeMethod = Literal["knn", "logistic", "ridge"]
+ProbeMethod = Literal["knn", "logistic", "ridge", "sgd"]
 ProbeCriterion = Literal["top1", "mean_per_class"]
 
 # Of the training split, where a probe is to choose on a holdout and the data does not say how large.
@@ -72,7 +72,7 @@ class EvaluationRecipe:
 
 @dataclass(frozen=True)
 class ProbeRecipe:
-    """A classifier on pooled features that is fitted without a training loop.
+    """A classifier on pooled features that is fitted at once for a grid of settings.
 
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given.
@@ -81,10 +81,11 @@ class ProbeRecipe:
         extractor: which features are read.
         pool: side to which each feature map is averaged.
         normalize: scale each feature to length 1 before they are joined, so that none outweighs the others.
-        method: knn, logistic or ridge.
+        method: knn, logistic, ridge or sgd (linear probes trained by gradient descent).
         ks: numbers of neighbours to choose from; when null those of 10, 20, 100 and 200 that there are images for.
         temperatures: of the neighbours' votes, to choose from.
-        strengths: of the L2 penalty of logistic and ridge, to choose from; when null over five or six decades.
+        strengths: of the L2 penalty of logistic, ridge and sgd, to choose from; when null over several decades.
+        rates: learning rates of sgd, to choose from.
         criterion: what is best on the validation split: top1 or mean_per_class.
         validation: split that chooses, and alone does so.
         test: split that is measured once, after the choice; none when null.
@@ -104,6 +105,7 @@ class ProbeRecipe:
     ks: tuple[int, ...] | None = None
     temperatures: tuple[float, ...] = (0.07,)
     strengths: tuple[float, ...] | None = None
+    rates: tuple[float, ...] | None = None
     criterion: ProbeCriterion = "top1"
     validation: str = "holdout"
     test: str | None = "test"
@@ -144,10 +146,10 @@ class ProbeRecipe:
     def _check_grid(self) -> None:
         if self.ks is not None:
             object.__setattr__(self, "ks", tuple(as_positive_integer("ks", k) for k in self.ks))
-        for name in ("temperatures", "strengths"):
+        for name in ("temperatures", "strengths", "rates"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
-        for name in ("ks", "temperatures", "strengths"):
+        for name in ("ks", "temperatures", "strengths", "rates"):
             values = getattr(self, name)
             if values is not None and not (values and len(set(values)) == len(values) and min(values) > 0):
                 raise ValueError(f"{name} must be one or more different positive numbers, got {list(values)}")

@@ -1,5 +1,6 @@
 """What a sweep over blocks and timesteps is made of."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -17,7 +18,7 @@ from difformer.engine.recipes.training import (
     check_range,
 )
 
-SweepMethod = Literal["ridge", "logistic"]
+SweepMethod = Literal["ridge", "logistic", "sgd"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,9 @@ class SweepRecipe:
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
         seed: of the noise.
-        method: ridge (closed form) or logistic.
-        strengths: of the L2 penalty, to choose from for each probe; when null over five or six decades.
+        method: ridge (closed form), logistic, or sgd (all settings of a probe trained at once).
+        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
+        rates: learning rates of sgd, to choose from likewise.
         criterion: what is best on the validation split: top1 or mean_per_class.
         validation: split that chooses, and alone does so.
         test: split that the best probe is measured on, once, after the choice; none when null.
@@ -52,6 +54,7 @@ class SweepRecipe:
     seed: int = 0
     method: SweepMethod = "ridge"
     strengths: tuple[float, ...] | None = None
+    rates: tuple[float, ...] | None = None
     criterion: ProbeCriterion = "top1"
     validation: str = "holdout"
     test: str | None = None
@@ -76,25 +79,27 @@ class SweepRecipe:
         if self.validation == "holdout" and not self.data.holdout:
             object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
         # The rest of what can be wrong with them is a probe's.
-        object.__setattr__(self, "strengths", self.probe((), 0, 1).strengths)
+        alone = self.probe(1, 0, 1)
+        for name in ("strengths", "rates"):
+            object.__setattr__(self, name, getattr(alone, name))
 
-    def probe(
-        self, taps: tuple[str, ...], t: int, pool: int, strengths: tuple[float, ...] | None = None
-    ) -> ProbeRecipe:
+    def probe(self, tap: int | str, t: int, pool: int, settings: Mapping[str, float] | None = None) -> ProbeRecipe:
         """The recipe of one of its probes, alone.
 
         Args:
-            taps, t, pool: its feature.
-            strengths: in place of all.
+            tap, t, pool: its feature.
+            settings: in place of those to choose from.
         """
+        settings = settings or {}
         return ProbeRecipe(
             data=self.data,
             output=f"{self.output}/best",
             backbone=self.backbone,
-            extractor=ExtractorConfig(taps=taps or (1,), timesteps=(t,), seed=self.seed),
+            extractor=ExtractorConfig(taps=(tap,), timesteps=(t,), seed=self.seed),
             pool=pool,
             method=self.method,
-            strengths=strengths or self.strengths,
+            strengths=(settings["l2"],) if "l2" in settings else self.strengths,
+            rates=(settings["rate"],) if "rate" in settings else self.rates,
             criterion=self.criterion,
             validation=self.validation,
             test=self.test,

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from difformer.engine.recipes.reading import dotted
 from difformer.taps import TapSpec
 
 
@@ -19,7 +20,7 @@ class Score:
         tap, block: where it reads.
         t: timestep.
         pool: side of the pooled map.
-        l2: strength of the penalty, the best on the validation images.
+        settings: of the probe, those that were best on the validation images.
         accuracy: on the validation images, in [0, 1], by the sweep's criterion.
         gflop: of the feature of one image.
     """
@@ -28,7 +29,7 @@ class Score:
     block: int
     t: int
     pool: int
-    l2: float
+    settings: Mapping[str, float]
     accuracy: float
     gflop: float
 
@@ -87,9 +88,10 @@ def recommended_recipe(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> 
 def csv_table(scores: Sequence[Score]) -> str:
     """One line a probe."""
     out = io.StringIO()
-    writer = csv.DictWriter(out, list(asdict(scores[0])), lineterminator="\n")
+    rows = [dict(dotted(asdict(score))) for score in scores]
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(score) for score in scores)
+    writer.writerows(rows)
     return out.getvalue()
 
 

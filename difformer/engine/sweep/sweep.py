@@ -61,7 +61,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         folder.release()
     if recipe.test is not None:
         chosen = best_score(scores)
-        alone = recipe.probe((chosen.tap,), chosen.t, chosen.pool, (chosen.l2,))
+        alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
         run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True)
     return scores
 
@@ -144,14 +144,14 @@ def _fit(
     """Every block's and pooling's probe, each with the strength that is best on the validation images."""
     train, validation = splits["train"], splits[recipe.validation]
     labels = [torch.from_numpy(split.labels) for split in (train, validation)]
-    probe = create_probe(recipe.method, strengths=recipe.strengths)
+    probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
     scores = []
     bar = require("tqdm", "the progress bar").tqdm(train.places, desc=f"t = {t}, probes", leave=False)
     for tap, pool in bar:
         seen, unseen = (Labelled(split.of(tap, pool), y) for split, y in zip((train, validation), labels, strict=True))
         chosen = best(compare(probe, seen, unseen, len(images["train"].class_names), criterion=recipe.criterion))
         spec = backbone.taps[tap]
-        scores.append(Score(tap, spec.block, t, pool, chosen.settings["l2"], chosen.accuracy, spec.flops / 1e9))
+        scores.append(Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9))
     return scores
 
 
