@@ -95,12 +95,14 @@ class MinibatchCKA:
         count = len(next(iter(xs.values()))) if xs else 0
         if count < _FEWEST:
             raise ValueError(f"a batch must have at least {_FEWEST} images, got {count}")
-        lefts = [self._gram("x", name, values, count) for name, values in xs.items()]
-        rights = lefts if same else [self._gram("y", name, values, count) for name, values in ys.items()]
+        lefts = torch.stack([self._gram("x", name, values, count) for name, values in xs.items()])
+        rights = lefts
+        if not same:
+            rights = torch.stack([self._gram("y", name, values, count) for name, values in ys.items()])
         hsic = _unbiased_hsic if self.debiased else _biased_hsic
-        self._cross += torch.stack([torch.stack([hsic(left, right) for right in rights]) for left in lefts])
-        self._rows += torch.stack([_own(hsic, left) for left in lefts])
-        self._columns += torch.stack([_own(hsic, right) for right in rights])
+        self._cross += hsic(lefts, rights)
+        self._rows += _own(hsic, lefts)
+        self._columns += _own(hsic, rights)
 
     def compute(self) -> Tensor:
         """(rows, columns) float64: the CKA of each pair so far.
@@ -167,27 +169,33 @@ def _nearest(gram: Tensor, k: int) -> Tensor:
 
 
 def _local_hsic(left: Tensor, right: Tensor, near: Tensor) -> Tensor:
-    return _unbiased_hsic(left * near, right * near)
+    return _unbiased_hsic((left * near)[None], (right * near)[None])[0, 0]
 
 
-def _unbiased_hsic(left: Tensor, right: Tensor) -> Tensor:
-    """HSIC_1 of Song et al. 2012, eq. 5, of (n, n) similarities whose diagonals are zero."""
-    n = len(left)
-    sums = left.sum() * right.sum() / ((n - 1) * (n - 2))
-    products = left.sum(dim=0) @ right.sum(dim=1)
-    return ((left * right.T).sum() + sums - 2 / (n - 2) * products) / (n * (n - 3))
+def _unbiased_hsic(lefts: Tensor, rights: Tensor) -> Tensor:
+    """HSIC_1 of Song et al. 2012, eq. 5, between (R, n, n) and (S, n, n) similarities whose diagonals are zero.
+
+    Returns:
+        (R, S).
+    """
+    n = lefts.shape[1]
+    traces = lefts.flatten(1) @ rights.transpose(1, 2).flatten(1).T
+    sums = lefts.sum(dim=(1, 2))[:, None] * rights.sum(dim=(1, 2))[None, :] / ((n - 1) * (n - 2))
+    products = lefts.sum(dim=1) @ rights.sum(dim=2).T
+    return (traces + sums - 2 / (n - 2) * products) / (n * (n - 3))
 
 
-def _biased_hsic(left: Tensor, right: Tensor) -> Tensor:
-    """HSIC_0: the inner product of the centred similarities, over (n - 1)²."""
-    centred = left - left.mean(dim=0, keepdim=True) - left.mean(dim=1, keepdim=True) + left.mean()
-    return (centred * right).sum() / (len(left) - 1) ** 2
+def _biased_hsic(lefts: Tensor, rights: Tensor) -> Tensor:
+    """HSIC_0: the inner products of the centred similarities, over (n - 1)²; shapes as for `_unbiased_hsic`."""
+    means = lefts.mean(dim=1, keepdim=True) + lefts.mean(dim=2, keepdim=True)
+    centred = lefts - means + lefts.mean(dim=(1, 2), keepdim=True)
+    return centred.flatten(1) @ rights.flatten(1).T / (lefts.shape[1] - 1) ** 2
 
 
-def _own(hsic: Callable[[Tensor, Tensor], Tensor], gram: Tensor) -> Tensor:
-    """HSIC with itself; 0 where what is left of equal similarities is rounding."""
-    found = hsic(gram, gram)
-    return torch.where(found.abs() > _ROUNDING * gram.square().mean(), found, 0)
+def _own(hsic: Callable[[Tensor, Tensor], Tensor], grams: Tensor) -> Tensor:
+    """(R,) HSIC of each with itself; 0 where what is left of equal similarities is rounding."""
+    found = torch.cat([hsic(gram[None], gram[None])[0] for gram in grams])
+    return torch.where(found.abs() > _ROUNDING * grams.square().mean(dim=(1, 2)), found, 0)
 
 
 def _median_off_diagonal(distances: Tensor) -> float:

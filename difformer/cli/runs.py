@@ -14,8 +14,10 @@ from difformer.engine.extraction.extract import extract
 from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import Reader, create_parser, parse, read_yaml
+from difformer.engine.recipes.similarity import SimilarityRecipe
 from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.recipes.training import Recipe
+from difformer.engine.similarity.cka import measure_cka
 from difformer.engine.sweep.sweep import sweep
 from difformer.engine.transfer.suite import TransferRecipe
 from difformer.engine.transfer.transfer import transfer
@@ -94,6 +96,10 @@ def _sweep(recipe: SweepRecipe, *, overwrite: bool) -> None:
     sweep(recipe, overwrite=overwrite)
 
 
+def _cka(recipe: SimilarityRecipe, *, overwrite: bool) -> None:
+    measure_cka(recipe, overwrite=overwrite)
+
+
 def _reads_training_recipes(configuration: type) -> Reader:
     return lambda file: take_from_training(read_yaml(file), configuration)
 
@@ -152,6 +158,13 @@ RECIPE_VERBS = {
         _sweep,
         {"overwrite": _OVERWRITE},
         read=_reads_training_recipes(SweepRecipe),
+    ),
+    "cka": RecipeVerb(
+        "Compares blocks and timesteps with each other, with other weights, or with a timm model, by CKA.",
+        SimilarityRecipe,
+        _cka,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(SimilarityRecipe),
     ),
     "transfer": RecipeVerb(
         "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",

@@ -1,0 +1,1 @@
+"""How alike representations are: blocks, timesteps, other weights and other models."""

@@ -1,0 +1,117 @@
+"""CKA between blocks, timesteps and models; the body of `difformer cka`."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from difformer._optional import require
+from difformer.analysis import MinibatchCKA
+from difformer.data import ImageDataset
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.build import build_backbone, build_dataset
+from difformer.engine.evaluation.result_folder import ResultFolder, write_json, write_table
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.batches import create_loader
+from difformer.engine.loop.run_folder import environment
+from difformer.engine.recipes.reading import dump
+from difformer.engine.recipes.similarity import SimilarityRecipe
+from difformer.engine.recipes.training import BackboneConfig
+from difformer.engine.similarity.representations import DiffusionBlocks, Representations, TimmBlocks
+from difformer.report.similarity import draw_similarities
+
+_FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
+# The unbiased estimator needs as many.
+_FEWEST = 4
+
+
+def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray[np.float64]:
+    """Compares all representations with each other, batch by batch, and draws the matrices.
+
+    Args:
+        recipe: everything about it.
+        overwrite: replace results that are there.
+
+    Returns:
+        (rows, columns): blocks outermost, then timesteps; columns are those of the other model, where there is one.
+
+    Raises:
+        ValueError: a value in the recipe or in the data, or several processes.
+        OSError: something cannot be read or written.
+        ImageError: an image cannot be read, and such are not to be skipped.
+    """
+    folder = ResultFolder(recipe.output, _FILES)
+    folder.check(overwrite=overwrite)
+    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    if accelerator.num_processes > 1:
+        raise ValueError("similarities are computed in one process; run `difformer cka` without accelerate launch")
+    images = build_dataset(recipe.data, recipe.split)
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    rows = DiffusionBlocks(backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+    columns = _columns(recipe, accelerator.device)
+    matrix = _accumulate(recipe, images, rows, columns, accelerator.device)
+    with folder.write() as temporary:
+        _write(temporary, recipe, matrix, rows, columns, accelerator.device)
+    print(f"{folder.path}: CKA of {len(rows.names)} × {matrix.shape[1]} representations", flush=True)
+    return matrix
+
+
+def _columns(recipe: SimilarityRecipe, device: torch.device) -> Representations | None:
+    """What the blocks are compared with, where it is not themselves."""
+    if recipe.timm.name is not None:
+        return TimmBlocks(recipe.timm, recipe.pool, device)
+    if recipe.other is None:
+        return None
+    other = build_backbone(BackboneConfig(name=recipe.other), precision=recipe.precision, device=device)
+    return DiffusionBlocks(other, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+
+
+def _accumulate(
+    recipe: SimilarityRecipe,
+    images: ImageDataset,
+    rows: Representations,
+    columns: Representations | None,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    count = len(images) if recipe.images is None else min(recipe.images, len(images))
+    places = np.linspace(0, len(images) - 1, count).round().astype(int).tolist()
+    batches = [places[i : i + recipe.batch_size] for i in range(0, count, recipe.batch_size)]
+    # What is left over would have far more variance than a whole batch.
+    batches = [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]
+    found = MinibatchCKA(kernel=recipe.kernel, bandwidth=recipe.bandwidth)
+    loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
+    for batch in require("tqdm", "the progress bar").tqdm(loader, total=len(batches), unit="batch"):
+        if batch is None or len(batch.ids) < _FEWEST:
+            continue
+        inputs = batch.images.to(device, non_blocking=True), batch.ids
+        with torch.no_grad():
+            found.update(rows.read(*inputs), None if columns is None else columns.read(*inputs))
+    return found.compute().cpu().numpy()
+
+
+def _write(
+    folder: Path,
+    recipe: SimilarityRecipe,
+    matrix: NDArray[np.float64],
+    rows: DiffusionBlocks,
+    columns: Representations | None,
+    device: torch.device,
+) -> None:
+    names = rows.names if columns is None else columns.names
+    write_table(folder / "cka.csv", ["", *names], [(name, *row) for name, row in zip(rows.names, matrix, strict=True)])
+    np.save(folder / "cka.npy", matrix)
+    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    write_json(folder / "environment.json", environment(1, device))
+    if columns is not None:
+        draw_similarities({"": matrix}, rows.names, names, folder / "models.png")
+        return
+    taps = list(dict.fromkeys(key.tap for key in rows.keys))
+    steps = list(recipe.timesteps)
+    table = matrix.reshape(len(taps), len(steps), len(taps), len(steps))
+    by_timestep = {f"t = {t}": table[:, i, :, i] for i, t in enumerate(steps)}
+    draw_similarities(by_timestep, taps, taps, folder / "blocks.png")
+    if len(steps) > 1:
+        by_block: dict[str, Any] = {tap: table[i, :, i, :] for i, tap in enumerate(taps)}
+        draw_similarities(by_block, [str(t) for t in steps], [str(t) for t in steps], folder / "timesteps.png")
