@@ -2,12 +2,15 @@
 
 import argparse
 import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
+from typing import get_origin
 
 from difformer._optional import require
 from difformer.cli.bench import bench
+from difformer.cli.compare import compare
 from difformer.cli.listing import list_weights
 from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
@@ -22,6 +25,7 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "predict": predict,
     "sample": sample,
     "bench": bench,
+    "compare": compare,
     **RECIPE_VERBS,
 }
 # What a verb does when it is given no arguments, where that is something of its own.
@@ -62,7 +66,7 @@ def _run(name: str, arguments: list[str]) -> int:
     if isinstance(verb, RecipeVerb):
         return verb.run(f"difformer {name}", arguments) or 0
     jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-    given = _expand_flags(verb, arguments)
+    given = _gather_list(verb, _expand_flags(verb, arguments))
     return jsonargparse.auto_cli(verb, args=given, prog=f"difformer {name}") or 0
 
 
@@ -83,3 +87,12 @@ def _expand_flags(verb: Callable[..., int | None], arguments: list[str]) -> list
         f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
         for argument, after in zip_longest(arguments, arguments[1:])
     ]
+
+
+def _gather_list(verb: Callable[..., int | None], arguments: list[str]) -> list[str]:
+    """Lets a verb's list be given word by word, before the options."""
+    first = next(iter(inspect.signature(verb).parameters.values()))
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    if get_origin(first.annotation) is not list or first.kind is first.KEYWORD_ONLY or not words:
+        return arguments
+    return [json.dumps(words), *arguments[len(words) :]]

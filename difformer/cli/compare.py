@@ -1,0 +1,19 @@
+"""The verb that lays runs side by side: compare."""
+
+from pathlib import Path
+
+from difformer.engine.comparison.compare import compare_runs
+
+
+def compare(runs: list[str], *, output: Path, split: str = "test", seed: int = 0, overwrite: bool = False) -> None:
+    """Lays runs side by side on one page: numbers, differences from the first with their significance, curves.
+
+    Args:
+        runs: folders of runs, or folders that `difformer eval` wrote; two or more. Those that have not been measured on
+            the split are measured first.
+        output: folder for the page, its pictures and the numbers.
+        split: on which runs are compared.
+        seed: of the bootstrap.
+        overwrite: replace what is there.
+    """
+    compare_runs(runs, output, split=split, seed=seed, overwrite=overwrite)

@@ -1,0 +1,95 @@
+"""What evaluations have left of several classifiers."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difformer.engine.evaluation.classifier import METRICS, classifier_values, evaluate_classifier
+from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.recipes.evaluation import EvaluationRecipe
+from difformer.engine.recipes.reading import build
+from difformer.files import expand_user
+
+_PREDICTIONS = "predictions.csv"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A classifier on a split.
+
+    Attributes:
+        name: what it is called here.
+        metrics: as in `metrics.json`.
+        digest: of the split.
+        ids: (N,) of the images, ascending.
+        correct: (N,) whether each was recognised.
+        confusion: (C, C) counts.
+        class_names: C.
+        parameters: that were trained; None where no run says so.
+        history: records of the run's epochs; empty where there is no run.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    digest: str
+    ids: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    confusion: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    parameters: int | None
+    history: Sequence[Mapping[str, Any]]
+
+
+def read_measured(source: str, split: str, name: str) -> Measured:
+    """The measurements of a run, which are made where they are missing, or those that `difformer eval` has left.
+
+    Args:
+        source: the run's folder, or that of an evaluation.
+        split: of a run.
+        name: what to call it.
+
+    Raises:
+        FileNotFoundError: it is neither.
+        ValueError: the tables in it are damaged.
+        And as `evaluate_classifier`.
+    """
+    folder = expand_user(source)
+    run = RunFolder(folder)
+    results = folder
+    if run.recipe.exists():
+        results = folder / f"eval-{split}"
+        if not (results / METRICS).exists():
+            evaluate_classifier(build(EvaluationRecipe, {**classifier_values(source), "split": split}))
+    elif not (folder / METRICS).exists():
+        raise FileNotFoundError(f"{source} is neither the folder of a run nor one that `difformer eval` wrote")
+    try:
+        return _read(results, run, name)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{results} is damaged ({error!r}); `difformer eval … --overwrite` makes it anew") from error
+
+
+def _read(results: Path, run: RunFolder, name: str) -> Measured:
+    report = json.loads((results / METRICS).read_text(encoding="utf-8"))
+    with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: int(row["id"]))
+    with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
+        header, *counts = csv.reader(file)
+    finished = json.loads(run.results.read_text(encoding="utf-8")) if run.results.exists() else {}
+    history = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
+    return Measured(
+        name=name,
+        metrics=report["metrics"],
+        digest=report["data"]["digest"],
+        ids=np.array([int(row["id"]) for row in rows]),
+        correct=np.array([row["label"] == row["predicted"] for row in rows]),
+        confusion=np.array([[int(cell) for cell in line[1:]] for line in counts]),
+        class_names=tuple(header[1:]),
+        parameters=finished.get("trained_parameters"),
+        history=[json.loads(line) for line in history],
+    )

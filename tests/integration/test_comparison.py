@@ -1,0 +1,94 @@
+"""Runs side by side."""
+
+import json
+
+import numpy as np
+import pytest
+from training import make_recipe, write_images, write_workplace
+
+from difformer.analysis import paired_bootstrap
+from difformer.cli import main
+from difformer.engine.classification.train import train
+from difformer.engine.comparison import measured as module
+from difformer.engine.comparison.compare import compare_runs, short_names
+from difformer.engine.comparison.measured import read_measured
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs on the same images, the second of which learns nothing."""
+    folder = tmp_path_factory.mktemp("work")
+    values = write_workplace(folder)
+    for name, rate in (("good", 0.05), ("bad", 1e-9)):
+        train(make_recipe(values, output=str(folder / "runs" / name), optimizer={"lr": rate}))
+    return folder / "runs"
+
+
+def test_two_runs_on_one_page(runs, tmp_path, capsys):
+    good, bad = str(runs / "good"), str(runs / "bad")
+    assert main(["compare", good, bad, "--output", str(tmp_path / "both")]) == 0
+    folder = tmp_path / "both"
+    assert {path.name for path in folder.iterdir()} == {
+        "compare.html", "compare.json", "learning.png", "confusion-0.png", "confusion-1.png",
+    }  # fmt: skip
+    one, other = (read_measured(str(runs / name), "test", name) for name in ("good", "bad"))
+    expected = paired_bootstrap(other.correct, one.correct, resamples=10_000)
+    first, second = json.loads((folder / "compare.json").read_text())
+    assert "against_first" not in first
+    assert second["against_first"]["p_value"] == expected.p_value
+    assert second["against_first"]["difference"]["mean"] == pytest.approx(other.correct.mean() - one.correct.mean())
+    for name, m in (("good", one), ("bad", other)):
+        results = json.loads((runs / name / "results.json").read_text())
+        assert m.metrics["top1"] == pytest.approx(results["test"]["top1"])
+        assert m.correct.mean() == pytest.approx(results["test"]["top1"])
+        assert np.trace(m.confusion) == m.correct.sum()
+        assert m.parameters == results["trained_parameters"]
+        assert len(m.history) == 3
+    page = (folder / "compare.html").read_text(encoding="utf-8")
+    assert f"{100 * one.metrics['top1']:.2f}" in page
+    assert f"p = {expected.p_value:.2g}" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_not_measured_again(runs, tmp_path, monkeypatch):
+    compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "one")
+    monkeypatch.setattr(module, "evaluate_classifier", lambda *a, **k: pytest.fail("measured again"))
+    compare_runs([str(runs / "good" / "eval-test"), str(runs / "bad")], tmp_path / "two")
+
+
+def test_runs_of_other_images_are_refused(runs, tmp_path):
+    write_images(tmp_path / "images", {"test": 4}, seed=1)
+    output = str(tmp_path / "eval")
+    assert main(["eval", str(runs / "good"), "--data.root", str(tmp_path / "images"), "--output", output]) == 0
+    with pytest.raises(ValueError, match="were measured on different images"):
+        compare_runs([str(runs / "good"), output], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sources", "message"),
+    [
+        (["{runs}/good"], "at least two runs"),
+        (["{runs}/good", "{runs}/good"], "must be different ones"),
+        (["{runs}/good", "{runs}"], "neither the folder of a run nor one that"),
+        (["{runs}/good", "nowhere"], "nowhere is neither"),
+    ],
+)
+def test_wrong_words(runs, sources, message, tmp_path, capsys):
+    words = [source.format(runs=runs) for source in sources]
+    assert main(["compare", *words, "--output", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_damaged_evaluation_says_what_to_do(runs, tmp_path):
+    compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "one")
+    file = runs / "bad" / "eval-test" / "predictions.csv"
+    kept = file.read_text()
+    file.write_text("nonsense\n1\n")
+    with pytest.raises(ValueError, match=r"eval-test is damaged .*--overwrite"):
+        compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "two")
+    file.write_text(kept)
+
+
+def test_names_are_as_short_as_they_can_be():
+    assert short_names(["a/one", "b/two"]) == ["one", "two"]
+    assert short_names(["a/one/x", "b/two/x"]) == ["one/x", "two/x"]
