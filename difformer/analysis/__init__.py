@@ -16,6 +16,7 @@ from difformer.analysis.metrics import (
 )
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
+from difformer.analysis.scatter import view_criterion
 from difformer.analysis.sgd import SGDFit, sgd_grid
 
 __all__ = [
@@ -47,4 +48,5 @@ __all__ = [
     "principal_components",
     "ridge_path",
     "sgd_grid",
+    "view_criterion",
 ]

@@ -15,8 +15,9 @@ from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, t
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipes.similarity import SimilarityRecipe
-from difformer.engine.recipes.sweep import SweepRecipe
+from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
 from difformer.engine.recipes.training import Recipe
+from difformer.engine.selection.select import select
 from difformer.engine.similarity.cka import measure_cka
 from difformer.engine.sweep.sweep import sweep
 from difformer.engine.transfer.suite import TransferRecipe
@@ -100,6 +101,10 @@ def _cka(recipe: SimilarityRecipe, *, overwrite: bool) -> None:
     measure_cka(recipe, overwrite=overwrite)
 
 
+def _select(recipe: SelectRecipe, *, overwrite: bool) -> None:
+    select(recipe, overwrite=overwrite)
+
+
 def _reads_training_recipes(configuration: type) -> Reader:
     return lambda file: take_from_training(read_yaml(file), configuration)
 
@@ -158,6 +163,13 @@ RECIPE_VERBS = {
         _sweep,
         {"overwrite": _OVERWRITE},
         read=_reads_training_recipes(SweepRecipe),
+    ),
+    "select": RecipeVerb(
+        "Searches for the best block and timestep, and features to fuse, at a quarter of a sweep's cost.",
+        SelectRecipe,
+        _select,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(SelectRecipe),
     ),
     "cka": RecipeVerb(
         "Compares blocks and timesteps with each other, with other weights, or with a timm model, by CKA.",

@@ -1,10 +1,10 @@
-"""What a sweep over blocks and timesteps is made of."""
+"""What a sweep over blocks and timesteps, and a search among them, are made of."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer
+from difformer.config import as_integer, as_positive_integer, as_switch
 from difformer.data import DataConfig
 from difformer.engine.recipes.evaluation import HOLDOUT, ProbeCriterion, ProbeRecipe
 from difformer.engine.recipes.training import (
@@ -112,3 +112,36 @@ class SweepRecipe:
         """The recipe of a run that computes in the same way."""
         training = TrainingConfig(precision=self.precision, workers=self.workers)
         return Recipe(data=self.data, backbone=self.backbone, training=training)
+
+
+@dataclass(frozen=True)
+class SelectRecipe(SweepRecipe):
+    """A search for the best features, at a fraction of a sweep's cost.
+
+    Attributes:
+        labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
+            together, and no set to fuse is chosen.
+        views: of each image, without labels.
+        budget: most that the passes for features to fuse may cost, in whole passes of the network.
+        most: features to fuse.
+    """
+
+    output: str = "runs/select"
+    pools: tuple[int, ...] = (2,)
+    labels: bool = True
+    views: int = 4
+    budget: float = 1.0
+    most: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        as_switch("labels", self.labels)
+        check_range("views", as_positive_integer("views", self.views), lambda x: x >= 2, "at least 2")
+        check_range("budget", self.budget, lambda x: x > 0, "above 0")
+        as_positive_integer("most", self.most)
+        if self.method != "ridge":
+            raise ValueError(f"method must be ridge, whose leave-one-out accuracy the search uses, got {self.method!r}")
+        if len(self.pools) > 1:
+            raise ValueError(f"pools must be one number for a search, got {list(self.pools)}")
+        if sorted(self.timesteps) != list(self.timesteps):
+            raise ValueError(f"timesteps must ascend, got {list(self.timesteps)}")

@@ -1,0 +1,1 @@
+"""Choosing blocks and timesteps at a fraction of a sweep's cost."""

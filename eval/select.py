@@ -1,0 +1,8 @@
+"""Searches for block and timestep: `accelerate launch eval/select.py RECIPE [options]`."""
+
+import sys
+
+from difformer.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["select", *sys.argv[1:]]))

@@ -1,0 +1,79 @@
+"""The search for features on a small network."""
+
+import json
+
+import pytest
+from training import merged, write_workplace
+
+from difformer.cli import main
+from difformer.engine.recipes.reading import build, plain, read_yaml
+from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
+from difformer.engine.selection.select import select
+from difformer.engine.sweep.sweep import sweep
+
+
+@pytest.fixture
+def values(tmp_path):
+    workplace = write_workplace(tmp_path)
+    return {
+        "data": workplace["data"],
+        "backbone": workplace["backbone"],
+        "output": str(tmp_path / "select"),
+        "timesteps": [10, 50, 150, 300, 500],
+        "strengths": [0.1, 1.0],
+        "workers": 0,
+        "batch_size": 8,
+    }
+
+
+def make(values, **changes):
+    return build(SelectRecipe, plain(merged(values, changes)))
+
+
+def test_scores_are_those_of_a_sweep_and_cost_less(values, tmp_path):
+    results = select(make(values))
+    assert results["cost"] < 0.4
+    grid = sweep(build(SweepRecipe, {**values, "pools": [2], "output": str(tmp_path / "sweep")}))
+    accuracies = {(score.tap, score.t): score.accuracy for score in grid}
+    assert len(results["measured"]) < len(accuracies) / 2
+    for found in results["measured"]:
+        assert found["score"] == pytest.approx(accuracies[found["tap"], found["t"]])
+    best = results["best"]
+    assert best["score"] == max(found["score"] for found in results["measured"])
+    fused = results["fused"]
+    assert fused["score"] >= best["score"]
+    assert fused["passes"] <= 1.0
+
+
+def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
+    (tmp_path / "select.yaml").write_text(json.dumps(values))
+    assert main(["select", str(tmp_path / "select.yaml")]) == 0
+    assert "of a sweep's cost" in capsys.readouterr().out
+    folder = tmp_path / "select"
+    results = json.loads((folder / "select.json").read_text())
+    recommended = read_yaml(folder / "recommended.yaml")["extractor"]
+    assert set(recommended["taps"]) == {pair["tap"] for pair in results["fused"]["pairs"]}
+    assert set(recommended["timesteps"]) == {pair["t"] for pair in results["fused"]["pairs"]}
+    assert main(["select", str(tmp_path / "select.yaml")]) == 1
+
+
+def test_without_labels_it_compares_views(values):
+    results = select(make(values, labels=False, views=2, taps=["in03", "mid", "out01"]))
+    assert "fused" not in results
+    assert 0 <= results["best"]["score"] < 1
+    assert results["best"]["tap"] in ("in03", "mid", "out01")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "sgd"}, "method must be ridge"),
+        ({"pools": [1, 2]}, "pools must be one number"),
+        ({"timesteps": [50, 10]}, "timesteps must ascend"),
+        ({"budget": 0}, "budget must be a number above 0"),
+        ({"views": 1}, "views must be a number at least 2"),
+    ],
+)
+def test_wrong_values(values, changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(values, **changes)
