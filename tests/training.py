@@ -61,6 +61,13 @@ def write_workplace(folder: Path) -> dict[str, Any]:
     }
 
 
+def write_subject(folder: Path, name: str) -> dict[str, Any]:
+    """Backbone and images in a folder; returns values that every verb which looks at features takes."""
+    workplace = write_workplace(folder)
+    shared = {key: workplace[key] for key in ("data", "backbone")}
+    return shared | {"output": str(folder / name), "workers": 0}
+
+
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     """Nested values with others over them."""
     result = dict(values)

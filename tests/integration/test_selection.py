@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from training import merged, write_workplace
+from training import merged, write_subject
 
 from difformer.cli import main
 from difformer.engine.recipes.reading import build, plain, read_yaml
@@ -14,14 +14,9 @@ from difformer.engine.sweep.sweep import sweep
 
 @pytest.fixture
 def values(tmp_path):
-    workplace = write_workplace(tmp_path)
-    return {
-        "data": workplace["data"],
-        "backbone": workplace["backbone"],
-        "output": str(tmp_path / "select"),
+    return write_subject(tmp_path, "select") | {
         "timesteps": [10, 50, 150, 300, 500],
         "strengths": [0.1, 1.0],
-        "workers": 0,
         "batch_size": 8,
     }
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 from support import small_unet
-from training import merged, write_workplace
+from training import merged, write_subject
 
 from difformer import FeatureExtractor, create_backbone
 from difformer.analysis import cka
@@ -23,15 +23,10 @@ TIMM = "test_resnet"
 
 @pytest.fixture
 def values(tmp_path):
-    workplace = write_workplace(tmp_path)
-    return {
-        "data": workplace["data"],
-        "backbone": workplace["backbone"],
-        "output": str(tmp_path / "cka"),
+    return write_subject(tmp_path, "cka") | {
         "taps": ["in03", "mid", "out01"],
         "timesteps": [50, 300],
         "pool": 2,
-        "workers": 0,
     }
 
 

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from training import merged, write_workplace
+from training import merged, write_subject
 
 from difformer.cli import main
 from difformer.engine.evaluation.probe import run_probe
@@ -20,16 +20,11 @@ from difformer.taps import TapSpec
 @pytest.fixture
 def values(tmp_path):
     """A sweep of two timesteps, as YAML holds it."""
-    workplace = write_workplace(tmp_path)
-    return {
-        "data": workplace["data"],
-        "backbone": workplace["backbone"],
-        "output": str(tmp_path / "sweep"),
+    return write_subject(tmp_path, "sweep") | {
         "taps": ["in03", "mid", "out01"],
         "timesteps": [50, 200],
         "pools": [1, 2],
         "strengths": [0.01, 1.0],
-        "workers": 0,
         "batch_size": 8,
     }
 
