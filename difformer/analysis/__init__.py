@@ -15,6 +15,7 @@ from difformer.analysis.metrics import (
     image_scores,
 )
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
+from difformer.analysis.retrieval import nearest_images, precision_at_k
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
 from difformer.analysis.scatter import view_criterion
 from difformer.analysis.sgd import SGDFit, sgd_grid
@@ -43,8 +44,10 @@ __all__ = [
     "image_scores",
     "knn_scores",
     "logistic_path",
+    "nearest_images",
     "paired_bootstrap",
     "pca_maps",
+    "precision_at_k",
     "principal_components",
     "ridge_path",
     "sgd_grid",

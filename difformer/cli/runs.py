@@ -11,7 +11,9 @@ from difformer.engine.denoising.pretrain import pretrain
 from difformer.engine.evaluation.classifier import classifier_values, evaluate_classifier
 from difformer.engine.evaluation.probe import run_probe
 from difformer.engine.extraction.extract import extract
+from difformer.engine.looking.look import look
 from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.recipes.looking import LookRecipe
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.recipes.similarity import SimilarityRecipe
@@ -105,6 +107,10 @@ def _select(recipe: SelectRecipe, *, overwrite: bool) -> None:
     select(recipe, overwrite=overwrite)
 
 
+def _look(recipe: LookRecipe, *, overwrite: bool) -> None:
+    look(recipe, overwrite=overwrite)
+
+
 def _reads_training_recipes(configuration: type) -> Reader:
     return lambda file: take_from_training(read_yaml(file), configuration)
 
@@ -170,6 +176,13 @@ RECIPE_VERBS = {
         _select,
         {"overwrite": _REPLACE},
         read=_reads_training_recipes(SelectRecipe),
+    ),
+    "look": RecipeVerb(
+        "Writes a page about what blocks see: retrieval, principal components, nearest neighbours, a map.",
+        LookRecipe,
+        _look,
+        {"overwrite": _REPLACE},
+        read=_reads_training_recipes(LookRecipe),
     ),
     "cka": RecipeVerb(
         "Compares blocks and timesteps with each other, with other weights, or with a timm model, by CKA.",

@@ -1,0 +1,1 @@
+"""Looking at features: principal components, neighbours, maps of all images."""

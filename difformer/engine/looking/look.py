@@ -1,0 +1,168 @@
+"""A page about what blocks see; the body of `difformer look`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from difformer._optional import require
+from difformer.analysis.retrieval import nearest_images, precision_at_k
+from difformer.data import Batch, ImageDataset
+from difformer.engine.accelerator import create_accelerator
+from difformer.engine.build import build_backbone, build_dataset
+from difformer.engine.evaluation.result_folder import ResultFolder, write_json
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.batches import create_loader
+from difformer.engine.recipes.looking import LookRecipe
+from difformer.engine.recipes.reading import dump
+from difformer.engine.similarity.representations import DiffusionBlocks
+from difformer.features import FeatureExtractor
+from difformer.report import Block, Gallery, GalleryItem, Paragraph, Picture, Section, Table, write_page
+from difformer.report.feature_maps import draw_feature_maps
+from difformer.report.grids import draw_grid
+from difformer.report.scatter import draw_scatter
+from difformer.taps import FeatureKey
+
+PAGE = "look.html"
+_NEIGHBOURS = 5
+_SHOWN = 4
+
+
+def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dict[int, float]]:
+    """Measures retrieval for every block and timestep, and writes a page with components, neighbours and a map.
+
+    Args:
+        recipe: everything about it.
+        overwrite: replace what is there.
+
+    Returns:
+        Precision at each k, by feature.
+
+    Raises:
+        ValueError: a value in the recipe or in the data.
+        OSError: something cannot be read or written.
+        ImportError: the library of the projection is missing.
+    """
+    folder = ResultFolder(recipe.output, _files(recipe))
+    folder.check(overwrite=overwrite)
+    if recipe.projection != "none":
+        _projector(recipe, recipe.images)
+    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    images = build_dataset(recipe.data, recipe.split)
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    taps = recipe.taps or tuple(backbone.taps)[::3]
+    blocks = DiffusionBlocks(backbone, taps, recipe.timesteps, recipe.seed, recipe.pool)
+    places = np.linspace(0, len(images) - 1, min(recipe.images, len(images))).round().astype(int)
+    read, vectors = _read(recipe, images, places, blocks, accelerator.device)
+    precision = {key: precision_at_k(vectors[key], read.labels, recipe.ks) for key in blocks.keys}
+    best = max(precision, key=lambda key: precision[key][recipe.ks[-1]])
+    with folder.write() as temporary:
+        extractor = FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps, seed=recipe.seed)
+        sections = [
+            _precision_section(precision, recipe, best),
+            _components_section(extractor, read, temporary, accelerator.device),
+            _neighbours_section(vectors[best], read, best, images.class_names, recipe, temporary),
+        ]
+        if recipe.projection != "none":
+            sections.append(_map_section(vectors[best], read, best, images.class_names, recipe, temporary))
+        lead = f"{len(read.ids):,} images of {recipe.data.name}, {recipe.split}, as {backbone.name} sees them."
+        write_page(temporary / PAGE, "What the features see", sections, lead=lead)
+        write_json(temporary / "precision.json", {str(key): values for key, values in precision.items()})
+        (temporary / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    print(folder.path / PAGE, flush=True)
+    return precision
+
+
+def _files(recipe: LookRecipe) -> list[str]:
+    examples = [f"image-{n:03}.png" for n in range(recipe.queries * (_NEIGHBOURS + 1))]
+    return [PAGE, "precision.json", "recipe.yaml", "components.png", "map.png", *examples]
+
+
+def _read(
+    recipe: LookRecipe, images: ImageDataset, places: NDArray[Any], blocks: DiffusionBlocks, device: torch.device
+) -> tuple[Batch, dict[FeatureKey, Tensor]]:
+    """The images that could be read, as one batch, and their vectors by feature."""
+    batches = [places[i : i + recipe.batch_size].tolist() for i in range(0, len(places), recipe.batch_size)]
+    loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
+    batch: Batch | None
+    parts, read = [], []
+    for batch in require("tqdm", "the progress bar").tqdm(loader, total=len(batches), unit="batch"):
+        if batch is not None:
+            with torch.no_grad():
+                found = blocks.read(batch.images.to(device), batch.ids)
+            parts.append({name: vector.cpu() for name, vector in found.items()})
+            read.append(batch)
+    if not read:
+        raise ValueError("not one of the images can be read")
+    whole = Batch(*(torch.cat([getattr(b, name) for b in read]) for name in ("images", "labels", "ids")))
+    named = zip(blocks.keys, blocks.names, strict=True)
+    return whole, {key: torch.cat([part[name] for part in parts]) for key, name in named}
+
+
+def _precision_section(
+    precision: Mapping[FeatureKey, Mapping[int, float]], recipe: LookRecipe, best: FeatureKey
+) -> Section:
+    rows = [[key.tap, str(key.t), *(f"{100 * precision[key][k]:.1f}" for k in recipe.ks)] for key in precision]
+    note = (
+        f"Share of the k nearest other images, by the cosine of features averaged to {recipe.pool} × {recipe.pool}, "
+        "that are of the same class, in %."
+    )
+    header = ("Block", "Timestep", *(f"Precision at {k}" for k in recipe.ks))
+    return Section("Retrieval", [Table(header, rows, note=note, highlight=list(precision).index(best))])
+
+
+def _components_section(extractor: FeatureExtractor, read: Batch, folder: Path, device: torch.device) -> Section:
+    """Principal components for an image of each of the first classes."""
+    labels = read.labels.numpy()
+    firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:_SHOWN]
+    rows = (firsts + [row for row in range(len(labels)) if row not in firsts])[:_SHOWN]
+    with torch.no_grad():
+        features = extractor(read.images[rows].to(device), read.ids[rows])
+    path = folder / "components.png"
+    draw_feature_maps(read.images[rows], {key: maps.float().cpu() for key, maps in features.items()}, path)
+    caption = "The first three principal components of each block's maps as red, green and blue."
+    return Section("Principal components", [Picture(path, "Principal components by block and timestep", caption)])
+
+
+def _neighbours_section(
+    vectors: Tensor, read: Batch, best: FeatureKey, names: Sequence[str], recipe: LookRecipe, folder: Path
+) -> Section:
+    """For some images, evenly spaced, those that are most like them."""
+    neighbours = nearest_images(vectors, min(_NEIGHBOURS, len(vectors) - 1))
+    queries = np.linspace(0, len(vectors) - 1, min(recipe.queries, len(vectors))).round().astype(int)
+    blocks: list[Block] = [Paragraph(f"By {best.tap} at t = {best.t}: an image, then the images most like it.")]
+    number = 0
+    for query in queries.tolist():
+        items = []
+        for row in (query, *neighbours[query].tolist()):
+            path = folder / f"image-{number:03}.png"
+            draw_grid(read.images[row][None], path, columns=1)
+            same = bool(read.labels[row] == read.labels[query])
+            mark = None if row == query else ("right" if same else "wrong")
+            items.append(GalleryItem(path, f"image {int(read.ids[row])}", names[int(read.labels[row])], mark))  # type: ignore[arg-type]
+            number += 1
+        blocks.append(Gallery(items))
+    return Section("Nearest neighbours", blocks)
+
+
+def _map_section(
+    vectors: Tensor, read: Batch, best: FeatureKey, names: Sequence[str], recipe: LookRecipe, folder: Path
+) -> Section:
+    points = np.asarray(_projector(recipe, len(vectors)).fit_transform(vectors.double().numpy()))
+    path = folder / "map.png"
+    draw_scatter(points, read.labels.numpy(), names, path)
+    title = {"tsne": "t-SNE", "umap": "UMAP"}[recipe.projection]
+    caption = f"{title} of {best.tap} at t = {best.t}; distances far apart mean little."
+    return Section("A map", [Picture(path, f"{title} of all images, coloured by class", caption)])
+
+
+def _projector(recipe: LookRecipe, count: int) -> Any:
+    """Something with `fit_transform` for so many images; raises ImportError when its library is missing."""
+    if recipe.projection == "umap":
+        return require("umap", "projection: umap", install="umap-learn").UMAP(random_state=recipe.seed)
+    tsne = require("sklearn.manifold", "projection: tsne", install="scikit-learn").TSNE
+    return tsne(random_state=recipe.seed, init="pca", perplexity=min(30.0, max(1.0, count / 10)))
