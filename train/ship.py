@@ -122,7 +122,7 @@ def backbone(
             _describe_backbone(name, stored, sum(x.numel() for x in state.values())),
             _facts(name, finished, told, file),
             f"![Samples]({name}.png)",
-            f"{samples.count} samples with DDIM of {samples.steps} steps, not selected.",
+            f"{samples.count} samples with DDIM of {samples.steps} steps, eta {samples.eta:g}, not selected.",
         ]
         card = _card(name, finished, told, parts)
     (folder / f"{name}.png").write_bytes(picture)

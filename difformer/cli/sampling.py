@@ -18,9 +18,9 @@ def sample(
     out: Path,
     *,
     count: int = 36,
-    method: Literal["ddim", "ddpm"] = "ddim",
+    method: Literal["ddpm", "ddim"] = "ddpm",
     steps: int = 50,
-    eta: float = 0.0,
+    eta: float | None = None,
     label: int | None = None,
     guidance: float = 0.0,
     seed: int = 0,
@@ -36,9 +36,9 @@ def sample(
         backbone: a preset, a weight file or hf://owner/name.
         out: the PNG file to write.
         count: images.
-        method: ddim or ddpm (ancestral).
+        method: ddpm (ancestral), or ddim, which adds no noise on the way and so wants a network that errs little.
         steps: timesteps to visit, evenly spaced.
-        eta: noise of DDIM, from 0 (none) to 1 (that of ancestral sampling).
+        eta: noise of ddim, from 0 (none, which is usual) to 1 (that of ancestral sampling).
         label: class of a class-conditional backbone; all of them in turn when left out.
         guidance: classifier-free guidance, for backbones whose last class is the null label; 0 for none.
         seed: of the noise. An image depends on it and on its place alone.
@@ -52,6 +52,8 @@ def sample(
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if eta is not None and method != "ddim":
+        raise ValueError("eta is the noise of ddim; give --method ddim with it, or leave it out")
     opened = create_backbone(backbone, folder=folder, download=download, device=device)
     labels = _labels(opened, count, label, guidance)
     where = next(opened.parameters()).device
@@ -68,7 +70,7 @@ def sample(
             else:
                 batch = sample_ddim(
                     denoiser, opened.schedule, shape,
-                    steps=steps, eta=eta, seed=seed, ids=ids, device=where, on_step=bar.update,
+                    steps=steps, eta=eta or 0.0, seed=seed, ids=ids, device=where, on_step=bar.update,
                 )  # fmt: skip
             images.append(batch.cpu())
     draw_grid(torch.cat(images), out)

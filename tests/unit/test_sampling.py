@@ -29,7 +29,7 @@ def test_a_grid_of_samples_is_written_and_depends_on_the_seed(backbones, tmp_pat
     assert pixels(tmp_path / "one.png") != pixels(tmp_path / "other.png")
 
 
-@pytest.mark.parametrize("method", [["--method", "ddpm"], ["--eta", "1"]])
+@pytest.mark.parametrize("method", [[], ["--method", "ddim", "--eta", "1"]])
 def test_samples_do_not_depend_on_the_batch(backbones, tmp_path, method):
     for size in (3, 1):
         options = ["--count", "3", "--steps", "2", "--batch_size", str(size), *method]
@@ -55,7 +55,8 @@ def test_labels_and_guidance_change_the_samples(backbones, tmp_path):
         ("classes", ["--label", "3", "--guidance", "1"], r"label must lie in [0, 3)"),
         ("plain", ["--count", "0"], "count must be at least 1"),
         ("plain", ["--steps", "1001"], "steps must be at most 1000"),
-        ("plain", ["--eta", "2"], "eta must lie in [0, 1]"),
+        ("plain", ["--method", "ddim", "--eta", "2"], "eta must lie in [0, 1]"),
+        ("plain", ["--eta", "1"], "eta is the noise of ddim"),
     ],
 )
 def test_what_cannot_be_sampled_is_said(backbones, tmp_path, capsys, name, options, message):

@@ -31,7 +31,7 @@ _log = getLogger(__name__)
 # What a run may go on with another value of: none of it changes the weights.
 MAY_CHANGE = (
     "output", "trackers", "training.workers", "training.save_minutes", "data.root", "data.download",
-    "data.check_images", "samples.every", "samples.count", "samples.steps", "samples.seed",
+    "data.check_images", "samples.every", "samples.count", "samples.steps", "samples.eta", "samples.seed",
 )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ class PretrainRun:
         labels = None if model.num_classes is None else torch.arange(samples.count, device=device) % model.num_classes
         return sample_ddim(
             lambda x_t, t: unet(x_t, t, labels), self.noise, shape,
-            steps=samples.steps, seed=samples.seed, device=device,
+            steps=samples.steps, eta=samples.eta, seed=samples.seed, device=device,
         )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ def draw_samples(backbone: UNetBackbone, path: Path) -> None:
     config = backbone.config
     shape = (SAMPLES, config.in_channels, config.image_size, config.image_size)
     device = next(backbone.parameters()).device
-    images = sample_ddim(backbone, backbone.schedule, shape, steps=STEPS, seed=0, device=device)
+    images = sample_ddim(backbone, backbone.schedule, shape, steps=STEPS, eta=1.0, seed=0, device=device)
     draw_grid(images, path, columns=SAMPLES // 2)
 
 

@@ -47,15 +47,19 @@ class SamplesConfig:
         every: epochs between pictures; 0 for none before the end.
         count: images in a picture.
         steps: of DDIM.
+        eta: of DDIM. 1 adds fresh noise at each step, which corrects the errors that a network makes where there is
+            little but noise, as a young one does; 0 adds none.
         seed: of their noise.
     """
 
     every: int = 0
     count: int = 36
     steps: int = 50
+    eta: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_range("samples.eta", self.eta, lambda x: 0 <= x <= 1, "in [0, 1]")
         for name in ("count", "steps"):
             as_positive_integer(f"samples.{name}", getattr(self, name))
         for name in ("every", "seed"):
