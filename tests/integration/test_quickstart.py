@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,13 +12,18 @@ from browser import open_page
 from quickstart import write_quickstart
 from training import interrupt_after
 
-from difformer import load_classifier
+from difformer import NoiseSchedule, UNet, load_classifier
+from difformer.backbones import UNetBackbone
 from difformer.cli import main
 from difformer.data import collate, create_dataset
+from difformer.engine.build import build_classifier, build_extractor
 from difformer.engine.quickstart import methods
 from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
 from difformer.engine.quickstart.quickstart import quickstart
+from difformer.engine.recipes.pretraining import PretrainRecipe
+from difformer.engine.recipes.reading import build, read_yaml
 
+ROOT = Path(__file__).parents[2]
 METHODS = ["svm", "knn", "linear", "attention", "difformer", "diffeed"]
 
 
@@ -159,6 +165,28 @@ def test_says_what_to_install(pets, monkeypatch, capsys):
     assert 'scikit-learn and elpv-dataset; in the clone, run: pip install -e ".[demo]"' in error
     assert main(["quickstart", "--data", str(pets)]) == 1
     assert "elpv-dataset" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "data"), [("adm_elpv", None), ("adm32_cifar10", ".")])
+def test_its_recipes_fit_the_networks_they_name(name, data):
+    model = build(PretrainRecipe, read_yaml(ROOT / "train" / "pretraining" / f"{name}.yaml")).model
+    plan = create_plan(QuickstartConfig(data=data))
+    assert {run.method for run in plan.runs} == set(METHODS[2:])
+    assert plan.data.size == model.image_size
+    with torch.device("meta"):
+        backbone = UNetBackbone(UNet(model), NoiseSchedule.cosine(1000))
+        heads = {}
+        for run in plan.runs:
+            assert run.recipe.backbone.name == name
+            heads[run.method] = build_classifier(run.recipe, backbone, ("one", "other")).head
+        for extractor in (plan.knn.extractor, plan.pictured):
+            build_extractor(extractor, backbone)
+    # The others' features are among DifFormer's.
+    read = {run.method: run.recipe.extractor for run in plan.runs}
+    for method in ("linear", "attention"):
+        assert set(read[method].taps) <= set(read["difformer"].taps)
+        assert set(read[method].timesteps) <= set(read["difformer"].timesteps)
+        assert heads[method].map_sizes.items() <= heads["difformer"].map_sizes.items()
 
 
 @pytest.mark.browser
