@@ -104,7 +104,7 @@ def test_a_holdout_is_set_aside_where_one_is_to_choose():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"method": "svm"}, "method must be one of knn, logistic, ridge, got 'svm'"),
+        ({"method": "svm"}, "method must be one of knn, logistic, ridge, sgd, got 'svm'"),
         ({"validation": "test"}, "would be measured on the images that choose"),
         ({"validation": "train"}, "the probe is fitted on it"),
         ({"ks": (3, 3)}, "ks must be one or more different positive numbers"),

@@ -1,4 +1,4 @@
-"""Searches for block and timestep: `accelerate launch eval/select.py RECIPE [options]`."""
+"""Searches for block and timestep: `accelerate launch eval/selection.py RECIPE [options]`."""
 
 import sys
 
