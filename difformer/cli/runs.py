@@ -171,7 +171,7 @@ RECIPE_VERBS = {
         read=_reads_training_recipes(SweepRecipe),
     ),
     "select": RecipeVerb(
-        "Searches for the best block and timestep, and features to fuse, at a quarter of a sweep's cost.",
+        "Searches for the best block and timestep, and features to fuse, at a fraction of a sweep's cost.",
         SelectRecipe,
         _select,
         {"overwrite": _REPLACE},

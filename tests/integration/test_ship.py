@@ -256,7 +256,7 @@ def test_places_are_taken_out_of_recipes(tmp_path):
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("/tmp/x", True), ("see /work/data/cifar10", True), ("~/runs", True), (r"C:\Users\me", True),
+        ("/tmp/x", True), ("see /data/sets/cifar10", True), ("~/runs", True), (r"C:\Users\me", True),
         ('{"a": ["/srv/x"]}', True), ("owner/name", False), ("https://host/a/b", False), ("hf://owner/name", False),
         ("../train/x.yaml", False), ("1/2 and 3/4", False), ('{"a": "train/x.yaml"}', False),
     ],

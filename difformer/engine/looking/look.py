@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difformer._optional import require
 from difformer.analysis.retrieval import nearest_images, precision_at_k
-from difformer.data import Batch, ImageDataset
+from difformer.data import Batch, ImageDataset, few_shot
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
@@ -116,10 +116,9 @@ def _precision_section(
 
 
 def _components_section(extractor: FeatureExtractor, read: Batch, folder: Path, device: torch.device) -> Section:
-    """Principal components for an image of each of the first classes."""
+    """Principal components for images of several classes."""
     labels = read.labels.numpy()
-    firsts = [int(np.flatnonzero(labels == label)[0]) for label in np.unique(labels)][:_SHOWN]
-    rows = (firsts + [row for row in range(len(labels)) if row not in firsts])[:_SHOWN]
+    rows = few_shot(labels, -(-_SHOWN // len(np.unique(labels))), seed=0)[:_SHOWN]
     with torch.no_grad():
         features = extractor(read.images[rows].to(device), read.ids[rows])
     path = folder / "components.png"

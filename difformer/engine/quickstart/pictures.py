@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
-from difformer.data import Batch, DataConfig, ImageDataset
+from difformer.data import Batch, DataConfig, ImageDataset, few_shot
 from difformer.diffusion import sample_ddim
 from difformer.engine.build import build_dataset, build_extractor
 from difformer.engine.extraction.plan import collate_readable
@@ -109,10 +109,9 @@ def draw_images(images: ImageDataset, path: Path) -> None:
 
 
 def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, path: Path) -> None:
-    """Draws the principal components of features by block and timestep, of an image of each of the first classes."""
-    firsts = [int(np.flatnonzero(images.labels == label)[0]) for label in np.unique(images.labels)]
-    places = (firsts + [place for place in range(len(images)) if place not in firsts])[:_SHOWN]
-    batch = collate_readable([images[place] for place in places])
+    """Draws the principal components of features by block and timestep, of images of several classes."""
+    places = few_shot(images.labels, -(-_SHOWN // len(images.class_names)), seed=0)[:_SHOWN]
+    batch = collate_readable([images[int(place)] for place in places])
     if batch is None:
         return
     extractor = build_extractor(plan.pictured, backbone).eval()

@@ -88,8 +88,8 @@ class PretrainRecipe:
         schedule: how the learning rate changes.
         training: how long and how much at once.
         samples: pictures along the way.
-        compile: build the network with torch.compile, where there is a C++ compiler: a third to a half faster after a
-            minute or two at the start.
+        compile: build the network with torch.compile, where there is a C++ compiler: a quarter to a half faster on a
+            CPU, after a minute or two at the start.
         trackers: of Accelerate's.
     """
 
