@@ -1,6 +1,7 @@
 """Pretrained diffusion models as vision backbones: features by name, fused across blocks and timesteps."""
 
 from difformer._version import __version__
+from difformer.allocator import keep_freed_memory
 from difformer.backbones import Backbone, UNetBackbone, create_backbone
 from difformer.checkpoints import PRESETS, CheckpointError, DownloadError
 from difformer.classifier import DiffusionClassifier, load_classifier, save_classifier
@@ -35,6 +36,7 @@ __all__ = [
     "__version__",
     "create_backbone",
     "image_noise",
+    "keep_freed_memory",
     "load_classifier",
     "mirror",
     "q_sample",

@@ -9,6 +9,7 @@ from itertools import takewhile, zip_longest
 from typing import get_origin
 
 from difformer._optional import require
+from difformer.allocator import keep_freed_memory
 from difformer.cli.bench import bench
 from difformer.cli.compare import compare
 from difformer.cli.listing import list_weights
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] not in VERBS:
         _usage().parse_args(arguments)
+    keep_freed_memory()
     try:
         return _run(arguments[0], arguments[1:])
     except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -72,19 +72,18 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """Args: x (B, C, H, W); emb (B, 4 · model_channels). Returns (B, C', H', W')."""
-        norm, activation, convolution = self.in_layers
-        h = convolution(self.resample(activation(norm(x))))
+        norm, _, convolution = self.in_layers
+        h = convolution(self.resample(_silu(norm(x))))
         x = self.resample(x)
         embedded = self.emb_layers(emb).to(h.dtype)[:, :, None, None]
-        norm, *rest = self.out_layers
+        norm, _, dropout, convolution = self.out_layers
         if self.scale_shift:
             scale, shift = embedded.chunk(2, dim=1)
-            h = norm(h) * (1 + scale) + shift
+            h = torch.addcmul(shift, norm(h), 1 + scale)
         else:
             h = norm(h + embedded)
-        for layer in rest:
-            h = layer(h)
-        return self.skip_connection(x) + h
+        h = convolution(dropout(_silu(h)))
+        return h.add_(self.skip_connection(x))
 
 
 class AttentionBlock(nn.Module):
@@ -134,6 +133,11 @@ def zero_init(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nothing else reads: in its memory, unless the backward pass needs what it was."""
+    return F.silu(x, inplace=not x.requires_grad)
 
 
 def _bare_resample(channels: int, resample: Resample | None) -> nn.Module:

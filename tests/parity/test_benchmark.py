@@ -25,7 +25,7 @@ def tiny(monkeypatch):
 
 def test_every_case_gives_the_baselines_numbers(tiny):
     results = benchmark(BenchmarkConfig(("tiny",), repeats=2, device="cpu"), say=lambda text: None)
-    one, fused, cached, feedback = results["rows"]
+    one, fused, feedback, cached = results["rows"]
     for row in (one, fused, feedback):
         assert row["difference"] < 1e-5
     for row in results["rows"]:
@@ -33,8 +33,20 @@ def test_every_case_gives_the_baselines_numbers(tiny):
         assert row["ratio"] == pytest.approx(row["ours"] / row["theirs"])
     # Two blocks, the deeper of which needs most of the network, at two timesteps.
     assert one["flops_ratio"] > fused["flops_ratio"] > 1
+    assert feedback["our_peak"] < feedback["their_peak"]
     assert cached["difference"] is None
     assert json.loads(json.dumps(results)) == results
+
+
+def test_what_adm256_asks_for_beside_the_baseline():
+    """Counted, not measured, so that no machine is too small or too busy."""
+    demands = module._demands(module.SUBJECTS["adm256"], None)
+    one, fused, feedback = (theirs.flops / ours.flops for ours, theirs in demands.values())
+    assert one > 3.5
+    assert fused > 2.43
+    assert feedback > 1.66
+    ours, theirs = demands["DifFeed training step"]
+    assert ours.peak_bytes < 0.37 * theirs.peak_bytes
 
 
 def test_a_speed_at_other_numbers_is_no_result(tiny, monkeypatch):

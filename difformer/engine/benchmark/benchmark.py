@@ -12,19 +12,25 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from difformer.allocator import keep_freed_memory
 from difformer.backbones import UNetBackbone
 from difformer.checkpoints import PRESETS
 from difformer.config import UNetConfig, as_positive_integer
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.benchmark.cases import CachedCase, FeatureCase, FeedbackCase, Setting, difference
+from difformer.engine.benchmark.cases import CLASSES, CachedCase, FeatureCase, FeedbackCase, Setting, difference
 from difformer.engine.benchmark.measuring import interleave, matrix_ceiling, top_operations
 from difformer.engine.benchmark.openai import HookedNetwork
 from difformer.engine.recipes.reading import plain
+from difformer.engine.trial.memory import Demand, demand
 from difformer.models import UNet
 
 # The largest relative difference of outputs at which a speed-up counts: rounding in float32, and of half precision.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}
+_START_AT_ZERO = ("out_layers.3.weight", "proj_out.weight", "out.2.weight")
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -109,11 +115,11 @@ class Row:
         subject, case: which one.
         ours, theirs: images a second, from the medians.
         ratio: ours over theirs.
-        flops_ratio: operations of theirs over ours: what doing less explains.
+        flops_ratio: operations of theirs over ours, backward passes included: what doing less explains.
         spread: the larger relative spread of both.
         flops_per_second: that ours achieves.
         ceiling_share: of a large matrix product's, in the same precision.
-        our_peak, their_peak: bytes; None where it cannot be told.
+        our_peak, their_peak: most bytes at once beyond weights and images: measured on a GPU, counted on a CPU.
         difference: the largest relative difference of outputs; None where there is nothing to compare.
         operations: those that take longest in ours, with their shares.
     """
@@ -123,17 +129,17 @@ class Row:
     ours: float
     theirs: float
     ratio: float
-    flops_ratio: float | None
-    spread: float
-    flops_per_second: float | None
-    ceiling_share: float | None
-    our_peak: int | None
-    their_peak: int | None
-    difference: float | None
+    flops_ratio: float | None = None
+    spread: float = 0.0
+    flops_per_second: float | None = None
+    ceiling_share: float | None = None
+    our_peak: int | None = None
+    their_peak: int | None = None
+    difference: float | None = None
     operations: tuple[tuple[str, float], ...] = ()
 
 
-def benchmark(config: BenchmarkConfig, say: Callable[[str], None]) -> dict[str, Any]:
+def benchmark(config: BenchmarkConfig, say: Say) -> dict[str, Any]:
     """Measures everything that is asked for.
 
     Args:
@@ -152,106 +158,119 @@ def benchmark(config: BenchmarkConfig, say: Callable[[str], None]) -> dict[str, 
     ceiling = matrix_ceiling(device, dtype)
     rows = []
     for name in config.subjects:
-        setting = _setting(SUBJECTS[name], device, dtype, config.batch_size)
-        for row in _rows(name, SUBJECTS[name], setting, config, ceiling, say):
+        for row in _rows(name, config, device, dtype, ceiling, say):
             if row.difference is not None and row.difference > TOLERANCE[dtype]:
                 raise RuntimeError(
                     f"{name}, {row.case}: outputs differ by {row.difference:.2g}, more than {TOLERANCE[dtype]:g}; "
                     "a speed at other numbers is no result"
                 )
             rows.append(row)
-        del setting
         gc.collect()
     return {"machine": _machine(device, dtype, ceiling), "rows": [plain(asdict(row)) for row in rows]}
 
 
-def _setting(subject: Subject, device: torch.device, dtype: torch.dtype, batch_size: int | None) -> Setting:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
+def _setting(
+    subject: Subject, device: torch.device, dtype: torch.dtype, batch_size: int | None, schedule: NoiseSchedule
+) -> Setting:
+    """Networks with random weights, and random images; fake ones under a `FakeTensorMode`."""
+    with torch.random.fork_rng(), device:
+        torch.manual_seed(0)
         unet = UNet(subject.config)
-        for parameter in unet.parameters():
+        for name, parameter in unet.named_parameters():
             # Layers that start at zero would make blocks trivial.
-            if parameter.ndim > 1 and not parameter.any():
+            if name.endswith(_START_AT_ZERO):
                 nn.init.normal_(parameter, std=0.02)
         size = batch_size or subject.batch_sizes[device.type == "cuda"]
         side = subject.config.image_size
-        images = (torch.rand(size, 3, side, side) * 2 - 1).to(device)
-        labels = torch.randint(0, 1000, (size,)).to(device)
-    baseline = HookedNetwork(unet, device)
-    backbone = UNetBackbone(unet, NoiseSchedule.linear(1000)).to(device)
-    backbone.unet.cast_torso(dtype)
-    return Setting(backbone, baseline, images, labels)
+        images = torch.rand(size, 3, side, side) * 2 - 1
+        labels = torch.randint(0, CLASSES, (size,))
+        baseline = HookedNetwork(unet, device)
+    if dtype != unet.dtype:
+        unet.cast_torso(dtype)
+    return Setting(UNetBackbone(unet, schedule), baseline, images, labels)
 
 
 def _rows(
-    name: str,
-    subject: Subject,
-    setting: Setting,
-    config: BenchmarkConfig,
-    ceiling: float,
-    say: Callable[[str], None],
+    name: str, config: BenchmarkConfig, device: torch.device, dtype: torch.dtype, ceiling: float, say: Say
 ) -> Iterator[Row]:
-    middle = subject.timesteps[-2]
-    say(f"{name}: features at one block")
-    case = FeatureCase(setting, [subject.block], [middle])
-    yield _compare(name, f"features, block {subject.block}", case, setting, config, ceiling)
-    say(f"{name}: DifFormer's features")
-    fused = FeatureCase(setting, subject.fused, subject.timesteps)
-    what = f"DifFormer features, {len(subject.fused)} blocks × {len(subject.timesteps)} timesteps"
-    yield _compare(name, what, fused, setting, config, ceiling)
+    subject = SUBJECTS[name]
+    demands = _demands(subject, config.batch_size)
+    setting = _setting(subject, device, dtype, config.batch_size, NoiseSchedule.linear(1000))
+    for what, case in _cases(subject, setting):
+        say(f"{name}: {what}")
+        yield _compare(name, what, case, demands[what], config, ceiling)
     say(f"{name}: training from a cache")
     yield _from_cache(name, subject, setting, config)
-    say(f"{name}: a training step of DifFeed")
-    step = FeedbackCase(setting, subject.fed_back, subject.block, middle, subject.head)
-    yield _compare(name, "DifFeed training step", step, setting, config, ceiling)
+
+
+def _cases(subject: Subject, setting: Setting) -> Iterator[tuple[str, FeatureCase | FeedbackCase]]:
+    middle = subject.timesteps[-2]
+    yield f"features, block {subject.block}", FeatureCase(setting, [subject.block], [middle])
+    fused = f"DifFormer features, {len(subject.fused)} blocks × {len(subject.timesteps)} timesteps"
+    yield fused, FeatureCase(setting, subject.fused, subject.timesteps)
+    yield "DifFeed training step", FeedbackCase(setting, subject.fed_back, subject.block, middle, subject.head)
+
+
+def _demands(subject: Subject, batch_size: int | None) -> dict[str, tuple[Demand, Demand]]:
+    """What ours and theirs ask for in each case in float32, counted on fake tensors."""
+    # Its values are looked at when it is made, so it has to be real; it keeps fake ones of what it computes later.
+    schedule = NoiseSchedule.linear(1000)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        setting = _setting(subject, torch.device("cpu"), torch.float32, batch_size, schedule)
+        return {what: (demand(case.ours), demand(case.theirs)) for what, case in _cases(subject, setting)}
 
 
 def _compare(
-    name: str, what: str, case: FeatureCase | FeedbackCase, setting: Setting, config: BenchmarkConfig, ceiling: float
+    name: str,
+    what: str,
+    case: FeatureCase | FeedbackCase,
+    demands: tuple[Demand, Demand],
+    config: BenchmarkConfig,
+    ceiling: float,
 ) -> Row:
     found = difference(case.ours(), case.theirs())
-    ours, theirs = interleave([case.ours, case.theirs], config.repeats, setting.images.device, warmups=0)
-    images = len(setting.images)
-    # A backward pass is not counted in operations, so there is no rate of a training step.
-    rate = case.flops * images / ours.median if isinstance(case, FeatureCase) else None
+    works = [_keeping_memory(case.ours), case.theirs]
+    ours, theirs = interleave(works, config.repeats, config.place, warmups=0)
+    images = len(case.setting.images)
+    rate = demands[0].flops / ours.median
     return Row(
         subject=name,
         case=what,
         ours=images / ours.median,
         theirs=images / theirs.median,
         ratio=theirs.median / ours.median,
-        flops_ratio=case.baseline_flops / case.flops if rate else None,
+        flops_ratio=demands[1].flops / demands[0].flops,
         spread=max(ours.spread, theirs.spread),
         flops_per_second=rate,
-        ceiling_share=rate / ceiling if rate else None,
-        our_peak=ours.peak_bytes,
-        their_peak=theirs.peak_bytes,
+        ceiling_share=rate / ceiling,
+        our_peak=demands[0].peak_bytes if ours.peak_bytes is None else ours.peak_bytes,
+        their_peak=demands[1].peak_bytes if theirs.peak_bytes is None else theirs.peak_bytes,
         difference=found,
-        operations=tuple(top_operations(case.ours, setting.images.device)) if config.profile else (),
+        operations=tuple(top_operations(case.ours, config.place)) if config.profile else (),
     )
+
+
+def _keeping_memory(work: Callable[[], object]) -> Callable[[], None]:
+    """Work as the command line does it; the baseline has the C library's own behaviour, as in its users' scripts."""
+
+    def kept() -> None:
+        keep_freed_memory()
+        try:
+            work()
+        finally:
+            keep_freed_memory(False)
+
+    return kept
 
 
 def _from_cache(name: str, subject: Subject, setting: Setting, config: BenchmarkConfig, epochs: int = 28) -> Row:
     """28 epochs of DifFormer with features extracted once, against the baseline's live features in every epoch."""
     case = CachedCase(setting, subject.fused, subject.timesteps, subject.head)
-    works = [case.features.ours, case.features.theirs, case.cached]
-    extract, live, step = (timing.median for timing in interleave(works, config.repeats, setting.images.device))
+    works = [_keeping_memory(case.features.ours), case.features.theirs, case.cached]
+    extract, live, step = (timing.median for timing in interleave(works, config.repeats, config.place))
     ours, theirs = extract + epochs * step, epochs * (live + step)
     images = epochs * len(setting.images)
-    return Row(
-        subject=name,
-        case=f"DifFormer, {epochs} epochs from a cache",
-        ours=images / ours,
-        theirs=images / theirs,
-        ratio=theirs / ours,
-        flops_ratio=None,
-        spread=0.0,
-        flops_per_second=None,
-        ceiling_share=None,
-        our_peak=None,
-        their_peak=None,
-        difference=None,
-    )
+    return Row(name, f"DifFormer, {epochs} epochs from a cache", images / ours, images / theirs, theirs / ours)
 
 
 def _machine(device: torch.device, dtype: torch.dtype, ceiling: float) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is measured: features, and training steps, as this package does them and as they are done without it."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +12,11 @@ from difformer.backbones import UNetBackbone
 from difformer.diffusion import NoiseSchedule, q_sample
 from difformer.engine.benchmark.openai import HookedNetwork
 from difformer.engine.extraction.plan import pool
-from difformer.engine.trial.costs import flops_per_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, DifFormerHead
 from difformer.taps import FeatureKey, Features
 
-_CLASSES = 1000
+CLASSES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,20 +57,19 @@ class FeatureCase:
     """
 
     def __init__(self, setting: Setting, taps: Sequence[str | int], timesteps: Sequence[int]) -> None:
-        self._setting = setting
+        self.setting = setting
         self._noise = setting.noise(timesteps)
         self._extractor = FeatureExtractor(setting.backbone, taps=taps, timesteps=timesteps).eval()
-        self.flops, self.baseline_flops = flops_per_image(self._extractor, setting.images.shape[-1])
 
     def ours(self) -> dict[str, Tensor]:
         """Features by name."""
-        features = self._extractor(self._setting.images, noise=self._noise)
+        features = self._extractor(self.setting.images, noise=self._noise)
         return {str(key): feature for key, feature in features.items()}
 
     @torch.inference_mode()
     def theirs(self) -> dict[str, Tensor]:
         """The same from the baseline."""
-        features = self._setting.baseline.features(self._setting.noisy(self._noise), self._extractor.taps)
+        features = self.setting.baseline.features(self.setting.noisy(self._noise), self._extractor.taps)
         return {str(FeatureKey(*key)): feature.float() for key, feature in features.items()}
 
 
@@ -95,41 +92,41 @@ class FeedbackCase:
         timestep: int,
         head_arguments: Mapping[str, Any],
     ) -> None:
-        self._setting = setting
+        self.setting = setting
         self._t = timestep
         self._noise = setting.noise([timestep])
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            extractor = FeedbackExtractor(
-                setting.backbone, feedback_taps=feedback_taps, taps=[tap], timesteps=[timestep]
-            )
-            head = AttentionHead(extractor.specs, _CLASSES, **head_arguments)
-        device = setting.images.device
-        self._extractor = extractor.to(device).train()
-        self._head = head.to(device).train()
-        self._their_layers = copy.deepcopy(self._extractor.feedback)
-        self._their_head = copy.deepcopy(self._head)
+
+        def parts() -> tuple[FeedbackExtractor, AttentionHead]:
+            with torch.random.fork_rng(), setting.images.device:
+                torch.manual_seed(0)
+                extractor = FeedbackExtractor(
+                    setting.backbone, feedback_taps=feedback_taps, taps=[tap], timesteps=[timestep]
+                )
+                return extractor.train(), AttentionHead(extractor.specs, CLASSES, **head_arguments).train()
+
+        self._extractor, self._head = parts()
+        # The baseline has the same initial weights, of its own.
+        theirs, self._their_head = parts()
+        self._their_layers = theirs.feedback
         self._steps = [
             torch.optim.SGD([*layers.parameters(), *head.parameters()], lr=1e-3)
             for layers, head in ((self._extractor.feedback, self._head), (self._their_layers, self._their_head))
         ]
-        forward, whole = flops_per_image(self._extractor, setting.images.shape[-1])
-        self.flops, self.baseline_flops = forward, whole
 
     def ours(self) -> dict[str, Tensor]:
         """Logits before the update."""
-        features = self._extractor(self._setting.images, noise=self._noise)
-        return _step(self._head, features, self._setting.labels, self._steps[0])
+        features = self._extractor(self.setting.images, noise=self._noise)
+        return _step(self._head, features, self.setting.labels, self._steps[0])
 
     def theirs(self) -> dict[str, Tensor]:
         """The same with two whole passes of the baseline."""
-        x_t = self._setting.noisy(self._noise)[self._t]
+        x_t = self.setting.noisy(self._noise)[self._t]
         [tap] = self._extractor.taps
-        feature = self._setting.baseline.feedback_features(
+        feature = self.setting.baseline.feedback_features(
             x_t, self._t, self._extractor.mirrors, list(self._their_layers), tap
         )
         [key] = self._extractor.specs
-        return _step(self._their_head, {key: feature.float()}, self._setting.labels, self._steps[1])
+        return _step(self._their_head, {key: feature.float()}, self.setting.labels, self._steps[1])
 
 
 class CachedCase:
@@ -148,9 +145,9 @@ class CachedCase:
     ) -> None:
         self.features = FeatureCase(setting, taps, timesteps)
         extractor = FeatureExtractor(setting.backbone, taps=taps, timesteps=timesteps).eval()
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            self._head = DifFormerHead(extractor.specs, _CLASSES, **head).to(setting.images.device).train()
+        with torch.random.fork_rng(), setting.images.device:
+            torch.manual_seed(0)
+            self._head = DifFormerHead(extractor.specs, CLASSES, **head).train()
         self._step = torch.optim.SGD(self._head.parameters(), lr=1e-3)
         self._labels = setting.labels
         maps = extractor(setting.images)

@@ -1,15 +1,11 @@
 """Time, memory, the device's ceiling, and where the time goes."""
 
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 import torch
-
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -18,8 +14,7 @@ class Timing:
 
     Attributes:
         seconds: of each repetition.
-        peak_bytes: most memory in use during one of them, beyond what was there before it; None where it cannot be
-            told.
+        peak_bytes: most GPU memory in use during one of them, beyond what was there before it; None on a CPU.
     """
 
     seconds: tuple[float, ...]
@@ -99,28 +94,11 @@ def _now(device: torch.device) -> float:
 
 def _begin_peak(device: torch.device) -> int | None:
     """Memory in use now; the highest from here on is asked of `_end_peak`."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        # Linux then begins to count the process's highest memory anew.
-        _RESET.write_text("5")
-    except OSError:
+    if device.type != "cuda":
         return None
-    return _status("VmRSS")
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
 
 
 def _end_peak(device: torch.device, before: int | None) -> int | None:
-    if before is None:
-        return None
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-    return None if peak is None else max(0, peak - before)
-
-
-def _status(name: str) -> int | None:
-    """A line of the process's status, in bytes."""
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return None if found is None else 1024 * int(found[1])
+    return None if before is None else torch.cuda.max_memory_allocated(device) - before

@@ -37,9 +37,10 @@ class HookedNetwork:
             warnings.simplefilter("ignore", FutureWarning)
             kind = require("guided_diffusion.unet", "the baseline", install="guided-diffusion-sdk").UNetModel
         half = device.type == "cuda"
-        network = kind(**openai_arguments(unet.config), use_fp16=half)
+        with device:
+            network = kind(**openai_arguments(unet.config), use_fp16=half)
         network.load_state_dict(unet.state_dict(), strict=True)
-        self.network: nn.Module = network.to(device).eval().requires_grad_(False)
+        self.network: nn.Module = network.eval().requires_grad_(False)
         if half:
             network.convert_to_fp16()
         blocks = (*network.input_blocks, network.middle_block, *network.output_blocks)
