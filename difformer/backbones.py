@@ -115,6 +115,10 @@ class UNetBackbone(nn.Module):
         """Stays in evaluation mode."""
         return super().train(False)
 
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Lets `torch.compile` build the network's passes; see `UNet.compile`."""
+        self.unet.compile(*args, **options)
+
     def encode(self, images: Tensor) -> Tensor:
         """The images themselves, (B, 3, H, W) in [-1, 1]: the network works on pixels."""
         return images

@@ -18,6 +18,7 @@ def bench(
     batch_size: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     profile: bool = False,
+    compile: bool = False,
     json_file: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -30,6 +31,7 @@ def bench(
         batch_size: images at once; by default as suits the architecture and the device.
         device: where to run; a GPU where there is one, by default.
         profile: also print which operations take longest.
+        compile: build ours with torch.compile first, which takes a minute or more.
         json_file: write the results there, too.
         overwrite: replace the file if it exists.
     """
@@ -38,7 +40,7 @@ def bench(
     if json_file is not None:
         check_target(json_file, overwrite=overwrite)
     chosen = ("small",) if quick else tuple(subjects or BenchmarkConfig.subjects)
-    config = BenchmarkConfig(chosen, repeats, batch_size, device, profile)
+    config = BenchmarkConfig(chosen, repeats, batch_size, device, profile, compile)
     results = measure(config, say=lambda text: print(text, flush=True))
     print(text_report(results))
     if json_file is not None:

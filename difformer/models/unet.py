@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from difformer.config import UNetConfig
 from difformer.models.attention import AttentionName, check_attention
+from difformer.models.compiling import can_compile
 from difformer.models.layers import (
     AttentionBlock,
     Downsample,
@@ -115,6 +116,19 @@ class UNet(nn.Module):
                 if isinstance(module, nn.Conv1d | nn.Conv2d):
                     module.to(dtype)
         return self
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Lets `torch.compile` build the passes, each when it first runs at images of another shape.
+
+        In place: weights keep their names. Where there is no compiler, the log says so and nothing changes.
+
+        Args:
+            args, options: of `torch.compile`.
+        """
+        if not can_compile(next(self.parameters()).device):
+            return
+        for name in ("forward", "forward_taps", "forward_prefix", "forward_from"):
+            setattr(self, name, torch.compile(getattr(self, name), *args, **options))
 
     def forward(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
         """Denoises.

@@ -78,6 +78,7 @@ class BenchmarkConfig:
         batch_size: images at once; that of the subject when None.
         device: cpu or cuda; cuda where there is one when None.
         profile: also say which operations take longest.
+        compile: ours is built with torch.compile.
 
     Raises:
         ValueError: an unknown subject or device, or a number out of range.
@@ -88,6 +89,7 @@ class BenchmarkConfig:
     batch_size: int | None = None
     device: str | None = None
     profile: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name in self.subjects:
@@ -166,7 +168,7 @@ def benchmark(config: BenchmarkConfig, say: Say) -> dict[str, Any]:
                 )
             rows.append(row)
         gc.collect()
-    return {"machine": _machine(device, dtype, ceiling), "rows": [plain(asdict(row)) for row in rows]}
+    return {"machine": _machine(device, dtype, ceiling, config.compile), "rows": [plain(asdict(row)) for row in rows]}
 
 
 def _setting(
@@ -196,6 +198,8 @@ def _rows(
     subject = SUBJECTS[name]
     demands = _demands(subject, config.batch_size)
     setting = _setting(subject, device, dtype, config.batch_size, NoiseSchedule.linear(1000))
+    if config.compile:
+        setting.backbone.compile()
     for what, case in _cases(subject, setting):
         say(f"{name}: {what}")
         yield _compare(name, what, case, demands[what], config, ceiling)
@@ -273,13 +277,14 @@ def _from_cache(name: str, subject: Subject, setting: Setting, config: Benchmark
     return Row(name, f"DifFormer, {epochs} epochs from a cache", images / ours, images / theirs, theirs / ours)
 
 
-def _machine(device: torch.device, dtype: torch.dtype, ceiling: float) -> dict[str, Any]:
+def _machine(device: torch.device, dtype: torch.dtype, ceiling: float, compiled: bool) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "precision": str(dtype).removeprefix("torch."),
         "torch": torch.__version__,
+        "compiled": compiled,
         "matrix_product_flops": ceiling,
         "date": date.today().isoformat(),
     }

@@ -27,7 +27,8 @@ def text_report(results: Mapping[str, Any]) -> str:
     """
     machine, rows = results["machine"], results["rows"]
     lines = [
-        f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, torch {machine['torch']}, "
+        f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, torch {machine['torch']}"
+        f"{', ours compiled' if machine['compiled'] else ''}, "
         f"{machine['date']}; matrix product {human_flops(machine['matrix_product_flops'])}/s"
     ]
     for subject in dict.fromkeys(row["subject"] for row in rows):

@@ -1,10 +1,7 @@
 """Training a denoiser, from a recipe to a backbone file; the body of `difformer pretrain`."""
 
 import json
-import os
-import shutil
 from functools import partial
-from logging import getLogger
 from typing import Any
 
 import torch
@@ -25,8 +22,6 @@ from difformer.engine.recipes.provenance import carried
 from difformer.engine.trial.fake import FakeImages
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
-
-_log = getLogger(__name__)
 
 # What a run may go on with another value of: none of it changes the weights.
 MAY_CHANGE = (
@@ -81,8 +76,8 @@ class PretrainRun:
             torch.default_generator.manual_seed(recipe.training.seed)
             unet = UNet(recipe.model)
         self.unet = unet.to(accelerator.device)
-        if recipe.compile and _can_compile():
-            # In place, so that the weights keep their names; all batches but an epoch's last are of one size.
+        if recipe.compile:
+            # All batches but an epoch's last are of one size.
             self.unet.compile(dynamic=False)
         task = Denoising(self.unet, self.noise, recipe.objective, seed=recipe.training.seed, processes=accelerator)
         self.trainer = Trainer(
@@ -145,13 +140,6 @@ class PretrainRun:
             lambda x_t, t: unet(x_t, t, labels), self.noise, shape,
             steps=samples.steps, eta=samples.eta, seed=samples.seed, device=device,
         )  # fmt: skip
-
-
-def _can_compile() -> bool:
-    found = any(shutil.which(name) for name in (os.environ.get("CXX"), "c++", "g++", "clang++", "cl") if name)
-    if not found:
-        _log.warning("no C++ compiler was found, so the network runs as it is; compile: true needs one, such as g++")
-    return found
 
 
 def _check_classes(recipe: PretrainRecipe, classes: int) -> None:
