@@ -31,13 +31,19 @@ HEADS = {
 _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def torso_dtype(config: BackboneConfig, precision: str) -> torch.dtype:
+    """What the backbone's convolutions compute in: what its configuration says, or else as the head's precision."""
+    dtype: torch.dtype = getattr(torch, config.dtype) if config.dtype else _PRECISION_DTYPES[precision]
+    return dtype
+
+
 def build_backbone(
     config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu", random_weights: bool = False
 ) -> UNetBackbone:
     """Opens the backbone.
 
     Args:
-        config: which, and how.
+        config: which, and how; `gradient_checkpointing: auto` counts as false.
         precision: no, bf16 or fp16; what the dtype follows where the configuration leaves it out.
         device: where it is to run.
         random_weights: use the architecture alone, for a trial run on a machine that has no weights.
@@ -45,12 +51,12 @@ def build_backbone(
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
     """
-    dtype = getattr(torch, config.dtype) if config.dtype else _PRECISION_DTYPES[precision]
     how: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": torso_dtype(config, precision),
         "device": device,
         "attention": config.attention,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        # `auto` is for those who train to decide; elsewhere nothing is kept for a gradient.
+        "gradient_checkpointing": config.gradient_checkpointing is True,
     }
     if random_weights:
         architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
@@ -69,7 +75,7 @@ def outline_backbone(config: BackboneConfig) -> UNetBackbone:
     """
     architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
     with torch.device("meta"):
-        return UNetBackbone(UNet(architecture), schedule)
+        return UNetBackbone(UNet(architecture, attention=config.attention), schedule)  # type: ignore[arg-type]
 
 
 def outline_classifier(

@@ -30,7 +30,7 @@ BOTH = """
 import sys
 from difformer.cli import main
 run, recipe, evaluated, probed = sys.argv[1:]
-status = main(["eval", run, "--output", evaluated])
+status = main(["eval", run, "--output", evaluated, "--batch_size", "auto"])
 sys.exit(status or main(["probe", recipe, "--method", "ridge", "--output", probed]))
 """
 

@@ -49,7 +49,7 @@ def test_probes_together_are_the_probes_alone(values, tmp_path, method):
 
 def test_leaves_table_pictures_and_a_recipe_that_trains(values, tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text(json.dumps(values))
-    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--test", "test"]) == 0
+    assert main(["sweep", str(tmp_path / "sweep.yaml"), "--test", "test", "--batch_size", "auto"]) == 0
     folder = tmp_path / "sweep"
     assert str(folder / "scores.png") in capsys.readouterr().out
     rows = list(csv.DictReader((folder / "scores.csv").open()))

@@ -23,6 +23,7 @@ from difformer.engine.processes import on_main
 from difformer.engine.recipes.provenance import carried
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.fake import FakeImages
+from difformer.engine.trial.step_memory import needs_checkpointing
 from difformer.features import collate_features
 
 
@@ -56,6 +57,11 @@ class Run:
         self._backbone_digest = "random" if fake else backbone.digest
         classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
+        if recipe.backbone.gradient_checkpointing == "auto":
+            # Now that the weights have taken their part of the memory.
+            backbone.unet.gradient_checkpointing = needs_checkpointing(
+                recipe, classifier.class_names, len(self.images["train"]), accelerator
+            )
         self.inputs: Mapping[str, Any] = self.images
         self.collate: Any = collate
         if recipe.features == "cached":

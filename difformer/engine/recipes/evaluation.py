@@ -9,12 +9,14 @@ from difformer.data import DataConfig
 from difformer.engine.recipes.reading import check_keys, unknown_key
 from difformer.engine.recipes.training import (
     BackboneConfig,
+    BatchSize,
     CacheConfig,
     ExtractorConfig,
     FeatureSource,
     Precision,
     Recipe,
     TrainingConfig,
+    as_batch_size,
     check_choice,
     check_range,
 )
@@ -39,7 +41,7 @@ class EvaluationRecipe:
         features: `live`, or `cached` on the disk (not for DifFeed).
         cache: where.
         precision: no, bf16 or fp16 for head and backbone.
-        batch_size: images at once, over all processes.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
     """
 
@@ -51,7 +53,7 @@ class EvaluationRecipe:
     features: FeatureSource = "live"
     cache: CacheConfig = field(default_factory=CacheConfig)
     precision: Precision = "no"
-    batch_size: int = 128
+    batch_size: BatchSize = 128
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class ProbeRecipe:
         test: split that is measured once, after the choice; none when null.
         refit: after the choice, fit on training and validation images together; for knn, both are neighbours.
         precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
     """
 
@@ -111,7 +113,7 @@ class ProbeRecipe:
     test: str | None = "test"
     refit: bool = True
     precision: Precision = "no"
-    batch_size: int = 128
+    batch_size: BatchSize = 128
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -195,7 +197,7 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _check_computing(recipe: EvaluationRecipe | ProbeRecipe) -> None:
     check_choice("precision", recipe.precision, get_args(Precision))
-    _set_positive(recipe, "batch_size")
+    object.__setattr__(recipe, "batch_size", as_batch_size("batch_size", recipe.batch_size))
     check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
 
 

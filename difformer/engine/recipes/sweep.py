@@ -9,10 +9,12 @@ from difformer.data import DataConfig
 from difformer.engine.recipes.evaluation import HOLDOUT, ProbeCriterion, ProbeRecipe
 from difformer.engine.recipes.training import (
     BackboneConfig,
+    BatchSize,
     ExtractorConfig,
     Precision,
     Recipe,
     TrainingConfig,
+    as_batch_size,
     as_tuple,
     check_choice,
     check_range,
@@ -41,7 +43,7 @@ class SweepRecipe:
         validation: split that chooses, and alone does so.
         test: split that the best probe is measured on, once, after the choice; none when null.
         precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
     """
 
@@ -59,7 +61,7 @@ class SweepRecipe:
     validation: str = "holdout"
     test: str | None = None
     precision: Precision = "no"
-    batch_size: int = 128
+    batch_size: BatchSize = 128
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -74,7 +76,7 @@ class SweepRecipe:
         check_choice("method", self.method, get_args(SweepMethod))
         check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         check_choice("precision", self.precision, get_args(Precision))
-        object.__setattr__(self, "batch_size", as_positive_integer("batch_size", self.batch_size))
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
         check_range("workers", as_integer("workers", self.workers), lambda x: x >= 0, "at least 0")
         if self.validation == "holdout" and not self.data.holdout:
             object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))

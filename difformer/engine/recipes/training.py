@@ -15,6 +15,8 @@ FeatureSource = Literal["live", "cached"]
 Precision = Literal["no", "bf16", "fp16"]
 ScheduleName = Literal["step", "cosine", "constant"]
 Criterion = Literal["top1", "mean_per_class", "loss"]
+# Where images only pass through a network.
+BatchSize = int | Literal["auto"]
 
 
 def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
@@ -27,6 +29,14 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a list, got {value!r}")
     return tuple(value)
+
+
+def as_batch_size(name: str, value: Any) -> BatchSize:
+    """A positive integer, or `auto`; raises ValueError when it is anything else."""
+    try:
+        return "auto" if value == "auto" else as_positive_integer(name, value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be a positive integer or auto, got {value!r}") from error
 
 
 def check_range(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> None:
@@ -45,7 +55,8 @@ class BackboneConfig:
         download: whether weights that are not on this machine may be fetched.
         dtype: of the convolutions; by default as `training.precision` computes.
         attention: implementation: auto, xformers, sdpa or math.
-        gradient_checkpointing: spend time to save DifFeed's memory.
+        gradient_checkpointing: spend time to save DifFeed's memory; with `auto` only where a step of training would not
+            fit otherwise.
     """
 
     name: str = "adm256_uncond"
@@ -53,12 +64,14 @@ class BackboneConfig:
     download: bool = False
     dtype: DtypeName | None = None
     attention: str = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["auto"] = False
 
     def __post_init__(self) -> None:
         check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
-        for name in ("download", "gradient_checkpointing"):
-            as_switch(f"backbone.{name}", getattr(self, name))
+        as_switch("backbone.download", self.download)
+        if not isinstance(self.gradient_checkpointing, bool) and self.gradient_checkpointing != "auto":
+            found = self.gradient_checkpointing
+            raise ValueError(f"backbone.gradient_checkpointing must be true, false or auto, got {found!r}")
 
 
 @dataclass(frozen=True)
@@ -266,7 +279,8 @@ class EvaluationConfig:
         select: keep the classifier of the `best` evaluation, or the `last`.
         criterion: what is best: top1, mean_per_class or loss.
         test: split that is evaluated once, at the end, with the classifier that was kept.
-        batch_size: images at once, over all processes; that of training when null.
+        batch_size: images at once, over all processes; that of training when null; `auto` for as many as go
+            through fastest.
     """
 
     validation: str | None = None
@@ -274,12 +288,12 @@ class EvaluationConfig:
     select: Literal["best", "last"] = "last"
     criterion: Criterion = "top1"
     test: str | None = None
-    batch_size: int | None = None
+    batch_size: BatchSize | None = None
 
     def __post_init__(self) -> None:
         as_positive_integer("evaluation.every", self.every)
         if self.batch_size is not None:
-            as_positive_integer("evaluation.batch_size", self.batch_size)
+            object.__setattr__(self, "batch_size", as_batch_size("evaluation.batch_size", self.batch_size))
         check_choice("evaluation.select", self.select, ("best", "last"))
         check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
         if self.select == "best" and self.validation is None:

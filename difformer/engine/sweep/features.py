@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from difformer.data import ImageDataset
 from difformer.engine.evaluation.outputs import evaluate
 from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.recipes.training import BatchSize
 from difformer.features import FeatureExtractor
 
 
@@ -66,7 +67,7 @@ class SplitFeatures:
 
 
 def read_split(
-    model: PooledInEveryWay, images: ImageDataset, accelerator: Any, *, batch_size: int, workers: int, title: str
+    model: PooledInEveryWay, images: ImageDataset, accelerator: Any, *, batch_size: BatchSize, workers: int, title: str
 ) -> SplitFeatures:
     """Reads a split, each image once, on all processes together; see `evaluate`."""
     outputs = evaluate(
