@@ -63,8 +63,12 @@ def build_backbone(
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             unet = UNet(architecture)
-        return create_backbone(unet, schedule=schedule, **how)
-    return create_backbone(config.name, folder=config.folder, download=config.download, **how)
+        backbone = create_backbone(unet, schedule=schedule, **how)
+    else:
+        backbone = create_backbone(config.name, folder=config.folder, download=config.download, **how)
+    if config.compile:
+        backbone.compile()
+    return backbone
 
 
 def outline_backbone(config: BackboneConfig) -> UNetBackbone:

@@ -57,6 +57,8 @@ class BackboneConfig:
         attention: implementation: auto, xformers, sdpa or math.
         gradient_checkpointing: spend time to save DifFeed's memory; with `auto` only where a step of training would not
             fit otherwise.
+        compile: build its passes with torch.compile, which takes half a minute or more for the first images of each
+            shape; where there is no compiler, it runs as it is.
     """
 
     name: str = "adm256_uncond"
@@ -65,10 +67,12 @@ class BackboneConfig:
     dtype: DtypeName | None = None
     attention: str = "auto"
     gradient_checkpointing: bool | Literal["auto"] = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
-        as_switch("backbone.download", self.download)
+        for name in ("download", "compile"):
+            as_switch(f"backbone.{name}", getattr(self, name))
         if not isinstance(self.gradient_checkpointing, bool) and self.gradient_checkpointing != "auto":
             found = self.gradient_checkpointing
             raise ValueError(f"backbone.gradient_checkpointing must be true, false or auto, got {found!r}")
