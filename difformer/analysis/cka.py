@@ -54,7 +54,8 @@ class MinibatchCKA:
     """CKA between all pairs of representations, from one batch after another (Nguyen et al. 2021, eq. 3).
 
     The mean of unbiased HSICs over batches estimates that of all images without bias, and the memory is that of one
-    batch, however many images there are. Larger batches have less variance.
+    batch, however many images there are. Larger batches have less variance. Features on a CUDA device are compared
+    there, all others on the CPU.
 
     Args:
         kernel, debiased, bandwidth: as for `cka`. Distances are measured against the median of the first batch.
@@ -77,7 +78,7 @@ class MinibatchCKA:
         """Takes a batch into account.
 
         Args:
-            xs: (B, D) by name, B at least 4, all of the same images; the rows of the result.
+            xs: (B, D) by name, B at least 4, all of the same images and on one device; the rows of the result.
             ys: the same for its columns; `xs` when None.
 
         Raises:
@@ -100,12 +101,12 @@ class MinibatchCKA:
         if not same:
             rights = torch.stack([self._gram("y", name, values, count) for name, values in ys.items()])
         hsic = _unbiased_hsic if self.debiased else _biased_hsic
-        self._cross += hsic(lefts, rights)
-        self._rows += _own(hsic, lefts)
-        self._columns += _own(hsic, rights)
+        self._cross += hsic(lefts, rights).cpu()
+        self._rows += _own(hsic, lefts).cpu()
+        self._columns += _own(hsic, rights).cpu()
 
     def compute(self) -> Tensor:
-        """(rows, columns) float64: the CKA of each pair so far.
+        """(rows, columns) float64 on the CPU: the CKA of each pair so far.
 
         Raises:
             ValueError: there was no batch.
@@ -117,7 +118,7 @@ class MinibatchCKA:
 
     def _gram(self, side: str, name: str, values: Array, count: int) -> Tensor:
         """(B, B) similarities in float64; without the diagonal where the estimator leaves it out."""
-        rows = as_matrix(f"the features {name}", values).double()
+        rows = _as_doubles(f"the features {name}", values)
         if len(rows) != count:
             raise ValueError(f"{name} has {len(rows)} rows, but the first representation has {count}")
         gram = rows @ rows.T
@@ -156,10 +157,16 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
 
 
 def _linear_gram(name: str, values: Array) -> Tensor:
-    rows = as_matrix(name, values).double()
+    rows = _as_doubles(name, values)
     if len(rows) < _FEWEST:
         raise ValueError(f"{name} must have at least {_FEWEST} images, got {len(rows)}")
     return (rows @ rows.T).fill_diagonal_(0)
+
+
+def _as_doubles(name: str, values: Array) -> Tensor:
+    """Checked (N, D) rows in float64, on the CPU unless they are on a CUDA device: Apple's GPUs have no float64."""
+    rows = as_matrix(name, values)
+    return (rows if rows.is_cuda else rows.cpu()).double()
 
 
 def _nearest(gram: Tensor, k: int) -> Tensor:

@@ -7,6 +7,8 @@ from difformer.analysis._inputs import Array, as_matrix
 
 # Of the mean variance within images, added to every direction: features that do not vary at all would divide by zero.
 _SHRINKAGE = 1e-3
+# Of the features' mean square: variances below it are rounding.
+_ROUNDING = 1e-28
 
 
 def view_criterion(views: Array, *, shrinkage: float = _SHRINKAGE) -> float:
@@ -21,10 +23,10 @@ def view_criterion(views: Array, *, shrinkage: float = _SHRINKAGE) -> float:
         shrinkage: share of the mean within-image variance that is added to each direction of S_x.
 
     Returns:
-        In (0, 1]; 1 when the images do not differ.
+        In (0, 1]; 1 when the images do not differ, nor their views.
 
     Raises:
-        ValueError: wrong shape, type or values.
+        ValueError: wrong shape, type or values, or images that differ although the views of each are all the same.
     """
     if not isinstance(views, Tensor):
         views = torch.from_numpy(views)
@@ -37,9 +39,17 @@ def view_criterion(views: Array, *, shrinkage: float = _SHRINKAGE) -> float:
     means = rows.mean(dim=1)
     between = _covariance(means - means.mean(dim=0), count - 1)
     within = _covariance((rows - means[:, None]).flatten(0, 1), count * (repeats - 1))
+    rounding = _ROUNDING * rows.square().mean()
+    if within.diagonal().mean() <= rounding:
+        if between.diagonal().mean() <= rounding:
+            return 1.0
+        raise ValueError(
+            "the views of each image are all the same, so there is no scatter within images to compare with; give "
+            "views with different noise or augmentation"
+        )
     # Means of few views scatter within images too.
     between = between - within / repeats
-    ridge = shrinkage * within.diagonal().mean().clamp(min=torch.finfo(torch.float64).tiny)
+    ridge = shrinkage * within.diagonal().mean()
     whitened = _whiten(between, within + ridge * torch.eye(width, dtype=within.dtype, device=within.device))
     eigenvalues = torch.linalg.eigvalsh(whitened).clamp(min=0)
     return float(1 / (1 + eigenvalues.mean()))

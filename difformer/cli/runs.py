@@ -111,8 +111,8 @@ def _look(recipe: LookRecipe, *, overwrite: bool) -> None:
     look(recipe, overwrite=overwrite)
 
 
-def _reads_training_recipes(configuration: type) -> Reader:
-    return lambda file: take_from_training(read_yaml(file), configuration)
+def _reads_training_recipes(configuration: type, *, test_split: bool = True) -> Reader:
+    return lambda file: take_from_training(read_yaml(file), configuration, test_split=test_split)
 
 
 def _transfer(recipe: TransferRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> int:
@@ -182,7 +182,7 @@ RECIPE_VERBS = {
         LookRecipe,
         _look,
         {"overwrite": _REPLACE},
-        read=_reads_training_recipes(LookRecipe),
+        read=_reads_training_recipes(LookRecipe, test_split=False),
     ),
     "cka": RecipeVerb(
         "Compares blocks and timesteps with each other, with other weights, or with a timm model, by CKA.",

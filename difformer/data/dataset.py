@@ -122,6 +122,14 @@ class ImageDataset(Dataset[Sample | None]):
         """
         self._reader.set_epoch(epoch)
 
+    def part(self, places: NDArray[np.int64]) -> "ImageDataset":
+        """Some of the samples, which share the epoch with all.
+
+        Args:
+            places: (n,) in this data set, in the order of the part.
+        """
+        return ImageDataset(self._reader, self._indices[places])
+
     def __len__(self) -> int:
         return len(self._indices)
 

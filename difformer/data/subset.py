@@ -139,6 +139,12 @@ def percentage(labels: Sequence[int] | Indices, percent: float, seed: int) -> In
     return _sorted([group[: max(1, round(len(group) * percent / 100))] for group in groups.values()])
 
 
+def evenly_spaced(length: int, most: int) -> list[int]:
+    """Ascending places among `length`, from the first to the last: `most` of them, or all where there are fewer."""
+    places: list[int] = np.linspace(0, length - 1, min(most, length)).round().astype(int).tolist()
+    return places
+
+
 def listed(source: Source, list_file: str) -> Indices:
     """The images that a text file names, one a line: by the path in the split, by the file name alone, as in SimCLR's
     lists of 1 % and 10 % of ImageNet, or by that without its ending.

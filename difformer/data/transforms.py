@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 # An RGB image of any size and the sample's generator, to (3, size, size) float32 in [-1, 1].
 SampleTransform = Callable[["Image", np.random.Generator], Tensor]
 
-_WITHOUT_TIMM = ("none", "flip", "symmetries", "published")
+_SYMMETRIES = ("flip", "flips", "symmetries")
+_WITHOUT_TIMM = ("none", *_SYMMETRIES, "published")
 # The first word of timm's names of augmentation policies.
 TIMM_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
@@ -69,17 +70,19 @@ class Symmetric:
 
     Attributes:
         preprocessing: the evaluation transform.
-        rotate: one of the square's eight symmetries, in place of a horizontal flip or none.
+        name: of the group it is drawn from: `flip`, `flips` or `symmetries`.
     """
 
     preprocessing: Preprocessing
-    rotate: bool = False
+    name: str
 
     def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
         pixels = self.preprocessing(image)
         flip, turns = rng.random() < 0.5, int(rng.integers(4))
         pixels = pixels.flip(2) if flip else pixels
-        return torch.rot90(pixels, turns, (1, 2)).contiguous() if self.rotate else pixels
+        if self.name == "flips":
+            return pixels.flip(1) if turns % 2 else pixels
+        return torch.rot90(pixels, turns, (1, 2)).contiguous() if self.name == "symmetries" else pixels
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,8 @@ def create_transform(
     """A transform by name.
 
     Args:
-        name: `none` (the evaluation transform), `flip` (and a random horizontal flip), `symmetries` (and one of the
-            square's eight symmetries), `published`, `crop`, or a policy by timm's name.
+        name: `none` (the evaluation transform), `flip` (and a random horizontal flip), `flips` (horizontal, vertical
+            or both), `symmetries` (one of the square's eight), `published`, `crop`, or a policy by timm's name.
         size: side of the result in pixels.
         resize: short side before the central crop, for `none`.
         random_erasing: probability of timm's random erasing, for `crop` and timm's policies.
@@ -149,7 +152,7 @@ def create_transform(
         evaluation = Preprocessing(size, resize)
         if name == "published":
             return PublishedTransform(size)
-        return Deterministic(evaluation) if name == "none" else Symmetric(evaluation, rotate=name == "symmetries")
+        return Symmetric(evaluation, name) if name in _SYMMETRIES else Deterministic(evaluation)
     known = (*_WITHOUT_TIMM, "crop", *TIMM_POLICIES)
     policy, *sections = name.split("-")
     if policy not in known[len(_WITHOUT_TIMM) :]:

@@ -11,6 +11,11 @@ from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.training import Recipe
 
 
+def solver_device(device: torch.device) -> torch.device:
+    """Where probes are fitted to features from a device: solvers need float64, which Apple's GPUs lack."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
 def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True) -> Any:
     """Accelerate's entry point, with the recipe's precision and trackers.
 

@@ -13,11 +13,12 @@ from difformer.report._figure import new_figure, plain, save_figure
 _MOST_WITH_NUMBERS = 40
 
 
-def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], path: Path) -> None:
-    """Draws accuracies as heat maps, blocks by timesteps, one below another for each pooling; the best is framed.
+def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], chosen: tuple[str, int, int], path: Path) -> None:
+    """Draws accuracies as heat maps, blocks by timesteps, one below another for each pooling.
 
     Args:
         accuracies: in [0, 1], by tap, timestep and pooling, taps in network order.
+        chosen: which of them is framed.
         path: the file; replaced when it is there.
 
     Raises:
@@ -29,7 +30,6 @@ def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], path: Path) -> 
     taps = list(dict.fromkeys(tap for tap, _, _ in accuracies))
     timesteps = sorted({t for _, t, _ in accuracies})
     pools = sorted({pool for _, _, pool in accuracies})
-    best = max(accuracies, key=lambda key: accuracies[key])
     low, high = min(accuracies.values()), max(accuracies.values())
     height = len(pools) * (0.32 * len(timesteps) + 0.6) + 0.6
     figure = new_figure(max(5, 0.52 * len(taps)) + 1.6, height, "drawing a sweep")
@@ -47,8 +47,8 @@ def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], path: Path) -> 
         axes.tick_params(length=0)
         if len(taps) <= _MOST_WITH_NUMBERS:
             _write_numbers(axes, table, 100 * (low + high) / 2)
-        if pool == best[2]:
-            _frame(axes, taps.index(best[0]), timesteps.index(best[1]))
+        if pool == chosen[2]:
+            _frame(axes, taps.index(chosen[0]), timesteps.index(chosen[1]))
     panels[-1].set_xlabel("Block")
     figure.colorbar(image, ax=list(panels), label="Validation accuracy, %", shrink=0.6)
     save_figure(figure, path)

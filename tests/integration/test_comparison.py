@@ -1,6 +1,7 @@
 """Runs side by side."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,6 +54,32 @@ def test_what_was_measured_is_not_measured_again(runs, tmp_path, monkeypatch):
     compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "one")
     monkeypatch.setattr(module, "evaluate_classifier", lambda *a, **k: pytest.fail("measured again"))
     compare_runs([str(runs / "good" / "eval-test"), str(runs / "bad")], tmp_path / "two")
+
+
+def test_a_run_that_was_trained_anew_is_measured_anew(runs, tmp_path):
+    good = read_measured(str(runs / "good"), "test", "good")
+    read_measured(str(runs / "bad"), "test", "bad")
+    copy = tmp_path / "copy"
+    shutil.copytree(runs / "bad", copy)
+    shutil.copy(runs / "good" / "classifier.safetensors", copy)
+    anew = read_measured(str(copy), "test", "anew")
+    assert anew.metrics["top1"] == good.metrics["top1"]
+    np.testing.assert_array_equal(anew.correct, good.correct)
+    (copy / "classifier.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no classifier\.safetensors yet"):
+        read_measured(str(copy), "test", "unfinished")
+
+
+def test_a_page_of_evaluations_names_their_split_and_takes_the_place_of_a_longer_one(runs, tmp_path):
+    for name in ("good", "bad"):
+        read_measured(str(runs / name), "test", name)
+        shutil.copytree(runs / name / "eval-test", tmp_path / name)
+    shutil.copytree(tmp_path / "bad", tmp_path / "third")
+    three = [str(tmp_path / name) for name in ("good", "bad", "third")]
+    compare_runs(three, tmp_path / "out", split="val")
+    page = compare_runs(three[:2], tmp_path / "out", split="val", overwrite=True)
+    assert "15 images of test" in page.read_text(encoding="utf-8")
+    assert not (tmp_path / "out" / "confusion-2.png").exists()
 
 
 def test_runs_of_other_images_are_refused(runs, tmp_path):

@@ -3,12 +3,14 @@
 import json
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 from browser import open_page
 from training import merged, write_subject
 
 from difformer.cli import main
+from difformer.engine.looking import look as module
 from difformer.engine.looking.look import look
 from difformer.engine.recipes.looking import LookRecipe
 from difformer.engine.recipes.reading import build, plain
@@ -37,9 +39,33 @@ def test_a_page_with_everything(values, tmp_path, capsys):
     # Components, map, and two images with five neighbours each.
     assert len(re.findall("<img", page)) == 2 + 12
     assert "t-SNE of" in page
+    assert "24 of the 24 images of folder, train, evenly spaced" in page
+    assert "as these images of train chose it" in page
     precision = json.loads((tmp_path / "look" / "precision.json").read_text())
     assert len(precision) == 4
     assert all(0 <= value <= 1 for row in precision.values() for value in row.values())
+
+
+def test_a_page_with_fewer_pictures_takes_its_place(values, tmp_path):
+    (tmp_path / "look").mkdir()
+    for name in ("look.html", "image-000.png", "image-011.png"):
+        (tmp_path / "look" / name).touch()
+    look(make(values, projection="none", images=6, queries=1, timesteps=[50]), overwrite=True)
+    assert len(list((tmp_path / "look").glob("image-*.png"))) == 6
+
+
+@pytest.mark.parametrize(("changes", "count"), [({"images": 3}, 3), ({"ks": [1, 24]}, 24)])
+def test_too_few_images_are_refused_before_any_is_read(values, changes, count, monkeypatch):
+    monkeypatch.setattr(module, "build_backbone", lambda *a, **k: pytest.fail("opened"))
+    with pytest.raises(ValueError, match=rf"need more than {count} images, but there are {count} of train"):
+        look(make(values, **changes))
+
+
+def test_several_processes_are_refused(values, monkeypatch):
+    processes = SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(module, "create_accelerator", lambda *a, **k: processes)
+    with pytest.raises(ValueError, match="looked at in one process"):
+        look(make(values, projection="none"))
 
 
 def test_coloured_classes_are_found_again(values):

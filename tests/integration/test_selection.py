@@ -6,8 +6,10 @@ import pytest
 from training import merged, write_subject
 
 from difformer.cli import main
+from difformer.data import create_dataset
 from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
+from difformer.engine.selection import select as module
 from difformer.engine.selection.select import select
 from difformer.engine.sweep.sweep import sweep
 
@@ -59,12 +61,51 @@ def test_without_labels_it_compares_views(values):
     assert results["best"]["tap"] in ("in03", "mid", "out01")
 
 
+@pytest.mark.parametrize("rule", ["k_shot", "percent", "list_file"])
+def test_a_part_is_one_of_the_images_that_are_allowed(values, tmp_path, monkeypatch, rule):
+    (tmp_path / "list.txt").write_text("".join(f"class{c}/{i}.png\n" for c in range(3) for i in range(10)))
+    allowed = {"k_shot": 1, "percent": 25.0, "list_file": str(tmp_path / "list.txt")}
+    read = []
+
+    class Read(Exception):
+        pass
+
+    def note(model, images, *rest, **options):
+        read.extend(images.ids.tolist())
+        raise Read
+
+    monkeypatch.setattr(module, "read_split", note)
+    recipe = make(values, data={"holdout": 0.0, rule: allowed[rule]}, validation="test")
+    with pytest.raises(Read):
+        select(recipe)
+    everything = create_dataset(recipe.data, "train").ids.tolist()
+    assert set(read) <= set(everything)
+    assert len(read) == {"k_shot": 3, "percent": 3, "list_file": 6}[rule]
+
+
+def test_a_budget_for_which_there_is_nothing_is_not_passed_over(values, tmp_path):
+    with pytest.raises(ValueError, match=r"budget: no feature of in03, mid is within 0\.0001 passes .* in03, takes 0"):
+        select(make(values, taps=["mid", "in03"], budget=1e-4))
+    with pytest.raises(ValueError, match="1000"):
+        select(make(values, timesteps=[50, 1000]))
+
+
+def test_what_was_measured_may_all_be_above_the_budget(values, monkeypatch):
+    monkeypatch.setattr(module, "greedy_set", lambda *a, **k: [])
+    results = select(make(values, taps=["mid"], timesteps=[50]))
+    assert "fused" not in results
+    assert results["too_dear"].startswith("no feature of mid is within 1 passes of the network; the cheapest, mid, ")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "sgd"}, "method must be ridge"),
-        ({"pools": [1, 2]}, "pools must be one number"),
-        ({"timesteps": [50, 10]}, "timesteps must ascend"),
+        ({"test": "test"}, "unknown key 'test'"),
+        ({"pools": [1, 2]}, "unknown key 'pools'"),
+        ({"pool": 0}, "pool must be"),
+        ({"timesteps": [50, 10]}, "timesteps must be one or more that ascend"),
+        ({"timesteps": []}, "timesteps must be one or more that ascend"),
+        ({"validation": "train"}, "train cannot be validation"),
         ({"budget": 0}, "budget must be a number above 0"),
         ({"views": 1}, "views must be a number at least 2"),
     ],

@@ -2,12 +2,14 @@
 
 import csv
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch.nn.functional as F
 from support import small_unet
-from training import merged, write_subject
+from training import merged, write_images, write_subject
 
 from difformer import FeatureExtractor, create_backbone
 from difformer.analysis import cka
@@ -77,6 +79,30 @@ def test_against_other_weights(values, tmp_path):
     other = measure_cka(make(values, other=str(tmp_path / "other.safetensors"), output=str(tmp_path / "two")))
     assert (np.diag(other) < 0.999).all()
     assert (tmp_path / "two" / "models.png").exists()
+
+
+def test_the_other_model_is_opened_as_the_backbone_is(values, monkeypatch):
+    opened = []
+
+    def note(config, **options):
+        opened.append(config)
+        return backbone
+
+    backbone = create_backbone(values["backbone"]["name"])
+    monkeypatch.setattr(module, "build_backbone", note)
+    monkeypatch.setattr(module, "_accumulate", lambda *a: np.eye(6))
+    how = {"folder": "weights", "download": True, "dtype": "bfloat16", "attention": "math"}
+    recipe = make(values, backbone=how, other="another")
+    measure_cka(recipe)
+    assert opened == [recipe.backbone, replace(recipe.backbone, name="another")]
+
+
+@pytest.mark.parametrize("changes", [{"images": 3}, {"split": "few"}])
+def test_too_few_images_are_refused_before_any_is_read(values, changes, monkeypatch):
+    write_images(Path(values["data"]["root"]), {"few": 1})
+    monkeypatch.setattr(module, "build_backbone", lambda *a, **k: pytest.fail("opened"))
+    with pytest.raises(ValueError, match="CKA needs at least 4 images, but there are 3 of"):
+        measure_cka(make(values, **changes))
 
 
 def test_against_the_blocks_of_a_timm_model(values):

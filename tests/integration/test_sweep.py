@@ -2,13 +2,17 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from training import merged, write_subject
 
 from difformer.cli import main
+from difformer.engine.accelerator import solver_device
 from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.sweep import sweep as module
@@ -81,9 +85,58 @@ def test_goes_on_with_the_timesteps_that_are_missing(values, monkeypatch):
 
 
 def test_another_sweep_in_the_folder_is_refused(values):
-    sweep(make(values, timesteps=[50]))
+    first = sweep(make(values, timesteps=[50]))
     with pytest.raises(ValueError, match=r"holds another sweep: recipe\.seed was 0 and is now 1"):
         sweep(make(values, seed=1))
+    # How it is computed, and where the files are, makes no other sweep of it.
+    how = {"download": True, "attention": "math", "gradient_checkpointing": True}
+    data = {"download": True, "check_images": "none"}
+    assert sweep(make(values, timesteps=[50], backbone=how, data=data)) == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": "nowhere"}, "nowhere"),
+        ({"timesteps": [50, 1000]}, "1000"),
+        ({}, r"30 images of 800 numbers each need about 173 kB of memory, and 1 kB are free; give fewer taps"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_anything_is_read(values, changes, message, monkeypatch):
+    if not changes:
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    monkeypatch.setattr(module, "read_split", lambda *a, **k: pytest.fail("read"))
+    with pytest.raises((ValueError, OSError), match=message):
+        sweep(make(values, **changes))
+
+
+def test_a_test_split_of_other_classes_is_refused_before_anything_is_read(values, monkeypatch):
+    original = module.build_dataset
+
+    def build_other(config, split):
+        return SimpleNamespace(class_names=("cat",)) if split == "test" else original(config, split)
+
+    monkeypatch.setattr(module, "build_dataset", build_other)
+    with pytest.raises(ValueError, match=r"class names of test \(1\) are not those of train \(3\)"):
+        sweep(make(values, test="test"))
+
+
+@pytest.mark.gpu
+def test_probes_are_fitted_on_the_gpu(values, monkeypatch):
+    original, devices = module.compare, set()
+
+    def noting(probe, train, *rest, **options):
+        devices.add(train.features.device.type)
+        return original(probe, train, *rest, **options)
+
+    monkeypatch.setattr(module, "compare", noting)
+    sweep(make(values, timesteps=[50]))
+    assert devices == {"cuda"}
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", "cuda:1"), ("mps", "cpu"), ("cpu", "cpu")])
+def test_solvers_run_where_there_is_float64(device, expected):
+    assert solver_device(torch.device(device)) == torch.device(expected)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +169,18 @@ def test_the_front_holds_what_no_cheaper_one_beats():
     scores = [score("a", 1, 0.5, 1), score("b", 1, 0.4, 2), score("c", 1, 0.7, 3), score("d", 1, 0.7, 4)]
     assert [s.tap for s in pareto_front(scores)] == ["a", "c"]
     assert best_score(scores).tap == "c"
+
+
+def test_of_equal_scores_the_cheapest_is_recommended_framed_and_printed_first(tmp_path, monkeypatch, capsys):
+    taps = {tap: TapSpec(tap, i + 1, 4, 8, 3 - i) for i, tap in enumerate(("a", "b", "c"))}
+    scores = [score(tap, t, 0.5, taps[tap].flops) for tap in taps for t in (10, 50)]
+    framed = []
+    monkeypatch.setattr(module, "draw_sweep", lambda accuracies, chosen, path: framed.append(chosen))
+    module._conclude(None, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path))
+    assert framed == [("c", 10, 1)]
+    assert capsys.readouterr().out.startswith("c      t = 10 ")
+    assert "The best single feature: c at t = 10" in (tmp_path / "recommended.yaml").read_text()
+    assert recommend(scores, taps, 1) == (["c"], [10])
 
 
 def test_recommends_the_best_blocks_of_different_sizes_and_the_best_timesteps():

@@ -1,12 +1,14 @@
 """CKA and CKNNA against their definitions, and what they do not depend on."""
 
 import itertools
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
 
 from difformer.analysis import MinibatchCKA, cka, cknna
 
@@ -169,3 +171,24 @@ def test_other_representations_than_before_are_refused():
         found.update({"y": y, "x": x})
     with pytest.raises(ValueError, match="in every batch"):
         found.update({"x": x, "y": y}, {"x": x, "y": y})
+
+
+def test_sums_stay_on_the_cpu_when_features_are_on_a_gpu(monkeypatch):
+    """Fake tensors have devices that the machine lacks, and refuse to mix them; their values are unknown."""
+    # The package's function hides the module of the same name.
+    monkeypatch.setattr(import_module("difformer.analysis.cka"), "as_matrix", lambda name, values: values)
+    with FakeTensorMode():
+        found = MinibatchCKA()
+        for _ in range(2):
+            found.update({"x": torch.ones(6, 3, device="cuda")}, {"y": torch.ones(6, 2, device="cuda")})
+        assert found.compute().device.type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu(kind):
+    x, y = pair(7)
+    found = MinibatchCKA(**kind)
+    found.update({"x": torch.from_numpy(x).cuda()}, {"y": torch.from_numpy(y).float().cuda()})
+    assert found.compute().item() == pytest.approx(cka(x, y.astype(np.float32), **kind), rel=1e-9)
+    assert cknna(torch.from_numpy(x).cuda(), torch.from_numpy(y).cuda(), k=4) == pytest.approx(cknna(x, y, k=4))

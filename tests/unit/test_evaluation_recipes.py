@@ -2,6 +2,7 @@ import pytest
 
 from difformer.data import DataConfig
 from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.recipes.looking import LookRecipe
 from difformer.engine.recipes.reading import build, create_parser, dump, parse, read_yaml
 from difformer.engine.recipes.training import ExtractorConfig
 
@@ -52,6 +53,12 @@ def test_an_evaluation_takes_what_it_shares_with_a_training_recipe():
     values = take_from_training(TRAINING, EvaluationRecipe)
     assert values.keys() == {"data", "backbone", "features", "precision", "workers", "batch_size", "split"}
     assert values["split"] == "official"
+
+
+def test_a_look_chooses_so_it_takes_no_test_split():
+    assert "split" not in take_from_training(TRAINING, LookRecipe, test_split=False)
+    assert take_from_training(TRAINING | {"split": "test"}, LookRecipe, test_split=False)["split"] == "test"
+    assert LookRecipe(DataConfig(**DATA)).split == "train"
 
 
 def test_what_is_given_beside_training_sections_comes_first():

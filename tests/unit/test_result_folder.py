@@ -70,6 +70,15 @@ def test_what_is_no_result_is_left_alone(folder):
         ResultFolder(folder.path / "thesis.txt", []).check(overwrite=True)
 
 
+def test_numbered_files_may_have_been_more_before(tmp_path):
+    for name in ("page.html", "image-000.png", "image-001.png"):
+        (tmp_path / name).touch()
+    ResultFolder(tmp_path, ["page.html", "image-*.png"]).check(overwrite=True)
+    (tmp_path / "image.png").touch()
+    with pytest.raises(FileExistsError, match=r"holds image\.png, which is no result"):
+        ResultFolder(tmp_path, ["page.html", "image-*.png"]).check(overwrite=True)
+
+
 def test_tables_hold_any_name(tmp_path):
     write_table(tmp_path / "t.csv", ["name", "value"], [("a,b", None), ("odd\udcff", 0.5)])
     assert (tmp_path / "t.csv").read_bytes() == b'name,value\r\n"a,b",\r\nodd\xff,0.5\r\n'

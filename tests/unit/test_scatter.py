@@ -34,8 +34,15 @@ def test_it_orders_features_by_how_well_they_tell_images_apart():
     assert values[0] == pytest.approx(1, abs=0.03)
 
 
-def test_features_that_do_not_vary_are_worst():
-    assert view_criterion(np.ones((5, 3, 4))) == 1.0
+@pytest.mark.parametrize("value", [0.0, 0.1, 1.0])
+def test_features_that_do_not_vary_are_worst(value):
+    assert view_criterion(np.full((5, 3, 4), value)) == 1.0
+
+
+def test_views_that_are_all_the_same_are_refused():
+    views = draw(np.ones(3), np.ones(3), images=5)[:, :1].expand(-1, 3, -1)
+    with pytest.raises(ValueError, match="views of each image are all the same, so there is no scatter within"):
+        view_criterion(views)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4), (5, 1, 4), (5, 4)])

@@ -29,11 +29,18 @@ def surface(block, place, noise=0.0, seed=0):
     return accuracy, measure, asked
 
 
+def assert_nothing_is_asked_twice(asked):
+    for whole in (False, True):
+        timesteps = [t for t, _, share in asked if (share == 1) == whole]
+        assert len(timesteps) == len(set(timesteps))
+
+
 @settings(max_examples=60, deadline=None)
 @given(block=st.integers(0, 16), place=st.integers(0, 7))
 def test_finds_the_best_of_a_unimodal_surface(block, place):
-    _, measure, _ = surface(block, place)
+    _, measure, asked = surface(block, place)
     assert Search(measure, TAPS, COSTS, TIMESTEPS).run() == (TAPS[block], TIMESTEPS[place])
+    assert_nothing_is_asked_twice(asked)
 
 
 @settings(max_examples=40, deadline=None)
@@ -51,8 +58,9 @@ def test_comes_within_half_a_point_at_a_quarter_of_the_cost_with_noise(block, pl
 
 def test_few_timesteps_are_all_looked_at():
     for count in (1, 2, 3):
-        _, measure, _ = surface(8, 0)
+        _, measure, asked = surface(8, 0)
         assert Search(measure, TAPS, COSTS, TIMESTEPS[:count]).run() == ("mid", TIMESTEPS[0])
+        assert_nothing_is_asked_twice(asked)
 
 
 def test_passes_are_shared_at_a_timestep():
@@ -72,3 +80,4 @@ def test_the_greedy_set_takes_what_helps_most_within_the_budget():
     assert greedy_set(score, list(worth), costs, budget=3, most=9) == [("a", 1), ("b", 1), ("a", 2)]
     assert greedy_set(score, list(worth), costs, budget=6, most=2) == [("c", 1), ("a", 1)]
     assert greedy_set(score, list(worth), costs, budget=0.5, most=2) == []
+    assert greedy_set(lambda pairs: 0.0, list(worth), costs, budget=6, most=2) == [("a", 1)]

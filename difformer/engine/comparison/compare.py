@@ -28,7 +28,7 @@ def compare_runs(
     Args:
         sources: folders of runs, or of evaluations; what has not been measured is measured first.
         output: folder for page, pictures and numbers.
-        split: of runs.
+        split: of runs; evaluations have their own.
         seed: of the bootstrap.
         overwrite: replace what is there.
 
@@ -41,15 +41,15 @@ def compare_runs(
     """
     if len(sources) < 2:
         raise ValueError("give at least two runs to compare")
-    confusions = [f"confusion-{number}.png" for number in range(len(sources))]
-    folder = ResultFolder(output, (PAGE, _RESULTS, _CURVES, *confusions))
+    # There may have been more runs before, so any number of confusions.
+    folder = ResultFolder(output, (PAGE, _RESULTS, _CURVES, "confusion-*.png"))
     folder.check(overwrite=overwrite)
     measured = [read_measured(source, split, name) for source, name in zip(sources, short_names(sources), strict=True)]
     _check_same_images(measured)
     first, *others = measured
     differences = [paired_bootstrap(m.correct, first.correct, resamples=_RESAMPLES, seed=seed) for m in others]
     with folder.write() as temporary:
-        _write(temporary, measured, differences, split)
+        _write(temporary, measured, differences)
     page = folder.path / PAGE
     for m, found in zip(others, differences, strict=True):
         print(f"{m.name} - {first.name}: {_difference(found)}, p = {found.p_value:.2g}")
@@ -80,7 +80,7 @@ def _check_same_images(measured: Sequence[Measured]) -> None:
             raise ValueError(f"{first.name} and {other.name} were measured on different images, or not all were read")
 
 
-def _write(folder: Path, measured: Sequence[Measured], differences: Sequence[PairedDifference], split: str) -> None:
+def _write(folder: Path, measured: Sequence[Measured], differences: Sequence[PairedDifference]) -> None:
     values = [
         {"name": m.name, "metrics": m.metrics, "trained_parameters": m.parameters}
         | ({} if number == 0 else {"against_first": asdict(differences[number - 1])})
@@ -98,10 +98,8 @@ def _write(folder: Path, measured: Sequence[Measured], differences: Sequence[Pai
         draw_confusion(m.confusion, m.class_names, path)
         blocks.append(Picture(path, f"Confusion matrix of {m.name}", m.name))
     sections.append(Section("What is taken for what", [Row(blocks)]))
-    count = len(measured[0].ids)
-    write_page(
-        folder / PAGE, "Comparison", sections, lead=f"{len(measured)} classifiers on {count:,} images of {split}."
-    )
+    lead = f"{len(measured)} classifiers on {len(measured[0].ids):,} images of {measured[0].split}."
+    write_page(folder / PAGE, "Comparison", sections, lead=lead)
 
 
 def _table(measured: Sequence[Measured], differences: Sequence[PairedDifference]) -> Table:

@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difformer.engine.evaluation.classifier import METRICS, classifier_values, evaluate_classifier
+from difformer.checkpoints.weights import read_metadata
+from difformer.engine.evaluation.classifier import (
+    METRICS,
+    classifier_file,
+    classifier_values,
+    evaluate_classifier,
+)
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.evaluation import EvaluationRecipe
 from difformer.engine.recipes.reading import build
@@ -26,6 +32,7 @@ class Measured:
     Attributes:
         name: what it is called here.
         metrics: as in `metrics.json`.
+        split: whose images they are of.
         digest: of the split.
         ids: (N,) of the images, ascending.
         correct: (N,) whether each was recognised.
@@ -37,6 +44,7 @@ class Measured:
 
     name: str
     metrics: Mapping[str, Any]
+    split: str
     digest: str
     ids: NDArray[np.int64]
     correct: NDArray[np.bool_]
@@ -47,7 +55,8 @@ class Measured:
 
 
 def read_measured(source: str, split: str, name: str) -> Measured:
-    """The measurements of a run, which are made where they are missing, or those that `difformer eval` has left.
+    """The measurements of a run, which are made where they are missing or of other weights than the run has now, or
+    those that `difformer eval` has left.
 
     Args:
         source: the run's folder, or that of an evaluation.
@@ -55,7 +64,7 @@ def read_measured(source: str, split: str, name: str) -> Measured:
         name: what to call it.
 
     Raises:
-        FileNotFoundError: it is neither.
+        FileNotFoundError: it is neither, or a run that has no classifier yet.
         ValueError: the tables in it are damaged.
         And as `evaluate_classifier`.
     """
@@ -64,14 +73,24 @@ def read_measured(source: str, split: str, name: str) -> Measured:
     results = folder
     if run.recipe.exists():
         results = folder / f"eval-{split}"
-        if not (results / METRICS).exists():
-            evaluate_classifier(build(EvaluationRecipe, {**classifier_values(source), "split": split}))
+        if _measured_weights(results) != read_metadata(classifier_file(source))["weights_sha256"]:
+            recipe = build(EvaluationRecipe, {**classifier_values(source), "split": split})
+            evaluate_classifier(recipe, overwrite=True)
     elif not (folder / METRICS).exists():
         raise FileNotFoundError(f"{source} is neither the folder of a run nor one that `difformer eval` wrote")
     try:
         return _read(results, run, name)
     except (KeyError, IndexError, ValueError) as error:
         raise ValueError(f"{results} is damaged ({error!r}); `difformer eval … --overwrite` makes it anew") from error
+
+
+def _measured_weights(results: Path) -> str | None:
+    """The digest of the weights that an evaluation measured; None where there is none that says so."""
+    try:
+        digest: str = json.loads((results / METRICS).read_text(encoding="utf-8"))["classifier"]["weights_sha256"]
+        return digest
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _read(results: Path, run: RunFolder, name: str) -> Measured:
@@ -85,6 +104,7 @@ def _read(results: Path, run: RunFolder, name: str) -> Measured:
     return Measured(
         name=name,
         metrics=report["metrics"],
+        split=report["data"]["split"],
         digest=report["data"]["digest"],
         ids=np.array([int(row["id"]) for row in rows]),
         correct=np.array([row["label"] == row["predicted"] for row in rows]),

@@ -9,7 +9,7 @@ import torch
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
 from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare, create_probe
 from difformer.data import ImageDataset
-from difformer.engine.accelerator import create_accelerator
+from difformer.engine.accelerator import create_accelerator, solver_device
 from difformer.engine.build import build_backbone, build_dataset, build_extractor
 from difformer.engine.evaluation.outputs import Outputs, evaluate
 from difformer.engine.evaluation.pooling import PooledFeatures
@@ -82,8 +82,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     if not accelerator.is_main_process:
         return None
 
-    # Solvers need float64, which Apple's GPUs lack.
-    device = accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")
+    device = solver_device(accelerator.device)
     candidates, chosen = _choose(recipe, splits, device)
     test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
     results = _decision(recipe, candidates, chosen, test) | {

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class ResultFolder:
 
     Args:
         path: the folder. A leading `~` is the home folder.
-        names: of all files that may be in it.
+        names: of all files that may be in it; `*` stands for anything, as in `image-*.png`.
     """
 
     def __init__(self, path: str | Path, names: Collection[str]) -> None:
@@ -34,7 +35,7 @@ class ResultFolder:
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; choose another --output")
         there = sorted(os.listdir(self.path)) if self.path.is_dir() else []
-        strangers = [name for name in there if name not in self.names]
+        strangers = [name for name in there if not any(fnmatchcase(name, known) for known in self.names)]
         if strangers:
             raise FileExistsError(f"{self.path} holds {strangers[0]}, which is no result; choose another --output")
         if there and not overwrite:

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from difformer._optional import require
 from difformer.analysis.retrieval import nearest_images, precision_at_k
 from difformer.data import Batch, ImageDataset, few_shot
+from difformer.data.subset import evenly_spaced
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
@@ -28,6 +28,7 @@ from difformer.report.scatter import draw_scatter
 from difformer.taps import FeatureKey
 
 PAGE = "look.html"
+_FILES = (PAGE, "precision.json", "recipe.yaml", "components.png", "map.png", "image-*.png")
 _NEIGHBOURS = 5
 _SHOWN = 4
 
@@ -43,20 +44,22 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
         Precision at each k, by feature.
 
     Raises:
-        ValueError: a value in the recipe or in the data.
+        ValueError: a value in the recipe or in the data, or several processes.
         OSError: something cannot be read or written.
         ImportError: the library of the projection is missing.
     """
-    folder = ResultFolder(recipe.output, _files(recipe))
+    folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
     if recipe.projection != "none":
         _projector(recipe, recipe.images)
     accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    if accelerator.num_processes > 1:
+        raise ValueError("features are looked at in one process; run `difformer look` without accelerate launch")
     images = build_dataset(recipe.data, recipe.split)
+    places = _places(recipe, len(images))
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = recipe.taps or tuple(backbone.taps)[::3]
     blocks = DiffusionBlocks(backbone, taps, recipe.timesteps, recipe.seed, recipe.pool)
-    places = np.linspace(0, len(images) - 1, min(recipe.images, len(images))).round().astype(int)
     read, vectors = _read(recipe, images, places, blocks, accelerator.device)
     precision = {key: precision_at_k(vectors[key], read.labels, recipe.ks) for key in blocks.keys}
     best = max(precision, key=lambda key: precision[key][recipe.ks[-1]])
@@ -69,7 +72,10 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
         ]
         if recipe.projection != "none":
             sections.append(_map_section(vectors[best], read, best, images.class_names, recipe, temporary))
-        lead = f"{len(read.ids):,} images of {recipe.data.name}, {recipe.split}, as {backbone.name} sees them."
+        lead = (
+            f"{len(read.ids):,} of the {len(images):,} images of {recipe.data.name}, {recipe.split}, evenly spaced, as "
+            f"{backbone.name} sees them."
+        )
         write_page(temporary / PAGE, "What the features see", sections, lead=lead)
         write_json(temporary / "precision.json", {str(key): values for key, values in precision.items()})
         (temporary / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
@@ -77,16 +83,22 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
     return precision
 
 
-def _files(recipe: LookRecipe) -> list[str]:
-    examples = [f"image-{n:03}.png" for n in range(recipe.queries * (_NEIGHBOURS + 1))]
-    return [PAGE, "precision.json", "recipe.yaml", "components.png", "map.png", *examples]
+def _places(recipe: LookRecipe, length: int) -> list[int]:
+    """Of the images to look at; raises ValueError when there are too few to find as many neighbours as asked for."""
+    places = evenly_spaced(length, recipe.images)
+    if len(places) <= max(recipe.ks):
+        raise ValueError(
+            f"ks: {max(recipe.ks)} neighbours of an image need more than {max(recipe.ks)} images, but there are "
+            f"{len(places)} of {recipe.split}"
+        )
+    return places
 
 
 def _read(
-    recipe: LookRecipe, images: ImageDataset, places: NDArray[Any], blocks: DiffusionBlocks, device: torch.device
+    recipe: LookRecipe, images: ImageDataset, places: list[int], blocks: DiffusionBlocks, device: torch.device
 ) -> tuple[Batch, dict[FeatureKey, Tensor]]:
     """The images that could be read, as one batch, and their vectors by feature."""
-    batches = [places[i : i + recipe.batch_size].tolist() for i in range(0, len(places), recipe.batch_size)]
+    batches = [places[i : i + recipe.batch_size] for i in range(0, len(places), recipe.batch_size)]
     loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
     batch: Batch | None
     parts, read = [], []
@@ -109,7 +121,8 @@ def _precision_section(
     rows = [[key.tap, str(key.t), *(f"{100 * precision[key][k]:.1f}" for k in recipe.ks)] for key in precision]
     note = (
         f"Share of the k nearest other images, by the cosine of features averaged to {recipe.pool} × {recipe.pool}, "
-        "that are of the same class, in %."
+        f"that are of the same class, in %. The best at {recipe.ks[-1]} is highlighted, and looked at below; as these "
+        f"images of {recipe.split} chose it, others may choose otherwise."
     )
     header = ("Block", "Timestep", *(f"Precision at {k}" for k in recipe.ks))
     return Section("Retrieval", [Table(header, rows, note=note, highlight=list(precision).index(best))])
@@ -132,10 +145,9 @@ def _neighbours_section(
 ) -> Section:
     """For some images, evenly spaced, those that are most like them."""
     neighbours = nearest_images(vectors, min(_NEIGHBOURS, len(vectors) - 1))
-    queries = np.linspace(0, len(vectors) - 1, min(recipe.queries, len(vectors))).round().astype(int)
     blocks: list[Block] = [Paragraph(f"By {best.tap} at t = {best.t}: an image, then the images most like it.")]
     number = 0
-    for query in queries.tolist():
+    for query in evenly_spaced(len(vectors), recipe.queries):
         items = []
         for row in (query, *neighbours[query].tolist()):
             path = folder / f"image-{number:03}.png"

@@ -157,12 +157,17 @@ class ProbeRecipe:
                 raise ValueError(f"{name} must be one or more different positive numbers, got {list(values)}")
 
 
-def take_from_training(values: Mapping[str, Any], configuration: type) -> dict[str, Any]:
+def take_from_training(values: Mapping[str, Any], configuration: type, *, test_split: bool = True) -> dict[str, Any]:
     """A file's values as those of an `EvaluationRecipe` or `ProbeRecipe`; the file may be a training recipe.
 
     A file with a section that only training has is a training recipe. Of one, the sections of the same names are taken,
     but not the output, which is the run's; precision, workers, batch size and splits come from `training` and
     `evaluation`; the rest is checked and left out.
+
+    Args:
+        values: of the file.
+        configuration: what they are for.
+        test_split: take the recipe's test split as `split`, which is for what chooses nothing on it.
 
     Raises:
         ValueError: a key that neither has; the message names the nearest.
@@ -180,7 +185,7 @@ def take_from_training(values: Mapping[str, Any], configuration: type) -> dict[s
         "precision": training.get("precision"),
         "workers": training.get("workers"),
         "batch_size": evaluation.get("batch_size") or training.get("batch_size"),
-        "split": evaluation.get("test"),
+        "split": evaluation.get("test") if test_split else None,
         "validation": evaluation.get("validation"),
         "test": evaluation.get("test"),
     }

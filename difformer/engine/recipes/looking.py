@@ -24,7 +24,7 @@ class LookRecipe:
 
     Attributes:
         data: which images.
-        split: of them.
+        split: of them. What looks best is chosen on these images, so they are not the test's unless asked for.
         images: how many at most, evenly spaced.
         output: folder for page and pictures.
         backbone: the diffusion model.
@@ -44,7 +44,7 @@ class LookRecipe:
     """
 
     data: DataConfig
-    split: str = "test"
+    split: str = "train"
     images: int = 1000
     output: str = "runs/look"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

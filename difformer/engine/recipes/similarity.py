@@ -48,8 +48,8 @@ class SimilarityRecipe:
         backbone: the diffusion model whose blocks and timesteps are the rows.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps.
-        other: another diffusion model for the columns, at the same taps and timesteps where it has them; its name is
-            null for none.
+        other: another diffusion model for the columns, opened as the backbone is; null for none. It must have the taps
+            that are given, and the timesteps; when none are given, all of its own are compared.
         timm: a model of timm's for the columns.
         pool: side to which maps are averaged; as they are when null.
         kernel: linear or rbf.

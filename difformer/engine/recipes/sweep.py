@@ -117,33 +117,74 @@ class SweepRecipe:
 
 
 @dataclass(frozen=True)
-class SelectRecipe(SweepRecipe):
-    """A search for the best features, at a fraction of a sweep's cost.
+class SelectRecipe:
+    """A search for the best features by ridge classification, at a fraction of a sweep's cost. It reads no test images.
 
     Attributes:
+        data: which images, as for a sweep.
+        output: folder for the results.
+        backbone: the diffusion model the features come from.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps in [0, 1000), ascending.
+        pool: side to which maps are averaged.
+        seed: of the noise.
+        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
+        criterion: what is best: top1 or mean_per_class.
+        validation: split that chooses.
         labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
             together, and no set to fuse is chosen.
         views: of each image, without labels.
         budget: most that the passes for features to fuse may cost, in whole passes of the network.
         most: features to fuse.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
     """
 
+    data: DataConfig
     output: str = "runs/select"
-    pools: tuple[int, ...] = (2,)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    taps: tuple[int | str, ...] = ()
+    timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
+    pool: int = 2
+    seed: int = 0
+    strengths: tuple[float, ...] | None = None
+    criterion: ProbeCriterion = "top1"
+    validation: str = "holdout"
     labels: bool = True
     views: int = 4
     budget: float = 1.0
     most: int = 4
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        for name in ("taps", "timesteps"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
+            raise ValueError(f"timesteps must be one or more that ascend, got {list(self.timesteps)}")
         as_switch("labels", self.labels)
         check_range("views", as_positive_integer("views", self.views), lambda x: x >= 2, "at least 2")
         check_range("budget", self.budget, lambda x: x > 0, "above 0")
         as_positive_integer("most", self.most)
-        if self.method != "ridge":
-            raise ValueError(f"method must be ridge, whose leave-one-out accuracy the search uses, got {self.method!r}")
-        if len(self.pools) > 1:
-            raise ValueError(f"pools must be one number for a search, got {list(self.pools)}")
-        if sorted(self.timesteps) != list(self.timesteps):
-            raise ValueError(f"timesteps must ascend, got {list(self.timesteps)}")
+        # What else can be wrong is a probe's, and its holdout is theirs.
+        alone = ProbeRecipe(
+            data=self.data,
+            pool=self.pool,
+            method="ridge",
+            strengths=self.strengths,
+            criterion=self.criterion,
+            validation=self.validation,
+            test=None,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+        for name in ("data", "pool", "strengths", "batch_size"):
+            object.__setattr__(self, name, getattr(alone, name))
+
+    def as_training(self) -> Recipe:
+        """The recipe of a run that computes in the same way."""
+        training = TrainingConfig(precision=self.precision, workers=self.workers)
+        return Recipe(data=self.data, backbone=self.backbone, training=training)

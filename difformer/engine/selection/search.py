@@ -1,5 +1,6 @@
 """The search itself, which knows nothing of networks: accuracy is unimodal over timesteps and over blocks."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -48,12 +49,13 @@ class Search:
             The best of those measured on all images.
         """
         places = np.linspace(0, len(self.timesteps) - 1, _COARSE_TIMESTEPS + 2).round().astype(int)[1:-1]
-        coarse: dict[tuple[str, int], float] = {}
-        for place in dict.fromkeys(places.tolist()):
-            found = self._ask(place, self.taps, _COARSE_SHARE)
-            coarse |= {(tap, place): accuracy for tap, accuracy in found.items()}
-        tap, place = max(coarse, key=lambda key: coarse[key])
-        tap, place = self._climb(tap, place)
+        coarse = {place: self._ask(place, self.taps, _COARSE_SHARE) for place in dict.fromkeys(places.tolist())}
+        tap, place = max(
+            ((tap, place) for place in coarse for tap in self.taps), key=lambda key: coarse[key[1]][key[0]]
+        )
+        near = self._near(tap, _NEAR)
+        self._levels = {place: {name: found[name] for name in near} for place, found in coarse.items()}
+        tap, place = self._climb(near, place)
         # The better of the neighbours, on all images: of few images, the best is not certain.
         for other in self._beside(place):
             near = self._near(tap, _NEXT)
@@ -62,9 +64,8 @@ class Search:
             }
         return max(self.found, key=lambda key: self.found[key])
 
-    def _climb(self, tap: str, place: int) -> tuple[str, int]:
+    def _climb(self, near: Sequence[str], place: int) -> tuple[str, int]:
         """Goes along the timesteps as long as it gets better, looking at blocks near the best."""
-        near = self._near(tap, _NEAR)
         while True:
             for at in (place, place - 1, place + 1):
                 if 0 <= at < len(self.timesteps) and at not in self._levels:
@@ -116,7 +117,7 @@ def greedy_set(
         In the order in which they were taken; empty when not one is within the budget.
     """
     chosen: list[tuple[str, int]] = []
-    reached = 0.0
+    reached = -math.inf
     while len(chosen) < most:
         affordable = [
             pair for pair in candidates if pair not in chosen and pass_costs([*chosen, pair], costs) <= budget

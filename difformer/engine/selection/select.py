@@ -1,7 +1,7 @@
 """The choice of block and timestep, and of several to fuse; the body of `difformer select`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from difformer.analysis import choose_leave_one_out, ridge_path, view_criterion
 from difformer.analysis.probes import Labelled, best, compare, create_probe
 from difformer.backbones import UNetBackbone
-from difformer.data import ImageDataset
-from difformer.engine.accelerator import create_accelerator
+from difformer.data import percentage
+from difformer.engine.accelerator import create_accelerator, solver_device
 from difformer.engine.build import build_backbone, build_dataset, epoch_seed
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
 from difformer.engine.recipes.reading import dump, plain
@@ -34,7 +34,8 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
         overwrite: replace results that are there.
 
     Returns:
-        As in `select.json`: `best`, `measured`, `cost` (share of a whole sweep's), and with labels `fused`.
+        As in `select.json`: `best`, `measured`, `cost` (share of a whole sweep's), and with labels `fused`; where the
+        budget is too small for any feature that was measured, `too_dear` says so in its place.
 
     Raises:
         ValueError: a value in the recipe or in the data.
@@ -48,8 +49,12 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
     taps = tuple(tap for tap in backbone.taps if tap in taps)
     reader = _Reader(recipe, backbone, accelerator)
+    # A timestep that the backbone does not have is refused here, not when its turn comes.
+    FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps)
     whole = list(backbone.taps.values())[-1].flops
     costs = {tap: backbone.taps[tap].flops / whole for tap in taps}
+    if recipe.labels and min(costs.values()) > recipe.budget:
+        raise ValueError(f"budget: {_too_dear(costs, recipe.budget)}")
     search = Search(reader.measure if recipe.labels else reader.criterion, taps, costs, recipe.timesteps)
     tap, t = search.run()
     results: dict[str, Any] = {
@@ -64,15 +69,27 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     if recipe.labels:
         fused = greedy_set(reader.fused_score, list(search.found), costs, budget=recipe.budget, most=recipe.most)
         pairs = fused or pairs
-        results["fused"] = {
-            "pairs": [{"tap": a, "t": b} for a, b in pairs],
-            "score": reader.fused_score(pairs),
-            "passes": pass_costs(pairs, costs),
-        }
+        if fused:
+            results["fused"] = {
+                "pairs": [{"tap": a, "t": b} for a, b in pairs],
+                "score": reader.fused_score(pairs),
+                "passes": pass_costs(pairs, costs),
+            }
+        else:
+            measured = {tap: costs[tap] for tap, _ in search.found}
+            results["too_dear"] = f"{_too_dear(measured, recipe.budget)}; recommended is the best without a budget"
     results["recipe"] = plain(asdict(recipe))
     if accelerator.is_main_process:
         _write(folder, recipe, results, _recommended(pairs, taps))
     return results
+
+
+def _too_dear(costs: Mapping[str, float], budget: float) -> str:
+    cheapest = min(costs, key=lambda tap: costs[tap])
+    return (
+        f"no feature of {', '.join(costs)} is within {budget:g} passes of the network; the cheapest, {cheapest}, takes "
+        f"{costs[cheapest]:.3g}"
+    )
 
 
 class _Reader:
@@ -88,6 +105,7 @@ class _Reader:
         self._recipe = recipe
         self._backbone = backbone
         self._accelerator = accelerator
+        self._device = solver_device(accelerator.device)
         self._kept: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._labels: dict[str, Tensor] = {}
         self._classes = len(build_dataset(recipe.data, "train").class_names)
@@ -98,22 +116,21 @@ class _Reader:
         train = self._read("train", t, taps, share)
         if share < 1:
             fits = partial(ridge_path, num_classes=self._classes, strengths=self._strengths, criterion=recipe.criterion)
+            labels = torch.from_numpy(train.labels)
             return {
-                tap: choose_leave_one_out(
-                    fits(train.of(tap, recipe.pools[0]), torch.from_numpy(train.labels))
-                ).leave_one_out
+                tap: choose_leave_one_out(fits(train.of(tap, recipe.pool).to(self._device), labels)).leave_one_out
                 for tap in taps
             }
         splits = {"train": train, recipe.validation: self._read(recipe.validation, t, taps, 1.0)}
         self._labels = {name: torch.from_numpy(split.labels) for name, split in splits.items()}
         for tap in taps:
-            self._kept[tap, t] = {name: split.of(tap, recipe.pools[0]) for name, split in splits.items()}
+            self._kept[tap, t] = {name: split.of(tap, recipe.pool) for name, split in splits.items()}
         return {tap: self.fused_score([(tap, t)]) for tap in taps}
 
     def fused_score(self, pairs: Sequence[tuple[str, int]]) -> float:
         """Accuracy on the validation split of a probe of several features together, measured before."""
         train, validation = (
-            Labelled(torch.cat([self._kept[pair][name] for pair in pairs], dim=1), self._labels[name])
+            Labelled(torch.cat([self._kept[pair][name] for pair in pairs], dim=1).to(self._device), self._labels[name])
             for name in ("train", self._recipe.validation)
         )
         probe = create_probe("ridge", strengths=self._strengths)
@@ -123,10 +140,8 @@ class _Reader:
         """1 minus the label-free criterion by tap, of as many images as make the share together with their views."""
         recipe = self._recipe
         views = [self._read("train", t, taps, share / recipe.views, view=view) for view in range(recipe.views)]
-        return {
-            tap: 1 - view_criterion(torch.stack([split.of(tap, recipe.pools[0]) for split in views], dim=1))
-            for tap in taps
-        }
+        stacked = {tap: torch.stack([split.of(tap, recipe.pool) for split in views], dim=1) for tap in taps}
+        return {tap: 1 - view_criterion(rows.to(self._device)) for tap, rows in stacked.items()}
 
     @property
     def _strengths(self) -> Sequence[float]:
@@ -135,15 +150,14 @@ class _Reader:
 
     def _read(self, split: str, t: int, taps: Sequence[str], share: float, view: int | None = None) -> SplitFeatures:
         recipe = self._recipe
-        data = recipe.data
+        images = build_dataset(recipe.data, split, augment=view is not None)
         if share < 1:
-            data = replace(data, percent=100 * share * (data.percent or 100) / 100, k_shot=None)
-        images: ImageDataset = build_dataset(data, split, augment=view is not None)
+            images = images.part(percentage(images.labels, 100 * share, recipe.data.seed))
         seed = recipe.seed if view is None else epoch_seed(recipe.seed, view)
         images.set_epoch(view or 0)
         extractor = FeatureExtractor(self._backbone, taps=taps, timesteps=[t], seed=seed)
         return read_split(
-            PooledInEveryWay(extractor, recipe.pools),
+            PooledInEveryWay(extractor, [recipe.pool]),
             images,
             self._accelerator,
             batch_size=recipe.batch_size,
@@ -175,4 +189,6 @@ def _write(folder: ResultFolder, recipe: SelectRecipe, results: Mapping[str, Any
     if "fused" in results:
         pairs = ", ".join(f"{pair['tap']} at {pair['t']}" for pair in results["fused"]["pairs"])
         print(f"to fuse: {pairs}: {results['fused']['score']:.2%}, {results['fused']['passes']:.2f} passes")
+    if "too_dear" in results:
+        print(results["too_dear"])
     print(f"{folder.path}: select.json, recommended.yaml", flush=True)

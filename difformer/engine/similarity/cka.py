@@ -1,5 +1,6 @@
 """CKA between blocks, timesteps and models; the body of `difformer cka`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from difformer._optional import require
 from difformer.analysis import MinibatchCKA
 from difformer.data import ImageDataset
+from difformer.data.subset import evenly_spaced
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json, write_table
@@ -18,7 +20,6 @@ from difformer.engine.loop.batches import create_loader
 from difformer.engine.loop.run_folder import environment
 from difformer.engine.recipes.reading import dump
 from difformer.engine.recipes.similarity import SimilarityRecipe
-from difformer.engine.recipes.training import BackboneConfig
 from difformer.engine.similarity.representations import DiffusionBlocks, Representations, TimmBlocks
 from difformer.report.similarity import draw_similarities
 
@@ -48,10 +49,11 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     if accelerator.num_processes > 1:
         raise ValueError("similarities are computed in one process; run `difformer cka` without accelerate launch")
     images = build_dataset(recipe.data, recipe.split)
+    batches = _batches(recipe, len(images))
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     rows = DiffusionBlocks(backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
     columns = _columns(recipe, accelerator.device)
-    matrix = _accumulate(recipe, images, rows, columns, accelerator.device)
+    matrix = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
     with folder.write() as temporary:
         _write(temporary, recipe, matrix, rows, columns, accelerator.device)
     print(f"{folder.path}: CKA of {len(rows.names)} × {matrix.shape[1]} representations", flush=True)
@@ -64,22 +66,28 @@ def _columns(recipe: SimilarityRecipe, device: torch.device) -> Representations 
         return TimmBlocks(recipe.timm, recipe.pool, device)
     if recipe.other is None:
         return None
-    other = build_backbone(BackboneConfig(name=recipe.other), precision=recipe.precision, device=device)
+    other = build_backbone(replace(recipe.backbone, name=recipe.other), precision=recipe.precision, device=device)
     return DiffusionBlocks(other, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+
+
+def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:
+    """Places of evenly spaced images; raises ValueError when there are too few."""
+    places = evenly_spaced(length, length if recipe.images is None else recipe.images)
+    if len(places) < _FEWEST:
+        raise ValueError(f"CKA needs at least {_FEWEST} images, but there are {len(places)} of {recipe.split}")
+    batches = [places[i : i + recipe.batch_size] for i in range(0, len(places), recipe.batch_size)]
+    # What is left over would have far more variance than a whole batch.
+    return [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]
 
 
 def _accumulate(
     recipe: SimilarityRecipe,
     images: ImageDataset,
+    batches: list[list[int]],
     rows: Representations,
     columns: Representations | None,
     device: torch.device,
 ) -> NDArray[np.float64]:
-    count = len(images) if recipe.images is None else min(recipe.images, len(images))
-    places = np.linspace(0, len(images) - 1, count).round().astype(int).tolist()
-    batches = [places[i : i + recipe.batch_size] for i in range(0, count, recipe.batch_size)]
-    # What is left over would have far more variance than a whole batch.
-    batches = [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]
     found = MinibatchCKA(kernel=recipe.kernel, bandwidth=recipe.bandwidth)
     loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
     for batch in require("tqdm", "the progress bar").tqdm(loader, total=len(batches), unit="batch"):
@@ -88,7 +96,7 @@ def _accumulate(
         inputs = batch.images.to(device, non_blocking=True), batch.ids
         with torch.no_grad():
             found.update(rows.read(*inputs), None if columns is None else columns.read(*inputs))
-    return found.compute().cpu().numpy()
+    return found.compute().numpy()
 
 
 def _write(

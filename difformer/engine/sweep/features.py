@@ -1,5 +1,6 @@
 """Features of every block at one timestep, pooled in every way, from one pass."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from difformer._optional import require
 from difformer.data import ImageDataset
 from difformer.engine.evaluation.outputs import evaluate
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.recipes.training import BatchSize
+from difformer.engine.trial.costs import human_bytes
 from difformer.features import FeatureExtractor
 
 
@@ -26,6 +29,7 @@ class PooledInEveryWay(nn.Module):
 
     Attributes:
         places: columns of each (tap, pool) in the vectors.
+        width: D, the number of columns.
     """
 
     def __init__(self, extractor: FeatureExtractor, pools: Sequence[int]) -> None:
@@ -38,6 +42,7 @@ class PooledInEveryWay(nn.Module):
                 stop = start + spec.channels * pool**2
                 self.places[key.tap, pool] = slice(start, stop)
                 start = stop
+        self.width = start
 
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         """Args: images (B, 3, H, W) in [-1, 1]; ids (B,). Returns (B, D) float32."""
@@ -64,6 +69,29 @@ class SplitFeatures:
     def of(self, tap: str, pool: int) -> Tensor:
         """(N, channels · pool²) of one block and pooling."""
         return torch.from_numpy(self.vectors[:, self.places[tap, pool]])
+
+
+def check_memory(model: PooledInEveryWay, counts: Sequence[int]) -> None:
+    """Finds out before splits are read that their vectors would not fit into memory.
+
+    Args:
+        model: gives the vectors.
+        counts: images of each split.
+
+    Raises:
+        ValueError: they need more than is free.
+    """
+    # The batches of a split are joined while they are there; every process on this machine holds all vectors.
+    rows = (sum(counts) + max(counts)) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    needed = rows * model.width * torch.float32.itemsize
+    # Accelerate brings psutil.
+    free = require("psutil", "the memory estimate").virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{sum(counts):,} images of {model.width:,} numbers each need about {human_bytes(needed)} of memory, and "
+            f"{human_bytes(free)} are free; give fewer taps or smaller pools, or limit the training images with "
+            "data.k_shot or data.percent"
+        )
 
 
 def read_split(

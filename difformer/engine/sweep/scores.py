@@ -34,9 +34,14 @@ class Score:
     gflop: float
 
 
+def ranked(scores: Sequence[Score]) -> list[Score]:
+    """The most accurate first; of equal ones the cheapest."""
+    return sorted(scores, key=lambda score: (-score.accuracy, score.gflop))
+
+
 def best_score(scores: Sequence[Score]) -> Score:
-    """The most accurate; of equal ones the cheapest."""
-    return max(scores, key=lambda score: (score.accuracy, -score.gflop))
+    """The first by rank."""
+    return ranked(scores)[0]
 
 
 def pareto_front(scores: Sequence[Score]) -> list[Score]:
@@ -59,16 +64,15 @@ def recommend(scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int =
     Returns:
         Taps in network order, and ascending timesteps.
     """
-    by_tap = _best_by(scores, "tap")
-    ranked = sorted(by_tap, key=lambda tap: -by_tap[tap])
+    by_rank = ranked(scores)
+    best_taps = list(dict.fromkeys(score.tap for score in by_rank))
     chosen: list[str] = []
-    for tap in ranked:
+    for tap in best_taps:
         if len(chosen) < count and taps[tap].size not in {taps[other].size for other in chosen}:
             chosen.append(tap)
-    chosen += [tap for tap in ranked if tap not in chosen][: count - len(chosen)]
-    by_timestep = _best_by([score for score in scores if score.tap in chosen], "t")
-    timesteps = sorted(by_timestep, key=lambda t: -by_timestep[t])[:count]
-    return [tap for tap in taps if tap in chosen], sorted(timesteps)
+    chosen += [tap for tap in best_taps if tap not in chosen][: count - len(chosen)]
+    best_timesteps = list(dict.fromkeys(score.t for score in by_rank if score.tap in chosen))
+    return [tap for tap in taps if tap in chosen], sorted(best_timesteps[:count])
 
 
 def recommended_recipe(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
@@ -93,11 +97,3 @@ def csv_table(scores: Sequence[Score]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
-
-
-def _best_by(scores: Sequence[Score], name: str) -> dict[Any, float]:
-    found: dict[Any, float] = {}
-    for score in scores:
-        key = getattr(score, name)
-        found[key] = max(found.get(key, 0.0), score.accuracy)
-    return found

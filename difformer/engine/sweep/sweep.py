@@ -1,7 +1,7 @@
 """Probes of every block, timestep and pooling; the body of `difformer sweep`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -12,7 +12,7 @@ from difformer._optional import require
 from difformer.analysis.probes import Labelled, best, compare, create_probe
 from difformer.backbones import UNetBackbone
 from difformer.data import ImageDataset
-from difformer.engine.accelerator import create_accelerator
+from difformer.engine.accelerator import create_accelerator, solver_device
 from difformer.engine.build import build_backbone, build_dataset
 from difformer.engine.evaluation.probe import run_probe
 from difformer.engine.evaluation.results import check_same_classes
@@ -20,13 +20,16 @@ from difformer.engine.loop.run_folder import RunFolder, changed_keys, environmen
 from difformer.engine.processes import on_main
 from difformer.engine.recipes.reading import dump, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
-from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, read_split
-from difformer.engine.sweep.scores import Score, best_score, csv_table, pareto_front, recommended_recipe
+from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
+from difformer.engine.sweep.scores import Score, best_score, csv_table, pareto_front, ranked, recommended_recipe
 from difformer.features import FeatureExtractor
 from difformer.report.sweep import draw_pareto, draw_sweep
 
 # What a sweep may go on with another value of.
-_MAY_CHANGE = ("output", "timesteps", "workers", "batch_size", "test", "data.root", "backbone.folder")
+_MAY_CHANGE = (
+    "output", "timesteps", "workers", "batch_size", "test", "data.root", "data.download", "data.check_images",
+    "backbone.folder", "backbone.download", "backbone.attention", "backbone.gradient_checkpointing",
+)  # fmt: skip
 
 
 def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
@@ -44,12 +47,13 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         OSError: something cannot be read or written.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
-    images = {split: build_dataset(recipe.data, split) for split in ("train", recipe.validation)}
-    check_same_classes(images[recipe.validation].class_names, images["train"].class_names, "of validation", "of train")
+    images = _open_splits(recipe)
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
     accelerator = create_accelerator(recipe.as_training(), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    # A timestep that the backbone does not have is refused here, not when its turn comes.
+    _extractor(recipe, backbone, recipe.timesteps)
     on_main(accelerator, folder.claim)
     try:
         on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
@@ -64,6 +68,19 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
         run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True)
     return scores
+
+
+def _open_splits(recipe: SweepRecipe) -> dict[str, ImageDataset]:
+    """The splits that probes learn from and are chosen on; that of the test is only looked at."""
+    images = {split: build_dataset(recipe.data, split) for split in ("train", recipe.validation)}
+    opened = images if recipe.test is None else {**images, recipe.test: build_dataset(recipe.data, recipe.test)}
+    for split, dataset in opened.items():
+        check_same_classes(dataset.class_names, images["train"].class_names, f"of {split}", "of train")
+    return images
+
+
+def _extractor(recipe: SweepRecipe, backbone: UNetBackbone, timesteps: Sequence[int]) -> FeatureExtractor:
+    return FeatureExtractor(backbone, taps=recipe.taps or tuple(backbone.taps), timesteps=timesteps, seed=recipe.seed)
 
 
 def _prepare(
@@ -110,8 +127,8 @@ def _timestep(
     found: list[Score] | None = on_main(accelerator, partial(_read_scores, file))
     if found is not None:
         return found
-    extractor = FeatureExtractor(backbone, taps=recipe.taps or tuple(backbone.taps), timesteps=[t], seed=recipe.seed)
-    model = PooledInEveryWay(extractor, recipe.pools)
+    model = PooledInEveryWay(_extractor(recipe, backbone, [t]), recipe.pools)
+    on_main(accelerator, partial(check_memory, model, [len(dataset) for dataset in images.values()]))
     splits = {
         split: read_split(
             model,
@@ -123,7 +140,8 @@ def _timestep(
         )
         for split, dataset in images.items()
     }
-    scores = on_main(accelerator, partial(_fit, recipe, backbone, splits, images, t))
+    device = solver_device(accelerator.device)
+    scores = on_main(accelerator, partial(_fit, recipe, backbone, splits, images, t, device))
     on_main(accelerator, partial(folder.write_json, file.name, [asdict(score) for score in scores]))
     return scores
 
@@ -140,6 +158,7 @@ def _fit(
     splits: Mapping[str, SplitFeatures],
     images: Mapping[str, ImageDataset],
     t: int,
+    device: torch.device,
 ) -> list[Score]:
     """Every block's and pooling's probe, each with the strength that is best on the validation images."""
     train, validation = splits["train"], splits[recipe.validation]
@@ -148,7 +167,9 @@ def _fit(
     scores = []
     bar = require("tqdm", "the progress bar").tqdm(train.places, desc=f"t = {t}, probes", leave=False)
     for tap, pool in bar:
-        seen, unseen = (Labelled(split.of(tap, pool), y) for split, y in zip((train, validation), labels, strict=True))
+        seen, unseen = (
+            Labelled(split.of(tap, pool).to(device), y) for split, y in zip((train, validation), labels, strict=True)
+        )
         chosen = best(compare(probe, seen, unseen, len(images["train"].class_names), criterion=recipe.criterion))
         spec = backbone.taps[tap]
         scores.append(Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9))
@@ -159,7 +180,8 @@ def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], 
     """Writes table, pictures and recommendation, and prints the best."""
     folder.write_text("scores.csv", csv_table(scores))
     accuracies = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
-    draw_sweep(accuracies, folder.path / "scores.png")
+    first = best_score(scores)
+    draw_sweep(accuracies, (first.tap, first.t, first.pool), folder.path / "scores.png")
     front = pareto_front(scores)
     draw_pareto(
         [(score.gflop, score.accuracy) for score in scores],
@@ -167,6 +189,6 @@ def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], 
         folder.path / "pareto.png",
     )
     folder.write_text("recommended.yaml", recommended_recipe(scores, backbone.taps))
-    for score in sorted(scores, key=lambda score: -score.accuracy)[:5]:
+    for score in ranked(scores)[:5]:
         print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {score.accuracy:.2%}, {score.gflop:.3g} GFLOP")
     print(f"{folder.path / 'scores.png'}, scores.csv, pareto.png and recommended.yaml beside it", flush=True)
