@@ -288,7 +288,7 @@ def _choose(
     if saved is not None:
         saved.check(source, candidates)
         return saved.indices, saved
-    if split == "train" and (config.k_shot is not None or config.percent is not None or config.list_file is not None):
+    if split == "train" and config.has_label_subset:
         chosen = choose_subset(source, config, candidates)
         return chosen.indices, chosen
     return candidates, None

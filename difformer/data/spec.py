@@ -78,14 +78,20 @@ class DataConfig:
         self._check_words()
         self._check_splits()
         self._check_numbers()
-        rules = {"k_shot": self.k_shot, "percent": self.percent, "list_file": self.list_file}
-        given = [name for name, value in rules.items() if value is not None]
-        if len(given) > 1:
+        if len(given := self._subset_rules()) > 1:
             raise ValueError(f"give one rule for the label subset, got {' and '.join(given)}")
+
+    @property
+    def has_label_subset(self) -> bool:
+        """Whether only some labels of the training split are used: by k_shot, percent or list_file."""
+        return bool(self._subset_rules())
 
     def split_name(self, split: str) -> str:
         """The data set's own name of a split."""
         return self.splits.get(split, split)
+
+    def _subset_rules(self) -> list[str]:
+        return [name for name in ("k_shot", "percent", "list_file") if getattr(self, name) is not None]
 
     def _check_words(self) -> None:
         for name in ("root", "list_file"):

@@ -350,6 +350,18 @@ def test_after_the_choice_validation_images_are_learned_from_too(workplace, fain
     assert {path.name for path in (tmp_path / "none").iterdir()} == {"recipe.yaml", "results.json"}
 
 
+def test_a_label_subset_is_all_that_is_learned_from(workplace, faint, tmp_path):
+    _, values = workplace
+    data = {"root": str(faint / "right"), "holdout": 0.5, "k_shot": 2}
+    usual, train_only = (
+        probe(values, tmp_path / name, method="logistic", data=data, strengths=[0.1], **changes)
+        for name, changes in (("usual", {}), ("train", {"refit": False}))
+    )
+    assert [split["images"] for split in usual["data"]] == [6, 30, 30]
+    assert usual["refit"] is False
+    assert usual["test"] == train_only["test"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

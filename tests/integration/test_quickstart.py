@@ -3,11 +3,13 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from browser import open_page
 from quickstart import write_quickstart
 from training import interrupt_after
@@ -18,6 +20,7 @@ from difformer.cli import main
 from difformer.data import collate, create_dataset
 from difformer.engine.build import build_classifier, build_extractor
 from difformer.engine.quickstart import methods
+from difformer.engine.quickstart import plan as plans
 from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
 from difformer.engine.quickstart.quickstart import quickstart
 from difformer.engine.recipes.pretraining import PretrainRecipe
@@ -34,6 +37,29 @@ def pets(tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     return root
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    """Nothing is trained, measured or drawn; what is recorded is as ever."""
+    module = "difformer.engine.quickstart.quickstart"
+    monkeypatch.setattr(f"{module}.measure_methods", lambda *_, **__: [])
+    monkeypatch.setattr(f"{module}.write_report", lambda plan, *_: plan.output / "report.html")
+
+
+def write_recipe(path, **changes):
+    """A recipe like that for folders, with other values under dotted keys, and without those of None."""
+    values = read_yaml(plans.RECIPES / "folder.yaml")
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[key] = value
+        if value is None:
+            del place[key]
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
 
 
 def test_all_methods_are_measured_and_the_page_shows_them(pets, capsys):
@@ -132,6 +158,74 @@ def test_the_same_images_are_recognised_from_elsewhere_and_others_are_not_mixed_
     (pets / "test" / "class0" / "0.png").unlink()
     with pytest.raises(ValueError, match=r"holds another quickstart: made_with\.images"):
         quickstart(QuickstartConfig(data="pets", seeds=1, diffeed_seeds=0, output=output))
+
+
+def test_seeds_may_be_added_to_a_method_that_had_none(pets, tmp_path, unmeasured):
+    config = QuickstartConfig(data=str(pets), diffeed_seeds=0, output=str(tmp_path / "out"))
+    quickstart(config)
+    quickstart(replace(config, diffeed_seeds=1))
+
+
+def test_a_recipe_is_recognised_by_what_it_says(pets, tmp_path, monkeypatch, unmeasured):
+    path = write_recipe(tmp_path / "mine.yaml")
+    config = QuickstartConfig(data=str(pets), recipe=str(path), output=str(tmp_path / "out"))
+    quickstart(config)
+    monkeypatch.chdir(tmp_path)
+    quickstart(replace(config, recipe="mine.yaml"))
+    for changes in ({"base.cache.views": 3}, {"heads.diffeed.training.epochs": 2}):
+        write_recipe(path, **changes)
+        with pytest.raises(ValueError, match=r"holds another quickstart: made_with\.recipes"):
+            quickstart(replace(config, diffeed_seeds=0))
+
+
+def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasured):
+    config = QuickstartConfig(data=str(pets), output=str(tmp_path / "out"))
+    quickstart(config)
+    (tmp_path / "elsewhere" / "linear-0").mkdir()
+    (tmp_path / "out" / "linear-0").symlink_to(tmp_path / "elsewhere" / "linear-0")
+    with pytest.raises(OSError, match="symbolic link"):
+        quickstart(config, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        ({"heads.linear.data": {"size": 16}}, {}, r"heads\.linear\.data: all methods share one data; give it as base"),
+        ({"heads.diffeed.backbone": {}}, {}, r"heads\.diffeed\.backbone: all methods share one backbone"),
+        ({"knn.data": {"size": 16}}, {}, r"knn\.data: all methods share"),
+        ({"heads.linear": 3}, {}, r"heads\.linear must hold keys and values, got 3"),
+        ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
+        ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
+        ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
+        ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
+        (
+            dict.fromkeys(("heads.linear", "heads.attention", "heads.difformer")),
+            {"diffeed_seeds": 0},
+            "so nothing would be trained",
+        ),
+    ],
+)
+def test_recipes_that_would_be_ignored_in_part_are_refused(changes, options, message, tmp_path):
+    path = write_recipe(tmp_path / "mine.yaml", **changes)
+    with pytest.raises(ValueError, match=message):
+        create_plan(QuickstartConfig(recipe=str(path), **options))
+
+
+def test_a_title_may_have_braces(tmp_path):
+    path = write_recipe(tmp_path / "mine.yaml", title="{name} of {a}")
+    assert create_plan(QuickstartConfig(recipe=str(path))).title == "mine of {a}"
+
+
+def test_the_page_does_without_pictures_of_unreadable_images(pets, tmp_path):
+    for label in (0, 1):
+        for file in (pets / "test" / f"class{label}").iterdir():
+            file.write_bytes(b"no image")
+    unread = {"base.data.on_bad_image": "skip", "base.data.check_images": "none"}
+    others = dict.fromkeys(("heads.attention", "heads.difformer", "heads.diffeed"))
+    path = write_recipe(tmp_path / "mine.yaml", **unread, **others)
+    page = quickstart(QuickstartConfig(data=str(pets), recipe=str(path), seeds=1)).read_text(encoding="utf-8")
+    assert "What the features see" not in page
+    assert "The same weights generate" in page
 
 
 @pytest.mark.parametrize(

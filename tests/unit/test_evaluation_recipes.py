@@ -108,6 +108,13 @@ def test_a_holdout_is_set_aside_where_one_is_to_choose():
     assert ProbeRecipe(data=DataConfig("folder"), validation="val").data.holdout == 0
 
 
+def test_nothing_is_learned_from_beyond_a_label_subset():
+    assert ProbeRecipe(data=DataConfig("folder")).refits
+    assert not ProbeRecipe(data=DataConfig("folder"), refit=False).refits
+    for subset in ({"k_shot": 2}, {"percent": 10}, {"list_file": "some.txt"}):
+        assert not ProbeRecipe(data=DataConfig("folder", **subset)).refits
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ from PIL import Image
 
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json, write_table
 from difformer.engine.evaluation.results import check_same_classes
+from difformer.engine.loop.run_folder import RunFolder
 from difformer.report import draw_confusion
 
 
@@ -107,3 +108,14 @@ def test_confusion_is_drawn_for_few_and_many_classes(classes, tmp_path):
     draw_confusion(confusion, [f"a long name with $ and _ {i}" for i in range(classes)], tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as image:
         assert min(image.size) >= max(400, classes)
+
+
+def test_a_run_is_claimed_with_half_written_results_in_its_folder(folder):
+    run = RunFolder(folder.path.parent)
+    with folder.write() as temporary:
+        (run.path / ".state.pt.0123456789abcdef.tmp").write_text("half")
+        run.claim()
+        run.release()
+        assert [path.name for path in run.path.glob(".*.tmp")] == [temporary.name]
+        (temporary / "a.json").write_text("1")
+    assert (folder.path / "a.json").read_text() == "1"

@@ -140,7 +140,7 @@ def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split
     assert recipe.test is not None
     train, validation, test = (splits[name].labelled(device) for name in ("train", recipe.validation, recipe.test))
     names = splits["train"].images.class_names
-    fitted = _probe(recipe).only(chosen.settings).fit(train.joined(validation) if recipe.refit else train, len(names))
+    fitted = _probe(recipe).only(chosen.settings).fit(train.joined(validation) if recipe.refits else train, len(names))
     [(_, logits)] = fitted(test.features)
     metrics = classification_metrics(logits, test.labels, names)
     return _Test(splits[recipe.test], metrics, image_scores(logits, test.labels))
@@ -168,7 +168,7 @@ def _decision(
         "criterion": recipe.criterion,
         "chosen": dict(chosen.settings),
         "validation": chosen.accuracy,
-        "refit": recipe.refit,
+        "refit": recipe.refits,
         "test": {name: value for name, value in measured.items() if name not in left_out} or None,
     }
 

@@ -73,7 +73,9 @@ class RunFolder:
             # Some file systems have no locks.
             pass
         for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+            # Folders of such names are results that others write into this one, perhaps at this moment.
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Gives the folder back; one that was made for a run which never began is removed."""

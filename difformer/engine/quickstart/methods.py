@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from difformer.data.dataset import TEST
 from difformer.engine.build import build_dataset
 from difformer.engine.classification.train import train
 from difformer.engine.evaluation.probe import run_probe
@@ -87,7 +88,7 @@ def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
     file = folder.path / SVM / "results.json"
     if not file.exists():
         with _timed(folder, SVM):
-            splits = [build_dataset(plan.data, split) for split in ("train", "test")]
+            splits = [build_dataset(plan.data, split) for split in ("train", TEST)]
             metrics, strength = classify_pixels(*splits)
         file.parent.mkdir(exist_ok=True)
         folder.write_json(f"{SVM}/results.json", {"test": metrics.to_dict(), "C": strength})

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, DataConfig, ImageDataset, few_shot
+from difformer.data.dataset import TEST
 from difformer.diffusion import sample_ddim
 from difformer.engine.build import build_dataset, build_extractor
 from difformer.engine.extraction.plan import collate_readable
@@ -101,29 +102,33 @@ def draw_samples(backbone: UNetBackbone, path: Path) -> None:
     draw_grid(images, path, columns=SAMPLES // 2)
 
 
-def draw_images(images: ImageDataset, path: Path) -> None:
-    """Draws as many of the images as `draw_samples` does, evenly spaced, for comparison."""
+def draw_images(images: ImageDataset, path: Path) -> bool:
+    """Draws as many of the images as `draw_samples` does, evenly spaced, for comparison; False if none can be read."""
     places = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)
     samples = [sample for place in places if (sample := images[int(place)]) is not None]
-    draw_grid(torch.stack([sample.image for sample in samples]), path, columns=SAMPLES // 2)
+    if samples:
+        draw_grid(torch.stack([sample.image for sample in samples]), path, columns=SAMPLES // 2)
+    return bool(samples)
 
 
-def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, path: Path) -> None:
-    """Draws the principal components of features by block and timestep, of images of several classes."""
+def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, path: Path) -> bool:
+    """Draws the principal components of features by block and timestep, of images of several classes; False, and no
+    file, if none of these can be read."""
     places = few_shot(images.labels, -(-_SHOWN // len(images.class_names)), seed=0)[:_SHOWN]
     batch = collate_readable([images[int(place)] for place in places])
     if batch is None:
-        return
+        return False
     extractor = build_extractor(plan.pictured, backbone).eval()
     device = next(backbone.parameters()).device
     with torch.no_grad():
         features = extractor(batch.images.to(device), batch.ids)
     draw_feature_maps(batch.images, {key: maps.float().cpu() for key, maps in features.items()}, path)
+    return True
 
 
 def write_examples(data: DataConfig, places: Sequence[int], folder: Path) -> list[Path]:
     """Writes test images as PNGs, larger than the networks see them."""
-    images = build_dataset(replace(data, size=_EXAMPLE_SIZE, resize=None), "test")
+    images = build_dataset(replace(data, size=_EXAMPLE_SIZE, resize=None), TEST)
     files = []
     for number, place in enumerate(places):
         sample = images[place]

@@ -1,16 +1,14 @@
 """What can be had without a diffusion model: a support-vector machine on raw pixels."""
 
-import warnings
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
 from difformer.data import ImageDataset
+from difformer.data.subset import percentage
 
-# The fit takes the square of their number.
+# About as many are learned from: the fit takes the square of their number.
 MOST_IMAGES = 10_000
 _STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 _FOLDS = 3
@@ -20,7 +18,7 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     """An RBF support-vector machine on the pixels as they enter the network, its strength chosen by cross-validation.
 
     Args:
-        train: without augmentation; of more than `MOST_IMAGES`, a stratified part.
+        train: without augmentation; of more than `MOST_IMAGES`, a share of each class, at least one image.
         test: measured once.
         seed: of folds and part.
 
@@ -33,7 +31,11 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     """
     selection = require("sklearn.model_selection", "a support-vector machine", install="scikit-learn")
     machine = require("sklearn.svm", "a support-vector machine", install="scikit-learn").SVC(kernel="rbf")
-    pixels, labels = _read(train, seed, selection)
+    (pixels, labels), (unseen, truth) = _read(train, _part(train, seed)), _read(test, np.arange(len(test)))
+    if _grey(pixels) and _grey(unseen):
+        # The machine scales its kernel by variance and length, so one channel gives what three would.
+        pixels, unseen = pixels[:, :1], unseen[:, :1]
+    pixels, unseen = pixels.reshape(len(pixels), -1), unseen.reshape(len(unseen), -1)
     folds = min(_FOLDS, int(np.bincount(labels)[np.unique(labels)].min()))
     if folds > 1:
         splits = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -43,22 +45,24 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     else:
         chosen = _STRENGTHS[0]
         fitted = machine.set_params(C=chosen).fit(pixels, labels)
-    unseen, truth = _read(test, seed, selection, most=len(test))
     predicted = fitted.predict(unseen)
     votes = np.eye(len(train.class_names))[predicted]
     return classification_metrics(votes, truth, train.class_names), chosen
 
 
-def _read(images: ImageDataset, seed: int, selection: Any, most: int = MOST_IMAGES) -> tuple[Any, NDArray[np.int64]]:
-    """(N, 3·H·W) pixels (H·W of grey images) and (N,) labels of the images that can be read."""
-    places = np.arange(len(images))
-    if len(places) > most:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            places, _ = selection.train_test_split(places, train_size=most, stratify=images.labels, random_state=seed)
-    samples = [sample for place in sorted(places) if (sample := images[int(place)]) is not None]
-    pixels = np.stack([sample.image.numpy() for sample in samples])
-    if (pixels == pixels[:, :1]).all():
-        # Grey images: the machine scales its kernel by variance and length, so one channel gives what three would.
-        pixels = pixels[:, :1]
-    return pixels.reshape(len(pixels), -1), np.array([sample.label for sample in samples], dtype=np.int64)
+def _part(images: ImageDataset, seed: int) -> NDArray[np.int64]:
+    """The places of about `MOST_IMAGES`, or of all where there are not more."""
+    if len(images) <= MOST_IMAGES:
+        return np.arange(len(images))
+    return percentage(images.labels, 100 * MOST_IMAGES / len(images), seed)
+
+
+def _read(images: ImageDataset, places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(N, 3, H, W) pixels in [-1, 1] and (N,) labels of the images at these places that can be read."""
+    samples = [sample for place in places if (sample := images[int(place)]) is not None]
+    labels = np.array([sample.label for sample in samples], dtype=np.int64)
+    return np.stack([sample.image.numpy() for sample in samples]), labels
+
+
+def _grey(pixels: NDArray[np.float32]) -> bool:
+    return bool((pixels == pixels[:, :1]).all())

@@ -7,6 +7,7 @@ from typing import Any
 
 from difformer.config import as_integer, as_positive_integer
 from difformer.data import DataConfig
+from difformer.data.dataset import TEST
 from difformer.engine.recipes.evaluation import ProbeRecipe
 from difformer.engine.recipes.reading import build, create_parser, overlay, read_values, read_yaml
 from difformer.engine.recipes.training import ExtractorConfig, Recipe
@@ -16,6 +17,8 @@ SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent
 # What is set aside of a folder that has no test split.
 TEST_FRACTION = 0.25
+# Sections that all methods share, or their numbers could not be compared.
+_SHARED = ("data", "backbone")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class QuickstartConfig:
         output: folder of everything; `runs/quickstart-…` when None.
         seeds: of each trained method.
         diffeed_seeds: of DifFeed, which takes longest.
-        k_shot: train on that many images of each class only.
+        k_shot: train on that many images of each class only; beside them, k-NN chooses its k on a tenth of the
+            training images.
 
     Raises:
         ValueError: a number out of range, or levels of a folder.
@@ -83,7 +87,8 @@ class Plan:
         titles: of the methods, by name, in the order of the table.
         data: which images.
         knn: the probe by nearest neighbours.
-        runs: the trainings.
+        heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair.
+        runs: the trainings, at least one.
         pictured: the features of which the page shows principal components.
         published: rows of published results: name, and values by the table's columns.
         output: the folder of everything.
@@ -94,6 +99,7 @@ class Plan:
     titles: Mapping[str, str]
     data: DataConfig
     knn: ProbeRecipe
+    heads: Mapping[str, Recipe]
     runs: tuple[PlannedRun, ...]
     pictured: ExtractorConfig
     published: tuple[Mapping[str, Any], ...]
@@ -119,37 +125,60 @@ def create_plan(config: QuickstartConfig) -> Plan:
 
     Raises:
         FileNotFoundError: there is no such folder, or no such recipe.
-        ValueError: a recipe with an unknown key, a missing one, or a bad value.
+        ValueError: a recipe with an unknown key, a missing one, or a bad value; or one that leaves nothing to train.
     """
     file = _read(config)
     parser = create_parser(Recipe, "quickstart", "", {})
     base = read_values(parser, Recipe, file.base)
     data = _data(config, base.data)
     output = expand_user(config.output or f"runs/quickstart-{_word(config)}")
-    runs = []
-    for method, section in file.heads.items():
-        recipe = read_values(parser, Recipe, overlay(Recipe, file.base, section))
-        seeds = config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds
-        runs += [_planned(method, seed, recipe, data, output) for seed in range(seeds)]
+    heads = {
+        method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, section)), data=data)
+        for method, section in file.heads.items()
+    }
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
+    _check_measuring(heads, knn)
     return Plan(
-        title=file.title.format(name=_word(config)),
+        title=file.title.replace("{name}", _word(config)),
         about=file.about,
         titles=file.titles,
         data=data,
         knn=knn,
-        runs=tuple(runs),
+        heads=heads,
+        runs=_runs(config, heads, output),
         pictured=file.pictured,
         published=() if config.levels else tuple(file.published),
         output=output,
     )
 
 
-def _planned(method: str, seed: int, recipe: Recipe, data: DataConfig, output: Path) -> PlannedRun:
+def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:
+    """Raises ValueError when a method would not be measured as the table and the page expect it."""
+    if knn.method != "knn":
+        raise ValueError(f"knn.method must be knn, got {knn.method!r}; other classifiers belong to heads")
+    measured = {"knn.test": knn.test} | {
+        f"evaluation.test of {name}": head.evaluation.test for name, head in heads.items()
+    }
+    for key, split in measured.items():
+        if split != TEST:
+            raise ValueError(f"{key} must be {TEST}, on which all methods are measured, got {split!r}")
+
+
+def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -> tuple[PlannedRun, ...]:
+    runs = [
+        _planned(method, seed, recipe, output)
+        for method, recipe in heads.items()
+        for seed in range(config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds)
+    ]
+    if not runs:
+        raise ValueError("all heads are DifFeed's and diffeed_seeds is 0, so nothing would be trained; ask for a seed")
+    return tuple(runs)
+
+
+def _planned(method: str, seed: int, recipe: Recipe, output: Path) -> PlannedRun:
     recipe = replace(
         recipe,
         output=str(output / f"{method}-{seed}"),
-        data=data,
         cache=replace(recipe.cache, folder=str(output / "features")),
         training=replace(recipe.training, seed=seed),
     )
@@ -159,12 +188,26 @@ def _planned(method: str, seed: int, recipe: Recipe, data: DataConfig, output: P
 def _read(config: QuickstartConfig) -> _File:
     path = RECIPES / ("elpv.yaml" if config.data is None else "folder.yaml")
     file = build(_File, read_yaml(config.recipe or path))
+    _check_sections(file)
     for name in (SVM, KNN, *file.heads):
         if name not in file.titles:
             raise ValueError(f"titles must name every method; there is none for {name}")
+    return file
+
+
+def _check_sections(file: _File) -> None:
+    """Raises ValueError when methods are missing, share a name or have what belongs to all of them."""
     if not file.heads:
         raise ValueError("heads must name at least one")
-    return file
+    if taken := {SVM, KNN} & set(file.heads):
+        raise ValueError(f"heads.{min(taken)} has the name of another method; choose another name")
+    sections = {KNN: file.knn} | {f"heads.{method}": section for method, section in file.heads.items()}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ValueError(f"{name} must hold keys and values, got {section!r}")
+        for key in _SHARED:
+            if key in section:
+                raise ValueError(f"{name}.{key}: all methods share one {key}; give it as base.{key}")
 
 
 def _word(config: QuickstartConfig) -> str:

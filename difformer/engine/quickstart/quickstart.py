@@ -20,13 +20,14 @@ from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.quickstart.methods import SECONDS, measure_methods
 from difformer.engine.quickstart.page import write_report
-from difformer.engine.quickstart.plan import Plan, QuickstartConfig, create_plan
+from difformer.engine.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan
 from difformer.engine.quickstart.tables import as_json, table_rows, text_table
 from difformer.engine.recipes.reading import plain, read_yaml
 
 RECORD = "quickstart.yaml"
-# What may be asked for differently of a folder that is there: seeds are added or left out, and images are recognised.
-_MAY_CHANGE = ("output", "seeds", "diffeed_seeds", "data")
+# What may be asked for differently of a folder that is there: seeds are added or left out; images, and what a recipe
+# says, are recognised wherever they lie.
+_MAY_CHANGE = ("output", "seeds", "diffeed_seeds", "data", "recipe")
 
 
 def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
@@ -42,6 +43,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     Raises:
         FileNotFoundError: weights or images are not there.
         FileExistsError: the folder holds something else, or another quickstart is at work in it.
+        OSError: something cannot be read or written, or not be removed to start anew.
         ValueError: it holds a quickstart of other images.
         ImportError: a library of the demo extra is missing.
         Stopped: a signal asked to stop; the same command goes on.
@@ -96,11 +98,11 @@ def _open_images(plan: Plan) -> list[ImageDataset]:
 
 def _made_with(plan: Plan, backbone: UNetBackbone, images: Sequence[ImageDataset]) -> dict[str, str]:
     """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
-    firsts = [run.recipe for run in plan.runs if not run.seed]
-    recipes = [plain(asdict(plan.knn)), *(plain(asdict(recipe)) for recipe in firsts)]
-    for recipe in recipes:
+    # Of all heads, also of those without a run: seeds may be added later.
+    recipes = {method: plain(asdict(recipe)) for method, recipe in plan.heads.items()}
+    recipes[KNN] = plain(asdict(plan.knn))
+    for recipe in recipes.values():
         recipe["output"] = recipe["data"]["root"] = None
-        recipe.pop("cache", None)
     parts = {
         "recipes": json.dumps(recipes, sort_keys=True),
         "weights": backbone.digest,
@@ -121,9 +123,10 @@ def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
 
 
 def _clear(plan: Plan, folder: RunFolder) -> None:
-    """Removes results, those first that others are recognised by."""
+    """Removes results, those first that others are recognised by; raises OSError where one would stay and count."""
     for name in (folder.results.name, SECONDS):
         (folder.path / name).unlink(missing_ok=True)
     for method in plan.titles:
         for path in (folder.path / method, *folder.path.glob(f"{method}-[0-9]*")):
-            shutil.rmtree(path, ignore_errors=True)
+            if path.exists():
+                shutil.rmtree(path)

@@ -91,7 +91,9 @@ class ProbeRecipe:
         criterion: what is best on the validation split: top1 or mean_per_class.
         validation: split that chooses, and alone does so.
         test: split that is measured once, after the choice; none when null.
-        refit: after the choice, fit on training and validation images together; for knn, both are neighbours.
+        refit: after the choice, fit on training and validation images together; for knn, both are neighbours. Without
+            effect where `data` has a label subset (k_shot, percent or list_file), which limits `train` alone: the
+            probe is then fitted on no more labels than that, though the whole validation split chooses its settings.
         precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
@@ -128,6 +130,11 @@ class ProbeRecipe:
                 "a probe trains nothing, so DifFeed's feedback layers would stay as they are initialised; leave out "
                 "extractor.feedback_taps, or train a classifier"
             )
+
+    @property
+    def refits(self) -> bool:
+        """Whether validation images are learned from after the choice: as `refit` says, never beyond a label subset."""
+        return self.refit and not self.data.has_label_subset
 
     def as_training(self) -> Recipe:
         """The recipe of a run that computes in the same way."""
