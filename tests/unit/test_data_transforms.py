@@ -100,6 +100,25 @@ def test_long_images_are_resized_whole():
     assert PublishedTransform(16)(Image.fromarray(pixels(0, 1, 1)), sample_generator(0, 0, 0)).shape == (3, 16, 16)
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("flip", [(0, False), (0, True)]),
+        ("flips", [(0, False), (0, True), (2, False), (2, True)]),
+        ("symmetries", [(turns, flip) for turns in range(4) for flip in (False, True)]),
+    ],
+)
+def test_symmetries_are_all_drawn_and_no_others(name, expected):
+    square = Image.fromarray(pixels(3, 20, 20))
+    whole = Preprocessing(16)(square)
+    group = [torch.rot90(whole.flip(2) if flip else whole, turns, (1, 2)) for turns, flip in expected]
+    transform = create_transform(name, 16)
+    drawn = [transform(square, sample_generator(0, 0, i)) for i in range(80)]
+    found = [[torch.equal(result, image) for image in group] for result in drawn]
+    assert all(sum(row) == 1 for row in found)
+    assert all(any(column) for column in zip(*found, strict=True))
+
+
 def test_an_exact_fit_is_only_flipped():
     square = Image.fromarray(pixels(3, 16, 16))
     whole = Preprocessing(16)(square)
