@@ -211,11 +211,11 @@ def test_a_gpu_is_tried_out_with_the_whole_batch(workplace, empty):
 
 
 def test_the_small_backbone_is_a_file(workplace):
-    """The recipes for small images name backbones that are not shipped; a file takes their place."""
+    """The recipes for small images name backbones that ship; a file takes their place."""
     folder, _ = workplace
     options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
     assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
-    for name in ("cifar10", "elpv"):
+    for name in ("cifar10", "elpv", "elpv_diffeed"):
         assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options]) == 0
 
 

@@ -40,7 +40,9 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     if folds > 1:
         splits = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
         search = selection.GridSearchCV(machine, {"C": list(_STRENGTHS)}, cv=splits)
-        fitted = search.fit(pixels, labels)
+        # libsvm does not hold the interpreter's lock.
+        with require("joblib", "a support-vector machine").parallel_backend("threading", n_jobs=-1):
+            fitted = search.fit(pixels, labels)
         chosen = float(search.best_params_["C"])
     else:
         chosen = _STRENGTHS[0]
