@@ -79,7 +79,7 @@ class ResBlock(nn.Module):
         norm, _, dropout, convolution = self.out_layers
         if self.scale_shift:
             scale, shift = embedded.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm(h), 1 + scale)
+            h = (norm(h) * (1 + scale)).add_(shift)
         else:
             h = norm(h + embedded)
         h = convolution(dropout(_silu(h)))
