@@ -25,7 +25,8 @@ def quickstart(
         data: a folder of your own images, with one folder a class, or such folders in train and test. It uses the
             weights adm32_cifar10; without a test folder, a quarter of each class is set aside. With a recipe, the root
             of its data set.
-        recipe: a YAML file with heads, backbone and data set of your own, as difformer/engine/quickstart/elpv.yaml has them.
+        recipe: a YAML file with heads, backbone and data set of your own, in the form of
+            difformer/engine/quickstart/elpv.yaml.
         levels: classify ELPV's four levels of certainty in place of functional and defective.
         output: the folder of everything; runs/quickstart-… by default.
         seeds: of each trained method.
