@@ -1,6 +1,5 @@
 """Features of every block at one timestep, pooled in every way, from one pass."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from difformer._optional import require
 from difformer.data import ImageDataset
 from difformer.engine.evaluation.outputs import evaluate
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.recipes.training import BatchSize
 from difformer.engine.trial.costs import human_bytes
+from difformer.engine.trial.step_memory import free_memory
 from difformer.features import FeatureExtractor
 
 
@@ -82,10 +81,8 @@ def check_memory(model: PooledInEveryWay, counts: Sequence[int]) -> None:
         ValueError: they need more than is free.
     """
     # The batches of a split are joined while they are there; every process on this machine holds all vectors.
-    rows = (sum(counts) + max(counts)) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    needed = rows * model.width * torch.float32.itemsize
-    # Accelerate brings psutil.
-    free = require("psutil", "the memory estimate").virtual_memory().available
+    needed = (sum(counts) + max(counts)) * model.width * torch.float32.itemsize
+    free = free_memory(torch.device("cpu"))
     if needed > free:
         raise ValueError(
             f"{sum(counts):,} images of {model.width:,} numbers each need about {human_bytes(needed)} of memory, and "
