@@ -7,7 +7,16 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from difformer import PRESETS, AttentionHead, FeatureExtractor, FeedbackExtractor, NoiseSchedule, UNet, UNetBackbone
+from difformer import (
+    PRESETS,
+    AttentionHead,
+    DifFormerHead,
+    FeatureExtractor,
+    FeedbackExtractor,
+    NoiseSchedule,
+    UNet,
+    UNetBackbone,
+)
 from difformer.engine.trial.memory import Demand, TensorMemory, demand
 from difformer.models.plan import tap_specs
 
@@ -63,6 +72,15 @@ def test_feedback_step(schedule):
     assert recomputed.peak_bytes < 966 * MEGA
     # The second pass is computed twice, up to block 24 and not before its first injection.
     assert kept.flops < recomputed.flops < kept.flops + 500 * GIGA
+
+
+def test_heads_step(schedule):
+    """The published head; its last block is computed for the CLS tokens alone."""
+    extractor = FeatureExtractor(UNetBackbone(UNet(CONFIG), schedule), taps=[19, 24, 30], timesteps=[90, 150, 300])
+    head = DifFormerHead(extractor.specs, 1000).train()
+    features = {key: torch.zeros(1, spec.channels, spec.size, spec.size) for key, spec in extractor.specs.items()}
+    found = demand(lambda: head(features).sum().backward())
+    assert found.flops < 176 * GIGA
 
 
 def test_counts_what_is_alive():

@@ -196,6 +196,17 @@ def test_positions_agree_across_resolutions():
     assert nearest.tolist() == inside
 
 
+@pytest.mark.parametrize("name", ["difformer", "joint"])
+def test_the_summary_is_the_first_token_of_whole_blocks(name):
+    """The last block computes the CLS token alone; the other tokens of it would change nothing."""
+    summary = build(name).eval().summary
+    tokens = recipe_input(0, 3, 7, 32)
+    x = torch.cat([summary.cls_token.expand(3, -1, -1), tokens], dim=1)
+    for block in summary.blocks:
+        x = block(x)
+    torch.testing.assert_close(summary(tokens), summary.norm(x)[:, 0], rtol=1e-5, atol=1e-6)
+
+
 def test_regularisation_acts_in_training_only():
     head = build("joint regular")
     features = features_for(head, batch=8)
