@@ -4,21 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
-from difformer.config import as_integer, as_positive_integer
-from difformer.data import DataConfig
+from difformer.config import as_positive_integer
+from difformer.engine.recipes.features import FeatureRecipe
 from difformer.engine.recipes.reading import check_keys, unknown_key
 from difformer.engine.recipes.training import (
-    BackboneConfig,
-    BatchSize,
     CacheConfig,
     ExtractorConfig,
     FeatureSource,
-    Precision,
     Recipe,
-    TrainingConfig,
-    as_batch_size,
     check_choice,
-    check_range,
 )
 
 ProbeMethod = Literal["knn", "logistic", "ridge", "sgd"]
@@ -28,58 +22,41 @@ ProbeCriterion = Literal["top1", "mean_per_class"]
 HOLDOUT = 0.1
 
 
-@dataclass(frozen=True)
-class EvaluationRecipe:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecipe(FeatureRecipe):
     """The evaluation of a classifier.
 
     Attributes:
         classifier: folder of a run, classifier file, or hf://owner/name.
-        data: which images.
         split: which of their splits.
         output: folder for the results; `eval-SPLIT` in the run's folder when null.
-        backbone: the diffusion model that the classifier was trained on.
         features: `live`, or `cached` on the disk (not for DifFeed).
         cache: where.
-        precision: no, bf16 or fp16 for head and backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
-        workers: of each process's data loader.
     """
 
     classifier: str
-    data: DataConfig
     split: str = "test"
     output: str | None = None
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     features: FeatureSource = "live"
     cache: CacheConfig = field(default_factory=CacheConfig)
-    precision: Precision = "no"
-    batch_size: BatchSize = 128
-    workers: int = 2
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))
-        _check_computing(self)
+        super().__post_init__()
 
     def as_training(self, noise_seed: int = 0) -> Recipe:
         """The recipe of a run that computes in the same way, with the seed that evaluation reads features with."""
-        return Recipe(
-            data=self.data,
-            backbone=self.backbone,
-            extractor=ExtractorConfig(seed=noise_seed),
-            features=self.features,
-            cache=self.cache,
-            training=TrainingConfig(precision=self.precision, workers=self.workers),
-        )
+        extractor = ExtractorConfig(seed=noise_seed)
+        return replace(super().as_training(), extractor=extractor, features=self.features, cache=self.cache)
 
 
-@dataclass(frozen=True)
-class ProbeRecipe:
+@dataclass(frozen=True, kw_only=True)
+class ProbeRecipe(FeatureRecipe):
     """A classifier on pooled features that is fitted at once for a grid of settings.
 
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given.
         output: folder for the results.
-        backbone: the diffusion model the features come from.
         extractor: which features are read.
         pool: side to which each feature map is averaged.
         normalize: scale each feature to length 1 before they are joined, so that none outweighs the others.
@@ -94,14 +71,9 @@ class ProbeRecipe:
         refit: after the choice, fit on training and validation images together; for knn, both are neighbours. Without
             effect where `data` has a label subset (k_shot, percent or list_file), which limits `train` alone: the
             probe is then fitted on no more labels than that, though the whole validation split chooses its settings.
-        precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
-        workers: of each process's data loader.
     """
 
-    data: DataConfig
     output: str = "runs/probe"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     pool: int = 1
     normalize: bool = False
@@ -114,13 +86,10 @@ class ProbeRecipe:
     validation: str = "holdout"
     test: str | None = "test"
     refit: bool = True
-    precision: Precision = "no"
-    batch_size: BatchSize = 128
-    workers: int = 2
 
     def __post_init__(self) -> None:
-        _check_computing(self)
-        _set_positive(self, "pool")
+        super().__post_init__()
+        object.__setattr__(self, "pool", as_positive_integer("pool", self.pool))
         check_choice("method", self.method, get_args(ProbeMethod))
         check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         self._check_splits()
@@ -138,8 +107,7 @@ class ProbeRecipe:
 
     def as_training(self) -> Recipe:
         """The recipe of a run that computes in the same way."""
-        training = TrainingConfig(precision=self.precision, workers=self.workers)
-        return Recipe(data=self.data, backbone=self.backbone, extractor=self.extractor, training=training)
+        return replace(super().as_training(), extractor=self.extractor)
 
     def _check_splits(self) -> None:
         if "train" in (self.validation, self.test):
@@ -205,13 +173,3 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     if not isinstance(section, Mapping):
         raise ValueError(f"{name} must hold keys and values, got {section!r}")
     return section
-
-
-def _check_computing(recipe: EvaluationRecipe | ProbeRecipe) -> None:
-    check_choice("precision", recipe.precision, get_args(Precision))
-    object.__setattr__(recipe, "batch_size", as_batch_size("batch_size", recipe.batch_size))
-    check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
-
-
-def _set_positive(recipe: EvaluationRecipe | ProbeRecipe, name: str) -> None:
-    object.__setattr__(recipe, name, as_positive_integer(name, getattr(recipe, name)))

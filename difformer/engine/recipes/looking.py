@@ -1,33 +1,26 @@
 """What a look at features is made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer
-from difformer.data import DataConfig
+from difformer.config import as_positive_integer
+from difformer.engine.recipes.features import FeatureRecipe
 from difformer.engine.recipes.training import (
-    BackboneConfig,
-    Precision,
-    Recipe,
-    TrainingConfig,
     as_tuple,
     check_choice,
-    check_range,
 )
 
 Projection = Literal["tsne", "umap", "none"]
 
 
-@dataclass(frozen=True)
-class LookRecipe:
+@dataclass(frozen=True, kw_only=True)
+class LookRecipe(FeatureRecipe):
     """A look at what blocks see at several timesteps.
 
     Attributes:
-        data: which images.
         split: of them. What looks best is chosen on these images, so they are not the test's unless asked for.
         images: how many at most, evenly spaced.
         output: folder for page and pictures.
-        backbone: the diffusion model.
         taps: tap names or block numbers; every third when empty.
         timesteps: noise timesteps.
         pool: side to which maps are averaged for neighbours; as they are for principal components.
@@ -35,19 +28,15 @@ class LookRecipe:
         queries: images whose neighbours are shown.
         projection: of the best feature to the plane: tsne (scikit-learn), umap (umap-learn) or none.
         seed: of the noise and of the projection.
-        precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once.
-        workers: of the data loader.
 
     Raises:
         ValueError: a value out of range.
     """
 
-    data: DataConfig
     split: str = "train"
     images: int = 1000
     output: str = "runs/look"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 50, 150, 300)
     pool: int = 1
@@ -55,11 +44,10 @@ class LookRecipe:
     queries: int = 6
     projection: Projection = "tsne"
     seed: int = 0
-    precision: Precision = "no"
     batch_size: int = 128
-    workers: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("taps", "timesteps", "ks"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         for name in ("timesteps", "ks"):
@@ -70,10 +58,3 @@ class LookRecipe:
         for k in self.ks:
             as_positive_integer("ks", k)
         check_choice("projection", self.projection, get_args(Projection))
-        check_choice("precision", self.precision, get_args(Precision))
-        check_range("workers", as_integer("workers", self.workers), lambda x: x >= 0, "at least 0")
-
-    def as_training(self) -> Recipe:
-        """The recipe of a run that computes in the same way."""
-        training = TrainingConfig(precision=self.precision, workers=self.workers)
-        return Recipe(data=self.data, backbone=self.backbone, training=training)

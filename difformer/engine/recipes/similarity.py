@@ -3,13 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer, as_switch
-from difformer.data import DataConfig
+from difformer.config import as_positive_integer, as_switch
+from difformer.engine.recipes.features import FeatureRecipe
 from difformer.engine.recipes.training import (
-    BackboneConfig,
-    Precision,
-    Recipe,
-    TrainingConfig,
     as_tuple,
     check_choice,
     check_range,
@@ -36,12 +32,11 @@ class TimmConfig:
         as_switch("timm.pretrained", self.pretrained)
 
 
-@dataclass(frozen=True)
-class SimilarityRecipe:
+@dataclass(frozen=True, kw_only=True)
+class SimilarityRecipe(FeatureRecipe):
     """A comparison of representations by CKA.
 
     Attributes:
-        data: which images.
         split: of them.
         images: how many at most, evenly spaced; all when null.
         output: folder for the results.
@@ -55,19 +50,15 @@ class SimilarityRecipe:
         kernel: linear or rbf.
         bandwidth: of the rbf kernel, over the median distance.
         seed: of the noise.
-        precision: no, bf16 or fp16 for the backbones.
         batch_size: images whose similarities are compared with each other; the memory depends on it, and on it alone.
-        workers: of the data loader.
 
     Raises:
         ValueError: a value out of range, or both an other backbone and a timm model.
     """
 
-    data: DataConfig
     split: str = "test"
     images: int | None = None
     output: str = "runs/cka"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 50, 150, 300, 500)
     other: str | None = None
@@ -76,27 +67,19 @@ class SimilarityRecipe:
     kernel: KernelName = "linear"
     bandwidth: float = 1.0
     seed: int = 0
-    precision: Precision = "no"
     batch_size: int = 256
-    workers: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("taps", "timesteps"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not self.timesteps:
             raise ValueError("timesteps must be at least one")
         check_choice("kernel", self.kernel, get_args(KernelName))
-        check_choice("precision", self.precision, get_args(Precision))
         check_range("bandwidth", self.bandwidth, lambda x: x > 0, "above 0")
         for name in ("images", "pool"):
             if getattr(self, name) is not None:
                 as_positive_integer(name, getattr(self, name))
         check_range("batch_size", as_positive_integer("batch_size", self.batch_size), lambda x: x >= 4, "at least 4")
-        check_range("workers", as_integer("workers", self.workers), lambda x: x >= 0, "at least 0")
         if self.other is not None and self.timm.name is not None:
             raise ValueError("give one of other and timm.name: there is one set of columns")
-
-    def as_training(self) -> Recipe:
-        """The recipe of a run that computes in the same way."""
-        training = TrainingConfig(precision=self.precision, workers=self.workers)
-        return Recipe(data=self.data, backbone=self.backbone, training=training)
