@@ -357,7 +357,7 @@ def _describe_classifier(name: str, description: Mapping[str, Any]) -> str:
     taps = ", ".join(map(str, arguments.get("feedback_taps", ())))
     fed_back = f", feeding back {taps}" if taps else ""
     return (
-        f"A {head['type']} for {len(names)} classes ({', '.join(names)}) on features of [{backbone}](../{backbone}.md)"
+        f"A classifier, {head['type']}, of {len(names)} classes ({', '.join(names)}) on features of [{backbone}](../{backbone}.md)"
         f" at {', '.join(map(str, arguments['taps']))} and timesteps {', '.join(map(str, arguments['timesteps']))}"
         f'{fed_back}. `load_classifier("{name}")` opens it; `difformer predict {name} FOLDER --csv out.csv` classifies '
         f"images. The weights kept are those of epoch {description['metadata']['epoch']}."
