@@ -2,13 +2,17 @@
 
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+
+from difformer.data import create_dataset
 
 
 def pixels(number: int, height: int = 24, width: int = 30) -> np.ndarray:
@@ -101,3 +105,18 @@ def make_elpv(root: Path, count: int) -> Path:
 
 def write_json(path: Path, content: Any) -> Path:
     return write_lines(path, [json.dumps(content)])
+
+
+def opened(name, root, split, **changes):
+    return create_dataset({"name": name, "root": str(root), "size": 16} | changes, split)
+
+
+def check_samples(dataset):
+    """Every image can be read, in a copy as a worker has it too, and ids are places in the split."""
+    copy = pickle.loads(pickle.dumps(dataset))
+    samples = [dataset[i] for i in range(len(dataset))]
+    assert [sample.id for sample in samples] == list(range(len(dataset)))
+    assert [sample.label for sample in samples] == dataset.labels.tolist()
+    for i, sample in enumerate(samples):
+        assert sample.image.shape == (3, 16, 16)
+        assert torch.equal(sample.image, copy[i].image)

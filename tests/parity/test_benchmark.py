@@ -25,7 +25,7 @@ def tiny(monkeypatch):
 
 def test_every_case_gives_the_baselines_numbers(tiny):
     results = benchmark(BenchmarkConfig(("tiny",), repeats=2, device="cpu"), say=lambda text: None)
-    one, fused, feedback, cached = results["rows"]
+    one, fused, feedback, live, cached = results["rows"]
     for row in (one, fused, feedback):
         assert row["difference"] < 1e-5
     for row in results["rows"]:
@@ -34,8 +34,18 @@ def test_every_case_gives_the_baselines_numbers(tiny):
     # Two blocks, the deeper of which needs most of the network, at two timesteps.
     assert one["flops_ratio"] > fused["flops_ratio"] > 1
     assert feedback["our_peak"] < feedback["their_peak"]
-    assert cached["difference"] is None
+    assert live["difference"] is cached["difference"] is None
     assert json.loads(json.dumps(results)) == results
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_half_precision_on_a_gpu_gives_the_baselines_numbers(tiny):
+    results = benchmark(BenchmarkConfig(("tiny",), repeats=2, device="cuda"), say=lambda text: None)
+    assert results["machine"]["precision"] == "float16"
+    for row in results["rows"][:3]:
+        assert row["difference"] < 2e-2
+        assert row["our_peak"] > 0
 
 
 def test_what_adm256_asks_for_beside_the_baseline():
@@ -62,7 +72,7 @@ def test_prints_a_table_and_writes_json(tiny, tmp_path, capsys):
     file = tmp_path / "speed.json"
     assert main(["bench", "--quick", "--repeats", "1", "--device", "cpu", "--json_file", str(file)]) == 0
     assert "DifFeed training step" in capsys.readouterr().out
-    assert len(json.loads(file.read_text())["rows"]) == 4
+    assert len(json.loads(file.read_text())["rows"]) == 5
     assert main(["bench", "--quick", "--json_file", str(file)]) == 1
     assert "exists" in capsys.readouterr().err
 

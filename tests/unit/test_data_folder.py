@@ -11,7 +11,16 @@ import torch
 from data_sets import make_folder, pixels, write_image, write_lines
 from torch.utils.data import DataLoader
 
-from difformer.data import DataConfig, DataError, ImageError, Sample, collate, create_dataset, read_source
+from difformer.data import (
+    DataConfig,
+    DataError,
+    ImageError,
+    Sample,
+    collate,
+    create_dataset,
+    data_set_names,
+    read_source,
+)
 from difformer.data.folder import _words
 
 
@@ -344,3 +353,10 @@ def test_pixels_are_those_of_the_file(root):
     write_image(root / "val/cat/cat_0.png", 99, height=16, width=16)
     image = create_dataset(spec(root), "val")[0].image
     assert torch.allclose(image, torch.from_numpy(pixels(99, 16, 16)).permute(2, 0, 1) / 127.5 - 1, atol=1e-6)
+
+
+def test_every_kind_is_listed():
+    names = data_set_names()
+    assert {"folder", "imagenet", "webdataset", "huggingface", "cub", "nabirds", "dogs", "elpv", "cifar10"} <= set(
+        names
+    )
