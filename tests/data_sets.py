@@ -1,4 +1,4 @@
-"""Tiny data sets on the disk, in the formats that the readers read."""
+"""Tiny data sets on the disk, in the formats that the readers read; how tests open and check them."""
 
 import io
 import json

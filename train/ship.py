@@ -316,13 +316,19 @@ def _card(name: str, run: FinishedRun, told: Told, parts: Sequence[str]) -> str:
     return card
 
 
+def _time(run: FinishedRun) -> str:
+    """Of the epochs; features on the disk were written before them."""
+    minutes = sum(record["seconds"] for record in run.history) / 60
+    time = f"{minutes / 60:.2f} hours" if minutes >= 60 else f"{minutes:.1f} minutes"
+    return time + (", beside extracting the features" if getattr(run.recipe, "features", "live") == "cached" else "")
+
+
 def _facts(name: str, run: FinishedRun, told: Told, file: Path) -> str:
     """The table that every card has; the file is the one that will ship."""
     state = read_weights(file, verify=False, mapped=True).state
     environment, results, packages = run.environment, run.results, run.environment["packages"]
     commit = environment["commit"] or "unknown"
     changed = ", with uncommitted changes" if commit.endswith("+") else ""
-    hours = sum(record["seconds"] for record in run.history) / 3600
     average = run.recipe.training.ema
     kinds = {str(x.dtype).removeprefix("torch.") for x in state.values() if x.is_floating_point()}
     up = "../" * (1 + name.count("/"))
@@ -331,7 +337,7 @@ def _facts(name: str, run: FinishedRun, told: Told, file: Path) -> str:
         "licence": told.licence,
         "recipe": f"[{told.recipe}]({up}{told.recipe})",
         "images seen": f"{results['images']:,}: {results['epochs']} epochs, {run.recipe.training.batch_size} a step",
-        "time": f"{hours:.2f} hours",
+        "time": _time(run),
         "hardware": f"{environment['device']}, {environment['cpus']} CPU cores, processes: {environment['processes']}",
         "software": f"difformer {environment['difformer']} (commit {commit.rstrip('+')[:12]}{changed}), "
         f"torch {packages['torch']}",
@@ -354,12 +360,14 @@ def _describe_backbone(name: str, stored: StoredBackbone, parameters: int) -> st
 def _describe_classifier(name: str, description: Mapping[str, Any]) -> str:
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
     backbone, arguments = name.partition("/")[0], extractor["arguments"]
-    taps = ", ".join(map(str, arguments.get("feedback_taps", ())))
-    fed_back = f", feeding back {taps}" if taps else ""
+    taps, timesteps, fed_back = (
+        ", ".join(map(str, arguments.get(key, ()))) for key in ("taps", "timesteps", "feedback_taps")
+    )
     return (
-        f"A classifier, {head['type']}, of {len(names)} classes ({', '.join(names)}) on features of [{backbone}](../{backbone}.md)"
-        f" at {', '.join(map(str, arguments['taps']))} and timesteps {', '.join(map(str, arguments['timesteps']))}"
-        f'{fed_back}. `load_classifier("{name}")` opens it; `difformer predict {name} FOLDER --csv out.csv` classifies '
+        f"A classifier, {head['type']}, of {len(names)} classes ({', '.join(names)}) on features of "
+        f"[{backbone}](../{backbone}.md) at {taps} and timesteps {timesteps}"
+        f"{f', feeding back {fed_back}' if fed_back else ''}. "
+        f'`load_classifier("{name}")` opens it; `difformer predict {name} FOLDER --csv out.csv` classifies '
         f"images. The weights kept are those of epoch {description['metadata']['epoch']}."
     )
 

@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Args: x (B, N, width); first, how many tokens ask, all when None. Returns (B, first, width)."""
+        """Args: x (B, N, width); first, how many tokens ask, all N when None. Returns (B, first, width)."""
         h = attention(*self._split(x, first), implementation=self.implementation)
         return self.proj(rearrange(h, "b heads n d -> b n (heads d)"))
 
@@ -34,7 +34,10 @@ class SelfAttention(nn.Module):
         return _log_weights(q, k)
 
     def _split(self, x: Tensor, first: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the first tokens, keys and values of all: (B, heads, N, d)."""
+        """Queries of the first tokens, (B, heads, first, d), keys and values of all, (B, heads, N, d)."""
+        if first is None:
+            q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+            return q, k, v
         of_queries, of_keys_and_values = self.qkv.weight.tensor_split([x.shape[2]])
         q = rearrange(F.linear(x[:, :first], of_queries), "b n (heads d) -> b heads n d", heads=self.heads)
         kv = F.linear(x, of_keys_and_values)
@@ -62,7 +65,7 @@ class Block(nn.Module):
         self.drop_path = _drop_path(drop_path)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Args: x (B, N, width); first, how many tokens are asked for, all when None. Returns (B, first, width)."""
+        """Args: x (B, N, width); first, how many tokens are asked for, all N when None. Returns (B, first, width)."""
         x = x[:, :first] + self.drop_path(self.dropout(self.attn(self.norm1(x), first)))
         return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
@@ -139,7 +142,7 @@ class Summary(nn.Module):
         """Args: tokens (B, N, width). Returns (B, width)."""
         x = self._all_but_last(tokens)
         if self.pool is None:
-            # Of the last block only the CLS token is read, so only that is computed: with two blocks, two fifths less.
+            # Of the last block only the CLS token is read, so only that is computed: two fifths less for two blocks.
             return self.norm(self.blocks[-1](x, 1))[:, 0]
         return self.pool(self.norm(self.blocks[-1](x)))
 

@@ -24,7 +24,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName 
     """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1).
 
     Args:
-        q, k, v: (B, heads, N, d), of one floating dtype and device.
+        q: (B, heads, N, d).
+        k, v: (B, heads, M, d), of the same floating dtype and device.
         implementation: "auto" picks the fastest that works; a name forces one.
 
     Returns:
@@ -97,15 +98,19 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @cache
 def _xformers_fits(device: torch.device, dtype: torch.dtype, width: int, gradient: bool) -> bool:
-    """Whether xformers runs this kind of attention on a device; tried once on a tiny input, backwards too."""
+    """Whether xformers runs this kind of attention on a device; tried once on tiny inputs, backwards too.
+
+    Also with one query for many keys, which is what the last block of a fusion head asks.
+    """
     try:
         if importlib.util.find_spec("xformers") is None:
             return False
         probe = torch.zeros(1, 1, 8, width, dtype=dtype, device=device, requires_grad=gradient)
         with torch.set_grad_enabled(gradient):
-            out = _xformers(probe, probe, probe)
-            if gradient:
-                torch.autograd.grad(out.sum(), probe)
+            for queries in (probe, probe[:, :, :1]):
+                out = _xformers(queries, probe, probe)
+                if gradient:
+                    torch.autograd.grad(out.sum(), probe)
     # "auto" promises to work, so no failure of an optional library may get through.
     except Exception:
         return False

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support import load_recipe
 
 from difformer import FeatureExtractor, FeedbackExtractor, NoiseSchedule, UNet, UNetBackbone, UNetConfig
 
@@ -12,14 +13,7 @@ IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 
 
 @pytest.fixture(scope="module")
 def backbones():
-    torch.manual_seed(0)
-    unet = UNet(CONFIG)
-    for parameter in unet.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.02)
-    plain, compiled = (UNetBackbone(UNet(CONFIG), NoiseSchedule.linear(1000)) for _ in range(2))
-    for backbone in (plain, compiled):
-        backbone.unet.load_state_dict(unet.state_dict())
+    plain, compiled = (UNetBackbone(load_recipe(UNet(CONFIG), 7).eval(), NoiseSchedule.linear(1000)) for _ in range(2))
     compiled.compile()
     assert compiled.unet.state_dict().keys() == plain.unet.state_dict().keys()
     return plain, compiled

@@ -12,13 +12,14 @@ from difformer.models import attention
 from difformer.models.attention import check_attention
 
 
-def qkv(dtype=torch.float32, device="cpu", seed=0):
+def qkv(dtype=torch.float32, device="cpu", seed=0, queries=33):
     generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(2, 3, 33, 16, generator=generator).to(device, dtype) for _ in range(3))
+    return (torch.randn(2, 3, n, 16, generator=generator).to(device, dtype) for n in (queries, 33, 33))
 
 
-def test_it_is_its_equation():
-    q, k, v = (x.double() for x in qkv())
+@pytest.mark.parametrize("queries", [33, 1])
+def test_it_is_its_equation(queries):
+    q, k, v = (x.double() for x in qkv(queries=queries))
     expected = torch.softmax(torch.einsum("bhnd,bhmd->bhnm", q, k) / 4, dim=-1) @ v
     for implementation in ("auto", "sdpa", "math"):
         output = attention(q, k, v, implementation=implementation)
@@ -73,20 +74,22 @@ assert "xformers" not in sys.modules
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("queries", [33, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_xformers_agrees_on_a_gpu(dtype):
-    q, k, v = qkv(dtype, "cuda")
+def test_xformers_agrees_on_a_gpu(dtype, queries):
+    q, k, v = qkv(dtype, "cuda", queries=queries)
     expected = attention(q.float(), k.float(), v.float(), implementation="math")
     for name in ("xformers", "sdpa", "auto"):
         torch.testing.assert_close(attention(q, k, v, implementation=name).float(), expected, rtol=3e-2, atol=3e-2)
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("queries", [33, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_gradients_agree_on_a_gpu(dtype):
+def test_gradients_agree_on_a_gpu(dtype, queries):
     gradients = {}
     for name in ("math", "xformers", "sdpa", "auto"):
-        inputs = [x.requires_grad_() for x in qkv(dtype, "cuda")]
+        inputs = [x.requires_grad_() for x in qkv(dtype, "cuda", queries=queries)]
         attention(*inputs, implementation=name).square().sum().backward()
         gradients[name] = [x.grad.float() for x in inputs]
     for name in ("xformers", "sdpa", "auto"):
@@ -127,7 +130,8 @@ def test_the_automatic_choice_is_made_for_each_device_with_a_probe_there(module,
     monkeypatch.setattr(module, "_xformers", lambda q, k, v: probed.append((q.device.type, q.dtype)) or q * 1)
     for device, gradient in (("cpu", True), ("meta", False), ("cpu", True)):
         assert module._xformers_fits(torch.device(device), torch.bfloat16, 8, gradient)
-    assert probed == [("cpu", torch.bfloat16), ("meta", torch.bfloat16)]
+    # Twice each: with as many queries as keys, and with one.
+    assert probed == 2 * [("cpu", torch.bfloat16)] + 2 * [("meta", torch.bfloat16)]
 
 
 def test_whether_an_implementation_runs_can_be_asked():

@@ -58,7 +58,7 @@ def test_an_evaluation_takes_what_it_shares_with_a_training_recipe():
 def test_a_look_chooses_so_it_takes_no_test_split():
     assert "split" not in take_from_training(TRAINING, LookRecipe, test_split=False)
     assert take_from_training(TRAINING | {"split": "test"}, LookRecipe, test_split=False)["split"] == "test"
-    assert LookRecipe(data=DataConfig(**DATA)).split == "train"
+    assert LookRecipe(DataConfig(**DATA)).split == "train"
 
 
 def test_what_is_given_beside_training_sections_comes_first():
@@ -91,7 +91,7 @@ def test_options_and_sections_of_files_are_checked(tmp_path):
         read(ProbeRecipe, f"--config={tmp_path / 'a.yaml'}")
     with pytest.raises(ValueError, match="unknown key 'methd'; did you mean 'method'"):
         read(ProbeRecipe, "--data.name", "folder", "--methd", "knn")
-    with pytest.raises(ValueError, match=r"required: data\.name, classifier"):
+    with pytest.raises(ValueError, match=r"required: classifier, data\.name"):
         read(EvaluationRecipe)
 
 

@@ -196,15 +196,26 @@ def test_positions_agree_across_resolutions():
     assert nearest.tolist() == inside
 
 
-@pytest.mark.parametrize("name", ["difformer", "joint"])
-def test_the_summary_is_the_first_token_of_whole_blocks(name):
-    """The last block computes the CLS token alone; the other tokens of it would change nothing."""
-    summary = build(name).eval().summary
-    tokens = recipe_input(0, 3, 7, 32)
-    x = torch.cat([summary.cls_token.expand(3, -1, -1), tokens], dim=1)
-    for block in summary.blocks:
-        x = block(x)
-    torch.testing.assert_close(summary(tokens), summary.norm(x)[:, 0], rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("options", [{}, {"layers": 1}, {"variant": "joint", "drop_path": 0.5}])
+def test_the_summary_is_the_first_token_of_whole_blocks(options):
+    """The last block computes the CLS token alone, with the same gradients; its other tokens would change nothing."""
+    summary = DifFormerHead(MANY, 5, **SMALL | options).train().summary
+    tokens, weights = recipe_input(0, 3, 7, 32), recipe_input(1, 3, 32)
+
+    def whole():
+        x = torch.cat([summary.cls_token.expand(3, -1, -1), tokens], dim=1)
+        for block in summary.blocks:
+            x = block(x)
+        return summary.norm(x)[:, 0]
+
+    found = []
+    for compute in (lambda: summary(tokens), whole):
+        torch.manual_seed(1)
+        output = compute()
+        found.append((output, torch.autograd.grad((output * weights).sum(), list(summary.parameters()))))
+    (output, gradients), (expected, of_whole) = found
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients, of_whole, rtol=1e-4, atol=1e-5)
 
 
 def test_regularisation_acts_in_training_only():

@@ -52,9 +52,10 @@ def test_every_recipe_that_was_promised_is_there():
     assert {path.stem for path in RECIPES} == NAMES
 
 
-def measured_file(recipe):
-    [entry] = [entry for entry in shipped().values() if entry.source.recipe.endswith(f"/{recipe.name}")]
-    return f"checkpoints/{entry.file}"
+def shipped_by(recipe):
+    """What came out of a recipe and ships: file and card."""
+    entries = [entry for entry in shipped().values() if Path(entry.source.recipe).name == recipe.name]
+    return [(f"checkpoints/{entry.file}", ROOT / "checkpoints" / entry.card) for entry in entries]
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -64,8 +65,12 @@ def test_a_recipe_says_how_it_is_started_and_what_to_expect(path, read):
     assert f"#   accelerate launch train/classifier.py {name}" in head
     assert f"#   difformer train {name}" in head
     assert "# Expected: " in head
-    # Measured here means that what came out ships.
-    assert re.search("[nN]ot measured", head) or f"{measured_file(path)} is what it gave" in head
+    if not re.search("[nN]ot measured", head):
+        # What came out ships, and its card says the same.
+        [(file, card)] = shipped_by(path)
+        assert f"{file} is what it gave" in head
+        [top1] = re.findall(r"# Expected: ([\d.]+) % of the test images", head)
+        assert re.search(rf"^top-1 +{top1}%", card.read_text(), re.MULTILINE)
     recipe = read(path)
     assert recipe.output == f"runs/{path.stem}"
     evaluation = recipe.evaluation

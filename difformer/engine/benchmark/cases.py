@@ -1,6 +1,10 @@
-"""What is measured: features, and training steps, as this package does them and as they are done without it."""
+"""What is measured: features and training steps, as this package does them and as they are done without it.
 
-from collections.abc import Mapping, Sequence
+Each side runs in a process of its own, so that a case is built twice, and what one does leaves the other as it is.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +44,13 @@ class Setting:
         generator = torch.Generator().manual_seed(0)
         return {t: torch.randn(self.images.shape, generator=generator).to(self.images.device) for t in timesteps}
 
+    @contextmanager
+    def initial_weights(self) -> Iterator[None]:
+        """What is built inside has the same random weights every time, and is on the device."""
+        with torch.random.fork_rng(), self.images.device:
+            torch.manual_seed(0)
+            yield
+
     def noisy(self, noise: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """x_t by timestep."""
         schedule = self.backbone.schedule
@@ -60,17 +71,25 @@ class FeatureCase:
         self.setting = setting
         self._noise = setting.noise(timesteps)
         self._extractor = FeatureExtractor(setting.backbone, taps=taps, timesteps=timesteps).eval()
+        self.specs = self._extractor.specs
 
     def ours(self) -> dict[str, Tensor]:
         """Features by name."""
-        features = self._extractor(self.setting.images, noise=self._noise)
-        return {str(key): feature for key, feature in features.items()}
+        return {str(key): feature for key, feature in self.read_ours().items()}
 
-    @torch.inference_mode()
     def theirs(self) -> dict[str, Tensor]:
         """The same from the baseline."""
+        return {str(key): feature.float() for key, feature in self.read_theirs().items()}
+
+    def read_ours(self) -> dict[FeatureKey, Tensor]:
+        """(B, C, h, w) by key."""
+        return self._extractor(self.setting.images, noise=self._noise)
+
+    @torch.no_grad()
+    def read_theirs(self) -> dict[FeatureKey, Tensor]:
+        """The same from the baseline."""
         features = self.setting.baseline.features(self.setting.noisy(self._noise), self._extractor.taps)
-        return {str(FeatureKey(*key)): feature.float() for key, feature in features.items()}
+        return {FeatureKey(*key): feature for key, feature in features.items()}
 
 
 class FeedbackCase:
@@ -81,7 +100,7 @@ class FeedbackCase:
         feedback_taps: fed back into the encoder.
         tap: read in the second pass.
         timestep: the one.
-        head_arguments: of the attention head.
+        head: arguments of the attention head.
     """
 
     def __init__(
@@ -90,48 +109,36 @@ class FeedbackCase:
         feedback_taps: Sequence[str | int],
         tap: str | int,
         timestep: int,
-        head_arguments: Mapping[str, Any],
+        head: Mapping[str, Any],
     ) -> None:
         self.setting = setting
         self._t = timestep
         self._noise = setting.noise([timestep])
-
-        def parts() -> tuple[FeedbackExtractor, AttentionHead]:
-            with torch.random.fork_rng(), setting.images.device:
-                torch.manual_seed(0)
-                extractor = FeedbackExtractor(
-                    setting.backbone, feedback_taps=feedback_taps, taps=[tap], timesteps=[timestep]
-                )
-                return extractor.train(), AttentionHead(extractor.specs, CLASSES, **head_arguments).train()
-
-        self._extractor, self._head = parts()
-        # The baseline has the same initial weights, of its own.
-        theirs, self._their_head = parts()
-        self._their_layers = theirs.feedback
-        self._steps = [
-            torch.optim.SGD([*layers.parameters(), *head.parameters()], lr=1e-3)
-            for layers, head in ((self._extractor.feedback, self._head), (self._their_layers, self._their_head))
-        ]
+        with setting.initial_weights():
+            self._extractor = FeedbackExtractor(
+                setting.backbone, feedback_taps=feedback_taps, taps=[tap], timesteps=[timestep]
+            ).train()
+            self._head = AttentionHead(self._extractor.specs, CLASSES, **head).train()
+        self._update = torch.optim.SGD([*self._extractor.feedback.parameters(), *self._head.parameters()], lr=1e-3)
 
     def ours(self) -> dict[str, Tensor]:
         """Logits before the update."""
         features = self._extractor(self.setting.images, noise=self._noise)
-        return _step(self._head, features, self.setting.labels, self._steps[0])
+        return _step(self._head, features, self.setting.labels, self._update)
 
     def theirs(self) -> dict[str, Tensor]:
         """The same with two whole passes of the baseline."""
         x_t = self.setting.noisy(self._noise)[self._t]
         [tap] = self._extractor.taps
         feature = self.setting.baseline.feedback_features(
-            x_t, self._t, self._extractor.mirrors, list(self._their_layers), tap
+            x_t, self._t, self._extractor.mirrors, list(self._extractor.feedback), tap
         )
         [key] = self._extractor.specs
-        return _step(self._their_head, {key: feature.float()}, self.setting.labels, self._steps[1])
+        return _step(self._head, {key: feature.float()}, self.setting.labels, self._update)
 
 
-class CachedCase:
-    """An epoch's share of one batch for training DifFormer: with features read from memory, as a cache gives them, and
-    with features computed live by the baseline.
+class TrainingCase:
+    """A training step of DifFormer, with live features or with those of a cache. The head is ours on both sides.
 
     Args:
         setting: networks and images.
@@ -143,20 +150,33 @@ class CachedCase:
     def __init__(
         self, setting: Setting, taps: Sequence[str | int], timesteps: Sequence[int], head: Mapping[str, Any]
     ) -> None:
-        self.features = FeatureCase(setting, taps, timesteps)
-        extractor = FeatureExtractor(setting.backbone, taps=taps, timesteps=timesteps).eval()
-        with torch.random.fork_rng(), setting.images.device:
-            torch.manual_seed(0)
-            self._head = DifFormerHead(extractor.specs, CLASSES, **head).train()
-        self._step = torch.optim.SGD(self._head.parameters(), lr=1e-3)
-        self._labels = setting.labels
-        maps = extractor(setting.images)
+        self.setting = setting
+        self._features = FeatureCase(setting, taps, timesteps)
+        with setting.initial_weights():
+            self._head = DifFormerHead(self._features.specs, CLASSES, **head).train()
+        self._update = torch.optim.SGD(self._head.parameters(), lr=1e-3)
+        self._kept: dict[FeatureKey, Tensor] = {}
+
+    def ours(self) -> dict[str, Tensor]:
+        """Logits before the update."""
+        return self._learn(self._features.read_ours())
+
+    def theirs(self) -> dict[str, Tensor]:
+        """The same with the baseline's features."""
+        return self._learn(self._features.read_theirs())
+
+    def extract(self) -> None:
+        """Keeps the features in memory as a cache has them: pooled, in half precision."""
         sizes = self._head.map_sizes
-        self._cached = {key: pool(feature, sizes[key]).to(torch.bfloat16) for key, feature in maps.items()}
+        maps = self._features.read_ours()
+        self._kept = {key: pool(feature, sizes[key]).to(torch.bfloat16) for key, feature in maps.items()}
 
     def cached(self) -> dict[str, Tensor]:
-        """A training step on cached features."""
-        return _step(self._head, self._cached, self._labels, self._step)
+        """Logits before an update on the features that `extract` has kept."""
+        return self._learn(self._kept)
+
+    def _learn(self, features: Features) -> dict[str, Tensor]:
+        return _step(self._head, features, self.setting.labels, self._update)
 
 
 def _step(head: nn.Module, features: Features, labels: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -165,14 +185,3 @@ def _step(head: nn.Module, features: Features, labels: Tensor, optimizer: torch.
     F.cross_entropy(logits, labels).backward()
     optimizer.step()
     return {"logits": logits.detach()}
-
-
-def difference(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
-    """The largest relative difference, in the norm, of any output.
-
-    Raises:
-        ValueError: they have different outputs.
-    """
-    if ours.keys() != theirs.keys():
-        raise ValueError(f"the outputs are {', '.join(ours)} and {', '.join(theirs)}")
-    return max(float((ours[name].float() - theirs[name].float()).norm() / theirs[name].float().norm()) for name in ours)

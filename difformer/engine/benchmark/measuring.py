@@ -1,7 +1,7 @@
 """Time, memory, the device's ceiling, and where the time goes."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -14,15 +14,20 @@ class Timing:
 
     Attributes:
         seconds: of each repetition.
-        peak_bytes: most GPU memory in use during one of them, beyond what was there before it; None on a CPU.
+        peaks: most GPU memory in use during each, beyond what was there before it; None on a CPU.
     """
 
     seconds: tuple[float, ...]
-    peak_bytes: int | None
+    peaks: tuple[int | None, ...]
 
     @property
     def median(self) -> float:
         return median(self.seconds)
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """The highest of all; None on a CPU."""
+        return max((peak for peak in self.peaks if peak is not None), default=None)
 
     @property
     def spread(self) -> float:
@@ -30,33 +35,13 @@ class Timing:
         return (max(self.seconds) - min(self.seconds)) / self.median
 
 
-def interleave(
-    works: Sequence[Callable[[], object]], repeats: int, device: torch.device, *, warmups: int = 1
-) -> list[Timing]:
-    """Measures several works in turn, so that what disturbs the machine disturbs all of them.
-
-    Args:
-        works: called without arguments.
-        repeats: measured calls of each.
-        device: whose work is waited for.
-        warmups: calls of each before.
-    """
-    for _ in range(warmups):
-        for work in works:
-            work()
-    seconds: list[list[float]] = [[] for _ in works]
-    peaks: list[list[int | None]] = [[] for _ in works]
-    for _ in range(repeats):
-        for number, work in enumerate(works):
-            before = _begin_peak(device)
-            start = _now(device)
-            work()
-            seconds[number].append(_now(device) - start)
-            peaks[number].append(_end_peak(device, before))
-    return [
-        Timing(tuple(times), max((peak for peak in found if peak is not None), default=None))
-        for times, found in zip(seconds, peaks, strict=True)
-    ]
+def measure(work: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
+    """Seconds of one call, and the most GPU memory in use during it, beyond what was there before; None on a CPU."""
+    before = _begin_peak(device)
+    start = _now(device)
+    work()
+    seconds = _now(device) - start
+    return seconds, _end_peak(device, before)
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:

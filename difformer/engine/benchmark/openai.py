@@ -21,7 +21,7 @@ class HookedNetwork:
     On a GPU it computes in its own fp16 mode, elsewhere in float32, as its scripts do.
 
     Args:
-        unet: ours, whose weights it takes (copies of them on a GPU, since it converts them).
+        unet: ours, whose weights it shares (on a GPU it has copies, since it converts them).
         device: where it runs.
 
     Attributes:
@@ -39,7 +39,7 @@ class HookedNetwork:
         half = device.type == "cuda"
         with device:
             network = kind(**openai_arguments(unet.config), use_fp16=half)
-        network.load_state_dict(unet.state_dict(), strict=True)
+        network.load_state_dict(unet.state_dict(), strict=True, assign=not half)
         self.network: nn.Module = network.eval().requires_grad_(False)
         if half:
             network.convert_to_fp16()

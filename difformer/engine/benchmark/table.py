@@ -28,7 +28,7 @@ def text_report(results: Mapping[str, Any]) -> str:
     machine, rows = results["machine"], results["rows"]
     lines = [
         f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, torch {machine['torch']}"
-        f"{', ours compiled' if machine['compiled'] else ''}, "
+        f"{_compiled(machine['compiled'])}, "
         f"{machine['date']}; matrix product {human_flops(machine['matrix_product_flops'])}/s"
     ]
     for subject in dict.fromkeys(row["subject"] for row in rows):
@@ -41,18 +41,22 @@ def text_report(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _compiled(how: bool | str) -> str:
+    return "" if not how else ", ours compiled" if how is True else f", ours compiled ({how})"
+
+
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    speed, share = row["flops_per_second"], row["ceiling_share"]
     return [
         row["case"],
         f"{row['ours']:.3g}",
         f"{row['theirs']:.3g}",
         f"{row['ratio']:.2f}",
-        "-" if row["flops_ratio"] is None else f"{row['flops_ratio']:.2f}",
+        f"{row['flops_ratio']:.2f}",
         f"{row['spread']:.0%}",
-        "-" if speed is None else f"{human_flops(speed)}/s",
-        "-" if share is None else f"{share:.0%}",
-        *("-" if peak is None else human_bytes(peak) for peak in (row["our_peak"], row["their_peak"])),
+        f"{human_flops(row['flops_per_second'])}/s",
+        f"{row['ceiling_share']:.0%}",
+        human_bytes(row["our_peak"]),
+        human_bytes(row["their_peak"]),
     ]
 
 

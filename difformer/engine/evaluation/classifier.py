@@ -27,8 +27,10 @@ from difformer.engine.extraction.extract import open_or_extract
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.run_folder import RunFolder, environment
 from difformer.engine.loop.trainer import Clock
+from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.evaluation import EvaluationRecipe, take_from_training
 from difformer.engine.recipes.reading import plain, read_yaml
+from difformer.engine.recipes.training import ExtractorConfig
 from difformer.features import collate_features
 from difformer.files import expand_user
 
@@ -58,7 +60,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     images = build_dataset(recipe.data, recipe.split)
     names = tuple(read_description(file)["class_names"])
     check_same_classes(images.class_names, names, "of the data set", "of the classifier")
-    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone)
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
@@ -163,7 +165,8 @@ def _cached(
     recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
 ) -> tuple[Any, Any]:
     """The features of images from the disk, and what makes batches of them."""
-    training = recipe.as_training(classifier.extractor.seed)
+    extractor = ExtractorConfig(seed=classifier.extractor.seed)
+    training = training_like(recipe, extractor=extractor, features=recipe.features, cache=recipe.cache)
     features = open_or_extract(training, classifier, images, recipe.split, augment=False, accelerator=accelerator)
     return features, collate_features
 

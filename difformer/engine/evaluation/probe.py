@@ -25,6 +25,7 @@ from difformer.engine.evaluation.results import (
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.run_folder import environment
 from difformer.engine.loop.trainer import Clock
+from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.evaluation import ProbeRecipe
 from difformer.engine.recipes.reading import dump, plain
 
@@ -73,7 +74,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
     folder.check(overwrite=overwrite)
     images = _open_splits(recipe)
-    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
     clock = Clock()

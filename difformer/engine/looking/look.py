@@ -17,6 +17,7 @@ from difformer.engine.build import build_backbone, build_dataset
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.batches import create_loader
+from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.looking import LookRecipe
 from difformer.engine.recipes.reading import dump
 from difformer.engine.similarity.representations import DiffusionBlocks
@@ -52,7 +53,7 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
     folder.check(overwrite=overwrite)
     if recipe.projection != "none":
         _projector(recipe, recipe.images)
-    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
     if accelerator.num_processes > 1:
         raise ValueError("features are looked at in one process; run `difformer look` without accelerate launch")
     images = build_dataset(recipe.data, recipe.split)

@@ -23,7 +23,7 @@ from difformer.taps import FeatureKey
 
 _BATCH = 64
 # Generated images, and the steps of DDIM they take.
-SAMPLES, STEPS = 24, 50
+SAMPLES, STEPS = 16, 40
 # Images whose features are shown.
 _SHOWN = 4
 # Pixels a side of examples, which the networks see smaller.

@@ -5,13 +5,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from difformer.config import as_positive_integer
-from difformer.engine.recipes.features import FeatureRecipe
+from difformer.data import DataConfig
+from difformer.engine.recipes.computing import check_computing
 from difformer.engine.recipes.reading import check_keys, unknown_key
 from difformer.engine.recipes.training import (
+    BackboneConfig,
+    BatchSize,
     CacheConfig,
     ExtractorConfig,
     FeatureSource,
+    Precision,
     Recipe,
+    as_batch_size,
     check_choice,
 )
 
@@ -22,41 +27,48 @@ ProbeCriterion = Literal["top1", "mean_per_class"]
 HOLDOUT = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRecipe(FeatureRecipe):
+@dataclass(frozen=True)
+class EvaluationRecipe:
     """The evaluation of a classifier.
 
     Attributes:
         classifier: folder of a run, classifier file, or hf://owner/name.
+        data: which images.
         split: which of their splits.
         output: folder for the results; `eval-SPLIT` in the run's folder when null.
+        backbone: the diffusion model that the classifier was trained on.
         features: `live`, or `cached` on the disk (not for DifFeed).
         cache: where.
+        precision: no, bf16 or fp16 for head and backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
     """
 
     classifier: str
+    data: DataConfig
     split: str = "test"
     output: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     features: FeatureSource = "live"
     cache: CacheConfig = field(default_factory=CacheConfig)
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))
-        super().__post_init__()
-
-    def as_training(self, noise_seed: int = 0) -> Recipe:
-        """The recipe of a run that computes in the same way, with the seed that evaluation reads features with."""
-        extractor = ExtractorConfig(seed=noise_seed)
-        return replace(super().as_training(), extractor=extractor, features=self.features, cache=self.cache)
+        check_computing(self)
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeRecipe(FeatureRecipe):
+@dataclass(frozen=True)
+class ProbeRecipe:
     """A classifier on pooled features that is fitted at once for a grid of settings.
 
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given.
         output: folder for the results.
+        backbone: the diffusion model the features come from.
         extractor: which features are read.
         pool: side to which each feature map is averaged.
         normalize: scale each feature to length 1 before they are joined, so that none outweighs the others.
@@ -71,9 +83,14 @@ class ProbeRecipe(FeatureRecipe):
         refit: after the choice, fit on training and validation images together; for knn, both are neighbours. Without
             effect where `data` has a label subset (k_shot, percent or list_file), which limits `train` alone: the
             probe is then fitted on no more labels than that, though the whole validation split chooses its settings.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
     """
 
+    data: DataConfig
     output: str = "runs/probe"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     pool: int = 1
     normalize: bool = False
@@ -86,9 +103,13 @@ class ProbeRecipe(FeatureRecipe):
     validation: str = "holdout"
     test: str | None = "test"
     refit: bool = True
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_computing(self)
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
         object.__setattr__(self, "pool", as_positive_integer("pool", self.pool))
         check_choice("method", self.method, get_args(ProbeMethod))
         check_choice("criterion", self.criterion, get_args(ProbeCriterion))
@@ -104,10 +125,6 @@ class ProbeRecipe(FeatureRecipe):
     def refits(self) -> bool:
         """Whether validation images are learned from after the choice: as `refit` says, never beyond a label subset."""
         return self.refit and not self.data.has_label_subset
-
-    def as_training(self) -> Recipe:
-        """The recipe of a run that computes in the same way."""
-        return replace(super().as_training(), extractor=self.extractor)
 
     def _check_splits(self) -> None:
         if "train" in (self.validation, self.test):

@@ -1,11 +1,14 @@
 """What a look at features is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from difformer.config import as_positive_integer
-from difformer.engine.recipes.features import FeatureRecipe
+from difformer.data import DataConfig
+from difformer.engine.recipes.computing import check_computing
 from difformer.engine.recipes.training import (
+    BackboneConfig,
+    Precision,
     as_tuple,
     check_choice,
 )
@@ -13,14 +16,16 @@ from difformer.engine.recipes.training import (
 Projection = Literal["tsne", "umap", "none"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LookRecipe(FeatureRecipe):
+@dataclass(frozen=True)
+class LookRecipe:
     """A look at what blocks see at several timesteps.
 
     Attributes:
+        data: which images.
         split: of them. What looks best is chosen on these images, so they are not the test's unless asked for.
         images: how many at most, evenly spaced.
         output: folder for page and pictures.
+        backbone: the diffusion model.
         taps: tap names or block numbers; every third when empty.
         timesteps: noise timesteps.
         pool: side to which maps are averaged for neighbours; as they are for principal components.
@@ -28,15 +33,19 @@ class LookRecipe(FeatureRecipe):
         queries: images whose neighbours are shown.
         projection: of the best feature to the plane: tsne (scikit-learn), umap (umap-learn) or none.
         seed: of the noise and of the projection.
+        precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once.
+        workers: of the data loader.
 
     Raises:
         ValueError: a value out of range.
     """
 
+    data: DataConfig
     split: str = "train"
     images: int = 1000
     output: str = "runs/look"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 50, 150, 300)
     pool: int = 1
@@ -44,10 +53,11 @@ class LookRecipe(FeatureRecipe):
     queries: int = 6
     projection: Projection = "tsne"
     seed: int = 0
+    precision: Precision = "no"
     batch_size: int = 128
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("taps", "timesteps", "ks"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         for name in ("timesteps", "ks"):
@@ -58,3 +68,4 @@ class LookRecipe(FeatureRecipe):
         for k in self.ks:
             as_positive_integer("ks", k)
         check_choice("projection", self.projection, get_args(Projection))
+        check_computing(self)

@@ -4,8 +4,11 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from difformer.config import as_positive_integer, as_switch
-from difformer.engine.recipes.features import FeatureRecipe
+from difformer.data import DataConfig
+from difformer.engine.recipes.computing import check_computing
 from difformer.engine.recipes.training import (
+    BackboneConfig,
+    Precision,
     as_tuple,
     check_choice,
     check_range,
@@ -32,11 +35,12 @@ class TimmConfig:
         as_switch("timm.pretrained", self.pretrained)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimilarityRecipe(FeatureRecipe):
+@dataclass(frozen=True)
+class SimilarityRecipe:
     """A comparison of representations by CKA.
 
     Attributes:
+        data: which images.
         split: of them.
         images: how many at most, evenly spaced; all when null.
         output: folder for the results.
@@ -50,15 +54,19 @@ class SimilarityRecipe(FeatureRecipe):
         kernel: linear or rbf.
         bandwidth: of the rbf kernel, over the median distance.
         seed: of the noise.
+        precision: no, bf16 or fp16 for the backbones.
         batch_size: images whose similarities are compared with each other; the memory depends on it, and on it alone.
+        workers: of the data loader.
 
     Raises:
         ValueError: a value out of range, or both an other backbone and a timm model.
     """
 
+    data: DataConfig
     split: str = "test"
     images: int | None = None
     output: str = "runs/cka"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 50, 150, 300, 500)
     other: str | None = None
@@ -67,10 +75,11 @@ class SimilarityRecipe(FeatureRecipe):
     kernel: KernelName = "linear"
     bandwidth: float = 1.0
     seed: int = 0
+    precision: Precision = "no"
     batch_size: int = 256
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("taps", "timesteps"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not self.timesteps:
@@ -81,5 +90,6 @@ class SimilarityRecipe(FeatureRecipe):
             if getattr(self, name) is not None:
                 as_positive_integer(name, getattr(self, name))
         check_range("batch_size", as_positive_integer("batch_size", self.batch_size), lambda x: x >= 4, "at least 4")
+        check_computing(self)
         if self.other is not None and self.timm.name is not None:
             raise ValueError("give one of other and timm.name: there is one set of columns")

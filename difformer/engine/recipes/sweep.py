@@ -1,14 +1,19 @@
 """What a sweep over blocks and timesteps, and a search among them, are made of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from difformer.config import as_positive_integer, as_switch
+from difformer.data import DataConfig
+from difformer.engine.recipes.computing import check_computing
 from difformer.engine.recipes.evaluation import HOLDOUT, ProbeCriterion, ProbeRecipe
-from difformer.engine.recipes.features import FeatureRecipe
 from difformer.engine.recipes.training import (
+    BackboneConfig,
+    BatchSize,
     ExtractorConfig,
+    Precision,
+    as_batch_size,
     as_tuple,
     check_choice,
     check_range,
@@ -17,14 +22,15 @@ from difformer.engine.recipes.training import (
 SweepMethod = Literal["ridge", "logistic", "sgd"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepRecipe(FeatureRecipe):
+@dataclass(frozen=True)
+class SweepRecipe:
     """Linear probes of every block, timestep and pooling.
 
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given; `k_shot` and
             `percent` limit the images that probes learn from.
         output: folder for the results.
+        backbone: the diffusion model the features come from.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
@@ -35,9 +41,14 @@ class SweepRecipe(FeatureRecipe):
         criterion: what is best on the validation split: top1 or mean_per_class.
         validation: split that chooses, and alone does so.
         test: split that the best probe is measured on, once, after the choice; none when null.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
     """
 
+    data: DataConfig
     output: str = "runs/sweep"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pools: tuple[int, ...] = (1, 2, 4)
@@ -48,9 +59,11 @@ class SweepRecipe(FeatureRecipe):
     criterion: ProbeCriterion = "top1"
     validation: str = "holdout"
     test: str | None = None
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         for name in ("timesteps", "pools"):
@@ -61,6 +74,8 @@ class SweepRecipe(FeatureRecipe):
             as_positive_integer("pools", pool)
         check_choice("method", self.method, get_args(SweepMethod))
         check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
+        check_computing(self)
         if self.validation == "holdout" and not self.data.holdout:
             object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
         # The rest of what can be wrong with them is a probe's.
@@ -94,13 +109,14 @@ class SweepRecipe(FeatureRecipe):
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelectRecipe(FeatureRecipe):
+@dataclass(frozen=True)
+class SelectRecipe:
     """A search for the best features by ridge classification, at a fraction of a sweep's cost. It reads no test images.
 
     Attributes:
         data: which images, as for a sweep.
         output: folder for the results.
+        backbone: the diffusion model the features come from.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000), ascending.
         pool: side to which maps are averaged.
@@ -113,9 +129,14 @@ class SelectRecipe(FeatureRecipe):
         views: of each image, without labels.
         budget: most that the passes for features to fuse may cost, in whole passes of the network.
         most: features to fuse.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
     """
 
+    data: DataConfig
     output: str = "runs/select"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pool: int = 2
@@ -127,9 +148,11 @@ class SelectRecipe(FeatureRecipe):
     views: int = 4
     budget: float = 1.0
     most: int = 4
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for name in ("taps", "timesteps"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
@@ -147,6 +170,9 @@ class SelectRecipe(FeatureRecipe):
             criterion=self.criterion,
             validation=self.validation,
             test=None,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            workers=self.workers,
         )
-        for name in ("data", "pool", "strengths"):
+        for name in ("data", "pool", "strengths", "batch_size"):
             object.__setattr__(self, name, getattr(alone, name))

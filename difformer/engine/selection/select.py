@@ -16,6 +16,7 @@ from difformer.data import percentage
 from difformer.engine.accelerator import create_accelerator, solver_device
 from difformer.engine.build import build_backbone, build_dataset, epoch_seed
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
+from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.reading import dump, plain
 from difformer.engine.recipes.sweep import SelectRecipe
 from difformer.engine.selection.search import Search, greedy_set, pass_costs
@@ -44,7 +45,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
-    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
     taps = tuple(tap for tap in backbone.taps if tap in taps)

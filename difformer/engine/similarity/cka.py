@@ -18,6 +18,7 @@ from difformer.engine.evaluation.result_folder import ResultFolder, write_json, 
 from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.batches import create_loader
 from difformer.engine.loop.run_folder import environment
+from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.reading import dump
 from difformer.engine.recipes.similarity import SimilarityRecipe
 from difformer.engine.similarity.representations import DiffusionBlocks, Representations, TimmBlocks
@@ -45,7 +46,7 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
-    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
     if accelerator.num_processes > 1:
         raise ValueError("similarities are computed in one process; run `difformer cka` without accelerate launch")
     images = build_dataset(recipe.data, recipe.split)

@@ -18,6 +18,7 @@ from difformer.engine.evaluation.probe import run_probe
 from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.processes import on_main
+from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.reading import dump, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
@@ -50,7 +51,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     images = _open_splits(recipe)
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
-    accelerator = create_accelerator(recipe.as_training(), trackers=False)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     # A timestep that the backbone does not have is refused here, not when its turn comes.
     _extractor(recipe, backbone, recipe.timesteps)
