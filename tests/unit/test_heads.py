@@ -199,8 +199,8 @@ def test_positions_agree_across_resolutions():
 @pytest.mark.parametrize("options", [{}, {"layers": 1}, {"variant": "joint", "drop_path": 0.5}])
 def test_the_summary_is_the_first_token_of_whole_blocks(options):
     """The last block computes the CLS token alone, with the same gradients; its other tokens would change nothing."""
-    summary = DifFormerHead(MANY, 5, **SMALL | options).train().summary
-    tokens, weights = recipe_input(0, 3, 7, 32), recipe_input(1, 3, 32)
+    summary = DifFormerHead(MANY, 5, **SMALL | options).double().train().summary
+    tokens, weights = recipe_input(0, 3, 7, 32).double(), recipe_input(1, 3, 32).double()
 
     def whole():
         x = torch.cat([summary.cls_token.expand(3, -1, -1), tokens], dim=1)
@@ -214,8 +214,8 @@ def test_the_summary_is_the_first_token_of_whole_blocks(options):
         output = compute()
         found.append((output, torch.autograd.grad((output * weights).sum(), list(summary.parameters()))))
     (output, gradients), (expected, of_whole) = found
-    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradients, of_whole, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradients, of_whole, rtol=1e-9, atol=1e-9)
 
 
 def test_regularisation_acts_in_training_only():
