@@ -30,24 +30,29 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
         ImageError: an image cannot be read.
     """
     selection = require("sklearn.model_selection", "a support-vector machine", install="scikit-learn")
-    machine = require("sklearn.svm", "a support-vector machine", install="scikit-learn").SVC(kernel="rbf")
+    rbf = require("sklearn.metrics.pairwise", "a support-vector machine", install="scikit-learn").rbf_kernel
+    # The kernel is computed once for all strengths and folds; by itself, the machine would do it anew in each fit.
+    machine = require("sklearn.svm", "a support-vector machine", install="scikit-learn").SVC(kernel="precomputed")
     (pixels, labels), (unseen, truth) = _read(train, _part(train, seed)), _read(test, np.arange(len(test)))
     if _grey(pixels) and _grey(unseen):
-        # The machine scales its kernel by variance and length, so one channel gives what three would.
+        # The kernel is scaled by variance and length, so one channel gives what three would.
         pixels, unseen = pixels[:, :1], unseen[:, :1]
     pixels, unseen = pixels.reshape(len(pixels), -1), unseen.reshape(len(unseen), -1)
+    # As scikit-learn's gamma="scale".
+    gamma = 1 / (pixels.shape[1] * float(pixels.var(dtype=np.float64)) or 1.0)
+    kernel, of_unseen = rbf(pixels, gamma=gamma), rbf(unseen, pixels, gamma=gamma)
     folds = min(_FOLDS, int(np.bincount(labels)[np.unique(labels)].min()))
     if folds > 1:
         splits = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
         search = selection.GridSearchCV(machine, {"C": list(_STRENGTHS)}, cv=splits)
         # libsvm does not hold the interpreter's lock.
         with require("joblib", "a support-vector machine").parallel_backend("threading", n_jobs=-1):
-            fitted = search.fit(pixels, labels)
+            fitted = search.fit(kernel, labels)
         chosen = float(search.best_params_["C"])
     else:
         chosen = _STRENGTHS[0]
-        fitted = machine.set_params(C=chosen).fit(pixels, labels)
-    predicted = fitted.predict(unseen)
+        fitted = machine.set_params(C=chosen).fit(kernel, labels)
+    predicted = fitted.predict(of_unseen)
     votes = np.eye(len(train.class_names))[predicted]
     return classification_metrics(votes, truth, train.class_names), chosen
 
