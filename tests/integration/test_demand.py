@@ -75,7 +75,7 @@ def test_feedback_step(schedule):
 
 
 def test_heads_step(schedule):
-    """The published head; its last block is computed for the CLS tokens alone."""
+    """The published head; computed for all tokens, and not for the CLS tokens alone, its last block adds 123 GFLOP."""
     extractor = FeatureExtractor(UNetBackbone(UNet(CONFIG), schedule), taps=[19, 24, 30], timesteps=[90, 150, 300])
     head = DifFormerHead(extractor.specs, 1000).train()
     features = {key: torch.zeros(1, spec.channels, spec.size, spec.size) for key, spec in extractor.specs.items()}
