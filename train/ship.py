@@ -360,9 +360,8 @@ def _describe_backbone(name: str, stored: StoredBackbone, parameters: int) -> st
 def _describe_classifier(name: str, description: Mapping[str, Any]) -> str:
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
     backbone, arguments = name.partition("/")[0], extractor["arguments"]
-    taps, timesteps, fed_back = (
-        ", ".join(map(str, arguments.get(key, ()))) for key in ("taps", "timesteps", "feedback_taps")
-    )
+    taps, timesteps = (", ".join(map(str, arguments[key])) for key in ("taps", "timesteps"))
+    fed_back = ", ".join(map(str, arguments.get("feedback_taps", ())))
     return (
         f"A classifier, {head['type']}, of {len(names)} classes ({', '.join(names)}) on features of "
         f"[{backbone}](../{backbone}.md) at {taps} and timesteps {timesteps}"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from difformer.engine.benchmark.benchmark import BenchmarkConfig, CompileMode
+from difformer.engine.benchmark.benchmark import BenchmarkConfig
 from difformer.engine.benchmark.benchmark import benchmark as measure
 from difformer.engine.benchmark.table import text_report
 from difformer.files import check_target, write_atomically
@@ -18,7 +18,7 @@ def bench(
     batch_size: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     profile: bool = False,
-    compile: bool | CompileMode = False,
+    compile: bool = False,
     json_file: Path | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -31,7 +31,7 @@ def bench(
         batch_size: images at once; by default as suits the architecture and the device.
         device: where to run; a GPU where there is one, by default.
         profile: also print which operations take longest.
-        compile: build ours with torch.compile first, which takes a minute or more: true, or another mode of its.
+        compile: build ours with torch.compile first, which takes a minute or more.
         json_file: write the results there, too.
         overwrite: replace the file if it exists.
     """

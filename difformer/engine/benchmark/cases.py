@@ -47,7 +47,8 @@ class Setting:
     @contextmanager
     def initial_weights(self) -> Iterator[None]:
         """What is built inside has the same random weights every time, and is on the device."""
-        with torch.random.fork_rng(), self.images.device:
+        device = self.images.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
             torch.manual_seed(0)
             yield
 
@@ -181,7 +182,8 @@ class TrainingCase:
 
 def _step(head: nn.Module, features: Features, labels: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     logits = head(features)
-    optimizer.zero_grad(set_to_none=True)
     F.cross_entropy(logits, labels).backward()
     optimizer.step()
+    # Gradients are of this step, so its peak counts them and the next begins without.
+    optimizer.zero_grad(set_to_none=True)
     return {"logits": logits.detach()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 
-def describe_machine(device: torch.device, dtype: torch.dtype, ceiling: float, compiled: bool | str) -> dict[str, Any]:
+def describe_machine(device: torch.device, dtype: torch.dtype, ceiling: float, compiled: bool) -> dict[str, Any]:
     """Device, versions and date; `ceiling` in operations a second, as measured."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),

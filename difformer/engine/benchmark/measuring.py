@@ -45,7 +45,7 @@ def measure(work: Callable[[], object], device: torch.device) -> tuple[float, in
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, the best of several: what hardware and library can do at most."""
+    """Operations a second of a large matrix product, the best of several: a yardstick for hardware and library."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")

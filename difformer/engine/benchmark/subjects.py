@@ -19,7 +19,7 @@ from difformer.models import UNet
 
 # Of DifFormer's published recipe.
 EPOCHS = 28
-TRAINING, CACHED = "DifFormer training step", f"DifFormer, {EPOCHS} epochs from a cache"
+TRAINING, CACHED = "DifFormer training step", f"DifFormer, {EPOCHS} epochs, extracted once"
 Case = FeatureCase | TrainingCase | FeedbackCase
 _START_AT_ZERO = ("out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
@@ -67,7 +67,7 @@ def build_setting(
     subject: Subject, device: torch.device, dtype: torch.dtype, batch_size: int | None, schedule: NoiseSchedule
 ) -> Setting:
     """Networks with random weights, and random images; fake ones under a `FakeTensorMode`."""
-    with torch.random.fork_rng(), device:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         unet = UNet(subject.config)
         for name, parameter in unet.named_parameters():

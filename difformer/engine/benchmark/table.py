@@ -28,7 +28,7 @@ def text_report(results: Mapping[str, Any]) -> str:
     machine, rows = results["machine"], results["rows"]
     lines = [
         f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, torch {machine['torch']}"
-        f"{_compiled(machine['compiled'])}, "
+        f"{', ours compiled' if machine['compiled'] else ''}, "
         f"{machine['date']}; matrix product {human_flops(machine['matrix_product_flops'])}/s"
     ]
     for subject in dict.fromkeys(row["subject"] for row in rows):
@@ -39,10 +39,6 @@ def text_report(results: Mapping[str, Any]) -> str:
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in row["operations"])
                 lines.append(f"{row['case']}: {shares}")
     return "\n".join(lines)
-
-
-def _compiled(how: bool | str) -> str:
-    return "" if not how else ", ours compiled" if how is True else f", ours compiled ({how})"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from difformer.data.subset import percentage
 MOST_IMAGES = 10_000
 _STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 _FOLDS = 3
+_AT_ONCE = 1000
 
 
 def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -> tuple[ClassificationMetrics, float]:
@@ -38,9 +39,9 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
         # The kernel is scaled by variance and length, so one channel gives what three would.
         pixels, unseen = pixels[:, :1], unseen[:, :1]
     pixels, unseen = pixels.reshape(len(pixels), -1), unseen.reshape(len(unseen), -1)
-    # As scikit-learn's gamma="scale".
-    gamma = 1 / (pixels.shape[1] * float(pixels.var(dtype=np.float64)) or 1.0)
-    kernel, of_unseen = rbf(pixels, gamma=gamma), rbf(unseen, pixels, gamma=gamma)
+    # As scikit-learn's gamma="scale", but for all folds together.
+    gamma = 1 / (pixels.shape[1] * float(pixels.var()) or 1.0)
+    kernel = rbf(pixels, gamma=gamma)
     folds = min(_FOLDS, int(np.bincount(labels)[np.unique(labels)].min()))
     if folds > 1:
         splits = selection.StratifiedKFold(folds, shuffle=True, random_state=seed)
@@ -52,7 +53,8 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     else:
         chosen = _STRENGTHS[0]
         fitted = machine.set_params(C=chosen).fit(kernel, labels)
-    predicted = fitted.predict(of_unseen)
+    parts = np.array_split(unseen, -(-len(unseen) // _AT_ONCE))
+    predicted = np.concatenate([fitted.predict(rbf(part, pixels, gamma=gamma)) for part in parts])
     votes = np.eye(len(train.class_names))[predicted]
     return classification_metrics(votes, truth, train.class_names), chosen
 
