@@ -211,7 +211,7 @@ def test_a_gpu_is_tried_out_with_the_whole_batch(workplace, empty):
 
 
 def test_the_small_backbone_is_a_file(workplace):
-    """The recipes for small images name backbones that ship; a file takes their place."""
+    """The recipes for small images name small backbones; a file takes their place."""
     folder, _ = workplace
     options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
     assert create_backbone(folder / "backbone.safetensors").config.image_size == 32

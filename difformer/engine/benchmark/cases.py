@@ -23,6 +23,14 @@ from difformer.taps import FeatureKey, Features
 CLASSES = 1000
 
 
+@contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """What is built inside has the same random weights every time, and is on the device."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(0)
+        yield
+
+
 @dataclass(frozen=True, eq=False)
 class Setting:
     """What all cases share.
@@ -43,14 +51,6 @@ class Setting:
         """The same eps for both, by timestep."""
         generator = torch.Generator().manual_seed(0)
         return {t: torch.randn(self.images.shape, generator=generator).to(self.images.device) for t in timesteps}
-
-    @contextmanager
-    def initial_weights(self) -> Iterator[None]:
-        """What is built inside has the same random weights every time, and is on the device."""
-        device = self.images.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-            torch.manual_seed(0)
-            yield
 
     def noisy(self, noise: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """x_t by timestep."""
@@ -115,7 +115,7 @@ class FeedbackCase:
         self.setting = setting
         self._t = timestep
         self._noise = setting.noise([timestep])
-        with setting.initial_weights():
+        with seeded(setting.images.device):
             self._extractor = FeedbackExtractor(
                 setting.backbone, feedback_taps=feedback_taps, taps=[tap], timesteps=[timestep]
             ).train()
@@ -153,7 +153,7 @@ class TrainingCase:
     ) -> None:
         self.setting = setting
         self._features = FeatureCase(setting, taps, timesteps)
-        with setting.initial_weights():
+        with seeded(setting.images.device):
             self._head = DifFormerHead(self._features.specs, CLASSES, **head).train()
         self._update = torch.optim.SGD(self._head.parameters(), lr=1e-3)
         self._kept: dict[FeatureKey, Tensor] = {}

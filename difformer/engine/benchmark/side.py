@@ -85,9 +85,9 @@ class Side:
         found: Outputs = self._ask("outputs", case)
         return found
 
-    def measure(self, case: str, work: str | None = None) -> tuple[float, int | None]:
-        """Seconds and peak bytes of one call, of the side's own work or of another of the case's; see `measure`."""
-        seconds, peak = self._ask("measure", case, work or self.name)
+    def measure(self, case: str, work: str) -> tuple[float, int | None]:
+        """Seconds and peak bytes of one call of one of the case's methods; see `measure`."""
+        seconds, peak = self._ask("measure", case, work)
         return seconds, peak
 
     def operations(self, case: str) -> list[tuple[str, float]]:

@@ -12,7 +12,7 @@ from difformer.backbones import UNetBackbone
 from difformer.checkpoints import PRESETS
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.benchmark.cases import CLASSES, FeatureCase, FeedbackCase, Setting, TrainingCase
+from difformer.engine.benchmark.cases import CLASSES, FeatureCase, FeedbackCase, Setting, TrainingCase, seeded
 from difformer.engine.benchmark.openai import HookedNetwork
 from difformer.engine.trial.memory import Demand, demand
 from difformer.models import UNet
@@ -67,8 +67,7 @@ def build_setting(
     subject: Subject, device: torch.device, dtype: torch.dtype, batch_size: int | None, schedule: NoiseSchedule
 ) -> Setting:
     """Networks with random weights, and random images; fake ones under a `FakeTensorMode`."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
-        torch.manual_seed(0)
+    with seeded(device):
         unet = UNet(subject.config)
         for name, parameter in unet.named_parameters():
             # Layers that start at zero would make blocks trivial.
