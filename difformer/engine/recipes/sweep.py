@@ -1,6 +1,6 @@
 """What a sweep over blocks and timesteps, and a search among them, are made of."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -66,12 +66,8 @@ class SweepRecipe:
     def __post_init__(self) -> None:
         for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        for name in ("timesteps", "pools"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
-        for pool in self.pools:
-            as_positive_integer("pools", pool)
+        _check_different("timesteps", self.timesteps)
+        _check_pools(self.pools)
         check_choice("method", self.method, get_args(SweepMethod))
         check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
@@ -119,7 +115,7 @@ class SelectRecipe:
         backbone: the diffusion model the features come from.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000), ascending.
-        pool: side to which maps are averaged.
+        pools: sides to which maps are averaged, of which each feature's best counts; without labels only one.
         seed: of the noise.
         strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
         criterion: what is best: top1 or mean_per_class.
@@ -127,7 +123,8 @@ class SelectRecipe:
         labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
             together, and no set to fuse is chosen.
         views: of each image, without labels.
-        budget: most that the passes for features to fuse may cost, in whole passes of the network.
+        budget: most that the passes for features to fuse may cost, in whole passes of the network. As many timesteps
+            are measured on all images.
         most: features to fuse.
         precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
@@ -139,7 +136,7 @@ class SelectRecipe:
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
-    pool: int = 2
+    pools: tuple[int, ...] = (1, 2, 4)
     seed: int = 0
     strengths: tuple[float, ...] | None = None
     criterion: ProbeCriterion = "top1"
@@ -153,10 +150,16 @@ class SelectRecipe:
     workers: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("taps", "timesteps"):
+        for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
             raise ValueError(f"timesteps must be one or more that ascend, got {list(self.timesteps)}")
+        _check_pools(self.pools)
+        if not self.labels and len(self.pools) > 1:
+            raise ValueError(
+                f"pools must be a single one without labels, such as [1], got {list(self.pools)}: the criterion does "
+                "not compare one pooling with another"
+            )
         as_switch("labels", self.labels)
         check_range("views", as_positive_integer("views", self.views), lambda x: x >= 2, "at least 2")
         check_range("budget", self.budget, lambda x: x > 0, "above 0")
@@ -164,7 +167,6 @@ class SelectRecipe:
         # What else can be wrong is a probe's, and its holdout is theirs.
         alone = ProbeRecipe(
             data=self.data,
-            pool=self.pool,
             method="ridge",
             strengths=self.strengths,
             criterion=self.criterion,
@@ -174,5 +176,16 @@ class SelectRecipe:
             batch_size=self.batch_size,
             workers=self.workers,
         )
-        for name in ("data", "pool", "strengths", "batch_size"):
+        for name in ("data", "strengths", "batch_size"):
             object.__setattr__(self, name, getattr(alone, name))
+
+
+def _check_different(name: str, values: Sequence[int]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
+
+
+def _check_pools(pools: Sequence[int]) -> None:
+    _check_different("pools", pools)
+    for pool in pools:
+        as_positive_integer("pools", pool)

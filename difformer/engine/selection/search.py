@@ -1,99 +1,82 @@
-"""The search itself, which knows nothing of networks: accuracy is unimodal over timesteps and over blocks."""
+"""The search itself, which knows nothing of networks: accuracy is unimodal over the timesteps."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
+# Accuracy by tap, of a timestep and a share of the training images.
+Measure = Callable[[int, float], Mapping[str, float]]
 
-# Accuracy by tap, of a timestep, some taps and a share of the training images.
-Measure = Callable[[int, Sequence[str], float], Mapping[str, float]]
-
-# Timesteps that the coarse stage looks at, and the share of the images that it learns from.
-_COARSE_TIMESTEPS = 3
-_COARSE_SHARE = 0.2
-# Blocks on either side of the best that later stages look at.
-_NEAR, _NEXT = 2, 1
+# The share of the images that the coarse stage learns from, and how many timesteps it begins with at the least. Of
+# eight timesteps it asks six: with one whole pass that is just under a quarter of the grid.
+_COARSE_SHARE = 0.16
+_COARSE_TIMESTEPS = 4
+# The whole search's, where the grid is large enough.
+_QUARTER = 0.25
 
 
 @dataclass
 class Search:
-    """A search under way.
+    """A search under way. Few images find the timestep, all images the block.
+
+    A pass gives all blocks at once, so that it is timesteps that cost. Few images tell them apart by the mean of the
+    best blocks, which is much more certain than which block is best.
 
     Attributes:
         measure: what is asked.
-        taps: in network order.
-        costs: of an image up to each tap.
         timesteps: ascending.
-        spent: so far, in units of one image through the whole network.
+        passes: timesteps to measure on all images at the least.
+        spent: so far, in passes over all images.
+        coarse: accuracy on few images by timestep and tap.
         found: accuracy on all images by tap and timestep.
     """
 
     measure: Measure
-    taps: Sequence[str]
-    costs: Mapping[str, float]
     timesteps: Sequence[int]
+    passes: int = 1
     spent: float = 0.0
+    coarse: dict[int, Mapping[str, float]] = field(default_factory=dict)
     found: dict[tuple[str, int], float] = field(default_factory=dict)
-    _levels: dict[int, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def grid_cost(self) -> float:
-        """What measuring everything would take."""
+        """What measuring everything would take, in passes over all images."""
         return float(len(self.timesteps))
 
     def run(self) -> tuple[str, int]:
-        """Finds the best tap and timestep: coarsely, then along the timesteps, then on all images.
+        """Finds the best tap and timestep.
 
         Returns:
             The best of those measured on all images.
         """
-        places = np.linspace(0, len(self.timesteps) - 1, _COARSE_TIMESTEPS + 2).round().astype(int)[1:-1]
-        coarse = {place: self._ask(place, self.taps, _COARSE_SHARE) for place in dict.fromkeys(places.tolist())}
-        tap, place = max(
-            ((tap, place) for place in coarse for tap in self.taps), key=lambda key: coarse[key[1]][key[0]]
-        )
-        near = self._near(tap, _NEAR)
-        self._levels = {place: {name: found[name] for name in near} for place, found in coarse.items()}
-        tap, place = self._climb(near, place)
-        # The better of the neighbours, on all images: of few images, the best is not certain.
-        for other in self._beside(place):
-            near = self._near(tap, _NEXT)
-            self.found |= {
-                (name, self.timesteps[other]): accuracy for name, accuracy in self._ask(other, near, 1.0).items()
-            }
+        self._find_timesteps()
+        for count, t in enumerate(sorted(self.coarse, key=self._level, reverse=True)):
+            if count >= self.passes and self.spent + 1 > _QUARTER * self.grid_cost:
+                break
+            self.spent += 1
+            self.found |= {(tap, t): accuracy for tap, accuracy in self.measure(t, 1.0).items()}
         return max(self.found, key=lambda key: self.found[key])
 
-    def _climb(self, near: Sequence[str], place: int) -> tuple[str, int]:
-        """Goes along the timesteps as long as it gets better, looking at blocks near the best."""
-        while True:
-            for at in (place, place - 1, place + 1):
-                if 0 <= at < len(self.timesteps) and at not in self._levels:
-                    self._levels[at] = self._ask(at, near, _COARSE_SHARE)
-            better = max(self._around(place), key=self._level)
-            if self._level(better) <= self._level(place):
-                found = self._levels[place]
-                return max(found, key=lambda name: found[name]), place
-            place = better
+    def _find_timesteps(self) -> None:
+        """Asks every so many timesteps, then on either side of the best at half the distance, down to neighbours."""
+        stride = 2 ** int(math.log2(max(1.0, len(self.timesteps) / _COARSE_TIMESTEPS)))
+        self._look(range(stride // 2, len(self.timesteps), stride))
+        while stride > 1:
+            stride //= 2
+            best = self.timesteps.index(max(self.coarse, key=self._level))
+            self._look((best - stride, best + stride))
 
-    def _beside(self, place: int) -> list[int]:
-        """The timestep that was reached, and the better of its neighbours."""
-        return [place, *sorted(self._around(place)[1:], key=lambda at: -self._level(at))[:1]]
+    def _look(self, places: Sequence[int]) -> None:
+        for place in places:
+            if 0 <= place < len(self.timesteps) and self.timesteps[place] not in self.coarse:
+                t = self.timesteps[place]
+                self.spent += _COARSE_SHARE
+                self.coarse[t] = self.measure(t, _COARSE_SHARE)
 
-    def _around(self, place: int) -> list[int]:
-        return [at for at in (place, place - 1, place + 1) if at in self._levels]
-
-    def _level(self, place: int) -> float:
-        return max(self._levels[place].values())
-
-    def _near(self, tap: str, distance: int) -> Sequence[str]:
-        centre = list(self.taps).index(tap)
-        return self.taps[max(0, centre - distance) : centre + distance + 1]
-
-    def _ask(self, place: int, taps: Sequence[str], share: float) -> Mapping[str, float]:
-        whole = max(self.costs.values())
-        self.spent += share * max(self.costs[tap] for tap in taps) / whole
-        return self.measure(self.timesteps[place], taps, share)
+    def _level(self, t: int) -> float:
+        """Of a timestep: the mean of its best third of the blocks."""
+        best = sorted(self.coarse[t].values(), reverse=True)[: math.ceil(len(self.coarse[t]) / 3)]
+        return sum(best) / len(best)
 
 
 def greedy_set(
