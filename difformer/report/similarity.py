@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from difformer.report._figure import new_figure, plain, save_figure
 
-_COLUMNS = 4
+_COLUMNS = 5
 
 
 def draw_similarities(

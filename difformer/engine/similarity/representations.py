@@ -11,6 +11,7 @@ from difformer._optional import require
 from difformer.backbones import UNetBackbone
 from difformer.engine.recipes.similarity import TimmConfig
 from difformer.features import FeatureExtractor
+from difformer.features.reduced import read_reduced
 from difformer.taps import FeatureKey
 
 
@@ -55,8 +56,8 @@ class DiffusionBlocks:
 
     def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """See `Representations`."""
-        features = self._extractor(images, ids)
-        return {name: _flat(features[key], self._pool) for name, key in zip(self.names, self.keys, strict=True)}
+        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: _flat(maps, self._pool)})
+        return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
 
 
 class TimmBlocks:

@@ -17,6 +17,8 @@ from difformer.engine.recipes.training import BatchSize
 from difformer.engine.trial.costs import human_bytes
 from difformer.engine.trial.step_memory import free_memory
 from difformer.features import FeatureExtractor
+from difformer.features.reduced import read_reduced
+from difformer.taps import FeatureKey
 
 
 class PooledInEveryWay(nn.Module):
@@ -46,9 +48,12 @@ class PooledInEveryWay(nn.Module):
     def forward(self, images: Tensor, ids: Tensor) -> Tensor:
         """Args: images (B, 3, H, W) in [-1, 1]; ids (B,). Returns (B, D) float32."""
         with torch.autocast(images.device.type, enabled=False):
-            features = {key.tap: maps for key, maps in self.extractor(images, ids).items()}
-        vectors = [F.adaptive_avg_pool2d(features[tap].float(), pool).flatten(1) for tap, pool in self.places]
-        return torch.cat(vectors, dim=1)
+            vectors = read_reduced(self.extractor, images, ids, self._pool)
+        return torch.cat([vectors[place] for place in self.places], dim=1)
+
+    def _pool(self, key: FeatureKey, maps: Tensor) -> dict[tuple[str, int], Tensor]:
+        pools = [pool for tap, pool in self.places if tap == key.tap]
+        return {(key.tap, pool): F.adaptive_avg_pool2d(maps.float(), pool).flatten(1) for pool in pools}
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,43 @@
+"""Features that are made smaller as they are read, since whole maps of all blocks at once are large."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from difformer.features.extractor import FeatureExtractor
+from difformer.taps import FeatureKey
+
+K = TypeVar("K")
+Reduce = Callable[[FeatureKey, Tensor], dict[K, Tensor]]
+
+# Of maps at once: many images of a small network, few of ADM-256, whose maps take 0.7 GB an image and timestep.
+_MOST_BYTES = 2**31
+
+
+def read_reduced(extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduce: Reduce[K]) -> dict[K, Tensor]:
+    """Reads features of as many images at a time as have room, and keeps only what they are reduced to.
+
+    Args:
+        extractor: reads the maps.
+        images: (B, 3, H, W) in [-1, 1], B at least 1.
+        ids: (B,).
+        reduce: from a feature's key and maps (b, C, h, w) to what is kept of them, of b rows each, by names that no
+            other feature's has.
+
+    Returns:
+        (B, …) by name, on the images' device.
+
+    Raises:
+        ValueError: as the extractor.
+    """
+    numbers = sum(spec.channels * spec.size**2 for spec in extractor.specs.values())
+    size = max(1, int(_MOST_BYTES / (numbers * extractor.dtype.itemsize)))
+    parts: list[dict[K, Tensor]] = []
+    for some_images, some_ids in zip(images.split(size), ids.split(size), strict=True):
+        kept: dict[K, Tensor] = {}
+        for key, maps in extractor(some_images, some_ids).items():
+            kept |= reduce(key, maps)
+        parts.append(kept)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
