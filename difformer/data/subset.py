@@ -130,13 +130,13 @@ def few_shot(labels: Sequence[int] | Indices, k: int, seed: int) -> Indices:
     return _sorted([group[:k] for group in groups.values()])
 
 
-def percentage(labels: Sequence[int] | Indices, percent: float, seed: int) -> Indices:
+def percentage(labels: Sequence[int] | Indices, percent: float, seed: int, *, at_least: int = 1) -> Indices:
     """`percent` % of each class, rounded, at least one image; those of a smaller percentage are among them.
 
-    Args and returns: as `few_shot`.
+    Args and returns: as `few_shot`; `at_least` so many of each class, or all that it has.
     """
     groups = _shuffled_by_class(labels, seed, _SUBSET)
-    return _sorted([group[: max(1, round(len(group) * percent / 100))] for group in groups.values()])
+    return _sorted([group[: max(at_least, round(len(group) * percent / 100))] for group in groups.values()])
 
 
 def evenly_spaced(length: int, most: int) -> list[int]:

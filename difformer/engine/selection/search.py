@@ -4,15 +4,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Accuracy by tap, of a timestep and a share of the training images.
-Measure = Callable[[int, float], Mapping[str, float]]
+# Accuracy by tap, of a timestep and a share of the training images; and what it took, in passes over all images.
+Measure = Callable[[int, float], tuple[Mapping[str, float], float]]
 
 # The share of the images that the coarse stage learns from, and how many timesteps it begins with at the least. Of
 # eight timesteps it asks six: with one whole pass that is just under a quarter of the grid.
 _COARSE_SHARE = 0.16
 _COARSE_TIMESTEPS = 4
-# The whole search's, where the grid is large enough.
-_QUARTER = 0.25
+# Of the grid's cost, which the search keeps to where the grid is large enough.
+_MOST_OF_GRID = 0.25
 
 
 @dataclass
@@ -25,23 +25,18 @@ class Search:
     Attributes:
         measure: what is asked.
         timesteps: ascending.
-        passes: timesteps to measure on all images at the least.
-        spent: so far, in passes over all images.
+        whole: timesteps to measure on all images at the least.
+        spent: so far, in passes over all images; the whole grid takes one for each timestep.
         coarse: accuracy on few images by timestep and tap.
         found: accuracy on all images by tap and timestep.
     """
 
     measure: Measure
     timesteps: Sequence[int]
-    passes: int = 1
+    whole: int = 1
     spent: float = 0.0
     coarse: dict[int, Mapping[str, float]] = field(default_factory=dict)
     found: dict[tuple[str, int], float] = field(default_factory=dict)
-
-    @property
-    def grid_cost(self) -> float:
-        """What measuring everything would take, in passes over all images."""
-        return float(len(self.timesteps))
 
     def run(self) -> tuple[str, int]:
         """Finds the best tap and timestep.
@@ -50,11 +45,10 @@ class Search:
             The best of those measured on all images.
         """
         self._find_timesteps()
-        for count, t in enumerate(sorted(self.coarse, key=self._level, reverse=True)):
-            if count >= self.passes and self.spent + 1 > _QUARTER * self.grid_cost:
+        for count, t in enumerate(sorted(self.timesteps, key=self._promise, reverse=True)):
+            if count >= self.whole and self.spent + 1 > _MOST_OF_GRID * len(self.timesteps):
                 break
-            self.spent += 1
-            self.found |= {(tap, t): accuracy for tap, accuracy in self.measure(t, 1.0).items()}
+            self.found |= {(tap, t): accuracy for tap, accuracy in self._ask(t, 1.0).items()}
         return max(self.found, key=lambda key: self.found[key])
 
     def _find_timesteps(self) -> None:
@@ -63,18 +57,24 @@ class Search:
         self._look(range(stride // 2, len(self.timesteps), stride))
         while stride > 1:
             stride //= 2
-            best = self.timesteps.index(max(self.coarse, key=self._level))
+            best = self.timesteps.index(max(self.coarse, key=self._promise))
             self._look((best - stride, best + stride))
 
     def _look(self, places: Sequence[int]) -> None:
         for place in places:
             if 0 <= place < len(self.timesteps) and self.timesteps[place] not in self.coarse:
                 t = self.timesteps[place]
-                self.spent += _COARSE_SHARE
-                self.coarse[t] = self.measure(t, _COARSE_SHARE)
+                self.coarse[t] = self._ask(t, _COARSE_SHARE)
 
-    def _level(self, t: int) -> float:
-        """Of a timestep: the mean of its best third of the blocks."""
+    def _ask(self, t: int, share: float) -> Mapping[str, float]:
+        scores, cost = self.measure(t, share)
+        self.spent += cost
+        return scores
+
+    def _promise(self, t: int) -> float:
+        """Of a timestep: the mean of its best third of the blocks on few images; none where it was not looked at."""
+        if t not in self.coarse:
+            return -math.inf
         best = sorted(self.coarse[t].values(), reverse=True)[: math.ceil(len(self.coarse[t]) / 3)]
         return sum(best) / len(best)
 
@@ -92,8 +92,8 @@ def greedy_set(
     Args:
         score: accuracy of several features together, on images that no probe has learned from.
         candidates: (tap, timestep).
-        costs: of an image up to each tap; features at one timestep share a pass.
-        budget: most that all passes together may cost.
+        costs: of an image up to each tap.
+        budget: most that may be spent, by `set_cost`.
         most: features.
 
     Returns:
@@ -102,9 +102,7 @@ def greedy_set(
     chosen: list[tuple[str, int]] = []
     reached = -math.inf
     while len(chosen) < most:
-        affordable = [
-            pair for pair in candidates if pair not in chosen and pass_costs([*chosen, pair], costs) <= budget
-        ]
+        affordable = [pair for pair in candidates if pair not in chosen and set_cost([*chosen, pair], costs) <= budget]
         scores = {pair: score([*chosen, pair]) for pair in affordable}
         best = max(scores, key=lambda pair: scores[pair], default=None)
         if best is None or scores[best] <= reached:
@@ -114,9 +112,6 @@ def greedy_set(
     return chosen
 
 
-def pass_costs(pairs: Sequence[tuple[str, int]], costs: Mapping[str, float]) -> float:
-    """What the features of one image cost: at each timestep, a pass to the deepest tap."""
-    deepest: dict[int, float] = {}
-    for tap, t in pairs:
-        deepest[t] = max(deepest.get(t, 0.0), costs[tap])
-    return sum(deepest.values())
+def set_cost(pairs: Sequence[tuple[str, int]], costs: Mapping[str, float]) -> float:
+    """What the features of one image cost: an extractor runs to the deepest tap at every timestep."""
+    return len({t for _, t in pairs}) * max((costs[tap] for tap, _ in pairs), default=0.0)
