@@ -18,7 +18,7 @@ from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_comp
 from difformer.analysis.retrieval import nearest_images, precision_at_k
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
 from difformer.analysis.scatter import view_criterion
-from difformer.analysis.sgd import SGDFit, sgd_grid
+from difformer.analysis.sgd import SGDFit, sgd_grids
 
 __all__ = [
     "ClassMetrics",
@@ -50,6 +50,6 @@ __all__ = [
     "precision_at_k",
     "principal_components",
     "ridge_path",
-    "sgd_grid",
+    "sgd_grids",
     "view_criterion",
 ]

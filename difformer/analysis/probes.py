@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from difformer.analysis.logistic import STRENGTHS as LOGISTIC_STRENGTHS
 from difformer.analysis.logistic import logistic_path
 from difformer.analysis.ridge import STRENGTHS as RIDGE_STRENGTHS
 from difformer.analysis.ridge import ridge_path
-from difformer.analysis.sgd import RATES, WEIGHT_DECAYS, sgd_grid
+from difformer.analysis.sgd import RATES, WEIGHT_DECAYS, SGDFit, sgd_grids
 
 Settings: TypeAlias = Mapping[str, float]
 Scorer: TypeAlias = Callable[[Tensor], Iterator[tuple[Settings, Tensor]]]
@@ -138,7 +139,7 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class GradientDescent:
-    """A linear layer trained by `sgd_grid`.
+    """A linear layer trained by `sgd_grids`.
 
     Attributes:
         rates: learning rates.
@@ -150,17 +151,21 @@ class GradientDescent:
 
     def fit(self, images: Labelled, num_classes: int) -> Scorer:
         """See `Probe.fit`."""
-        fits = sgd_grid(images.features, images.labels, num_classes, rates=self.rates, weight_decays=self.weight_decays)
+        return self.fit_each([images.features], images.labels, num_classes)[0]
 
-        def scores(features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
-            for fit in fits:
-                yield {"l2": fit.l2, "rate": fit.rate}, fit.model.logits(features)
-
-        return scores
+    def fit_each(self, features: Sequence[Tensor], labels: Tensor, num_classes: int) -> list[Scorer]:
+        """Fits each of several features (N, D) of the same images, all in one computation; see `fit`."""
+        grids = sgd_grids(features, labels, num_classes, rates=self.rates, weight_decays=self.weight_decays)
+        return [partial(_sgd_scores, fits) for fits in grids]
 
     def only(self, settings: Settings) -> "GradientDescent":
         """See `Probe.only`."""
         return GradientDescent((settings["rate"],), (settings["l2"],))
+
+
+def _sgd_scores(fits: Sequence[SGDFit], features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
+    for fit in fits:
+        yield {"l2": fit.l2, "rate": fit.rate}, fit.model.logits(features)
 
 
 def create_probe(
@@ -204,7 +209,18 @@ def compare(
     Raises:
         ValueError: as `Probe.fit`.
     """
-    scores = probe.fit(train, num_classes)(validation.features)
+    return judge(probe.fit(train, num_classes), validation, criterion=criterion)
+
+
+def judge(scorer: Scorer, validation: Labelled, *, criterion: Criterion = "top1") -> list[Candidate]:
+    """How well each fitted setting does on validation images.
+
+    Args:
+        scorer: gives the settings and their logits.
+        validation: the images.
+        criterion: as for `accuracy`.
+    """
+    scores = scorer(validation.features)
     return [Candidate(settings, accuracy(logits, validation.labels, criterion)) for settings, logits in scores]
 
 

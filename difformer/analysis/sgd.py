@@ -33,8 +33,8 @@ class SGDFit:
     l2: float
 
 
-def sgd_grid(
-    features: Array,
+def sgd_grids(
+    features: Sequence[Array],
     labels: Array,
     num_classes: int,
     *,
@@ -44,14 +44,14 @@ def sgd_grid(
     batch_size: int = 256,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[SGDFit, ...]:
-    """Trains a linear classifier for every learning rate and weight decay, all on the same batches at the same time.
+) -> tuple[tuple[SGDFit, ...], ...]:
+    """Trains a linear classifier for every feature, learning rate and weight decay, all at the same time.
 
-    Cross-entropy, momentum 0.9 and a cosine schedule to 0, from zero weights on standardised features. Each of them is
-    what training it alone would give, up to rounding.
+    Cross-entropy, momentum 0.9 and a cosine schedule to 0, from zero weights on standardised features, the same images
+    in each step. Each of them is what training it alone would give, up to rounding.
 
     Args:
-        features: (N, D) finite training features; the work is done on their device.
+        features: at least one, all (N, D), finite and on the same device, on which the work is done.
         labels: (N,) integers in [0, num_classes).
         num_classes: C, at least 1.
         rates, weight_decays: different positive numbers.
@@ -61,60 +61,69 @@ def sgd_grid(
         dtype: that is computed in, float32 or float64.
 
     Returns:
-        One fit for each pair, rates outermost.
+        For each feature, one fit for each pair, rates outermost.
 
     Raises:
         ValueError: wrong shapes, types or ranges, a value that is not finite, or rates that made the weights diverge.
     """
-    features = as_matrix("features", features)
+    matrices = [as_matrix("features", matrix) for matrix in features]
+    if len({(matrix.shape, matrix.device) for matrix in matrices}) != 1:
+        shapes = [(tuple(matrix.shape), str(matrix.device)) for matrix in matrices]
+        raise ValueError(f"features must be at least one, all of one shape and on one device, got {shapes}")
+    count, device = len(matrices[0]), matrices[0].device
     classes = as_positive_integer("num_classes", num_classes)
-    targets = F.one_hot(as_labels(labels, len(features), classes).to(features.device), classes).to(dtype)
+    targets = F.one_hot(as_labels(labels, count, classes).to(device), classes).to(dtype)
     grid = list(product(check_strengths(rates, "rates"), check_strengths(weight_decays, "weight_decays")))
     size, epochs = as_positive_integer("batch_size", batch_size), as_positive_integer("epochs", epochs)
-    data = Standardised.of(features, dtype)
-    layers = _Layers(grid, data.x.shape[1], classes, data.x)
+    data = [Standardised.of(matrix, dtype) for matrix in matrices]
+    layers = _Layers(grid, len(data), data[0].x.shape[1], targets)
     generator = torch.Generator().manual_seed(as_integer("seed", seed))
-    total = epochs * -(-len(features) // size)
+    total = epochs * -(-count // size)
     step = 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(features), generator=generator).split(size):
-            rows = rows.to(features.device)
-            layers.step(data.x[rows], targets[rows], 0.5 * (1 + math.cos(math.pi * step / total)))
+        for rows in torch.randperm(count, generator=generator).split(size):
+            rows = rows.to(device)
+            x = torch.stack([one.x[rows] for one in data])
+            layers.step(x, targets[rows], 0.5 * (1 + math.cos(math.pi * step / total)))
             step += 1
-    return tuple(
-        SGDFit(data.unfold(weight.T, bias), rate, decay)
-        for weight, bias, (rate, decay) in zip(layers.weight, layers.bias, grid, strict=True)
-    )
+    return tuple(layers.fits(place, one, grid) for place, one in enumerate(data))
 
 
 class _Layers:
     """Linear layers side by side, with the state of their optimiser.
 
     Args:
-        grid: learning rate and weight decay of each of the P.
+        grid: learning rate and weight decay of each of the P of a feature.
+        features: F.
         width: D.
-        classes: C.
-        like: a tensor of their dtype and device.
+        targets: (N, C), whose C, dtype and device they have.
     """
 
-    def __init__(self, grid: Sequence[tuple[float, float]], width: int, classes: int, like: Tensor) -> None:
-        self.weight = like.new_zeros(len(grid), width, classes)
-        self.bias = like.new_zeros(len(grid), classes)
-        self._velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        self._rates, self._decays = (like.new_tensor(column) for column in zip(*grid, strict=True))
+    def __init__(self, grid: Sequence[tuple[float, float]], features: int, width: int, targets: Tensor) -> None:
+        self._weight = targets.new_zeros(features, len(grid), width, targets.shape[1])
+        self._bias = targets.new_zeros(features, len(grid), targets.shape[1])
+        self._velocity = torch.zeros_like(self._weight), torch.zeros_like(self._bias)
+        self._rates, self._decays = (targets.new_tensor(column) for column in zip(*grid, strict=True))
 
     def step(self, x: Tensor, targets: Tensor, factor: float) -> None:
-        """One update: x (B, D), targets (B, C) one-hot, factor of the learning rates.
+        """One update: x (F, B, D), targets (B, C) one-hot, factor of the learning rates.
 
         Raises:
             ValueError: weights are no longer finite.
         """
-        logits = x @ self.weight + self.bias[:, None]
+        logits = x[:, None] @ self._weight + self._bias[:, :, None]
         # The gradient of the mean cross-entropy.
-        error = (logits.softmax(dim=2) - targets) / len(x)
-        gradients = x.T @ error + self._decays[:, None, None] * self.weight, error.sum(dim=1)
-        for values, velocity, gradient in zip((self.weight, self.bias), self._velocity, gradients, strict=True):
+        error = (logits.softmax(dim=3) - targets) / len(targets)
+        gradients = x.mT[:, None] @ error + self._decays[:, None, None] * self._weight, error.sum(dim=2)
+        for values, velocity, gradient in zip((self._weight, self._bias), self._velocity, gradients, strict=True):
             velocity.mul_(_MOMENTUM).add_(gradient)
-            values.sub_(factor * self._rates.view(-1, *[1] * (values.ndim - 1)) * velocity)
+            values.sub_(factor * self._rates.view(-1, *[1] * (values.ndim - 2)) * velocity)
         if not logits.isfinite().all():
             raise ValueError(f"the weights diverged; try smaller rates than {float(self._rates.max()):g}")
+
+    def fits(self, feature: int, data: Standardised, grid: Sequence[tuple[float, float]]) -> tuple[SGDFit, ...]:
+        """Those of one feature, on features as they are."""
+        return tuple(
+            SGDFit(data.unfold(weight.T, bias), rate, decay)
+            for weight, bias, (rate, decay) in zip(self._weight[feature], self._bias[feature], grid, strict=True)
+        )

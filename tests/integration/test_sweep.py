@@ -7,16 +7,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from training import merged, write_subject
 
+from difformer.analysis.probes import Labelled, create_probe
 from difformer.cli import main
 from difformer.engine.accelerator import solver_device
 from difformer.engine.evaluation.probe import run_probe
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
+from difformer.engine.sweep import fitting
 from difformer.engine.sweep import sweep as module
-from difformer.engine.sweep.scores import Score, best_score, pareto_front, recommend
+from difformer.engine.sweep.features import SplitFeatures
+from difformer.engine.sweep.fitting import fit_places
+from difformer.engine.sweep.recommending import recommend, recommended_recipes
+from difformer.engine.sweep.scores import Score, best_score, pareto_front
 from difformer.engine.sweep.sweep import sweep
 from difformer.taps import TapSpec
 
@@ -37,7 +43,7 @@ def make(values, **changes):
     return build(SweepRecipe, plain(merged(values, changes)))
 
 
-@pytest.mark.parametrize("method", ["ridge", "sgd"])
+@pytest.mark.parametrize("method", ["ridge", "logistic", "sgd"])
 def test_probes_together_are_the_probes_alone(values, tmp_path, method):
     values |= {"method": method}
     scores = sweep(make(values))
@@ -64,12 +70,12 @@ def test_leaves_table_pictures_and_a_recipe_that_trains(values, tmp_path, capsys
     assert measured["test"]["num_images"] == 15
     for name in ("scores.png", "pareto.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    recommended = folder / "recommended.yaml"
-    assert set(read_yaml(recommended)["extractor"]["taps"]) == {"in03", "mid", "out01"}
+    assert set(read_yaml(folder / "recommended.yaml")["extractor"]["taps"]) == {"in03", "mid", "out01"}
     options = ["--data.name", "folder", "--data.root", values["data"]["root"], "--data.size", "32"]
     options += ["--backbone.name", values["backbone"]["name"], "--training.epochs", "1", "--training.workers", "0"]
-    options += ["--output", str(tmp_path / "run"), "--training.batch_size", "8"]
-    assert main(["train", str(recommended), *options]) == 0
+    options += ["--output", str(tmp_path / "run"), "--training.batch_size", "8", "--overwrite"]
+    for name in ("recommended.yaml", "recommended_diffeed.yaml"):
+        assert main(["train", str(folder / name), *options]) == 0
 
 
 def test_goes_on_with_the_timesteps_that_are_missing(values, monkeypatch):
@@ -192,3 +198,40 @@ def test_recommends_the_best_blocks_of_different_sizes_and_the_best_timesteps():
     assert recommend(scores, taps, 2) == (["out00", "out01"], [10, 50])
     assert recommend(scores, {tap: taps[tap] for tap in taps}, 5)[0] == list(taps)
     assert np.isclose(best_score(scores).accuracy, 0.9)
+
+
+def test_the_recommended_recipes_read_what_scored_best():
+    sizes = {"in00": 16, "in01": 8, "mid": 8, "out00": 8, "out01": 16}
+    taps = {tap: TapSpec(tap, i + 1, 4, size, 1e9 * (i + 1)) for i, (tap, size) in enumerate(sizes.items())}
+    level = {"in00": 0.1, "in01": 0.9, "mid": 0.2, "out00": 0.3, "out01": 0.8}
+    scores = [score(tap, t, level[tap] - abs(t - 50) / 1000, 1.0) for tap in taps for t in (10, 50)]
+    found = {name: yaml.safe_load(text) for name, text in recommended_recipes(scores, taps).items()}
+    assert found["recommended.yaml"]["extractor"] == {"taps": ["in01", "out00", "out01"], "timesteps": [10, 50]}
+    assert found["recommended_diffeed.yaml"]["extractor"] == {
+        "feedback_taps": ["out00", "out01"], "taps": ["out01"], "timesteps": [50],
+    }  # fmt: skip
+    # Two timesteps to the last of the five blocks.
+    assert "These together take 10 GFLOP an image." in recommended_recipes(scores, taps)["recommended.yaml"]
+    encoder = [s for s in scores if s.tap in ("in00", "in01", "mid")]
+    assert list(recommended_recipes(encoder, taps)) == ["recommended.yaml"]
+
+
+@pytest.mark.parametrize("method", ["ridge", "logistic", "sgd"])
+def test_probes_fitted_together_are_those_fitted_alone(method, monkeypatch):
+    places = {("a", 1): slice(0, 4), ("a", 2): slice(4, 12), ("b", 1): slice(12, 16), ("b", 2): slice(16, 24)}
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    vectors = (rng.normal(size=(60, 24)) + labels[:, None] * rng.normal(size=24)).astype(np.float32)
+    train = SplitFeatures(vectors, labels, places)
+    probe = create_probe(method)
+    together = dict(fit_places(probe, train, 3, torch.device("cpu")))
+    monkeypatch.setattr(fitting, "_MOST_BYTES", 1)
+    one_by_one = dict(fit_places(probe, train, 3, torch.device("cpu")))
+    assert set(together) == set(one_by_one) == set(places)
+    for (tap, pool), scorer in together.items():
+        features = train.of(tap, pool)
+        alone = probe.fit(Labelled(features, torch.from_numpy(labels)), 3)
+        for others in (one_by_one[tap, pool], alone):
+            for (settings, logits), (same, expected) in zip(scorer(features), others(features), strict=True):
+                assert settings == same
+                torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)

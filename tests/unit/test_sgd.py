@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from difformer.analysis import sgd_grid
+from difformer.analysis import sgd_grids
 from difformer.analysis.linear import accuracy
 
 
@@ -43,19 +43,37 @@ def test_a_grid_at_once_is_each_alone():
     features, labels = problem()
     features = features.double()
     how = {"epochs": 4, "batch_size": 32, "seed": 3}
-    fits = sgd_grid(features, labels, 3, rates=[0.01, 0.2], weight_decays=[1e-4, 0.1], dtype=torch.float64, **how)
+    fits = sgd_grids([features], labels, 3, rates=[0.01, 0.2], weight_decays=[1e-4, 0.1], dtype=torch.float64, **how)[0]
     assert [(fit.rate, fit.l2) for fit in fits] == [(0.01, 1e-4), (0.01, 0.1), (0.2, 1e-4), (0.2, 0.1)]
     for fit in fits:
         alone = trained_alone(features, labels, fit.rate, fit.l2, **how)
         torch.testing.assert_close(fit.model.logits(features), alone, rtol=1e-9, atol=1e-9)
 
 
+def test_features_at_once_are_each_alone():
+    (first, labels), (second, _) = problem(), problem(seed=5)
+    how = {"epochs": 4, "batch_size": 32, "rates": [0.01, 0.2], "weight_decays": [1e-4, 0.1]}
+    together = sgd_grids([first, second], labels, 3, **how)
+    for features, fits in zip((first, second), together, strict=True):
+        for fit, alone in zip(fits, sgd_grids([features], labels, 3, **how)[0], strict=True):
+            assert (fit.rate, fit.l2) == (alone.rate, alone.l2)
+            torch.testing.assert_close(fit.model.weight, alone.model.weight, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(fit.model.bias, alone.model.bias, rtol=1e-4, atol=1e-5)
+    assert not together[0][0].model.weight.allclose(together[1][0].model.weight)
+
+
+@pytest.mark.parametrize("features", [[], [torch.ones(4, 3), torch.ones(4, 2)]])
+def test_features_of_different_shapes(features):
+    with pytest.raises(ValueError, match="features must be at least one, all of one shape and on one device"):
+        sgd_grids(features, torch.tensor([0, 1, 2, 0]), 3)
+
+
 def test_learns_and_repeats():
     features, labels = problem()
-    fits, again = (sgd_grid(features, labels, 3, epochs=20, batch_size=30) for _ in range(2))
+    fits, again = (sgd_grids([features], labels, 3, epochs=20, batch_size=30)[0] for _ in range(2))
     assert max(accuracy(fit.model.logits(features), labels) for fit in fits) > 0.95
     assert all(one.model.weight.equal(other.model.weight) for one, other in zip(fits, again, strict=True))
-    other = sgd_grid(features, labels, 3, epochs=20, batch_size=30, seed=1)
+    other = sgd_grids([features], labels, 3, epochs=20, batch_size=30, seed=1)[0]
     assert not other[0].model.weight.equal(fits[0].model.weight)
 
 
@@ -74,4 +92,4 @@ def test_wrong_input(changes, message):
     features, labels = problem()
     labels = changes.pop("labels", labels)
     with pytest.raises(ValueError, match=message):
-        sgd_grid(features, labels, 3, **changes)
+        sgd_grids([features], labels, 3, **changes)

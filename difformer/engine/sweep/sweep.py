@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from difformer._optional import require
-from difformer.analysis.probes import Labelled, best, compare, create_probe
+from difformer.analysis.probes import Labelled, best, create_probe, judge
 from difformer.backbones import UNetBackbone
 from difformer.data import ImageDataset
 from difformer.engine.accelerator import create_accelerator, solver_device
@@ -22,7 +22,9 @@ from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.reading import dump, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
-from difformer.engine.sweep.scores import Score, best_score, csv_table, pareto_front, ranked, recommended_recipe
+from difformer.engine.sweep.fitting import fit_places
+from difformer.engine.sweep.recommending import recommended_recipes
+from difformer.engine.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
 from difformer.features import FeatureExtractor
 from difformer.report.sweep import draw_pareto, draw_sweep
 
@@ -163,18 +165,17 @@ def _fit(
 ) -> list[Score]:
     """Every block's and pooling's probe, each with the strength that is best on the validation images."""
     train, validation = splits["train"], splits[recipe.validation]
-    labels = [torch.from_numpy(split.labels) for split in (train, validation)]
+    labels = torch.from_numpy(validation.labels)
     probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
-    scores = []
-    bar = require("tqdm", "the progress bar").tqdm(train.places, desc=f"t = {t}, probes", leave=False)
-    for tap, pool in bar:
-        seen, unseen = (
-            Labelled(split.of(tap, pool).to(device), y) for split, y in zip((train, validation), labels, strict=True)
-        )
-        chosen = best(compare(probe, seen, unseen, len(images["train"].class_names), criterion=recipe.criterion))
+    fits = fit_places(probe, train, len(images["train"].class_names), device)
+    found = {}
+    tqdm = require("tqdm", "the progress bar").tqdm
+    for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
+        unseen = Labelled(validation.of(tap, pool).to(device), labels)
+        chosen = best(judge(scorer, unseen, criterion=recipe.criterion))
         spec = backbone.taps[tap]
-        scores.append(Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9))
-    return scores
+        found[tap, pool] = Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9)
+    return [found[place] for place in train.places]
 
 
 def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder) -> None:
@@ -189,7 +190,9 @@ def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], 
         [(score.gflop, score.accuracy, f"{score.tap}, t = {score.t}, pool {score.pool}") for score in front],
         folder.path / "pareto.png",
     )
-    folder.write_text("recommended.yaml", recommended_recipe(scores, backbone.taps))
+    recipes = recommended_recipes(scores, backbone.taps)
+    for name, text in recipes.items():
+        folder.write_text(name, text)
     for score in ranked(scores)[:5]:
         print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {score.accuracy:.2%}, {score.gflop:.3g} GFLOP")
-    print(f"{folder.path / 'scores.png'}, scores.csv, pareto.png and recommended.yaml beside it", flush=True)
+    print(f"{folder.path / 'scores.png'}; beside it scores.csv, pareto.png, {', '.join(recipes)}", flush=True)
