@@ -38,6 +38,8 @@ def test_smaller_subsets_lie_in_larger_ones():
 def test_percentage_keeps_at_least_one_of_each_class():
     assert np.bincount(LABELS[percentage(LABELS, 10, 0)]).tolist() == [4, 3, 2, 1, 1]
     assert len(percentage(LABELS, 100, 0)) == len(LABELS)
+    of_class = np.bincount(LABELS[percentage(LABELS, 10, 0, at_least=3)])
+    assert of_class.tolist() == np.clip(np.bincount(LABELS), None, [4, 3, 3, 3, 3]).tolist()
 
 
 def test_seeds_differ_and_repeat():
