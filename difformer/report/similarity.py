@@ -13,7 +13,12 @@ _COLUMNS = 5
 
 
 def draw_similarities(
-    matrices: Mapping[str, NDArray[np.float64]], rows: Sequence[str], columns: Sequence[str], path: Path
+    matrices: Mapping[str, NDArray[np.float64]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    path: Path,
+    *,
+    titles: tuple[str, str] = ("", ""),
 ) -> None:
     """Draws matrices of similarities side by side, the first row at the bottom, as the papers do.
 
@@ -21,6 +26,7 @@ def draw_similarities(
         matrices: (R, C) by title, in [0, 1] but for estimates a little below; what is not finite stays grey.
         rows, columns: names.
         path: the file; replaced when it is there.
+        titles: of all rows and of all columns.
 
     Raises:
         ValueError: there are none, or they do not fit the names.
@@ -49,6 +55,9 @@ def draw_similarities(
         _name(axes.set_xticks, columns, width, rotation=90)
         _name(axes.set_yticks, rows, height, rotation=0)
         axes.tick_params(length=0)
+    for write, title in zip((figure.supylabel, figure.supxlabel), titles, strict=True):
+        if title:
+            write(plain(title), fontsize=9)
     figure.colorbar(image, ax=panels.ravel().tolist(), label="CKA", shrink=0.7)
     save_figure(figure, path)
 

@@ -2,15 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from difformer._optional import require
 from difformer.report._figure import new_figure, plain, save_figure
-
-# Beyond these many cells a row, numbers would overlap.
-_MOST_WITH_NUMBERS = 40
+from difformer.report.heat_maps import draw_heat_maps
 
 
 def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], chosen: tuple[str, int, int], path: Path) -> None:
@@ -27,31 +21,12 @@ def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], chosen: tuple[s
     """
     if not accuracies:
         raise ValueError("there are no accuracies to draw")
-    taps = list(dict.fromkeys(tap for tap, _, _ in accuracies))
-    timesteps = sorted({t for _, t, _ in accuracies})
-    pools = sorted({pool for _, _, pool in accuracies})
-    low, high = min(accuracies.values()), max(accuracies.values())
-    height = len(pools) * (0.32 * len(timesteps) + 0.6) + 0.6
-    figure = new_figure(max(5, 0.52 * len(taps)) + 1.6, height, "drawing a sweep")
-    panels = figure.subplots(len(pools), 1, squeeze=False, sharex=True)[:, 0]
-    image: Any = None
-    for axes, pool in zip(panels, pools, strict=True):
-        table = np.ma.masked_all((len(timesteps), len(taps)))
-        for (tap, t, side), accuracy in accuracies.items():
-            if side == pool:
-                table[timesteps.index(t), taps.index(tap)] = 100 * accuracy
-        image = axes.imshow(table, cmap="viridis", vmin=100 * low, vmax=100 * high, aspect="auto")
-        axes.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
-        axes.set_xticks(range(len(taps)), [plain(tap) for tap in taps], rotation=90)
-        axes.set(ylabel="Timestep t", title=f"Pool {pool}")
-        axes.tick_params(length=0)
-        if len(taps) <= _MOST_WITH_NUMBERS:
-            _write_numbers(axes, table, 100 * (low + high) / 2)
-        if pool == chosen[2]:
-            _frame(axes, taps.index(chosen[0]), timesteps.index(chosen[1]))
-    panels[-1].set_xlabel("Block")
-    figure.colorbar(image, ax=list(panels), label="Validation accuracy, %", shrink=0.6)
-    save_figure(figure, path)
+    by_pool = {
+        f"Pool {pool}": {(tap, t): accuracy for (tap, t, side), accuracy in accuracies.items() if side == pool}
+        for pool in sorted({pool for _, _, pool in accuracies})
+    }
+    tap, t, pool = chosen
+    draw_heat_maps(by_pool, path, label="Validation accuracy, %", chosen=(f"Pool {pool}", tap, t))
 
 
 def draw_pareto(points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float, str]], path: Path) -> None:
@@ -78,15 +53,3 @@ def draw_pareto(points: Sequence[tuple[float, float]], front: Sequence[tuple[flo
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
-
-
-def _write_numbers(axes: Any, table: Any, middle: float) -> None:
-    for (row, column), value in np.ndenumerate(table):
-        if not np.ma.is_masked(table[row, column]):
-            color = "black" if value > middle else "white"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
-
-
-def _frame(axes: Any, column: int, row: int) -> None:
-    rectangle = require("matplotlib.patches", "drawing a sweep", install="matplotlib").Rectangle
-    axes.add_patch(rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))

@@ -2,6 +2,7 @@
 
 import importlib
 
+import matplotlib.figure
 import pytest
 
 # The package has a function of that name too.
@@ -16,3 +17,17 @@ def anywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(_SHIPPED, "_FOLDER", tmp_path / "repository" / "checkpoints")
     monkeypatch.delenv("DIFFORMER_CHECKPOINTS", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are saved."""
+    saved = []
+    save = matplotlib.figure.Figure.savefig
+
+    def record(figure, *arguments, **options):
+        saved.append(figure)
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", record)
+    return saved

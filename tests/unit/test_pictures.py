@@ -2,7 +2,6 @@
 
 import itertools
 
-import matplotlib.figure
 import numpy as np
 import pytest
 import torch
@@ -19,20 +18,6 @@ SHARES = {
     FeatureKey("out04", 90): 0.25,
     FeatureKey("out04", 90, 1): 0.125,
 }
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """The figures that are saved."""
-    saved = []
-    save = matplotlib.figure.Figure.savefig
-
-    def record(figure, *arguments, **options):
-        saved.append(figure)
-        save(figure, *arguments, **options)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", record)
-    return saved
 
 
 def labels(ticks):

@@ -13,7 +13,7 @@ from difformer.engine.recipes.training import (
     check_choice,
 )
 
-Projection = Literal["tsne", "umap", "none"]
+Projection = Literal["auto", "tsne", "umap", "none"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class LookRecipe:
         pool: side to which maps are averaged for neighbours; as they are for principal components.
         ks: numbers of neighbours that precision is measured at.
         queries: images whose neighbours are shown.
-        projection: of the best feature to the plane: tsne (scikit-learn), umap (umap-learn) or none.
+        projection: of the best feature to the plane: tsne (scikit-learn), umap (umap-learn) or none; auto for tsne
+            where scikit-learn is installed.
         seed: of the noise and of the projection.
         precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once.
@@ -51,7 +52,7 @@ class LookRecipe:
     pool: int = 1
     ks: tuple[int, ...] = (1, 5, 10)
     queries: int = 6
-    projection: Projection = "tsne"
+    projection: Projection = "auto"
     seed: int = 0
     precision: Precision = "no"
     batch_size: int = 128

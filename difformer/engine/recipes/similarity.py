@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from difformer.config import as_positive_integer, as_switch
+from difformer.config import as_integer, as_positive_integer, as_switch
 from difformer.data import DataConfig
 from difformer.engine.recipes.computing import check_computing
 from difformer.engine.recipes.training import (
@@ -42,7 +42,8 @@ class SimilarityRecipe:
     Attributes:
         data: which images.
         split: of them.
-        images: how many at most, evenly spaced; all when null.
+        images: how many at most, evenly spaced; all when null. They come in a random order, so that batches of a data
+            set that is sorted by class are mixed.
         output: folder for the results.
         backbone: the diffusion model whose blocks and timesteps are the rows.
         taps: tap names or block numbers; all when empty.
@@ -53,7 +54,7 @@ class SimilarityRecipe:
         pool: side to which maps are averaged; as they are when null.
         kernel: linear or rbf.
         bandwidth: of the rbf kernel, over the median distance.
-        seed: of the noise.
+        seed: of the noise and of the order.
         precision: no, bf16 or fp16 for the backbones.
         batch_size: images whose similarities are compared with each other; the memory depends on it, and on it alone.
         workers: of the data loader.
@@ -90,6 +91,7 @@ class SimilarityRecipe:
             if getattr(self, name) is not None:
                 as_positive_integer(name, getattr(self, name))
         check_range("batch_size", as_positive_integer("batch_size", self.batch_size), lambda x: x >= 4, "at least 4")
+        as_integer("seed", self.seed)
         check_computing(self)
         if self.other is not None and self.timm.name is not None:
             raise ValueError("give one of other and timm.name: there is one set of columns")

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,8 @@ from difformer.report.similarity import draw_similarities
 _FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
 # The unbiased estimator needs as many.
 _FEWEST = 4
+# Different uses of one seed must not draw the same numbers.
+_BATCHES = 7
 
 
 def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray[np.float64]:
@@ -72,10 +73,15 @@ def _columns(recipe: SimilarityRecipe, device: torch.device) -> Representations 
 
 
 def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:
-    """Places of evenly spaced images; raises ValueError when there are too few."""
-    places = evenly_spaced(length, length if recipe.images is None else recipe.images)
-    if len(places) < _FEWEST:
-        raise ValueError(f"CKA needs at least {_FEWEST} images, but there are {len(places)} of {recipe.split}")
+    """Places of evenly spaced images in a random order; raises ValueError when there are too few.
+
+    Data sets are often sorted by class, and batches of few classes have another CKA than all images.
+    """
+    chosen = evenly_spaced(length, length if recipe.images is None else recipe.images)
+    if len(chosen) < _FEWEST:
+        raise ValueError(f"CKA needs at least {_FEWEST} images, but there are {len(chosen)} of {recipe.split}")
+    # As for the noise, a negative seed is the same as its unsigned equivalent.
+    places = np.random.default_rng([_BATCHES, recipe.seed % 2**64]).permutation(chosen).tolist()
     batches = [places[i : i + recipe.batch_size] for i in range(0, len(places), recipe.batch_size)]
     # What is left over would have far more variance than a whole batch.
     return [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]
@@ -113,14 +119,36 @@ def _write(
     np.save(folder / "cka.npy", matrix)
     (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     write_json(folder / "environment.json", environment(1, device))
-    if columns is not None:
-        draw_similarities({"": matrix}, rows.names, names, folder / "models.png")
-        return
-    taps = list(dict.fromkeys(key.tap for key in rows.keys))
-    steps = list(recipe.timesteps)
-    table = matrix.reshape(len(taps), len(steps), len(taps), len(steps))
-    by_timestep = {f"t = {t}": table[:, i, :, i] for i, t in enumerate(steps)}
-    draw_similarities(by_timestep, taps, taps, folder / "blocks.png")
+    if columns is None:
+        _draw_by_timestep(recipe, matrix, rows, rows, folder / "blocks.png")
+        _draw_by_block(recipe, matrix, rows, folder / "timesteps.png")
+    else:
+        _draw_by_timestep(recipe, matrix, rows, columns, folder / "models.png")
+
+
+def _draw_by_timestep(
+    recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: Representations, columns: Representations, path: Path
+) -> None:
+    """Blocks by blocks, one panel a timestep, which both models share; a timm model is the same in all of them."""
+    panels = {
+        f"t = {t}": matrix[np.ix_([*rows.places(t).values()], [*columns.places(t).values()])] for t in recipe.timesteps
+    }
+    first = recipe.timesteps[0]
+    titles = ("", "") if rows is columns else _titles(recipe)
+    draw_similarities(panels, list(rows.places(first)), list(columns.places(first)), path, titles=titles)
+
+
+def _draw_by_block(recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: DiffusionBlocks, path: Path) -> None:
+    """Timesteps by timesteps, one panel a block, where there are several timesteps."""
+    steps = [str(t) for t in recipe.timesteps]
     if len(steps) > 1:
-        by_block: dict[str, Any] = {tap: table[i, :, i, :] for i, tap in enumerate(taps)}
-        draw_similarities(by_block, [str(t) for t in steps], [str(t) for t in steps], folder / "timesteps.png")
+        by_timestep = [rows.places(t) for t in recipe.timesteps]
+        places = {block: [found[block] for found in by_timestep] for block in by_timestep[0]}
+        draw_similarities({block: matrix[np.ix_(own, own)] for block, own in places.items()}, steps, steps, path)
+
+
+def _titles(recipe: SimilarityRecipe) -> tuple[str, str]:
+    """Whose blocks the rows and the columns are."""
+    if recipe.other is None:
+        return f"backbone: {Path(recipe.backbone.name).name}", f"timm: {recipe.timm.name}"
+    return f"backbone: {Path(recipe.backbone.name).name}", f"other: {Path(recipe.other).name}"

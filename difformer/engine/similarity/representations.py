@@ -23,6 +23,10 @@ class Representations(Protocol):
         """In the order of the rows or columns."""
         ...
 
+    def places(self, t: int) -> dict[str, int]:
+        """Where among the names the blocks at a timestep are, by block."""
+        ...
+
     def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Args: images (B, 3, H, W) in [-1, 1], ids (B,). Returns (B, D) by name."""
         ...
@@ -53,6 +57,10 @@ class DiffusionBlocks:
     def names(self) -> list[str]:
         """See `Representations`."""
         return [f"{key.tap}, t = {key.t}" for key in self.keys]
+
+    def places(self, t: int) -> dict[str, int]:
+        """See `Representations`."""
+        return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
 
     def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """See `Representations`."""
@@ -93,6 +101,10 @@ class TimmBlocks:
         with torch.no_grad():
             count = len(self._maps(torch.zeros(1, 3, *self._size, device=device)))
         self.names = [f"{config.name}, {number}" for number in range(count)]
+
+    def places(self, t: int) -> dict[str, int]:
+        """See `Representations`; all of them at every timestep, since no noise is added to the images."""
+        return {str(number): number for number in range(len(self.names))}
 
     @torch.no_grad()
     def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,72 @@
+"""Shares by block and timestep as pictures."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from difformer._optional import require
+from difformer.report._figure import new_figure, plain, save_figure
+
+# Beyond these many cells a row, numbers would overlap.
+_MOST_WITH_NUMBERS = 40
+
+
+def draw_heat_maps(
+    shares: Mapping[str, Mapping[tuple[str, int], float]],
+    path: Path,
+    *,
+    label: str,
+    chosen: tuple[str, str, int] | None = None,
+) -> None:
+    """Draws heat maps, blocks by timesteps, one below another, as a PNG; what is not there stays white.
+
+    Args:
+        shares: in [0, 1], by title, then by tap and timestep; taps in network order.
+        path: the file; replaced when it is there.
+        label: of the colours, which are in %.
+        chosen: title, tap and timestep of the cell that is framed.
+
+    Raises:
+        ValueError: there are none.
+        OSError: it cannot be written.
+    """
+    values = [share for table in shares.values() for share in table.values()]
+    if not values:
+        raise ValueError("there are no shares to draw")
+    taps = list(dict.fromkeys(tap for table in shares.values() for tap, _ in table))
+    timesteps = sorted({t for table in shares.values() for _, t in table})
+    low, high = min(values), max(values)
+    height = len(shares) * (0.32 * len(timesteps) + 0.6) + 0.6
+    figure = new_figure(max(5, 0.52 * len(taps)) + 1.6, height, "drawing heat maps")
+    panels = figure.subplots(len(shares), 1, squeeze=False, sharex=True)[:, 0]
+    image: Any = None
+    for axes, (title, table) in zip(panels, shares.items(), strict=True):
+        cells = np.ma.masked_all((len(timesteps), len(taps)))
+        for (tap, t), share in table.items():
+            cells[timesteps.index(t), taps.index(tap)] = 100 * share
+        image = axes.imshow(cells, cmap="viridis", vmin=100 * low, vmax=100 * high, aspect="auto")
+        axes.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
+        axes.set_xticks(range(len(taps)), [plain(tap) for tap in taps], rotation=90)
+        axes.set(ylabel="Timestep t", title=plain(title))
+        axes.tick_params(length=0)
+        if len(taps) <= _MOST_WITH_NUMBERS:
+            _write_numbers(axes, cells, 100 * (low + high) / 2)
+        if chosen is not None and chosen[0] == title:
+            _frame(axes, taps.index(chosen[1]), timesteps.index(chosen[2]))
+    panels[-1].set_xlabel("Block")
+    figure.colorbar(image, ax=list(panels), label=label, shrink=0.6)
+    save_figure(figure, path)
+
+
+def _write_numbers(axes: Any, cells: Any, middle: float) -> None:
+    for (row, column), value in np.ndenumerate(cells):
+        if not np.ma.is_masked(cells[row, column]):
+            color = "black" if value > middle else "white"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
+
+
+def _frame(axes: Any, column: int, row: int) -> None:
+    rectangle = require("matplotlib.patches", "drawing heat maps", install="matplotlib").Rectangle
+    axes.add_patch(rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))
