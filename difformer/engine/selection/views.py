@@ -19,7 +19,7 @@ _FEWEST = 64
 # different width would be told apart by that alone; it is only known in far fewer than there are images.
 _COMPONENTS = 32
 # Different uses of one seed must not draw the same numbers.
-_PART = 5
+_PART = 8
 
 
 class Views:
