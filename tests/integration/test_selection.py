@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from training import launch, merged, write_images, write_subject, write_workplace
 
 from difformer import create_backbone
+from difformer.analysis import choose_leave_one_out, ridge_path
 from difformer.cli import main
 from difformer.data import ImageDataset, create_dataset
 from difformer.engine.recipes.reading import build, plain, read_yaml
@@ -65,7 +67,7 @@ def test_what_it_read_is_what_it_says(values):
     assert best["score"] == max(found["score"] for found in results["measured"])
     assert len({found["t"] for found in results["measured"]}) == 1
     assert len({found["t"] for found in results["coarse"]}) == 5
-    # Of 24 training and 6 validation images: four of each class at five timesteps, and once all of them.
+    # Of 24 training and 6 validation images: five times four of each class, and once all of them.
     assert results["cost"] == pytest.approx((5 * 12 + 30) / (5 * 30))
     assert results["fused"]["score"] >= best["score"]
     assert results["fused"]["passes"] <= 1.0
@@ -206,3 +208,27 @@ def test_a_budget_for_which_there_is_nothing_is_not_passed_over(values, tmp_path
 def test_wrong_values(values, changes, message):
     with pytest.raises(ValueError, match=message):
         make(values, **changes)
+
+
+def test_condensed_features_classify_as_whole_ones_do(monkeypatch):
+    rng = np.random.default_rng(0)
+    labels = torch.arange(300) % 3
+    # Forty columns of five directions, and noise.
+    hidden = rng.normal(size=(300, 5)) + 2 * np.eye(5)[labels]
+    vectors = torch.from_numpy(hidden @ rng.normal(size=(5, 40)) * 3 + 0.1 * rng.normal(size=(300, 40))).float()
+    splits = {"train": vectors[:200], "holdout": vectors[200:]}
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(accuracy, "_COMPONENTS", 8)
+    condensed = accuracy.condense(splits, cpu)
+    assert {name: tuple(rows.shape) for name, rows in condensed.items()} == {"train": (200, 8), "holdout": (100, 8)}
+
+    def accuracy_of(parts):
+        fit = choose_leave_one_out(ridge_path(parts["train"], labels[:200], 3))
+        return (fit.model.logits(parts["holdout"]).argmax(1) == labels[200:]).float().mean()
+
+    assert accuracy_of(condensed) >= accuracy_of(splits) - 0.02
+    # No component is much larger than another.
+    spread = condensed["train"].std(dim=0)
+    assert spread.max() < 5 * spread.min()
+    few = {name: rows[:, :8] for name, rows in splits.items()}
+    assert all(torch.equal(rows, few[name]) for name, rows in accuracy.condense(few, cpu).items())

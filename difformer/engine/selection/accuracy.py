@@ -17,6 +17,8 @@ from difformer.engine.selection.parts import Pair, Parts
 from difformer.engine.selection.search import greedy_set
 from difformer.engine.sweep.features import SplitFeatures
 
+# Of each feature, where several are joined: a fit to thousands of columns would take longer than reading them.
+_COMPONENTS = 256
 # Leaving one out says nothing of a class that has but one image.
 _FEWEST_OF_CLASS = 4
 
@@ -49,15 +51,20 @@ class Accuracy:
             )
 
     def measure(self, t: int, share: float) -> tuple[Mapping[str, float], float]:
-        """Accuracy by tap in its best pooling: of some images by leaving one out, of all on the validation split.
+        """Accuracy by tap in its best pooling: of some images by leaving one out, or of all on validation.
+
+        Args:
+            t: timestep.
+            share: of the images of both splits; below 1 that many are training images, at least some of each class.
 
         Returns:
-            It, and the share of all images of both splits that was read.
+            The accuracies, and the share of the images that was read.
         """
         parts = self._parts
         if share < 1:
             train = parts.images["train"]
-            few = percentage(train.labels, 100 * share, parts.recipe.data.seed, at_least=_FEWEST_OF_CLASS)
+            percent = min(100.0, 100 * share / parts.cost(len(train)))
+            few = percentage(train.labels, percent, parts.recipe.data.seed, at_least=_FEWEST_OF_CLASS)
             part = parts.read(train.part(few), t, title="train")
             return on_main(parts.accelerator, partial(self._leave_one_out, part)), parts.cost(len(few))
         splits = {name: parts.read(images, t, title=name) for name, images in parts.images.items()}
@@ -66,7 +73,10 @@ class Accuracy:
         return {tap: score for tap, (_, score) in found.items()}, 1.0
 
     def fuse(self, candidates: Sequence[Pair], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
-        """The features to read together, of those measured on all images, and their accuracy together."""
+        """The features to read together, of those measured on all images, and their accuracy together.
+
+        Features of many columns count by their first principal components.
+        """
         return on_main(self._parts.accelerator, partial(self._fuse, candidates, costs))
 
     def _leave_one_out(self, train: SplitFeatures) -> dict[str, float]:
@@ -92,8 +102,7 @@ class Accuracy:
             # Of equal ones the first, which has the shortest vectors.
             pool = max(scores, key=lambda pool: scores[pool])
             found[tap] = pool, scores[pool]
-            # Copies, which let go of the columns of all other poolings.
-            self._kept[tap, t] = {name: split.of(tap, pool).clone() for name, split in splits.items()}
+            self._kept[tap, t] = condense({name: split.of(tap, pool) for name, split in splits.items()}, self._device)
         return found
 
     def _fuse(self, candidates: Sequence[Pair], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
@@ -112,3 +121,27 @@ class Accuracy:
         )
         probe = create_probe("ridge", strengths=recipe.strengths)
         return best(compare(probe, train, validation, self._classes, criterion=recipe.criterion)).accuracy
+
+
+def condense(vectors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The first principal components of standardised vectors.
+
+    Args:
+        vectors: (N, D) by split; those of `train` say which components.
+        device: that can compute in float64.
+
+    Returns:
+        (N, 256) float32 by split, or all D columns where they are no more than that.
+    """
+    x = vectors["train"].to(device).double()
+    if x.shape[1] <= _COMPONENTS:
+        return {name: rows.clone() for name, rows in vectors.items()}
+    mean, deviation = x.mean(dim=0), x.std(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    x = (x - mean) / deviation
+    _, directions = torch.linalg.eigh(x.T @ x)
+    # Turned, as a fit standardises its columns again, which would blow the last components up to the first's size.
+    generator = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(_COMPONENTS, _COMPONENTS, generator=generator, dtype=x.dtype))
+    axes = directions[:, -_COMPONENTS:] @ turn.to(device)
+    condense = {name: (rows.to(device).double() - mean) / deviation @ axes for name, rows in vectors.items()}
+    return {name: rows.float().cpu() for name, rows in condense.items()}

@@ -41,10 +41,8 @@ class Parts:
         self.images = {name: build_dataset(recipe.data, name, augment=not recipe.labels) for name in names}
         # A timestep that the backbone does not have is refused here, not when its turn comes.
         FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps)
-        kept = recipe.fused_timesteps * sum(backbone.taps[tap].channels for tap in taps) * max(recipe.pools) ** 2
         counts = [len(images) for images in self.images.values()]
-        model = self._model(recipe.timesteps[0], recipe.seed)
-        on_main(accelerator, partial(check_memory, model, counts, kept=kept))
+        on_main(accelerator, partial(check_memory, self._model(recipe.timesteps[0], recipe.seed), counts))
 
     def read(self, images: ImageDataset, t: int, *, title: str, seed: int | None = None) -> SplitFeatures:
         """Reads images on all processes together; `seed` of the noise where it is not the recipe's."""

@@ -75,19 +75,18 @@ class SplitFeatures:
         return torch.from_numpy(self.vectors[:, self.places[tap, pool]])
 
 
-def check_memory(model: PooledInEveryWay, counts: Sequence[int], *, kept: int = 0) -> None:
+def check_memory(model: PooledInEveryWay, counts: Sequence[int]) -> None:
     """Finds out before splits are read that their vectors would not fit into memory.
 
     Args:
         model: gives the vectors.
         counts: images of each split.
-        kept: numbers of each image that stay in memory besides.
 
     Raises:
         ValueError: they need more than is free.
     """
     # The batches of a split are joined while they are there; every process on this machine holds all vectors.
-    needed = ((sum(counts) + max(counts)) * model.width + sum(counts) * kept) * torch.float32.itemsize
+    needed = (sum(counts) + max(counts)) * model.width * torch.float32.itemsize
     free = free_memory(torch.device("cpu"))
     if needed > free:
         raise ValueError(
