@@ -127,3 +127,21 @@ def check_strengths(strengths: Sequence[float], name: str = "strengths") -> tupl
     if not checked or len(set(checked)) < len(checked) or not all(0 < value < math.inf for value in checked):
         raise ValueError(f"{name} must be one or more different positive numbers, got {strengths!r}")
     return checked
+
+
+def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions in which rows vary, by the smaller of the two products of the rows with themselves.
+
+    Args:
+        x: (N, D) with columns of mean 0.
+
+    Returns:
+        Orthonormal directions (D, r), r at most N and D, and the sum of squares (r,) along each, ascending.
+    """
+    wide = x.shape[1] > x.shape[0]
+    spectrum, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
+    # What remains is rounding: directions without variance, along which no weight is learnt anyway.
+    kept = spectrum > spectrum.clamp_min(0).max() * torch.finfo(x.dtype).eps * max(x.shape)
+    spectrum, vectors = spectrum[kept], vectors[:, kept]
+    # Both products have the same spectrum; the left singular vectors give the right ones.
+    return (x.T @ vectors / spectrum.sqrt() if wide else vectors), spectrum

@@ -5,10 +5,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from difformer.analysis._inputs import Array, as_labels, as_matrix
-from difformer.analysis.linear import Criterion, LinearModel, Standardised, accuracy, check_strengths
+from difformer.analysis.linear import (
+    Criterion,
+    LinearModel,
+    Standardised,
+    accuracy,
+    check_strengths,
+    principal_axes,
+)
 from difformer.config import as_positive_integer
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -71,7 +77,7 @@ def ridge_path(
     bias = targets.mean(dim=0)
 
     # In the coordinates z along the principal axes, the normal equations are diagonal: (spectrum + N · l2) w = zᵀ y.
-    axes, spectrum = _principal_axes(data.x)
+    axes, spectrum = principal_axes(data.x)
     z = data.x @ axes
     moments = z.T @ (targets - bias)
     fits = []
@@ -96,14 +102,3 @@ def choose_leave_one_out(fits: Sequence[RidgeFit]) -> RidgeFit:
     if not fits:
         raise ValueError("there are no fits to choose from")
     return max(fits, key=lambda fit: (fit.leave_one_out, fit.l2))
-
-
-def _principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Orthonormal directions (D, r) in which (N, D) rows vary, and the sum of squares (r,) along each."""
-    wide = x.shape[1] > x.shape[0]
-    spectrum, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-    # What remains is rounding: directions without variance, along which no weight is learnt anyway.
-    kept = spectrum > spectrum.clamp_min(0).max() * torch.finfo(x.dtype).eps * max(x.shape)
-    spectrum, vectors = spectrum[kept], vectors[:, kept]
-    # Both products have the same spectrum; the left singular vectors give the right ones.
-    return (x.T @ vectors / spectrum.sqrt() if wide else vectors), spectrum

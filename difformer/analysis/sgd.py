@@ -100,10 +100,14 @@ class _Layers:
     """
 
     def __init__(self, grid: Sequence[tuple[float, float]], features: int, width: int, targets: Tensor) -> None:
-        self._weight = targets.new_zeros(features, len(grid), width, targets.shape[1])
-        self._bias = targets.new_zeros(features, len(grid), targets.shape[1])
+        self._shape = len(grid), targets.shape[1]
+        # Of a feature's layers side by side, so that one product gives all their logits.
+        self._weight = targets.new_zeros(features, width, math.prod(self._shape))
+        self._bias = targets.new_zeros(features, 1, math.prod(self._shape))
         self._velocity = torch.zeros_like(self._weight), torch.zeros_like(self._bias)
-        self._rates, self._decays = (targets.new_tensor(column) for column in zip(*grid, strict=True))
+        self._rates, self._decays = (
+            targets.new_tensor(column).repeat_interleave(targets.shape[1]) for column in zip(*grid, strict=True)
+        )
 
     def step(self, x: Tensor, targets: Tensor, factor: float) -> None:
         """One update: x (F, B, D), targets (B, C) one-hot, factor of the learning rates.
@@ -111,19 +115,22 @@ class _Layers:
         Raises:
             ValueError: weights are no longer finite.
         """
-        logits = x[:, None] @ self._weight + self._bias[:, :, None]
+        logits = torch.baddbmm(self._bias, x, self._weight)
         # The gradient of the mean cross-entropy.
-        error = (logits.softmax(dim=3) - targets) / len(targets)
-        gradients = x.mT[:, None] @ error + self._decays[:, None, None] * self._weight, error.sum(dim=2)
+        probabilities = logits.unflatten(2, self._shape).softmax(dim=3)
+        error = ((probabilities - targets[:, None]) / len(targets)).flatten(2)
+        gradients = torch.bmm(x.mT, error) + self._decays * self._weight, error.sum(dim=1, keepdim=True)
         for values, velocity, gradient in zip((self._weight, self._bias), self._velocity, gradients, strict=True):
             velocity.mul_(_MOMENTUM).add_(gradient)
-            values.sub_(factor * self._rates.view(-1, *[1] * (values.ndim - 2)) * velocity)
+            values.sub_(factor * self._rates * velocity)
         if not logits.isfinite().all():
             raise ValueError(f"the weights diverged; try smaller rates than {float(self._rates.max()):g}")
 
     def fits(self, feature: int, data: Standardised, grid: Sequence[tuple[float, float]]) -> tuple[SGDFit, ...]:
         """Those of one feature, on features as they are."""
+        weights = self._weight[feature].unflatten(1, self._shape).unbind(1)
+        biases = self._bias[feature, 0].unflatten(0, self._shape)
         return tuple(
             SGDFit(data.unfold(weight.T, bias), rate, decay)
-            for weight, bias, (rate, decay) in zip(self._weight[feature], self._bias[feature], grid, strict=True)
+            for weight, bias, (rate, decay) in zip(weights, biases, grid, strict=True)
         )

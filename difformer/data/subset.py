@@ -131,9 +131,16 @@ def few_shot(labels: Sequence[int] | Indices, k: int, seed: int) -> Indices:
 
 
 def percentage(labels: Sequence[int] | Indices, percent: float, seed: int, *, at_least: int = 1) -> Indices:
-    """`percent` % of each class, rounded, at least one image; those of a smaller percentage are among them.
+    """`percent` % of each class, rounded; those of a smaller percentage are among them.
 
-    Args and returns: as `few_shot`; `at_least` so many of each class, or all that it has.
+    Args:
+        labels: (N,).
+        percent: in (0, 100].
+        seed: of the choice, not negative.
+        at_least: images of each class, or all that it has; at least 1.
+
+    Returns:
+        Ascending indices into the labels.
     """
     groups = _shuffled_by_class(labels, seed, _SUBSET)
     return _sorted([group[: max(at_least, round(len(group) * percent / 100))] for group in groups.values()])

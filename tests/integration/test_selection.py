@@ -15,6 +15,7 @@ from difformer.data import ImageDataset, create_dataset
 from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
 from difformer.engine.selection import accuracy, parts
+from difformer.engine.selection import select as module
 from difformer.engine.selection.parts import Parts
 from difformer.engine.selection.select import select
 from difformer.engine.sweep.features import SplitFeatures
@@ -90,6 +91,12 @@ def test_several_timesteps_are_fused(values, monkeypatch):
     assert results["fused"]["passes"] == pytest.approx(2 * taps["mid"].flops / list(taps.values())[-1].flops)
 
 
+def test_features_come_from_no_more_timesteps_than_asked_for():
+    found = {("a", 10): 0.5, ("b", 10): 0.6, ("a", 50): 0.7, ("b", 50): 0.2, ("a", 90): 0.3, ("b", 90): 0.4}
+    assert module._candidates(found, 1) == [("a", 50), ("b", 50)]
+    assert module._candidates(found, 2) == [("a", 10), ("b", 10), ("a", 50), ("b", 50)]
+
+
 def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
     (tmp_path / "select.yaml").write_text(json.dumps(values))
     assert main(["select", str(tmp_path / "select.yaml")]) == 0
@@ -108,6 +115,7 @@ def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
     assert main(["train", str(tmp_path / "train.yaml"), *options]) == 0
     trained = read_yaml(tmp_path / "run" / "recipe.yaml")["extractor"]
     assert {key: list(trained[key]) for key in recommended} == recommended
+    assert recommended["feedback_taps"] == []
 
 
 def test_several_processes_find_what_one_does(values, tmp_path):
@@ -232,3 +240,15 @@ def test_condensed_features_classify_as_whole_ones_do(monkeypatch):
     assert spread.max() < 5 * spread.min()
     few = {name: rows[:, :8] for name, rows in splits.items()}
     assert all(torch.equal(rows, few[name]) for name, rows in accuracy.condense(few, cpu).items())
+
+
+def test_condensing_fewer_images_than_components_adds_nothing():
+    rng = np.random.default_rng(0)
+    train = torch.from_numpy(rng.normal(size=(100, 300))).float()
+    # A column that does not vary in training.
+    train[:, 7] = 3
+    condensed = accuracy.condense({"train": train, "holdout": train + 1}, torch.device("cpu"))
+    assert condensed["train"].shape[1] == condensed["holdout"].shape[1] <= 99
+    assert condensed["holdout"].abs().max() < 100
+    centred = (train - train.mean(0)) / train.std(0, unbiased=False).clamp_min(1e-6)
+    torch.testing.assert_close(condensed["train"] @ condensed["train"].T, centred @ centred.T, rtol=1e-3, atol=1e-2)

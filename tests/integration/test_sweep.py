@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,6 +26,8 @@ from difformer.engine.sweep.recommending import recommend, recommended_recipes
 from difformer.engine.sweep.scores import Score, best_score, pareto_front
 from difformer.engine.sweep.sweep import sweep
 from difformer.taps import TapSpec
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -76,6 +79,12 @@ def test_leaves_table_pictures_and_a_recipe_that_trains(values, tmp_path, capsys
     options += ["--output", str(tmp_path / "run"), "--training.batch_size", "8", "--overwrite"]
     for name in ("recommended.yaml", "recommended_diffeed.yaml"):
         assert main(["train", str(folder / name), *options]) == 0
+        # Over recipes of either kind of head, with cached features or without.
+        for recipe in ("elpv", "elpv_diffeed"):
+            over = ["train", str(ROOT / "train" / "configs" / f"{recipe}.yaml"), "--config", str(folder / name)]
+            with pytest.raises(SystemExit) as status:
+                main([*over, "--print_config"])
+            assert status.value.code == 0
 
 
 def test_goes_on_with_the_timesteps_that_are_missing(values, monkeypatch):
@@ -206,7 +215,9 @@ def test_the_recommended_recipes_read_what_scored_best():
     level = {"in00": 0.1, "in01": 0.9, "mid": 0.2, "out00": 0.3, "out01": 0.8}
     scores = [score(tap, t, level[tap] - abs(t - 50) / 1000, 1.0) for tap in taps for t in (10, 50)]
     found = {name: yaml.safe_load(text) for name, text in recommended_recipes(scores, taps).items()}
-    assert found["recommended.yaml"]["extractor"] == {"taps": ["in01", "out00", "out01"], "timesteps": [10, 50]}
+    assert found["recommended.yaml"]["extractor"] == {
+        "taps": ["in01", "out00", "out01"], "timesteps": [10, 50], "feedback_taps": [],
+    }  # fmt: skip
     assert found["recommended_diffeed.yaml"]["extractor"] == {
         "feedback_taps": ["out00", "out01"], "taps": ["out01"], "timesteps": [50],
     }  # fmt: skip

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
 
 from difformer.analysis import LinearModel, RidgeFit, choose, choose_leave_one_out, ridge_path
-from difformer.analysis.linear import Standardised
-from difformer.analysis.ridge import _principal_axes
+from difformer.analysis.linear import Standardised, principal_axes
 
 
 def data(n, d, seed=0, classes=3):
@@ -60,7 +59,7 @@ def test_the_smaller_side_is_decomposed(n, d, rank, monkeypatch):
     eigh = torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: sizes.append(len(matrix)) or eigh(matrix))
     x = torch.from_numpy(standardised(data(n, d)[0]))
-    axes, spectrum = _principal_axes(x)
+    axes, spectrum = principal_axes(x)
     assert sizes == [min(n, d)]
     assert axes.shape == (d, rank)
     torch.testing.assert_close(axes.T @ axes, torch.eye(rank, dtype=torch.float64))

@@ -126,8 +126,8 @@ class SelectRecipe:
         views: of each image, without labels.
         budget: most that reading the features to fuse may cost, in whole passes of the network.
         most: features to fuse.
-        fused_timesteps: how many timesteps features to fuse may come from at the most. As many are measured on all
-            images, each for a pass over them.
+        fused_timesteps: how many timesteps features to fuse may come from at the most. At least as many are measured
+            on all images, each for a pass over them.
         precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.

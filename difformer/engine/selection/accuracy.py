@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from difformer.analysis import choose_leave_one_out, ridge_path
+from difformer.analysis.linear import Standardised, principal_axes
 from difformer.analysis.probes import Labelled, best, compare, create_probe
 from difformer.analysis.ridge import STRENGTHS
 from difformer.data import percentage
@@ -40,6 +41,7 @@ class Accuracy:
         self._parts = parts
         self._device = solver_device(parts.accelerator.device)
         self._kept: dict[Pair, dict[str, Tensor]] = {}
+        self._alone: dict[Pair, float] = {}
         self._labels: dict[str, Tensor] = {}
         self.pools: dict[Pair, int] = {}
         train = parts.images["train"]
@@ -75,7 +77,8 @@ class Accuracy:
     def fuse(self, candidates: Sequence[Pair], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
         """The features to read together, of those measured on all images, and their accuracy together.
 
-        Features of many columns count by their first principal components.
+        The first is the best that the budget allows. Joined, features of many columns count by their first principal
+        components.
         """
         return on_main(self._parts.accelerator, partial(self._fuse, candidates, costs))
 
@@ -102,6 +105,7 @@ class Accuracy:
             # Of equal ones the first, which has the shortest vectors.
             pool = max(scores, key=lambda pool: scores[pool])
             found[tap] = pool, scores[pool]
+            self._alone[tap, t] = scores[pool]
             self._kept[tap, t] = condense({name: split.of(tap, pool) for name, split in splits.items()}, self._device)
         return found
 
@@ -111,6 +115,8 @@ class Accuracy:
         return chosen, self._fused_score(chosen)
 
     def _fused_score(self, pairs: Sequence[Pair]) -> float:
+        if len(pairs) == 1:
+            return self._alone[pairs[0]]
         return self._score({name: torch.cat([self._kept[p][name] for p in pairs], dim=1) for name in self._labels})
 
     def _score(self, vectors: Mapping[str, Tensor]) -> float:
@@ -131,17 +137,19 @@ def condense(vectors: Mapping[str, Tensor], device: torch.device) -> dict[str, T
         device: that can compute in float64.
 
     Returns:
-        (N, 256) float32 by split, or all D columns where they are no more than that.
+        (N, k) float32 by split, k at most 256 and at most as many as the training vectors have; all D columns where
+        they are no more than 256.
     """
-    x = vectors["train"].to(device).double()
-    if x.shape[1] <= _COMPONENTS:
+    if vectors["train"].shape[1] <= _COMPONENTS:
         return {name: rows.clone() for name, rows in vectors.items()}
-    mean, deviation = x.mean(dim=0), x.std(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
-    x = (x - mean) / deviation
-    _, directions = torch.linalg.eigh(x.T @ x)
+    train = Standardised.of(vectors["train"].to(device), torch.float64)
+    # Ascending, so that the last explain most.
+    axes = principal_axes(train.x)[0][:, -_COMPONENTS:]
     # Turned, as a fit standardises its columns again, which would blow the last components up to the first's size.
     generator = torch.Generator().manual_seed(0)
-    turn, _ = torch.linalg.qr(torch.randn(_COMPONENTS, _COMPONENTS, generator=generator, dtype=x.dtype))
-    axes = directions[:, -_COMPONENTS:] @ turn.to(device)
-    condense = {name: (rows.to(device).double() - mean) / deviation @ axes for name, rows in vectors.items()}
-    return {name: rows.float().cpu() for name, rows in condense.items()}
+    turn, _ = torch.linalg.qr(torch.randn(axes.shape[1], axes.shape[1], generator=generator, dtype=torch.float64))
+    axes = axes @ turn.to(device)
+    return {
+        name: ((rows.to(device).double() - train.mean) / train.scale @ axes).float().cpu()
+        for name, rows in vectors.items()
+    }

@@ -44,7 +44,8 @@ class Search:
         Returns:
             The best of those measured on all images.
         """
-        self._find_timesteps()
+        if self.whole < len(self.timesteps):
+            self._find_timesteps()
         for count, t in enumerate(sorted(self.timesteps, key=self._promise, reverse=True)):
             if count >= self.whole and self.spent + 1 > _MOST_OF_GRID * len(self.timesteps):
                 break

@@ -50,11 +50,10 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     measured = Accuracy(parts) if recipe.labels else Views(parts)
     search = Search(measured.measure, recipe.timesteps, recipe.fused_timesteps)
     best = search.run()
-    results = _found(search, best, measured.pools)
+    results = _found(recipe, search, best, measured.pools)
     pairs = [best]
     if isinstance(measured, Accuracy):
-        pairs, score = measured.fuse(list(search.found), costs)
-        results["score"] = f"{recipe.criterion} on {recipe.validation}"
+        pairs, score = measured.fuse(_candidates(search.found, recipe.fused_timesteps), costs)
         results["fused"] = {
             "pairs": [{"tap": tap, "t": t, "pool": measured.pools[tap, t]} for tap, t in pairs],
             "score": score,
@@ -82,7 +81,14 @@ def _check_budget(recipe: SelectRecipe, costs: Mapping[str, float]) -> None:
         )
 
 
-def _found(search: Search, best: Pair, pools: Mapping[Pair, int]) -> dict[str, Any]:
+def _candidates(found: Mapping[Pair, float], timesteps: int) -> list[Pair]:
+    """Features at the best timesteps."""
+    best = sorted(found, key=lambda pair: -found[pair])
+    chosen = list(dict.fromkeys(t for _, t in best))[:timesteps]
+    return [pair for pair in found if pair[1] in chosen]
+
+
+def _found(recipe: SelectRecipe, search: Search, best: Pair, pools: Mapping[Pair, int]) -> dict[str, Any]:
     """What the search has seen."""
     measured = {
         (tap, t): {"tap": tap, "t": t, "pool": pools[tap, t], "score": score}
@@ -90,7 +96,9 @@ def _found(search: Search, best: Pair, pools: Mapping[Pair, int]) -> dict[str, A
     }
     return {
         "best": measured[best],
-        "score": "1 - view criterion, without labels",
+        "score": f"{recipe.criterion} on {recipe.validation}"
+        if recipe.labels
+        else "1 - view criterion, without labels",
         "measured": list(measured.values()),
         "coarse": [
             {"tap": tap, "t": t, "score": score} for t, scores in search.coarse.items() for tap, score in scores.items()
@@ -106,6 +114,7 @@ def _recommended(pairs: Sequence[tuple[str, int]], taps: Sequence[str]) -> str:
         "extractor": {
             "taps": [tap for tap in taps if tap in chosen],
             "timesteps": sorted({t for _, t in pairs}),
+            "feedback_taps": [],
         }
     }
     return yaml.safe_dump(values, sort_keys=False)

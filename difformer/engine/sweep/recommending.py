@@ -28,7 +28,7 @@ def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec]) ->
 
 
 def recommend(scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = _COUNT) -> tuple[list[str], list[int]]:
-    """Blocks and timesteps to fuse: the best block, then the best of other map sizes; the best timesteps likewise.
+    """Blocks and timesteps to fuse: the best block, then the best of other map sizes; the best timesteps of these.
 
     Args:
         scores: of the sweep.
@@ -64,7 +64,7 @@ def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
     arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
     gflop = len(timesteps) * max(taps[tap].flops for tap in blocks) / 1e9
     values = {
-        "extractor": {"taps": blocks, "timesteps": timesteps},
+        "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": []},
         "head": {"name": "difformer", "arguments": arguments},
     }
     return _described(best_score(scores), f"These together take {gflop:.3g} GFLOP an image.", values)
@@ -81,6 +81,7 @@ def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
             "taps": [best.tap],
             "timesteps": [best.t],
         },
+        "features": "live",
         "head": {"name": "attention", "arguments": {"pool": max(score.pool for score in decoder)}},
     }
     return _described(best, "It is read in the second pass, and the best of each map size are fed back.", values)
