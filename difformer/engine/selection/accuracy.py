@@ -41,7 +41,6 @@ class Accuracy:
         self._parts = parts
         self._device = solver_device(parts.accelerator.device)
         self._kept: dict[Pair, dict[str, Tensor]] = {}
-        self._alone: dict[Pair, float] = {}
         self._labels: dict[str, Tensor] = {}
         self.pools: dict[Pair, int] = {}
         train = parts.images["train"]
@@ -74,8 +73,8 @@ class Accuracy:
         self.pools |= {(tap, t): pool for tap, (pool, _) in found.items()}
         return {tap: score for tap, (_, score) in found.items()}, 1.0
 
-    def fuse(self, candidates: Sequence[Pair], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
-        """The features to read together, of those measured on all images, and their accuracy together.
+    def fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
+        """The features to read together, of some with their accuracies on all images, and their accuracy together.
 
         The first is the best that the budget allows. Joined, features of many columns count by their first principal
         components.
@@ -105,18 +104,19 @@ class Accuracy:
             # Of equal ones the first, which has the shortest vectors.
             pool = max(scores, key=lambda pool: scores[pool])
             found[tap] = pool, scores[pool]
-            self._alone[tap, t] = scores[pool]
             self._kept[tap, t] = condense({name: split.of(tap, pool) for name, split in splits.items()}, self._device)
         return found
 
-    def _fuse(self, candidates: Sequence[Pair], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
+    def _fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
         recipe = self._parts.recipe
-        chosen = greedy_set(self._fused_score, candidates, costs, budget=recipe.budget, most=recipe.most)
-        return chosen, self._fused_score(chosen)
 
-    def _fused_score(self, pairs: Sequence[Pair]) -> float:
-        if len(pairs) == 1:
-            return self._alone[pairs[0]]
+        def score(pairs: Sequence[Pair]) -> float:
+            return candidates[pairs[0]] if len(pairs) == 1 else self._joined_score(pairs)
+
+        chosen = greedy_set(score, list(candidates), costs, budget=recipe.budget, most=recipe.most)
+        return chosen, score(chosen)
+
+    def _joined_score(self, pairs: Sequence[Pair]) -> float:
         return self._score({name: torch.cat([self._kept[p][name] for p in pairs], dim=1) for name in self._labels})
 
     def _score(self, vectors: Mapping[str, Tensor]) -> float:

@@ -53,7 +53,8 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     results = _found(recipe, search, best, measured.pools)
     pairs = [best]
     if isinstance(measured, Accuracy):
-        pairs, score = measured.fuse(_candidates(search.found, recipe.fused_timesteps), costs)
+        candidates = _candidates(search.found, recipe.fused_timesteps)
+        pairs, score = measured.fuse({pair: search.found[pair] for pair in candidates}, costs)
         results["fused"] = {
             "pairs": [{"tap": tap, "t": t, "pool": measured.pools[tap, t]} for tap, t in pairs],
             "score": score,
