@@ -31,6 +31,7 @@ def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> 
         feedback = "feedback_taps" in section["extractor"]
         section["extractor"] = {"taps": ["mid"], "timesteps": [50]}
         section["extractor"] |= {"feedback_taps": ["out00"]} if feedback else {}
+    values["least_steps"] = {}
     values["heads"]["linear"]["head"]["arguments"] = {"pool": 2}
     values["heads"]["attention"]["head"]["arguments"] = SMALL
     values["heads"]["difformer"]["head"]["arguments"] = SMALL | {"variant": "joint"}

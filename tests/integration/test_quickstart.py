@@ -21,7 +21,7 @@ from difformer.data import collate, create_dataset
 from difformer.engine.build import build_classifier, build_extractor
 from difformer.engine.quickstart import methods
 from difformer.engine.quickstart import plan as plans
-from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
+from difformer.engine.quickstart.plan import QuickstartConfig, create_plan, lengthened
 from difformer.engine.quickstart.quickstart import quickstart
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import build, read_yaml
@@ -197,6 +197,8 @@ def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasure
         ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
         ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
         ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
+        ({"least_steps": {"attention": 0}}, {}, r"least_steps\.attention must be a positive integer"),
+        ({"least_steps": {"svm": 9}}, {}, r"least_steps\.svm is none of heads: linear, attention"),
         ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
         (
             dict.fromkeys(("heads.linear", "heads.attention", "heads.difformer")),
@@ -209,6 +211,18 @@ def test_recipes_that_would_be_ignored_in_part_are_refused(changes, options, mes
     path = write_recipe(tmp_path / "mine.yaml", **changes)
     with pytest.raises(ValueError, match=message):
         create_plan(QuickstartConfig(recipe=str(path), **options))
+
+
+def test_few_images_are_seen_more_often(tmp_path):
+    path = write_recipe(tmp_path / "mine.yaml", least_steps={"attention": 1001, "diffeed": 50})
+    plan = create_plan(QuickstartConfig(recipe=str(path)))
+    epochs = {run.method: run.recipe.training.epochs for run in plan.runs}
+    # 180 images are three steps of 64, the last of them with 52.
+    few = lengthened(plan, 180)
+    longer = {run.method: run.recipe.training.epochs for run in few.runs}
+    assert longer == epochs | {"attention": 334, "diffeed": 17}
+    assert {method: recipe.training.epochs for method, recipe in few.heads.items()} == longer
+    assert lengthened(plan, 50_000).runs == plan.runs
 
 
 def test_a_title_may_have_braces(tmp_path):

@@ -24,10 +24,10 @@ RECIPES = sorted(CONFIGS.glob("*.yaml"))
 HEADS = sorted((ROOT / "train" / "heads").glob("*.yaml"))
 NAMES = {
     "imagenet_linear", "imagenet_attention", "imagenet_difformer", "imagenet_diffeed", "imagenet_difformer_joint",
-    "imagenet_1percent", "imagenet_10percent", "aircraft", "cars", "cub", "dogs", "flowers", "nabirds", "cifar10",
-    "elpv", "elpv_diffeed",
+    "imagenet_1percent", "imagenet_10percent", "aircraft", "cars", "cub", "dogs", "flowers", "nabirds",
+    "cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed",
 }  # fmt: skip
-SMALL = {"cifar10", "elpv", "elpv_diffeed"}
+SMALL = {"cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed"}
 TRANSFORMER = {"width": 1024, "heads": 8, "layers": 2, "mlp_ratio": 4, "pool": 16, "norm": "layer"}
 
 

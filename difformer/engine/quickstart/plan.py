@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ class Plan:
         knn: the probe by nearest neighbours.
         heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair.
         runs: the trainings, at least one.
+        least_steps: of training, by method, whose epochs are otherwise too few; see `lengthened`.
         pictured: the features of which the page shows principal components.
         published: rows of published results: name, and values by the table's columns.
         output: the folder of everything.
@@ -101,6 +103,7 @@ class Plan:
     knn: ProbeRecipe
     heads: Mapping[str, Recipe]
     runs: tuple[PlannedRun, ...]
+    least_steps: Mapping[str, int]
     pictured: ExtractorConfig
     published: tuple[Mapping[str, Any], ...]
     output: Path
@@ -117,6 +120,7 @@ class _File:
     heads: Mapping[str, Any]
     knn: Mapping[str, Any]
     pictured: ExtractorConfig
+    least_steps: Mapping[str, int] = field(default_factory=dict)
     published: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
@@ -146,9 +150,28 @@ def create_plan(config: QuickstartConfig) -> Plan:
         knn=knn,
         heads=heads,
         runs=_runs(config, heads, output),
+        least_steps=file.least_steps,
         pictured=file.pictured,
         published=() if config.levels else tuple(file.published),
         output=output,
+    )
+
+
+def lengthened(plan: Plan, images: int) -> Plan:
+    """The plan for that many training images, of which few would otherwise leave heads with few steps.
+
+    Where the epochs of a method would be less than its `least_steps`, it gets as many as that takes.
+    """
+
+    def lengthen(method: str, recipe: Recipe) -> Recipe:
+        steps_an_epoch = ceil(images / recipe.training.batch_size)
+        epochs = max(recipe.training.epochs, ceil(plan.least_steps.get(method, 0) / steps_an_epoch))
+        return replace(recipe, training=replace(recipe.training, epochs=epochs))
+
+    return replace(
+        plan,
+        heads={method: lengthen(method, recipe) for method, recipe in plan.heads.items()},
+        runs=tuple(replace(run, recipe=lengthen(run.method, run.recipe)) for run in plan.runs),
     )
 
 
@@ -192,6 +215,10 @@ def _read(config: QuickstartConfig) -> _File:
     for name in (SVM, KNN, *file.heads):
         if name not in file.titles:
             raise ValueError(f"titles must name every method; there is none for {name}")
+    for name, steps in file.least_steps.items():
+        if name not in file.heads:
+            raise ValueError(f"least_steps.{name} is none of heads: {', '.join(file.heads)}")
+        as_positive_integer(f"least_steps.{name}", steps)
     return file
 
 
