@@ -28,10 +28,10 @@ def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> 
     values["base"] |= {"cache": {"views": 2}, "schedule": {"name": "constant"}}
     values["base"]["training"] |= {"epochs": 2, "batch_size": 8}
     for section in (*values["heads"].values(), values["knn"]):
+        section.pop("least_steps", None)
         feedback = "feedback_taps" in section["extractor"]
         section["extractor"] = {"taps": ["mid"], "timesteps": [50]}
         section["extractor"] |= {"feedback_taps": ["out00"]} if feedback else {}
-    values["least_steps"] = {}
     values["heads"]["linear"]["head"]["arguments"] = {"pool": 2}
     values["heads"]["attention"]["head"]["arguments"] = SMALL
     values["heads"]["difformer"]["head"]["arguments"] = SMALL | {"variant": "joint"}

@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,11 @@ from difformer.engine.quickstart import plan as plans
 from difformer.engine.quickstart.plan import QuickstartConfig, create_plan, lengthened
 from difformer.engine.quickstart.quickstart import quickstart
 from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.reading import build, read_yaml
+from difformer.engine.recipes.reading import build, plain, read_yaml
+from difformer.engine.recipes.training import Recipe
 
 ROOT = Path(__file__).parents[2]
+HEADS = ROOT / "eval" / "configs" / "cifar10_heads.yaml"
 METHODS = ["svm", "knn", "linear", "attention", "difformer", "diffeed"]
 
 
@@ -197,8 +199,7 @@ def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasure
         ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
         ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
         ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
-        ({"least_steps": {"attention": 0}}, {}, r"least_steps\.attention must be a positive integer"),
-        ({"least_steps": {"svm": 9}}, {}, r"least_steps\.svm is none of heads: linear, attention"),
+        ({"heads.attention.least_steps": 0}, {}, r"heads\.attention\.least_steps must be a positive integer"),
         ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
         (
             dict.fromkeys(("heads.linear", "heads.attention", "heads.difformer")),
@@ -214,13 +215,15 @@ def test_recipes_that_would_be_ignored_in_part_are_refused(changes, options, mes
 
 
 def test_few_images_are_seen_more_often(tmp_path):
-    path = write_recipe(tmp_path / "mine.yaml", least_steps={"attention": 1001, "diffeed": 50})
+    path = write_recipe(
+        tmp_path / "mine.yaml", **{"heads.attention.least_steps": 1001, "heads.diffeed.least_steps": 50}
+    )
     plan = create_plan(QuickstartConfig(recipe=str(path)))
     epochs = {run.method: run.recipe.training.epochs for run in plan.runs}
     # 180 images are three steps of 64, the last of them with 52.
     few = lengthened(plan, 180)
     longer = {run.method: run.recipe.training.epochs for run in few.runs}
-    assert longer == epochs | {"attention": 334, "diffeed": 17}
+    assert longer == epochs | {"linear": 100, "attention": 334, "difformer": 200, "diffeed": 17}
     assert {method: recipe.training.epochs for method, recipe in few.heads.items()} == longer
     assert lengthened(plan, 50_000).runs == plan.runs
 
@@ -275,10 +278,18 @@ def test_says_what_to_install(pets, monkeypatch, capsys):
     assert "elpv-dataset" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "data"), [("adm_elpv", None), ("adm32_cifar10", ".")])
-def test_its_recipes_fit_the_networks_they_name(name, data):
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("adm_elpv", QuickstartConfig()),
+        ("adm32_cifar10", QuickstartConfig(data=".")),
+        ("adm32_cifar10", QuickstartConfig(recipe=str(HEADS))),
+    ],
+    ids=["elpv", "folder", "cifar10"],
+)
+def test_its_recipes_fit_the_networks_they_name(name, config):
     model = build(PretrainRecipe, read_yaml(ROOT / "train" / "pretraining" / f"{name}.yaml")).model
-    plan = create_plan(QuickstartConfig(data=data))
+    plan = create_plan(config)
     assert {run.method for run in plan.runs} == set(METHODS[2:])
     assert plan.data.size == model.image_size
     with torch.device("meta"):
@@ -295,6 +306,15 @@ def test_its_recipes_fit_the_networks_they_name(name, data):
         assert set(read[method].taps) <= set(read["difformer"].taps)
         assert set(read[method].timesteps) <= set(read["difformer"].timesteps)
         assert heads[method].map_sizes.items() <= heads["difformer"].map_sizes.items()
+
+
+@pytest.mark.parametrize(("method", "name"), [("difformer", "cifar10"), ("diffeed", "cifar10_diffeed")])
+def test_the_heads_that_ship_are_those_of_the_table(method, name):
+    planned = plain(asdict(create_plan(QuickstartConfig(recipe=str(HEADS))).heads[method]))
+    shipped = plain(asdict(build(Recipe, read_yaml(ROOT / "train" / "configs" / f"{name}.yaml"))))
+    differing = {key for key in shipped if planned[key] != shipped[key]}
+    unused = {"cache"} if shipped["features"] == "live" else set()
+    assert differing <= {"output", "trackers"} | unused
 
 
 @pytest.mark.browser

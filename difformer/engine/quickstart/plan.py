@@ -20,6 +20,8 @@ RECIPES = Path(__file__).parent
 TEST_FRACTION = 0.25
 # Sections that all methods share, or their numbers could not be compared.
 _SHARED = ("data", "backbone")
+# What a head's section may say beside what recipes do.
+_STEPS = "least_steps"
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Plan:
         knn: the probe by nearest neighbours.
         heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair.
         runs: the trainings, at least one.
-        least_steps: of training, by method, whose epochs are otherwise too few; see `lengthened`.
+        least_steps: of the training, by method, where its recipe says any; see `lengthened`.
         pictured: the features of which the page shows principal components.
         published: rows of published results: name, and values by the table's columns.
         output: the folder of everything.
@@ -120,7 +122,6 @@ class _File:
     heads: Mapping[str, Any]
     knn: Mapping[str, Any]
     pictured: ExtractorConfig
-    least_steps: Mapping[str, int] = field(default_factory=dict)
     published: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
 
@@ -137,7 +138,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
     data = _data(config, base.data)
     output = expand_user(config.output or f"runs/quickstart-{_word(config)}")
     heads = {
-        method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, section)), data=data)
+        method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, _without_steps(section))), data=data)
         for method, section in file.heads.items()
     }
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
@@ -150,7 +151,11 @@ def create_plan(config: QuickstartConfig) -> Plan:
         knn=knn,
         heads=heads,
         runs=_runs(config, heads, output),
-        least_steps=file.least_steps,
+        least_steps={
+            method: as_positive_integer(f"heads.{method}.{_STEPS}", section[_STEPS])
+            for method, section in file.heads.items()
+            if _STEPS in section
+        },
         pictured=file.pictured,
         published=() if config.levels else tuple(file.published),
         output=output,
@@ -173,6 +178,10 @@ def lengthened(plan: Plan, images: int) -> Plan:
         heads={method: lengthen(method, recipe) for method, recipe in plan.heads.items()},
         runs=tuple(replace(run, recipe=lengthen(run.method, run.recipe)) for run in plan.runs),
     )
+
+
+def _without_steps(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in section.items() if key != _STEPS}
 
 
 def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:
@@ -215,10 +224,6 @@ def _read(config: QuickstartConfig) -> _File:
     for name in (SVM, KNN, *file.heads):
         if name not in file.titles:
             raise ValueError(f"titles must name every method; there is none for {name}")
-    for name, steps in file.least_steps.items():
-        if name not in file.heads:
-            raise ValueError(f"least_steps.{name} is none of heads: {', '.join(file.heads)}")
-        as_positive_integer(f"least_steps.{name}", steps)
     return file
 
 
