@@ -37,6 +37,8 @@ def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> 
     values["heads"]["difformer"]["head"]["arguments"] = SMALL | {"variant": "joint"}
     values["heads"]["difformer"]["extractor"] = {"taps": ["in03", "mid"], "timesteps": [50, 100]}
     values["heads"]["diffeed"] |= {"head": {"name": "attention", "arguments": SMALL}, "training": {"epochs": 1}}
+    # Two epochs are fewer steps.
+    values["heads"]["attention"]["least_steps"] = 7
     values["pictured"] = {"taps": ["in03", "mid"], "timesteps": [50]}
     (weights / "folder.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     shutil.copy(plan.RECIPES / "elpv.yaml", weights)

@@ -1,4 +1,4 @@
-"""Trains a denoiser from a recipe: `accelerate launch train/pretrain.py train/configs/NAME.yaml [options]`."""
+"""Trains a denoiser from a recipe: `accelerate launch train/pretrain.py train/pretraining/NAME.yaml [options]`."""
 
 import sys
 

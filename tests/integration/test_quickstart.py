@@ -73,6 +73,8 @@ def test_all_methods_are_measured_and_the_page_shows_them(pets, capsys):
     results = json.loads((folder / "results.json").read_text())
     assert [result["method"] for result in results] == METHODS
     assert [len(result["scores"]) for result in results] == [1, 1, 2, 2, 2, 1]
+    epochs = {run: json.loads((folder / f"{run}-0" / "results.json").read_text())["epochs"] for run in METHODS[2:]}
+    assert epochs == {"linear": 2, "attention": 3, "difformer": 2, "diffeed": 1}
     for result in results:
         confusion = np.array(result["confusion"])
         assert confusion.sum() == 12 * len(result["scores"])
@@ -199,6 +201,7 @@ def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasure
         ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
         ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
         ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
+        ({"heads.attention.least_step": 9}, {}, "did you mean 'heads.attention.least_steps'"),
         ({"heads.attention.least_steps": 0}, {}, r"heads\.attention\.least_steps must be a positive integer"),
         ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
         (

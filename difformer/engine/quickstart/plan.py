@@ -1,7 +1,7 @@
 """What a quickstart trains and measures: recipes for each method, from a YAML file of this folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from difformer.config import as_integer, as_positive_integer
 from difformer.data import DataConfig
 from difformer.data.dataset import TEST
 from difformer.engine.recipes.evaluation import ProbeRecipe
-from difformer.engine.recipes.reading import build, create_parser, overlay, read_values, read_yaml
+from difformer.engine.recipes.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
 from difformer.engine.recipes.training import ExtractorConfig, Recipe
 from difformer.files import expand_user
 
@@ -240,6 +240,11 @@ def _check_sections(file: _File) -> None:
         for key in _SHARED:
             if key in section:
                 raise ValueError(f"{name}.{key}: all methods share one {key}; give it as base.{key}")
+    for method, section in file.heads.items():
+        known = [f"heads.{method}.{key}" for key in (*(field.name for field in fields(Recipe)), _STEPS)]
+        for key in section:
+            if f"heads.{method}.{key}" not in known:
+                raise unknown_key(f"heads.{method}.{key}", known)
 
 
 def _word(config: QuickstartConfig) -> str:
