@@ -36,8 +36,9 @@ class DataConfig:
         size: side of the input in pixels.
         resize: short side before the central crop in evaluation; `size` when None, as published.
         augmentation: of the training split: `published`, `none`, `flip` (random horizontal flip), `flips`
-            (horizontal, vertical or both), `symmetries` (one of the square's eight), `crop` (random resized crop and
-            flip), or a policy by timm's name, such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`.
+            (horizontal, vertical or both), `symmetries` (one of the square's eight), `shift` (moved by up to an eighth
+            of the side, and flip), `crop` (random resized crop and flip), or a policy by timm's name, such as
+            `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`.
         random_erasing: probability of timm's random erasing, with `crop` and timm's policies.
         stream: read WebDataset shards as a stream; otherwise as a data set with random access.
         shuffle_buffer: images of the training stream to choose the next from.

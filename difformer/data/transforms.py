@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from difformer._optional import require
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 SampleTransform = Callable[["Image", np.random.Generator], Tensor]
 
 _SYMMETRIES = ("flip", "flips", "symmetries")
-_WITHOUT_TIMM = ("none", *_SYMMETRIES, "published")
+_WITHOUT_TIMM = ("none", *_SYMMETRIES, "shift", "published")
 # The first word of timm's names of augmentation policies.
 TIMM_POLICIES = ("rand", "augmix", "original", "originalr", "v0", "v0r", "3a")
 
@@ -86,6 +87,29 @@ class Symmetric:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """The evaluation transform, moved by up to an eighth of the side, and a random horizontal flip.
+
+    Edges are reflected into the room that the move leaves. Objects keep the scale they have in evaluation, which in
+    small images `published` changes: it is the usual transform of CIFAR-10 (He et al. 2016), which pads with zeros.
+
+    Attributes:
+        preprocessing: the evaluation transform.
+    """
+
+    preprocessing: Preprocessing
+
+    def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
+        pixels = self.preprocessing(image)
+        side = pixels.shape[-1]
+        margin = side // 8
+        padded = F.pad(pixels, (margin,) * 4, mode="reflect")
+        top, left = (int(rng.integers(0, 2 * margin + 1)) for _ in range(2))
+        moved = padded[:, top : top + side, left : left + side]
+        return moved.flip(2) if rng.random() < 0.5 else moved.contiguous()
+
+
+@dataclass(frozen=True)
 class Deterministic:
     """A transform without randomness."""
 
@@ -138,7 +162,8 @@ def create_transform(
 
     Args:
         name: `none` (the evaluation transform), `flip` (and a random horizontal flip), `flips` (horizontal, vertical
-            or both), `symmetries` (one of the square's eight), `published`, `crop`, or a policy by timm's name.
+            or both), `symmetries` (one of the square's eight), `shift` (moved, and flip), `published`, `crop`, or a
+            policy by timm's name.
         size: side of the result in pixels.
         resize: short side before the central crop, for `none`.
         random_erasing: probability of timm's random erasing, for `crop` and timm's policies.
@@ -152,6 +177,8 @@ def create_transform(
         evaluation = Preprocessing(size, resize)
         if name == "published":
             return PublishedTransform(size)
+        if name == "shift":
+            return Shifted(evaluation)
         return Symmetric(evaluation, name) if name in _SYMMETRIES else Deterministic(evaluation)
     known = (*_WITHOUT_TIMM, "crop", *TIMM_POLICIES)
     policy, *sections = name.split("-")

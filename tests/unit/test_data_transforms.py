@@ -23,7 +23,7 @@ from difformer.data import (
 from difformer.data.images import resize_short_side
 from difformer.data.transforms import Isolated
 
-NAMES = ["published", "crop", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "3a", "original"]
+NAMES = ["published", "shift", "crop", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "3a", "original"]
 PICTURE = Image.fromarray(pixels(0, 40, 60))
 
 
@@ -114,6 +114,20 @@ def test_symmetries_are_all_drawn_and_no_others(name, expected):
     group = [torch.rot90(whole.flip(2) if flip else whole, turns, (1, 2)) for turns, flip in expected]
     transform = create_transform(name, 16)
     drawn = [transform(square, sample_generator(0, 0, i)) for i in range(80)]
+    found = [[torch.equal(result, image) for image in group] for result in drawn]
+    assert all(sum(row) == 1 for row in found)
+    assert all(any(column) for column in zip(*found, strict=True))
+
+
+def test_shifts_of_every_length_are_drawn_and_no_others():
+    """What is inside was moved by at most an eighth of the side, and what comes in is the reflected edge."""
+    square = Image.fromarray(pixels(3, 20, 20))
+    whole = Preprocessing(16)(square)
+    reflected = torch.from_numpy(np.pad(whole.numpy(), ((0, 0), (2, 2), (2, 2)), mode="reflect"))
+    moved = {(top, left): reflected[:, top : top + 16, left : left + 16] for top in range(5) for left in range(5)}
+    group = [view for image in moved.values() for view in (image, image.flip(2))]
+    transform = create_transform("shift", 16)
+    drawn = [transform(square, sample_generator(0, 0, i)) for i in range(500)]
     found = [[torch.equal(result, image) for image in group] for result in drawn]
     assert all(sum(row) == 1 for row in found)
     assert all(any(column) for column in zip(*found, strict=True))
