@@ -24,7 +24,15 @@ from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, choose_subset, split_holdout
 from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
-from difformer.data.transforms import Deterministic, Isolated, PublishedTransform, SampleTransform, create_transform
+from difformer.data.transforms import (
+    Deterministic,
+    Isolated,
+    PublishedTransform,
+    SampleTransform,
+    Shifted,
+    Symmetric,
+    create_transform,
+)
 from difformer.data.webdataset import read_webdataset
 
 if TYPE_CHECKING:
@@ -243,7 +251,8 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
 
     Returns:
         JSON: `name` of the augmentation, `size`, `resize` (the short side, or the smallest and largest; None where the
-        transform crops at any scale), `random_erasing`, and `seed` (None where nothing is random).
+        transform crops at any scale, or augments what evaluation sees and the short side is the size),
+        `random_erasing`, and `seed` (None where nothing is random).
 
     Raises:
         ValueError: a value in the specification.
@@ -256,6 +265,8 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
         resize = list(transform.short_sides)
     elif not random:
         resize = config.resize or config.size
+    elif isinstance(transform, Symmetric | Shifted):
+        resize = config.resize
     return {
         "name": config.augmentation if random else "none",
         "size": config.size,

@@ -34,7 +34,8 @@ class DataConfig:
         check_images: what is looked at before the first step: how encoded images begin and end, which shows those that
             are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
         size: side of the input in pixels.
-        resize: short side before the central crop in evaluation; `size` when None, as published.
+        resize: short side before the central crop in evaluation, and in the augmentations `none`, `flip`, `flips`,
+            `symmetries` and `shift`; `size` when None, as published.
         augmentation: of the training split: `published`, `none`, `flip` (random horizontal flip), `flips`
             (horizontal, vertical or both), `symmetries` (one of the square's eight), `shift` (moved by up to an eighth
             of the side, and flip), `crop` (random resized crop and flip), or a policy by timm's name, such as

@@ -90,8 +90,8 @@ class Symmetric:
 class Shifted:
     """The evaluation transform, moved by up to an eighth of the side, and a random horizontal flip.
 
-    Edges are reflected into the room that the move leaves. Objects keep the scale they have in evaluation, which in
-    small images `published` changes: it is the usual transform of CIFAR-10 (He et al. 2016), which pads with zeros.
+    Edges are reflected into the room that the move leaves; where He et al. 2016 move the images of CIFAR-10, it is 0.
+    Objects keep the scale they have in evaluation; `published` enlarges them by up to a quarter.
 
     Attributes:
         preprocessing: the evaluation transform.
@@ -165,7 +165,8 @@ def create_transform(
             or both), `symmetries` (one of the square's eight), `shift` (moved, and flip), `published`, `crop`, or a
             policy by timm's name.
         size: side of the result in pixels.
-        resize: short side before the central crop, for `none`.
+        resize: short side before the central crop, for `none` and those that begin with it: all but `published`, `crop`
+            and policies.
         random_erasing: probability of timm's random erasing, for `crop` and timm's policies.
 
     Raises:

@@ -228,6 +228,9 @@ def test_few_images_are_seen_more_often(tmp_path):
     longer = {run.method: run.recipe.training.epochs for run in few.runs}
     assert longer == epochs | {"linear": 100, "attention": 334, "difformer": 200, "diffeed": 17}
     assert {method: recipe.training.epochs for method, recipe in few.heads.items()} == longer
+    # Two epochs of 24 warm up.
+    assert few.heads["linear"].schedule.warmup_epochs == pytest.approx(100 / 12)
+    assert few.heads["linear"].schedule.step_epochs == pytest.approx(7 * 100 / 24)
     assert lengthened(plan, 50_000).runs == plan.runs
 
 
@@ -312,11 +315,11 @@ def test_its_recipes_fit_the_networks_they_name(name, config):
 
 
 @pytest.mark.parametrize(("method", "name"), [("difformer", "cifar10"), ("diffeed", "cifar10_diffeed")])
-def test_the_heads_that_ship_are_those_of_the_table(method, name):
+def test_the_recipes_of_cifar10_train_the_heads_of_its_table(method, name):
     planned = plain(asdict(create_plan(QuickstartConfig(recipe=str(HEADS))).heads[method]))
-    shipped = plain(asdict(build(Recipe, read_yaml(ROOT / "train" / "configs" / f"{name}.yaml"))))
-    differing = {key for key in shipped if planned[key] != shipped[key]}
-    unused = {"cache"} if shipped["features"] == "live" else set()
+    single = plain(asdict(build(Recipe, read_yaml(ROOT / "train" / "configs" / f"{name}.yaml"))))
+    differing = {key for key in single if planned[key] != single[key]}
+    unused = {"cache"} if single["features"] == "live" else set()
     assert differing <= {"output", "trackers"} | unused
 
 

@@ -188,6 +188,9 @@ class TestDescription:
             ({"augmentation": "none"}, True, ("none", 16, 0.0, None)),
             ({"seed": 3}, True, ("published", [16, 20], 0.0, 3)),
             ({"augmentation": "3a", "random_erasing": 0.5}, True, ("3a", None, 0.5, 0)),
+            ({"augmentation": "shift"}, True, ("shift", None, 0.0, 0)),
+            ({"augmentation": "shift", "resize": 20}, True, ("shift", 20, 0.0, 0)),
+            ({"augmentation": "flip", "resize": 20}, True, ("flip", 20, 0.0, 0)),
         ],
     )
     def test_what_it_says(self, changes, augment, expected):

@@ -89,11 +89,12 @@ def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
     if not file.exists():
         with _timed(folder, SVM):
             splits = [build_dataset(plan.data, split) for split in ("train", TEST)]
-            metrics, strength = classify_pixels(*splits)
+            fitted = classify_pixels(*splits)
         file.parent.mkdir(exist_ok=True)
-        folder.write_json(f"{SVM}/results.json", {"test": metrics.to_dict(), "C": strength})
+        written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
+        folder.write_json(f"{SVM}/results.json", written)
     found = json.loads(file.read_text(encoding="utf-8"))
-    return _single(SVM, found["test"], folder, f"C = {found['C']:g}")
+    return _single(SVM, found["test"], folder, f"C = {found['C']:g}, of {found['train_images']:,} training images")
 
 
 def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:

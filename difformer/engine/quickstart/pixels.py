@@ -1,5 +1,7 @@
 """What can be had without a diffusion model: a support-vector machine on raw pixels."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,16 +17,28 @@ _FOLDS = 3
 _AT_ONCE = 1000
 
 
-def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -> tuple[ClassificationMetrics, float]:
+@dataclass(frozen=True)
+class PixelResult:
+    """What a machine on pixels reached.
+
+    Attributes:
+        metrics: on the test images; probabilities mean nothing.
+        strength: C, as it was chosen.
+        images: how many were learned from.
+    """
+
+    metrics: ClassificationMetrics
+    strength: float
+    images: int
+
+
+def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -> PixelResult:
     """An RBF support-vector machine on the pixels as they enter the network, its strength chosen by cross-validation.
 
     Args:
         train: without augmentation; of more than `MOST_IMAGES`, a share of each class, at least one image.
         test: measured once.
         seed: of folds and part.
-
-    Returns:
-        Its metrics on the test images (probabilities mean nothing), and the strength C that was chosen.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -56,7 +70,7 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     parts = np.array_split(unseen, -(-len(unseen) // _AT_ONCE))
     predicted = np.concatenate([fitted.predict(rbf(part, pixels, gamma=gamma)) for part in parts])
     votes = np.eye(len(train.class_names))[predicted]
-    return classification_metrics(votes, truth, train.class_names), chosen
+    return PixelResult(classification_metrics(votes, truth, train.class_names), chosen, len(labels))
 
 
 def _part(images: ImageDataset, seed: int) -> NDArray[np.int64]:

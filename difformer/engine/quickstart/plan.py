@@ -165,19 +165,30 @@ def create_plan(config: QuickstartConfig) -> Plan:
 def lengthened(plan: Plan, images: int) -> Plan:
     """The plan for that many training images, of which few would otherwise leave heads with few steps.
 
-    Where the epochs of a method would be less than its `least_steps`, it gets as many as that takes.
+    Where the epochs of a method would be less than its `least_steps`, it gets as many as that takes, and what its
+    schedule counts in epochs takes the same part of them as before.
     """
 
     def lengthen(method: str, recipe: Recipe) -> Recipe:
         steps_an_epoch = ceil(images / recipe.training.batch_size)
-        epochs = max(recipe.training.epochs, ceil(plan.least_steps.get(method, 0) / steps_an_epoch))
-        return replace(recipe, training=replace(recipe.training, epochs=epochs))
+        factor = ceil(plan.least_steps.get(method, 0) / steps_an_epoch) / recipe.training.epochs
+        return _stretched(recipe, factor) if factor > 1 else recipe
 
     return replace(
         plan,
         heads={method: lengthen(method, recipe) for method, recipe in plan.heads.items()},
         runs=tuple(replace(run, recipe=lengthen(run.method, run.recipe)) for run in plan.runs),
     )
+
+
+def _stretched(recipe: Recipe, factor: float) -> Recipe:
+    schedule = replace(
+        recipe.schedule,
+        warmup_epochs=recipe.schedule.warmup_epochs * factor,
+        step_epochs=recipe.schedule.step_epochs * factor,
+    )
+    training = replace(recipe.training, epochs=round(recipe.training.epochs * factor))
+    return replace(recipe, schedule=schedule, training=training)
 
 
 def _without_steps(section: Mapping[str, Any]) -> dict[str, Any]:
