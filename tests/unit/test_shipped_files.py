@@ -17,7 +17,13 @@ FOLDER = ROOT / "checkpoints"
 LIMITS = {"backbone": 25_000_000, "classifier": 10_000_000}
 
 # The weights that are released. None may be missing, and none may be there besides.
-EXPECTED = ("adm32_cifar10", "adm_elpv", "adm_elpv/difformer", "adm_elpv/diffeed")
+EXPECTED = (
+    "adm32_cifar10",
+    "adm32_cifar10/difformer",
+    "adm_elpv",
+    "adm_elpv/difformer",
+    "adm_elpv/diffeed",
+)
 
 
 def test_what_ships_is_what_is_expected():
