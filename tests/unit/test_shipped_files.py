@@ -20,6 +20,7 @@ LIMITS = {"backbone": 25_000_000, "classifier": 10_000_000}
 EXPECTED = (
     "adm32_cifar10",
     "adm32_cifar10/difformer",
+    "adm32_cifar10/diffeed",
     "adm_elpv",
     "adm_elpv/difformer",
     "adm_elpv/diffeed",
