@@ -85,7 +85,9 @@ def test_all_methods_are_measured_and_the_page_shows_them(pets, capsys):
     assert (folder / "table.md").read_text() in printed
 
     page = (folder / "report.html").read_text(encoding="utf-8")
-    for text in ("SVM on raw pixels", "DifFeed", "load_classifier", "difformer predict"):
+    images = len(json.loads((folder / "linear-0" / "splits.json").read_text())["train"]["ids"])
+    of_pixels = f", of {images} training images; k-NN: k = "
+    for text in ("SVM on raw pixels", "DifFeed", "load_classifier", "difformer predict", of_pixels):
         assert text in page
     assert len(re.findall("<img", page)) == 6 + 12 + 5
     assert not re.search(r'(src|href)="(?!data:|#)', page)

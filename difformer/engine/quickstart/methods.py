@@ -94,7 +94,9 @@ def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
         written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
         folder.write_json(f"{SVM}/results.json", written)
     found = json.loads(file.read_text(encoding="utf-8"))
-    return _single(SVM, found["test"], folder, f"C = {found['C']:g}, of {found['train_images']:,} training images")
+    # Folders of earlier versions do not say how many.
+    images = f", of {found['train_images']:,} training images" if "train_images" in found else ""
+    return _single(SVM, found["test"], folder, f"C = {found['C']:g}{images}")
 
 
 def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:

@@ -69,12 +69,13 @@ def _results(plan: Plan, results: Sequence[MethodResult], shared: float) -> Sect
     """Args: the plan, its results, and the seconds that shared features took."""
     rows = table_rows(plan, results)
     seeds = max(len(result.scores) for result in results)
+    chosen = "; ".join(f"{plan.titles[result.method]}: {result.note}" for result in results if result.note)
     note = (
         f"Test images only, in %: mean ± standard deviation over seeds (up to {seeds}; one where there is no ±). "
         "Balanced accuracy is the mean of the classes' accuracies, F1 the mean of the classes' F1. Seconds are of all "
         f"seeds together; writing the features that heads share took {shared:.0f} s. Nothing was chosen on the test "
-        "images. "
-    ) + "; ".join(f"{plan.titles[result.method]}: {result.note}" for result in results if result.note)
+        f"images. {chosen}."
+    )
     table = Table(HEADER, rows, note=note, highlight=list(results).index(best_method(results)))
     return Section("Results", [table])
 
