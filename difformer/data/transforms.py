@@ -90,7 +90,7 @@ class Symmetric:
 class Shifted:
     """The evaluation transform, moved by up to an eighth of the side, and a random horizontal flip.
 
-    Edges are reflected into the room that the move leaves; where He et al. 2016 move the images of CIFAR-10, it is 0.
+    Edges are reflected into the room that the move leaves; He et al. 2016, who move CIFAR-10's images so, leave it 0.
     Objects keep the scale they have in evaluation; `published` enlarges them by up to a quarter.
 
     Attributes:

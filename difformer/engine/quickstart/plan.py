@@ -171,8 +171,7 @@ def lengthened(plan: Plan, images: int) -> Plan:
 
     def lengthen(method: str, recipe: Recipe) -> Recipe:
         steps_an_epoch = ceil(images / recipe.training.batch_size)
-        factor = ceil(plan.least_steps.get(method, 0) / steps_an_epoch) / recipe.training.epochs
-        return _stretched(recipe, factor) if factor > 1 else recipe
+        return _lasting(recipe, max(recipe.training.epochs, ceil(plan.least_steps.get(method, 0) / steps_an_epoch)))
 
     return replace(
         plan,
@@ -181,14 +180,14 @@ def lengthened(plan: Plan, images: int) -> Plan:
     )
 
 
-def _stretched(recipe: Recipe, factor: float) -> Recipe:
+def _lasting(recipe: Recipe, epochs: int) -> Recipe:
+    factor = epochs / recipe.training.epochs
     schedule = replace(
         recipe.schedule,
         warmup_epochs=recipe.schedule.warmup_epochs * factor,
         step_epochs=recipe.schedule.step_epochs * factor,
     )
-    training = replace(recipe.training, epochs=round(recipe.training.epochs * factor))
-    return replace(recipe, schedule=schedule, training=training)
+    return replace(recipe, schedule=schedule, training=replace(recipe.training, epochs=epochs))
 
 
 def _without_steps(section: Mapping[str, Any]) -> dict[str, Any]:
