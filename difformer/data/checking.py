@@ -47,8 +47,6 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
     for index, error in zip(indices.tolist(), _each(look, indices, "checking images"), strict=True):
         if error is None:
             good.append(index)
-        elif reader.on_bad_image == "raise":
-            raise error
         else:
             reader.skip(index, error)
     if not good:

@@ -95,7 +95,9 @@ class SampleReader:
         return torch.from_numpy(self.source.ids)[self._bad.nonzero().flatten()]
 
     def skip(self, index: int, error: ImageError) -> None:
-        """Records and logs an image that cannot be read, once."""
+        """Records and logs an image that cannot be read, once; raises ImageError where such are not to be skipped."""
+        if self.on_bad_image == "raise":
+            raise ImageError(f"{error}; remove it, or leave such images out with on_bad_image: skip") from error
         if not self._bad[index]:
             self._bad[index] = True
             _log.warning("skipping image %d: %s", int(self.source.ids[index]), error)
@@ -114,8 +116,6 @@ class SampleReader:
         try:
             image = self.source.read(index) if content is None else self.source.decode(index, content)
         except ImageError as error:
-            if self.on_bad_image == "raise":
-                raise
             self.skip(index, error)
             return None
         rng = sample_generator(self.seed, self.epoch, number)

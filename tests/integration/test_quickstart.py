@@ -162,7 +162,7 @@ def test_the_same_images_are_recognised_from_elsewhere_and_others_are_not_mixed_
     monkeypatch.chdir(tmp_path)
     assert quickstart(QuickstartConfig(data="pets", seeds=1, diffeed_seeds=0, output=output)) == page
     (pets / "test" / "class0" / "0.png").unlink()
-    with pytest.raises(ValueError, match=r"holds another quickstart: made_with\.images"):
+    with pytest.raises(ValueError, match="holds another quickstart: its images were others"):
         quickstart(QuickstartConfig(data="pets", seeds=1, diffeed_seeds=0, output=output))
 
 
@@ -180,8 +180,18 @@ def test_a_recipe_is_recognised_by_what_it_says(pets, tmp_path, monkeypatch, unm
     quickstart(replace(config, recipe="mine.yaml"))
     for changes in ({"base.cache.views": 3}, {"heads.diffeed.training.epochs": 2}):
         write_recipe(path, **changes)
-        with pytest.raises(ValueError, match=r"holds another quickstart: made_with\.recipes"):
+        with pytest.raises(ValueError, match="holds another quickstart: its methods or their settings were others"):
             quickstart(replace(config, diffeed_seeds=0))
+
+
+def test_starting_anew_leaves_no_page_of_before(pets, tmp_path, unmeasured):
+    config = QuickstartConfig(data=str(pets), output=str(tmp_path / "out"))
+    page = quickstart(config)
+    page.write_text("old")
+    (tmp_path / "out" / "pictures").mkdir()
+    quickstart(config, overwrite=True)
+    left = {path.name for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")}
+    assert left == {"quickstart.yaml", "environment.json", "results.json", "table.md"}
 
 
 def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasured):
@@ -253,6 +263,16 @@ def test_the_page_does_without_pictures_of_unreadable_images(pets, tmp_path):
     assert "The same weights generate" in page
 
 
+def test_a_recipe_of_ones_own_takes_folders_as_they_are(pets, tmp_path):
+    path = write_recipe(tmp_path / "mine.yaml")
+    plan = create_plan(QuickstartConfig(data=str(pets / "train"), recipe=str(path)))
+    assert (plan.data.splits, plan.data.test_fraction) == ({"train": "."}, 0.25)
+    assert plan.title == "Your images: train"
+    assert plan.output.name == "quickstart-mine"
+    path = write_recipe(path, **{"base.data.test_fraction": 0.5})
+    assert create_plan(QuickstartConfig(data=str(pets), recipe=str(path))).data.test_fraction == 0.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -267,6 +287,22 @@ def test_wrong_words_end_before_any_work(arguments, message, pets, capsys):
     assert main(["quickstart", *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (pets.parent / "elsewhere" / "runs").exists()
+
+
+def test_too_few_images_end_before_any_work(pets, capsys):
+    for label in range(3):
+        for file in sorted((pets / "train" / f"class{label}").iterdir())[1:]:
+            file.unlink()
+    assert main(["quickstart", "--data", str(pets)]) == 1
+    assert "leaves none to hold out" in capsys.readouterr().err
+    assert not (pets.parent / "elsewhere" / "runs").exists()
+
+
+def test_results_among_the_images_end_before_any_work(pets, monkeypatch, capsys):
+    monkeypatch.chdir(pets / "train")
+    assert main(["quickstart", "--data", "."]) == 1
+    assert "lies among the images" in capsys.readouterr().err
+    assert not (pets / "train" / "runs").exists()
 
 
 def test_a_single_class_is_refused(pets, capsys):

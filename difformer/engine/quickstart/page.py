@@ -25,11 +25,13 @@ from difformer.engine.quickstart.pictures import (
 )
 from difformer.engine.quickstart.plan import Plan, PlannedRun
 from difformer.engine.quickstart.tables import HEADER, best_method, table_rows
+from difformer.files import expand_user
 from difformer.report.attention import draw_attention
 from difformer.report.confusion import draw_confusion
 from difformer.report.learning import draw_learning
 from difformer.report.page import Block, Code, Gallery, GalleryItem, Paragraph, Picture, Row, Section, Table, write_page
 
+PAGE, PICTURES = "report.html", "pictures"
 # Whose predictions and attention are shown: fixed beforehand, not the best on the test images.
 SHOWN = "difformer"
 _EXAMPLES = 12
@@ -47,10 +49,10 @@ def write_report(plan: Plan, results: Sequence[MethodResult], backbone: UNetBack
     Raises:
         OSError: something cannot be read or written.
     """
-    pictures = folder.path / "pictures"
+    pictures = folder.path / PICTURES
     pictures.mkdir(exist_ok=True)
     shown = next((run for run in plan.runs if run.method == SHOWN), plan.runs[-1])
-    page = folder.path / "report.html"
+    page = folder.path / PAGE
     images = build_dataset(plan.data, TEST)
     sections = [
         _results(plan, results, seconds_of(folder).get(FEATURES, 0.0)),
@@ -73,8 +75,8 @@ def _results(plan: Plan, results: Sequence[MethodResult], shared: float) -> Sect
     note = (
         f"Test images only, in %: mean ± standard deviation over seeds (up to {seeds}; one where there is no ±). "
         "Balanced accuracy is the mean of the classes' accuracies, F1 the mean of the classes' F1. Seconds are of all "
-        f"seeds together; writing the features that heads share took {shared:.0f} s. Nothing was chosen on the test "
-        f"images. {chosen}."
+        f"seeds together; writing the features that heads share took {shared:.0f} s. Here nothing was chosen on "
+        f"the test images. {chosen}."
     )
     table = Table(HEADER, rows, note=note, highlight=list(results).index(best_method(results)))
     return Section("Results", [table])
@@ -157,6 +159,8 @@ def _next(plan: Plan, run: PlannedRun, backbone: UNetBackbone, folder: RunFolder
     name, option, argument = plan.knn.backbone.name, "", ""
     if name != backbone.name:
         # Classifiers find their backbone by the name it carries.
+        own = expand_user(name)
+        name = str(own.resolve()) if own.is_file() else name
         option, argument = f" --backbone {shlex.quote(name)}", f", backbone={name!r}"
     load = f"""from difformer import load_classifier
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from difformer._optional import require
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, DataConfig, ImageDataset, few_shot
@@ -74,8 +75,11 @@ def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predi
 
 
 def _batches(images: ImageDataset) -> Iterator[tuple[list[int], Batch]]:
-    """Places and batches of the images that can be read."""
-    for start in range(0, len(images), _BATCH):
+    """Places and batches of the images that can be read, with a progress bar when it takes long."""
+    starts = range(0, len(images), _BATCH)
+    for start in require("tqdm", "the progress bar").tqdm(
+        starts, desc="predicting", unit="batch", delay=2, leave=False
+    ):
         samples = [(place, images[place]) for place in range(start, min(start + _BATCH, len(images)))]
         there = [(place, sample) for place, sample in samples if sample is not None]
         if batch := collate_readable([sample for _, sample in there]):

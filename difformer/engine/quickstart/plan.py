@@ -9,6 +9,7 @@ from typing import Any
 from difformer.config import as_integer, as_positive_integer
 from difformer.data import DataConfig
 from difformer.data.dataset import TEST
+from difformer.engine.quickstart.folders import check_output, with_splits
 from difformer.engine.recipes.evaluation import ProbeRecipe
 from difformer.engine.recipes.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
 from difformer.engine.recipes.training import ExtractorConfig, Recipe
@@ -16,8 +17,6 @@ from difformer.files import expand_user
 
 SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent
-# What is set aside of a folder that has no test split.
-TEST_FRACTION = 0.25
 # Sections that all methods share, or their numbers could not be compared.
 _SHARED = ("data", "backbone")
 # What a head's section may say beside what recipes do.
@@ -136,7 +135,8 @@ def create_plan(config: QuickstartConfig) -> Plan:
     parser = create_parser(Recipe, "quickstart", "", {})
     base = read_values(parser, Recipe, file.base)
     data = _data(config, base.data)
-    output = expand_user(config.output or f"runs/quickstart-{_word(config)}")
+    output = expand_user(config.output or f"runs/quickstart-{_stem(config)}")
+    check_output(data, output)
     heads = {
         method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, _without_steps(section))), data=data)
         for method, section in file.heads.items()
@@ -144,7 +144,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
     _check_measuring(heads, knn)
     return Plan(
-        title=file.title.replace("{name}", _word(config)),
+        title=file.title.replace("{name}", _subject(config)),
         about=file.about,
         titles=file.titles,
         data=data,
@@ -257,29 +257,28 @@ def _check_sections(file: _File) -> None:
                 raise unknown_key(f"heads.{method}.{key}", known)
 
 
-def _word(config: QuickstartConfig) -> str:
+def _stem(config: QuickstartConfig) -> str:
+    """Of the folder of results."""
+    return _subject(config) if config.recipe is None else expand_user(config.recipe).stem
+
+
+def _subject(config: QuickstartConfig) -> str:
+    if config.data is not None:
+        return expand_user(config.data).resolve().name
     if config.recipe is not None:
         return expand_user(config.recipe).stem
-    if config.data is None:
-        return "elpv-levels" if config.levels else "elpv"
-    return expand_user(config.data).resolve().name
+    return "elpv-levels" if config.levels else "elpv"
 
 
 def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
     """The images, with the test split they have or one set aside."""
     if config.k_shot is not None:
         base = replace(base, k_shot=config.k_shot)
-    if config.recipe is not None:
-        return base if config.data is None else replace(base, root=config.data)
     if config.data is None:
         return replace(base, name="elpvlevels") if config.levels else base
+    if config.recipe is not None and (base.name != "folder" or base.splits or base.test_fraction):
+        return replace(base, root=config.data)
     root = expand_user(config.data)
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {config.data}; give one that holds a folder of images a class")
-    base = replace(base, root=str(root))
-    if not (root / "train").is_dir():
-        return replace(base, splits={"train": "."}, test_fraction=TEST_FRACTION)
-    held_out = next((name for name in ("test", "val", "valid", "validation") if (root / name).is_dir()), None)
-    if held_out is None:
-        return replace(base, test_fraction=TEST_FRACTION)
-    return replace(base, splits={"test": held_out})
+    return with_splits(base, root)

@@ -16,18 +16,24 @@ from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
-from difformer.engine.evaluation.results import check_same_classes
+from difformer.engine.evaluation.probe import open_splits
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.quickstart.methods import SECONDS, measure_methods
-from difformer.engine.quickstart.page import write_report
+from difformer.engine.quickstart.page import PAGE, PICTURES, write_report
 from difformer.engine.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan, lengthened
 from difformer.engine.quickstart.tables import as_json, table_rows, text_table
 from difformer.engine.recipes.reading import plain, read_yaml
 
-RECORD = "quickstart.yaml"
+RECORD, TABLE = "quickstart.yaml", "table.md"
 # What may be asked for differently of a folder that is there: seeds are added or left out; images, and what a recipe
 # says, are recognised wherever they lie.
 _MAY_CHANGE = ("output", "seeds", "diffeed_seeds", "data", "recipe")
+# Digests say nothing to a reader.
+_OTHERWISE = {
+    "made_with.recipes": "its methods or their settings were others (of another recipe, or version of difformer)",
+    "made_with.weights": "the weights of the backbone were others",
+    "made_with.images": "its images were others",
+}
 
 
 def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
@@ -65,18 +71,25 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
             _clear(plan, folder)
         folder.write_text(RECORD, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
         folder.write_json("environment.json", environment(1, accelerator.device))
-        print(f"{plan.title}: everything goes to {plan.output}", flush=True)
-        results = measure_methods(plan, folder, say=lambda text: print(text, flush=True))
-        folder.write_json(folder.results.name, as_json(plan, results))
-        table = text_table(table_rows(plan, results))
-        folder.write_text("table.md", table + "\n")
-        print("drawing the page", flush=True)
-        page = write_report(plan, results, backbone, folder)
-        print(f"\n{table}\n\n{page}", flush=True)
-        return page
+        return _carry_out(plan, backbone, folder)
     finally:
         folder.release()
         accelerator.end_training()
+
+
+def _carry_out(plan: Plan, backbone: UNetBackbone, folder: RunFolder) -> Path:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    say(f"{plan.title}: everything goes to {plan.output}")
+    results = measure_methods(plan, folder, say)
+    folder.write_json(folder.results.name, as_json(plan, results))
+    table = text_table(table_rows(plan, results))
+    folder.write_text(TABLE, table + "\n")
+    say("drawing the page")
+    page = write_report(plan, results, backbone, folder)
+    say(f"\n{table}\n\n{page}")
+    return page
 
 
 def _check_libraries(plan: Plan) -> None:
@@ -89,8 +102,7 @@ def _check_libraries(plan: Plan) -> None:
 
 def _open_images(plan: Plan) -> list[ImageDataset]:
     """Training and test images, looked at before the first minute of work."""
-    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
-    check_same_classes(test.class_names, train.class_names, "of test", "of train")
+    train, test = build_dataset(plan.data, "train"), open_splits(plan.knn)[TEST]
     if len(train.class_names) < 2:
         raise ValueError(
             f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
@@ -120,15 +132,17 @@ def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
     changed = changed_keys(read_yaml(folder.recipe), record)
     other = {key: values for key, values in changed.items() if key not in _MAY_CHANGE}
     if other:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
+        listed = "; ".join(
+            _OTHERWISE.get(key) or f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items()
+        )
         raise ValueError(f"{folder.path} holds another quickstart: {listed}. Choose another --output, or --overwrite")
 
 
 def _clear(plan: Plan, folder: RunFolder) -> None:
     """Removes results, those first that others are recognised by; raises OSError where one would stay and count."""
-    for name in (folder.results.name, SECONDS):
+    for name in (folder.results.name, SECONDS, TABLE, PAGE):
         (folder.path / name).unlink(missing_ok=True)
-    for method in plan.titles:
-        for path in (folder.path / method, *folder.path.glob(f"{method}-[0-9]*")):
-            if path.exists():
-                shutil.rmtree(path)
+    folders = (path for method in plan.titles for path in folder.path.glob(f"{method}-[0-9]*"))
+    for path in (folder.path / PICTURES, *(folder.path / method for method in plan.titles), *folders):
+        if path.exists():
+            shutil.rmtree(path)
