@@ -48,7 +48,7 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
         if error is None:
             good.append(index)
         else:
-            reader.skip(index, error)
+            reader.skip_or_raise(index, error)
     if not good:
         raise ImageError(f"{source.title}: not one of the {len(indices)} images can be read")
     return np.asarray(good, dtype=np.int64)

@@ -28,7 +28,7 @@ def read_folder(config: DataConfig, split: str) -> Source:
     if not folder.is_dir():
         raise _unknown_folder(f"folder {root}", split, root)
     training = root / config.split_name("train")
-    classes = config.class_names or _subfolders(training if training.is_dir() else folder)
+    classes = config.class_names or subfolders(training if training.is_dir() else folder)
     return scan_classes(f"folder {folder}", folder, classes, classes)
 
 
@@ -47,7 +47,7 @@ def read_imagenet(config: DataConfig, split: str) -> Source:
         raise _unknown_folder(f"imagenet in {root}", split, root)
     training = root / config.split_name("train")
     words = _synset_file(root, Path(config.root or root))
-    synsets = list(words) or _subfolders(training if training.is_dir() else folder)
+    synsets = list(words) or subfolders(training if training.is_dir() else folder)
     names = config.class_names or unique_names(_words(synsets, words), synsets)
     return scan_classes(f"imagenet {folder}", folder, synsets, names)
 
@@ -64,7 +64,7 @@ def scan_classes(title: str, folder: Path, classes: Sequence[str], names: Sequen
     Raises:
         DataError: a class folder is missing, empty or unknown, or there is none.
     """
-    found = _subfolders(folder)
+    found = subfolders(folder)
     if not found:
         raise DataError(f"{title} has no class folders; images must lie in one folder for each class")
     _compare("has no folder for", title, [name for name in classes if name not in set(found)])
@@ -98,7 +98,7 @@ def _refuse_loops(title: str, folder: Path, inside: set[str]) -> None:
 
 
 def _unknown_folder(title: str, split: str, root: Path) -> DataError:
-    error = unknown_split(title, split, _subfolders(root))
+    error = unknown_split(title, split, subfolders(root))
     return DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
 
 
@@ -109,7 +109,8 @@ def _compare(problem: str, title: str, names: Sequence[str] | set[str]) -> None:
         raise DataError(f"{title} {problem} {', '.join(listed[:5])}{more}")
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
+    """The names of the folders in a folder, sorted, without hidden ones."""
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 

@@ -94,7 +94,7 @@ class SampleReader:
         """(n,) int64 ids of the images that could not be read so far, in any worker of this process."""
         return torch.from_numpy(self.source.ids)[self._bad.nonzero().flatten()]
 
-    def skip(self, index: int, error: ImageError) -> None:
+    def skip_or_raise(self, index: int, error: ImageError) -> None:
         """Records and logs an image that cannot be read, once; raises ImageError where such are not to be skipped."""
         if self.on_bad_image == "raise":
             raise ImageError(f"{error}; remove it, or leave such images out with on_bad_image: skip") from error
@@ -116,7 +116,7 @@ class SampleReader:
         try:
             image = self.source.read(index) if content is None else self.source.decode(index, content)
         except ImageError as error:
-            self.skip(index, error)
+            self.skip_or_raise(index, error)
             return None
         rng = sample_generator(self.seed, self.epoch, number)
         return Sample(self.transform(image, rng), int(self.source.labels[index]), number)

@@ -105,6 +105,15 @@ def test_its_classifiers_give_its_numbers(pets):
     assert "diffeed" not in results
 
 
+def test_the_lines_of_the_page_work_from_any_folder(pets, tmp_path):
+    others = dict.fromkeys(("heads.attention", "heads.difformer", "heads.diffeed"))
+    weights = {"base.backbone.name": "../weights/adm32_cifar10.safetensors"}
+    path = write_recipe(tmp_path / "mine.yaml", **weights, **others)
+    page = quickstart(QuickstartConfig(data="../pets", recipe=str(path), seeds=1)).read_text(encoding="utf-8")
+    for file in (tmp_path / "weights" / "adm32_cifar10.safetensors", "runs/quickstart-mine/linear-0"):
+        assert str((tmp_path / "elsewhere" / file).resolve()) in page
+
+
 def test_what_is_done_is_not_done_again(pets, monkeypatch):
     config = QuickstartConfig(data=str(pets), seeds=1, diffeed_seeds=0)
     page = quickstart(config)

@@ -73,7 +73,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     """
     folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
     folder.check(overwrite=overwrite)
-    images = open_splits(recipe)
+    images = _open_splits(recipe)
     accelerator = create_accelerator(training_like(recipe), trackers=False)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
@@ -100,7 +100,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     return results
 
 
-def open_splits(recipe: ProbeRecipe) -> dict[str, ImageDataset]:
+def _open_splits(recipe: ProbeRecipe) -> dict[str, ImageDataset]:
     """All of them without augmentation, before the first image is read."""
     names = ["train", recipe.validation, *([recipe.test] if recipe.test else [])]
     images = {name: build_dataset(recipe.data, name) for name in names}

@@ -1,11 +1,11 @@
 """The splits of a folder of images that somebody has put together."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from difformer.data import DataConfig
+from difformer.data.folder import subfolders
 
 # What is set aside of a folder that has no test split.
 TEST_FRACTION = 0.25
@@ -44,20 +44,15 @@ def check_output(data: DataConfig, output: Path) -> None:
 
 def _split(root: Path, names: Sequence[str]) -> str | None:
     """The folder's own name of a split; folders that hold no folders are classes, or images without labels."""
-    found = {name.lower(): name for name in _folders(root) if name.lower() in names and _folders(root / name)}
+    found = {name.lower(): name for name in subfolders(root) if name.lower() in names and subfolders(root / name)}
     return next((found[name] for name in names if name in found), None)
 
 
 def _refuse_unknown_splits(root: Path) -> None:
-    outer = _folders(root)
-    inner = _folders(root / outer[0]) if len(outer) > 1 else []
-    if len(inner) > 1 and all(_folders(root / name) == inner for name in outer[1:]):
+    outer = subfolders(root)
+    inner = subfolders(root / outer[0]) if len(outer) > 1 else []
+    if len(inner) > 1 and all(subfolders(root / name) == inner for name in outer[1:]):
         raise ValueError(
             f"the folders of {root} ({', '.join(outer[:3])}) all hold the same folders ({', '.join(inner[:3])}), so "
             f"they look like splits rather than classes; call them train and test"
         )
-
-
-def _folders(root: Path) -> list[str]:
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))

@@ -276,6 +276,7 @@ def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
         base = replace(base, k_shot=config.k_shot)
     if config.data is None:
         return replace(base, name="elpvlevels") if config.levels else base
+    # Recipes that say how to find their splits, or need not, are left to it.
     if config.recipe is not None and (base.name != "folder" or base.splits or base.test_fraction):
         return replace(base, root=config.data)
     root = expand_user(config.data)

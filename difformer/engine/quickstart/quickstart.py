@@ -16,7 +16,7 @@ from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone, build_dataset
-from difformer.engine.evaluation.probe import open_splits
+from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.quickstart.methods import SECONDS, measure_methods
 from difformer.engine.quickstart.page import PAGE, PICTURES, write_report
@@ -102,11 +102,14 @@ def _check_libraries(plan: Plan) -> None:
 
 def _open_images(plan: Plan) -> list[ImageDataset]:
     """Training and test images, looked at before the first minute of work."""
-    train, test = build_dataset(plan.data, "train"), open_splits(plan.knn)[TEST]
+    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
+    check_same_classes(test.class_names, train.class_names, "of test", "of train")
     if len(train.class_names) < 2:
         raise ValueError(
             f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
         )
+    # Of a few images a class, none can be held out; k-NN would say so after the first method.
+    build_dataset(plan.knn.data, plan.knn.validation)
     return [train, test]
 
 
