@@ -23,6 +23,8 @@ class AttentionUnavailable(RuntimeError):
 def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName = "auto") -> Tensor:
     """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, eq. 1).
 
+    Fused kernels read along d: inputs that lie otherwise in memory are copied first, so lay them out with d last.
+
     Args:
         q: (B, heads, N, d).
         k, v: (B, heads, M, d), of the same floating dtype and device.
@@ -36,14 +38,20 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName 
         ValueError: no such implementation.
     """
     check_attention(implementation)
+    if implementation == "math":
+        return _mathematics(q, k, v)
+    # Without this, torch would take plain mathematics, which is slower, most of all where maps are large.
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if implementation == "xformers":
         return _xformers(q, k, v)
     if implementation == "auto" and q.is_cuda:
         gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
         if _xformers_fits(q.device, q.dtype, q.shape[-1], gradient):
             return _xformers(q, k, v)
-    if implementation != "math":
-        return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def _mathematics(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     # Scaling both sides before the product keeps float16 in range.
     scale = q.shape[-1] ** -0.25
     weights = (q * scale) @ (k * scale).transpose(-1, -2)

@@ -102,11 +102,14 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, C, H, W). Returns the same shape."""
         flat = x.flatten(2)
-        qkv = rearrange(
-            self.qkv(self.norm(flat)), f"b ({self.order} d) n -> three b heads n d", three=3, heads=self.heads
+        # A row for each position before the projection: q, k and v then lie as fused kernels read them, and one map
+        # has been laid out anew where three would be after it.
+        rows = self.norm(flat).transpose(1, 2).contiguous()
+        q, k, v = rearrange(
+            _of_rows(self.qkv, rows), f"b n ({self.order} d) -> three b heads n d", three=3, heads=self.heads
         )
-        h = rearrange(attention(*qkv, implementation=self.implementation), "b heads n d -> b (heads d) n")
-        return (flat + self.proj_out(h)).view_as(x)
+        h = rearrange(attention(q, k, v, implementation=self.implementation), "b heads n d -> b n (heads d)")
+        return (flat + _of_rows(self.proj_out, h).transpose(1, 2)).view_as(x)
 
 
 def timestep_embedding(t: Tensor, width: int) -> Tensor:
@@ -133,6 +136,11 @@ def zero_init(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def _of_rows(layer: nn.Conv1d, x: Tensor) -> Tensor:
+    """A pointwise convolution of (B, N, C), where it would take (B, C, N)."""
+    return F.linear(x, layer.weight.squeeze(2), layer.bias)
 
 
 def _silu(x: Tensor) -> Tensor:

@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from support import small_unet
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from difformer import AttentionUnavailable
+from difformer import AttentionUnavailable, UNetConfig
 from difformer.models import attention
 from difformer.models.attention import check_attention
+from difformer.models.layers import AttentionBlock
 
 
 def qkv(dtype=torch.float32, device="cpu", seed=0, queries=33):
@@ -42,6 +44,45 @@ def test_gradients_agree():
         attention(*inputs, implementation=name).square().sum().backward()
         gradients.append([x.grad for x in inputs])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of the operations that run inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.overloadpacket.__name__)
+        return function(*args, **kwargs or {})
+
+
+FUSED = "_scaled_dot_product_flash_attention_for_cpu"
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("new_order", [False, True])
+def test_the_u_nets_attention_is_fused_after_one_copy(new_order, gradient):
+    config = UNetConfig(32, 64, (1,), 1, (32,), num_head_channels=16, use_new_attention_order=new_order)
+    block = AttentionBlock(64, config, "auto")
+    x = torch.randn(2, 64, 8, 8, requires_grad=gradient)
+    with torch.set_grad_enabled(gradient), Operations() as ran:
+        out = block(x)
+    assert out.is_contiguous()
+    assert FUSED in ran.names
+    assert "_softmax" not in ran.names
+    assert ran.names.count("clone") == 1
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_inputs_in_any_layout_are_fused(last):
+    q, k, v = (x.transpose(last, 3).contiguous().transpose(last, 3) for x in qkv())
+    assert q.stride(3) > 1
+    with Operations() as ran:
+        output = attention(q, k, v)
+    assert FUSED in ran.names
+    torch.testing.assert_close(output, attention(q, k, v, implementation="math"), rtol=1e-5, atol=1e-5)
 
 
 def test_float16_mathematics_survives_large_queries():
