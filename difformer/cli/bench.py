@@ -26,7 +26,7 @@ def bench(
 
     Args:
         quick: the small architecture alone.
-        subjects: architectures to measure: small, adm256; both by default.
+        subjects: architectures to measure: small, large_maps, adm256; all by default.
         repeats: measurements of each case.
         batch_size: images at once; by default as suits the architecture and the device.
         device: where to run; a GPU where there is one, by default.

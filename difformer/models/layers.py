@@ -97,7 +97,8 @@ class AttentionBlock(nn.Module):
         self.order = "three heads" if config.use_new_attention_order else "heads three"
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+        self.proj_out = nn.Conv1d(channels, channels, 1)
+        zero_init(self.proj_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, C, H, W). Returns the same shape."""

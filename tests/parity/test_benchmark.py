@@ -107,7 +107,7 @@ def test_prints_a_table_and_writes_json(tiny, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--subjects", "[huge]"], "unknown subject 'huge'; known are small, adm256"),
+        (["--subjects", "[huge]"], "unknown subject 'huge'; known are small, large_maps, adm256"),
         (["--quick", "--subjects", "[small]"], "leave out one of quick and subjects"),
         (["--repeats", "0"], "repeats"),
         pytest.param(

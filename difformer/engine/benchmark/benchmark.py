@@ -37,7 +37,7 @@ class BenchmarkConfig:
         ValueError: an unknown subject or device, or a number out of range.
     """
 
-    subjects: tuple[str, ...] = ("small", "adm256")
+    subjects: tuple[str, ...] = ("small", "large_maps", "adm256")
     repeats: int = 3
     batch_size: int | None = None
     device: str | None = None

@@ -57,6 +57,15 @@ SUBJECTS = {
         "out01", ("mid", "out01", "out03"), (10, 50, 100), ("out00", "out01", "out03"), (32, 256),
         {"width": 128, "heads": 4},
     ),
+    # OpenAI's 64-pixel network, narrower: attention among 1,024 positions, in the other order of its weights.
+    "large_maps": Subject(
+        UNetConfig(
+            64, 32, (1, 2, 3, 4), 1, (32, 16, 8), num_head_channels=32, resblock_updown=True,
+            use_new_attention_order=True,
+        ),
+        "out04", ("mid", "out02", "out04"), (10, 50, 100), ("out01", "out03", "out05"), (8, 128),
+        {"width": 128, "heads": 4},
+    ),
     "adm256": Subject(
         PRESETS["adm256_uncond"].config, 24, (19, 24, 30), (90, 150, 300), (21, 24, 27, 30, 33, 36), (1, 8)
     ),
