@@ -16,7 +16,8 @@ class Visit:
 
     Attributes:
         screenshot: a PNG of the whole page, one pixel a CSS pixel.
-        images: of each `<img>`: `alt`, `complete`, `naturalWidth` and the drawn `width`.
+        images: of each `<img>`: `alt`, `complete`, `naturalWidth`, the drawn `width`, by how many pixels it is `cut`
+            by what it lies in, and the width when that is `focused`.
         log: the browser's messages: `level`, `message`.
         requests: the addresses it asked for, without `data:` ones; the page's own is the first.
         width: of the viewport in CSS pixels, as the page sees it.
@@ -45,8 +46,12 @@ def open_page(path: Path, width: int, *, dark: bool = False) -> Visit:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         driver.get(path.resolve().as_uri())
         images = driver.execute_script(
+            "const width = image => image.getBoundingClientRect().width;"
+            "const focused = image => {image.parentElement.focus(); const found = width(image);"
+            " document.activeElement.blur(); return found};"
             "return Array.from(document.images, image => ({alt: image.alt, complete: image.complete,"
-            " naturalWidth: image.naturalWidth, width: image.getBoundingClientRect().width}))"
+            " naturalWidth: image.naturalWidth, width: width(image),"
+            " cut: image.parentElement.scrollWidth - image.parentElement.clientWidth, focused: focused(image)}))"
         )
         seen, scroll_width = driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
         whole = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})

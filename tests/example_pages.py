@@ -6,7 +6,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from difformer.report import Code, Gallery, GalleryItem, Paragraph, Picture, Row, Section, Table, write_page
+from difformer.report import (
+    Code,
+    Gallery,
+    GalleryItem,
+    Paragraph,
+    Picture,
+    Row,
+    Section,
+    Table,
+    draw_confusion,
+    write_page,
+)
 
 LONG = "a_name_without_any_place_to_break_it_" * 4
 
@@ -45,4 +56,17 @@ def write_example_page(folder: Path) -> Path:
     ]
     page = folder / "page.html"
     write_page(page, "A page with everything", sections, lead="What it is for.", footer="The end.")
+    return page
+
+
+def write_confusion_page(folder: Path, classes: int) -> Path:
+    """Writes a page with the confusion matrices of three methods side by side, as reports have them; returns its path.
+
+    All show the same numbers, since drawing two hundred classes takes long.
+    """
+    counts = np.eye(classes, dtype=np.int64) * 30 + np.random.default_rng(0).integers(4, size=(classes, classes))
+    file, page = folder / "confusion.png", folder / "page.html"
+    draw_confusion(counts, [f"a kind of flower {i}" for i in range(classes)], file)
+    pictures = [Picture(file, f"method {i}", f"Method {i}, all seeds together") for i in range(3)]
+    write_page(page, f"{classes} classes", [Section("Before", []), Section("What is taken for what", [Row(pictures)])])
     return page

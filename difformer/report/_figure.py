@@ -7,6 +7,8 @@ from difformer._optional import require
 from difformer.files import write_atomically
 from difformer.taps import FeatureKey
 
+_LONGEST_NAME = 24
+
 
 def new_figure(width: float, height: float, purpose: str) -> Any:
     """An empty figure of a size in inches; `purpose` is for the error when Matplotlib is missing."""
@@ -28,6 +30,11 @@ def save_figure(figure: Any, path: Path) -> None:
 def plain(text: str) -> str:
     """Text that Matplotlib writes as it is: a dollar sign would begin a formula."""
     return text.replace("$", r"\$")
+
+
+def short(name: str) -> str:
+    """A name as `plain`, of at most 24 characters, so that it leaves room for what it names."""
+    return plain(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
 
 
 def block_label(key: FeatureKey) -> str:

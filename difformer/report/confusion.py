@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difformer.report._figure import new_figure, plain, save_figure
+from difformer.report._figure import new_figure, save_figure, short
 
 # Beyond these many classes, shares would overlap in their cells, and names on the axes.
 _MOST_WITH_SHARES = 20
 _MOST_WITH_NAMES = 250
-_LONGEST_NAME = 24
 
 
 def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
@@ -27,7 +26,7 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
         OSError: it cannot be written.
     """
     classes = len(class_names)
-    side = float(np.clip(0.6 * classes, 3, 12) if classes <= _MOST_WITH_SHARES else np.clip(0.13 * classes, 12, 30))
+    side = float(np.clip(0.45 * classes, 3, 9) if classes <= _MOST_WITH_SHARES else np.clip(0.13 * classes, 9, 30))
     figure = new_figure(side + 2, side + 1, "drawing a confusion matrix")
     axes = figure.subplots()
     counts = confusion.sum(axis=1, keepdims=True)
@@ -46,10 +45,9 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
 
 def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:
     """Writes the names beside rows and below columns, of which each has some points of room."""
-    names = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in class_names]
+    names = [short(name) for name in class_names]
     size = float(np.clip(0.7 * points, 4, 10))
     upright = max(map(len, names)) * size > points
-    names = [plain(name) for name in names]
     axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
     axes.set_yticks(range(len(names)), names, fontsize=size)
 

@@ -39,7 +39,9 @@ def draw_heat_maps(
     timesteps = sorted({t for table in shares.values() for _, t in table})
     low, high = min(values), max(values)
     height = len(shares) * (0.32 * len(timesteps) + 0.6) + 0.6
-    figure = new_figure(max(5, 0.52 * len(taps)) + 1.6, height, "drawing heat maps")
+    # Of many blocks, columns are just wide enough for their numbers, so that the picture fits a page.
+    width = float(np.clip(0.52 * len(taps), 5, max(9, 0.24 * len(taps))))
+    figure = new_figure(width + 1.6, height, "drawing heat maps")
     panels = figure.subplots(len(shares), 1, squeeze=False, sharex=True)[:, 0]
     image: Any = None
     for axes, (title, table) in zip(panels, shares.items(), strict=True):

@@ -146,7 +146,7 @@ class Code:
 
 @dataclass(frozen=True)
 class Row:
-    """Blocks side by side; on a narrow screen, one below the other.
+    """Blocks side by side; on a narrow screen, and where pictures would become too small, one below the other.
 
     Attributes:
         blocks: from left to right.
@@ -222,6 +222,7 @@ def _view(block: Block) -> dict[str, Any]:
         view["entries"] = [{**vars(item), **_inline(item.image)} for item in block.items]
     elif isinstance(block, Row):
         view["blocks"] = [_view(part) for part in block.blocks]
+        view["width"] = max((part["width"] for part in view["blocks"] if part["kind"] == "picture"), default=0)
     return view
 
 

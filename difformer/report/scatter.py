@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difformer._optional import require
-from difformer.report._figure import new_figure, plain, save_figure
+from difformer.report._figure import new_figure, save_figure, short
 
 # More classes are coloured, but not named.
 _MOST_NAMED = 20
@@ -35,7 +35,7 @@ def draw_scatter(points: NDArray[Any], labels: NDArray[np.int64], class_names: S
     for label, name in enumerate(class_names):
         rows = labels == label
         if rows.any():
-            shown = plain(name) if len(class_names) <= _MOST_NAMED else None
+            shown = short(name) if len(class_names) <= _MOST_NAMED else None
             axes.scatter(*points[rows].T, s=10, alpha=0.75, linewidths=0, color=colors(label % colors.N), label=shown)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)

@@ -123,6 +123,14 @@ def test_pictures_are_inside(tmp_path):
     assert "wrong" in page.texts
 
 
+def test_a_row_knows_the_widest_of_its_pictures(tmp_path):
+    narrow, wide = tmp_path / "n.png", tmp_path / "w.png"
+    narrow.write_bytes(png(20, 10))
+    wide.write_bytes(png(300, 10))
+    page = write(tmp_path, Row([Picture(narrow, "n"), Picture(wide, "w")]), Row([Paragraph("no picture")]))
+    assert [row["style"] for row in page.all("div", class_="row")] == ["--width: 300px", "--width: 0px"]
+
+
 def test_tables_have_headings(tmp_path):
     page = write(tmp_path, Table(["", "top-1"], [["a", "1"], ["b", "2"], ["c", "3"]], highlight=1))
     assert len(page.all("th", scope="col")) == 1

@@ -1,5 +1,7 @@
 """What pictures of similarities, maps, heat maps and nearest neighbours show."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -88,6 +90,11 @@ def test_points_lie_where_they_belong_in_the_colour_of_their_class(tmp_path, fig
     assert labels(figures[0].legends[0].get_texts()) == ["cat", r"d\$g"]
 
 
+def test_long_names_of_classes_leave_room_for_the_points(tmp_path, figures):
+    draw_scatter(np.zeros((2, 2)), np.arange(2), ["cat", 40 * "long "], tmp_path / "m.png")
+    assert labels(figures[0].legends[0].get_texts()) == ["cat", "long long long long lon…"]
+
+
 def test_many_classes_are_coloured_but_not_named(tmp_path, figures):
     draw_scatter(np.zeros((21, 2)), np.arange(21), [str(i) for i in range(21)], tmp_path / "m.png")
     assert len(figures[0].axes[0].collections) == 21
@@ -120,6 +127,16 @@ def test_heat_maps_hold_what_was_measured_and_frame_the_choice(tmp_path, figures
 def test_numbers_are_left_out_where_they_would_overlap(tmp_path, figures):
     draw_heat_maps({"": {(f"b{i}", 10): i / 41 for i in range(41)}}, tmp_path / "h.png", label="")
     assert not figures[0].axes[0].texts
+
+
+@pytest.mark.parametrize("blocks", [2, 12, 37])
+def test_heat_maps_of_any_number_of_blocks_fit_a_page(blocks, tmp_path, figures):
+    draw_heat_maps({"": {(f"out{i:02}", 10): i / 37 for i in range(blocks)}}, tmp_path / "h.png", label="Precision, %")
+    assert figures[0].get_figwidth() < 11
+    # Its numbers do not touch.
+    written = [text.get_window_extent() for text in figures[0].axes[0].texts]
+    assert len(written) == blocks
+    assert all(left.x1 < right.x0 for left, right in pairwise(written))
 
 
 def test_heat_maps_of_nothing_are_refused(tmp_path):
