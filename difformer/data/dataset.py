@@ -1,7 +1,7 @@
 """The one door to data: `create_dataset`, and the data sets with random access that it gives."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -169,6 +169,7 @@ def create_dataset(
     augment: bool | None = None,
     transform: "Callable[[Image], Tensor] | None" = None,
     subset: LabelSubset | None = None,
+    classes: Sequence[str] | None = None,
     process_index: int | None = None,
     num_processes: int | None = None,
 ) -> ImageDataset | ShardDataset:
@@ -183,6 +184,8 @@ def create_dataset(
         augment: use the training transform and, for a stream, shuffle; by default for `train` only.
         transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
         subset: a saved label subset to use again, in place of choosing one.
+        classes: the classes that labels are to be numbers of, such as a classifier's; of those the split may lack some.
+            They are matched by name. A split with others keeps its own.
         process_index, num_processes: of a stream, as `ShardDataset`; with random access that is up to a sampler.
 
     Returns:
@@ -203,6 +206,10 @@ def create_dataset(
     sample_transform = _transform(config, augment, transform)
     from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
     source = read_source(config, "train" if from_training else split)
+    if classes is not None and set(source.class_names) <= set(classes):
+        place = {name: i for i, name in enumerate(classes)}
+        places = np.asarray([place[name] for name in source.class_names])
+        source = replace(source, labels=places[source.labels], class_names=tuple(classes))
     indices, subset = _choose(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)

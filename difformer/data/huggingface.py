@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.data.images import Content
-from difformer.data.source import DataError, Ends, Source, numbered_classes, read_ends, unknown_split
+from difformer.data.source import DataError, Ends, Source, numbered_labels, read_ends, unknown_split
 from difformer.data.spec import DataConfig
 
 
@@ -60,11 +61,11 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     for kind, column in (("image", image), ("label", label)):
         if column not in features:
             raise DataError(f"{title} has no {kind} column {column!r}; it has {', '.join(features)}")
-    labels, classes = _labels(title, tables, split, label, config.class_names)
+    labels, classes = _labels(title, tables, split, label, config)
     # Images are decoded by the package's own reader, so that errors name the image.
     undecoded = require("datasets", "reading Hugging Face data sets").Image(decode=False)
     rows = _Rows(tables[split].select_columns([image]).cast_column(image, undecoded).with_format("arrow"), image)
-    return Source(f"{title} {split}", np.asarray(labels, dtype=np.int64), classes, rows, ends=rows.ends)
+    return Source(f"{title} {split}", labels, classes, rows, ends=rows.ends)
 
 
 def _load(root: str, configuration: str | None, title: str) -> dict[str, Any]:
@@ -96,8 +97,8 @@ def _only(title: str, kind: str, features: Any, feature_type: str, default: str 
 
 
 def _labels(
-    title: str, tables: dict[str, Any], split: str, column: str, given: tuple[str, ...] | None
-) -> tuple[list[int], tuple[str, ...]]:
+    title: str, tables: dict[str, Any], split: str, column: str, config: DataConfig
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels of one split, and the names of the classes of all."""
     values = list(tables[split][column])
     kinds = {type(value).__name__ for value in values}
@@ -107,11 +108,14 @@ def _labels(
         )
     names = getattr(tables[split].features[column], "names", None)
     if names is not None:
-        return values, given or tuple(names)
+        return np.asarray(values, dtype=np.int64), config.class_names or tuple(names)
     # Without declared classes, they are the values that occur in any split that has the column.
     everywhere = [v for table in tables.values() if column in table.features for v in table.unique(column)]
     if kinds == {"int"}:
-        return values, given or numbered_classes(title, (v for v in everywhere if isinstance(v, int)))
-    classes = given or tuple(sorted({v for v in everywhere if isinstance(v, str)}))
+        return numbered_labels(title, values, config, [v for v in everywhere if isinstance(v, int)])
+    classes = config.class_names or tuple(sorted({v for v in everywhere if isinstance(v, str)}))
+    unknown = [value for value in values if value not in set(classes)]
+    if unknown:
+        raise DataError(f"{title}: the label {unknown[0]!r} is not in class_names; {len(unknown)} images have such")
     place = {name: i for i, name in enumerate(classes)}
-    return [place.get(value, -1) for value in values], classes
+    return np.asarray([place[value] for value in values], dtype=np.int64), classes

@@ -54,7 +54,7 @@ class TestHuggingFace:
         dataset = opened("huggingface", tmp_path / "saved", "train")
         assert dataset.class_names == ("a", "b", "c")
         assert dataset.labels.tolist() == [0, 1, 2, 0]
-        with pytest.raises(DataError, match="label -1"):
+        with pytest.raises(DataError, match="the label 'c' is not in class_names"):
             opened("huggingface", tmp_path / "saved", "train", class_names=["a", "b"])
 
     def test_a_folder_of_parquet_and_a_folder_of_images(self, datasets, tmp_path):

@@ -247,9 +247,11 @@ class TestErrors:
             self.one(tmp_path, [])
 
     def test_a_label_in_json(self, tmp_path):
-        assert self.one(tmp_path, [("a", {"label": 1}, encoded(0))]).labels.tolist() == [1]
-        with pytest.raises(DataError, match=r"a\.json must hold an integer label"):
-            self.one(tmp_path, [("a", {"class": 1}, encoded(0))])
+        assert self.one(tmp_path, [("a", {"label": 0}, encoded(0))]).labels.tolist() == [0]
+        other = [("a", {"class": 2, "width": 30}, encoded(0))]
+        with pytest.raises(DataError, match="under 'label', but has 'class', 'width'; set label_column"):
+            self.one(tmp_path, other)
+        assert self.one(tmp_path, other, label_column="class").labels.tolist() == [2]
 
     @pytest.mark.parametrize("size", [0, 100, 3000])
     def test_a_truncated_shard(self, root, tmp_path, size):

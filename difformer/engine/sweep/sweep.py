@@ -75,11 +75,12 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
 
 def _open_splits(recipe: SweepRecipe) -> dict[str, ImageDataset]:
     """The splits that probes learn from and are chosen on; that of the test is only looked at."""
-    images = {split: build_dataset(recipe.data, split) for split in ("train", recipe.validation)}
-    opened = images if recipe.test is None else {**images, recipe.test: build_dataset(recipe.data, recipe.test)}
-    for split, dataset in opened.items():
-        check_same_classes(dataset.class_names, images["train"].class_names, f"of {split}", "of train")
-    return images
+    train = build_dataset(recipe.data, "train")
+    opened = {"train": train}
+    for split in filter(None, (recipe.validation, recipe.test)):
+        opened[split] = build_dataset(recipe.data, split, classes=train.class_names)
+        check_same_classes(opened[split].class_names, train.class_names, f"of {split}", "of train")
+    return {split: opened[split] for split in ("train", recipe.validation)}
 
 
 def _extractor(recipe: SweepRecipe, backbone: UNetBackbone, timesteps: Sequence[int]) -> FeatureExtractor:
