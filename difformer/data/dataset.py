@@ -18,7 +18,7 @@ from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
 from difformer.data.images import Preprocessing
 from difformer.data.official import read_cub, read_dogs, read_nabirds
-from difformer.data.samples import Sample, SampleReader
+from difformer.data.samples import Sample, SampleReader, describe
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
@@ -140,6 +140,9 @@ class ImageDataset(Dataset[Sample | None]):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def __repr__(self) -> str:
+        return describe(self, self._reader.source.title)
 
     def __getitem__(self, index: int) -> Sample | None:
         """The sample at a place, or None where an image turns out to be unreadable and such are skipped.

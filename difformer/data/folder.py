@@ -8,7 +8,16 @@ from pathlib import Path
 
 from difformer._optional import require
 from difformer.data.listing import Found, find_images, in_words, is_hidden, is_image_name, subfolders
-from difformer.data.source import DataError, Source, file_source, find_root, same_letters, unique_names, unknown_split
+from difformer.data.source import (
+    DataError,
+    Source,
+    file_source,
+    find_root,
+    read_lines,
+    same_letters,
+    unique_names,
+    unknown_split,
+)
 from difformer.data.spec import DataConfig
 
 _log = getLogger(__name__)
@@ -135,8 +144,7 @@ def _synset_file(*folders: Path) -> dict[str, str]:
     for folder in folders:
         for name in SYNSET_FILES:
             if (folder / name).is_file():
-                lines = (folder / name).read_text(encoding="utf-8").splitlines()
-                pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
+                pairs = [line.strip().split(" ", 1) for line in read_lines(folder / name) if line.strip()]
                 return {pair[0]: pair[-1].strip() for pair in pairs}
     return {}
 

@@ -1,5 +1,8 @@
 """Data sets of the Hugging Face `datasets` library, from a folder or from the hub."""
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,9 @@ from difformer._optional import require
 from difformer.data.images import Content
 from difformer.data.source import DataError, Ends, Source, numbered_labels, read_ends, unknown_split
 from difformer.data.spec import DataConfig
+
+# A data set on the hub: owner/name, or the name alone of the oldest.
+_REPOSITORY = r"[\w-][\w.-]*(/[\w.-]+)?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,14 +51,16 @@ def _arrow() -> Any:
 def read_huggingface(config: DataConfig, split: str) -> Source:
     """One split of a data set that `save_to_disk` wrote, of a folder that `load_dataset` reads, or of the hub.
 
+    The network is left alone unless the configuration says `download`; a data set of the hub must be on the disk then.
+
     Raises:
         DataError: no root or split, or no column that could be the image or the label.
-        FileNotFoundError: the folder is not there, or the hub does not have or give it.
+        FileNotFoundError: the folder is not there, or the hub does not have or give it, or may not be asked.
     """
     if config.root is None:
         raise DataError("huggingface needs root: a folder, or a hub repository owner/name")
     title = f"huggingface {config.root}"
-    tables = _load(config.root, config.configuration, title)
+    tables = _load(config, title)
     if split not in tables:
         raise unknown_split(title, split, list(tables))
     features = tables[split].features
@@ -68,20 +76,39 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     return Source(f"{title} {split}", labels, classes, rows, ends=rows.ends)
 
 
-def _load(root: str, configuration: str | None, title: str) -> dict[str, Any]:
+def _load(config: DataConfig, title: str) -> dict[str, Any]:
     """The tables of a data set by split."""
     datasets = require("datasets", "reading Hugging Face data sets")
+    root = str(config.root)
     folder = Path(root).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or root.startswith((".", "~"))):
+    if not folder.is_dir() and not re.fullmatch(_REPOSITORY, root):
         raise FileNotFoundError(f"{title}: there is no folder {folder}; check root")
     saved = folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    place = str(folder) if folder.is_dir() else root
     try:
-        place = str(folder) if folder.is_dir() else root
-        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, configuration)
+        with contextlib.nullcontext() if config.download else _offline(datasets):
+            loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, config.configuration)
     # The library's errors for what is not there, not reachable or not readable are of many types.
     except Exception as error:
-        raise FileNotFoundError(f"{title} cannot be loaded: {error}") from error
+        if folder.is_dir() or config.download:
+            raise FileNotFoundError(f"{title} cannot be loaded: {error}") from error
+        raise FileNotFoundError(
+            f"{title}: there is no folder {folder}, and no data set of that name is on this machine; with "
+            f"download: true it is fetched from the hub ({error})"
+        ) from error
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+
+
+@contextlib.contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Keeps the library from the network, as its environment variable HF_HUB_OFFLINE does when it is imported."""
+    hub: Any = require("huggingface_hub.constants", "reading Hugging Face data sets", install="huggingface_hub")
+    before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
 
 
 def _only(title: str, kind: str, features: Any, feature_type: str, default: str | None = None) -> str:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from difformer._optional import require
-from difformer.data.source import DataError, Source, file_source, find_root, unique_names, unknown_split
+from difformer.data.source import DataError, Source, file_source, find_root, read_lines, unique_names, unknown_split
 from difformer.data.spec import DataConfig
 
 SPLITS = ("train", "test")
@@ -94,7 +94,7 @@ def _table(path: Path, title: str) -> dict[str, str]:
     """The lines of a file by their first word."""
     if not path.is_file():
         raise FileNotFoundError(f"{title}: there is no file {path}; root must be the folder the archive unpacks to")
-    rows = [line.strip().split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.strip().split(" ", 1) for line in read_lines(path) if line.strip()]
     short = [row for row in rows if len(row) < 2]
     if short:
         raise DataError(f"{title}: {path} has a line with one word only: {short[0][0]!r}")

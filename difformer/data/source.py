@@ -122,6 +122,14 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.title}: {len(self)} images, {len(self.class_names)} classes)"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the images' names are relative to, where they are files of their own."""
+        return self.content.root if isinstance(self.content, Files) else None
+
     def describe(self, index: int) -> str:
         """The name of an image in messages."""
         return f"image {index}" if self.names is None else self.names[index]
@@ -252,6 +260,18 @@ def numbered_labels(
     if names is None and largest - first >= _MOST_CLASSES:
         raise DataError(f"{title} has the label {largest}; set class_names, or number the classes without gaps")
     return numbers - first, names or tuple(map(str, range(first, largest + 1)))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        DataError: it is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file in UTF-8: {error}") from error
 
 
 def find_root(root: str | None, title: str, *below: str) -> Path:

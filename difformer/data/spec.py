@@ -19,7 +19,8 @@ class DataConfig:
     Attributes:
         name: kind of data set: `folder`, `imagenet`, `webdataset`, `huggingface`, `cub`, `nabirds`, `dogs`, `elpv`, or
             one of torchvision's, as `difformer.data.data_set_names` lists them.
-        root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`.
+        root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`, which is
+            fetched with `download` only.
         splits: the data set's own name of a split where it differs from the one asked for, `{"val": "validation"}`;
             for `folder` a subfolder ("." for root itself), for `webdataset` a pattern of file names.
         class_names: in the order of the labels, for data sets that do not say them.

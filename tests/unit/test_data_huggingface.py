@@ -125,7 +125,7 @@ class TestHuggingFace:
         asked = []
         monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or {})
         with pytest.raises(DataError, match="no split 'train'"):
-            opened("huggingface", "owner/name", "train", configuration="fine")
+            opened("huggingface", "owner/name", "train", configuration="fine", download=True)
         assert asked == [("owner/name", "fine")]
 
     def test_a_damaged_image_fails_before_the_first_step(self, datasets, tmp_path):
