@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from difformer.data.checking import readable, samples_digest
+from difformer.data.checking import readable
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
+from difformer.data.identity import former_digest, last_change, samples_digest
 from difformer.data.images import Preprocessing
 from difformer.data.official import read_cub, read_dogs, read_nabirds
 from difformer.data.samples import Sample, SampleReader, describe
@@ -110,12 +111,28 @@ class ImageDataset(Dataset[Sample | None]):
         """Hexadecimal SHA-256 of exactly these samples in this order: ids, labels, images, and of the split they are
         from. For the keys of caches, with `transform_description`.
 
-        Of an encoded image, its size and both ends stand for the whole. Looks at every image, once.
+        Of images it is the content that counts. Reads every image once on a machine, and again where the disk says that
+        its file is another or was changed; see `difformer.data.identity.samples_digest`.
 
         Raises:
             ImageError: an image cannot be read.
         """
         return samples_digest(self._reader.source, self._indices)
+
+    @cached_property
+    def former_digest(self) -> str:
+        """What earlier versions called `digest`, to recognise what they wrote: it does not see an edit that leaves the
+        size and both ends of an encoded image as they were.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        return former_digest(self._reader.source, self._indices)
+
+    @property
+    def last_change(self) -> float:
+        """When a file of these images was last modified, in seconds since 1970; infinity where that is not known."""
+        return last_change(self._reader.source, self._indices)
 
     @property
     def skipped(self) -> NDArray[np.int64]:

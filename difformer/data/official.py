@@ -1,5 +1,6 @@
 """Fine-grained data sets in their official formats: CUB-200-2011, NABirds and Stanford Dogs."""
 
+import re
 from pathlib import Path
 
 from difformer._optional import require
@@ -70,7 +71,7 @@ def _read_birds(config: DataConfig, split: str, title: str, archive: str) -> Sou
     training = _table(root / "train_test_split.txt", title)
     words = _table(root / "classes.txt", title)
     for image in files:
-        if not labels.get(image, "").isdecimal() or training.get(image) not in ("0", "1"):
+        if not re.fullmatch("[0-9]{1,9}", labels.get(image, "")) or training.get(image) not in ("0", "1"):
             raise DataError(f"{title}: image {image} of {root / 'images.txt'} has no class number, or no split 0 or 1")
     classes = sorted({labels[image] for image in files}, key=int)
     unknown = [name for name in classes if name not in words]

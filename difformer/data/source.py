@@ -80,6 +80,8 @@ class Source:
         ids: (N,) int64 stable numbers, all different; the index in the split when left out.
         ends: how the image of an index begins and ends, where that takes less than reading it. Picklable.
         shards: (N,) int64 the shard of each image, non-decreasing, where there are shards.
+        files: the files that the image of an index lies in, where there are any: one, or those of the table that holds
+            it. Picklable.
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
 
     Raises:
@@ -94,6 +96,7 @@ class Source:
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ends: Callable[[int], Ends] | None = None
     shards: NDArray[np.int64] | None = None
+    files: Callable[[int], tuple[Path, ...]] | None = None
     in_order: Callable[[Sequence[int]], Iterator[Content]] | None = None
 
     def __post_init__(self) -> None:
@@ -179,6 +182,10 @@ class Files:
     def __call__(self, index: int) -> Path:
         return self.root / self.names[index]
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The one file."""
+        return (self(index),)
+
     def ends(self, index: int) -> Ends:
         """Raises OSError when the file cannot be read."""
         with self(index).open("rb", buffering=0) as file:
@@ -210,7 +217,7 @@ def file_source(title: str, root: Path, names: Sequence[str], labels: Sequence[i
     """
     images = Files(root, Names(names))
     numbers = np.asarray(labels, dtype=np.int64)
-    return Source(title, numbers, tuple(classes), images, names=images.names, ends=images.ends)
+    return Source(title, numbers, tuple(classes), images, names=images.names, ends=images.ends, files=images.files)
 
 
 def read_ends(file: BinaryIO, start: int, size: int) -> Ends:

@@ -63,6 +63,10 @@ class _Slices:
     def __call__(self, index: int) -> bytes:
         return next(self.in_order([index]))
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The shard."""
+        return (self.paths[self.shards[index]],)
+
     def ends(self, index: int) -> Ends:
         """Raises OSError when the shard cannot be read."""
         with self.paths[self.shards[index]].open("rb") as file:
@@ -127,6 +131,7 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
         ids=_ids(paths, entries),
         ends=slices.ends,
         shards=shards,
+        files=slices.files,
         in_order=slices.in_order,
     )
 

@@ -84,7 +84,7 @@ def open_or_extract(
     job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
     if not on_main(job.processes, job.plan.missing):
         return CachedFeatures(job.plan.folder, views=job.plan.views)
-    other = on_main(job.processes, job.plan.covering)
+    other = on_main(job.processes, partial(job.plan.covering, job.dataset))
     if other is not None:
         return CachedFeatures(other, views=job.plan.views, keys=tuple(job.plan.manifest.shapes))
     on_main(job.processes, partial(_announce, [job]))

@@ -108,6 +108,11 @@ def _prepare(
             file.unlink()
     elif folder.recipe.exists() and known.exists():
         before = {"recipe": read_yaml(folder.recipe), "sources": json.loads(known.read_text(encoding="utf-8"))}
+        for split, dataset in images.items():
+            # Earlier versions had another digest of images.
+            found = before["sources"].get(split)
+            if found != dataset.digest and found == dataset.former_digest:
+                before["sources"][split] = dataset.digest
         changed = changed_keys(before, record)
         other = [key for key in changed if key.removeprefix("recipe.") not in _MAY_CHANGE]
         if other:
