@@ -136,6 +136,39 @@ class TestHuggingFace:
         with pytest.raises(ImageError, match="image 1 cannot be read"):
             opened("huggingface", tmp_path / "saved", "train")
 
+    @pytest.mark.parametrize("root", ["owner/name", "imagenet", "data/petz"])
+    def test_nothing_is_fetched_unasked(self, datasets, monkeypatch, root):
+        import socket
+
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: pytest.fail("asked the network"))
+        monkeypatch.setattr(socket.socket, "connect", lambda *arguments: pytest.fail("asked the network"))
+        with pytest.raises(FileNotFoundError, match=rf"no folder {root}, and no data set of that name.*download: true"):
+            opened("huggingface", root, "train")
+        assert not datasets.config.HF_HUB_OFFLINE
+
+    @pytest.mark.parametrize("root", ["data/sets/petz", "/data/petz", "~/petz", "./petz", "https://x.org/petz"])
+    def test_what_can_be_no_repository_is_not_asked_for(self, datasets, root):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            opened("huggingface", root, "train", download=True)
+
+    def test_a_data_set_that_was_fetched_before(self, datasets, tmp_path, monkeypatch):
+        asked = []
+        monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(datasets.config.HF_HUB_OFFLINE) or {})
+        for download in (False, True):
+            with pytest.raises(DataError, match="no split 'train'"):
+                opened("huggingface", "owner/name", "train", download=download)
+        assert asked == [True, False]
+
+    def test_labels_from_1(self, datasets, tmp_path):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+        images = [{"bytes": encoded(i), "path": None} for i in range(2)]
+        table = datasets.Dataset.from_dict({"img": images, "label": [1, 2]}, features=features)
+        table.save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match=r"labels go from 1 to 2.*first_label: 1"):
+            opened("huggingface", tmp_path / "saved", "train")
+        dataset = opened("huggingface", tmp_path / "saved", "train", first_label=1)
+        assert (dataset.labels.tolist(), dataset.class_names) == ([0, 1], ("1", "2"))
+
     def test_a_missing_folder(self, datasets, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):
             opened("huggingface", tmp_path / "nowhere", "train")
