@@ -70,6 +70,13 @@ def expand_user(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def cache_folder() -> Path:
+    """Where downloads go, and digests of images: `$DIFFORMER_CACHE`, else `difformer` in the user's cache folder."""
+    if path := os.environ.get("DIFFORMER_CACHE"):
+        return expand_user(path)
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "difformer"
+
+
 def _sync_folder(folder: Path) -> None:
     """Makes a renaming last through a power cut, where the system can."""
     with contextlib.suppress(OSError):

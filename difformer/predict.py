@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import IMAGE_SUFFIXES, ImageError
+from difformer.data.listing import find_images, in_words
 from difformer.files import check_target
 
 
@@ -21,12 +23,14 @@ class Report:
         done: images classified, each a row of the table.
         skipped: the errors of those that could not be read.
         interrupted: whether it was stopped before the end; what was done is in `.partial`.
+        left_out: files without an image's suffix, by suffix; hidden ones are not counted.
     """
 
     total: int
     done: int = 0
     skipped: list[ImageError] = field(default_factory=list)
     interrupted: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 def predict_folder(
@@ -36,7 +40,8 @@ def predict_folder(
 
     Args:
         classifier: with a preprocessing.
-        folder: searched for files with an image's suffix.
+        folder: searched for files with an image's suffix, through links too, but not in hidden entries and those of
+            the system (`.cache`, `@eaDir`, `__MACOSX`).
         table: the file to write: file (relative to the folder), label, probability, and one column a class. Rows are
             gathered beside it, in `.partial`, which becomes the table at the end.
         batch_size: images to classify at once, at least 1.
@@ -48,12 +53,12 @@ def predict_folder(
     Raises:
         FileNotFoundError: the folder is not there or holds no image.
         ImageError: not one image could be read.
-        ValueError: the classifier has no preprocessing, or batch_size is below 1.
+        ValueError: the classifier has no preprocessing, batch_size is below 1, or a link leads to a folder above it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    paths = find_images(folder)
-    report = Report(len(paths))
+    paths, left_out = _list_images(folder)
+    report = Report(len(paths), left_out=left_out)
     check_target(table, overwrite=overwrite)
     # Rows go to a file of their own, which stays when the run does not reach its end.
     partial = table.with_name(table.name + ".partial")
@@ -72,18 +77,15 @@ def predict_folder(
     return report
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The image files of a folder and its subfolders, in the order of their names.
-
-    Raises:
-        FileNotFoundError: the folder is not there or holds no image.
-    """
+def _list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """The images below a folder in the order of their paths, and how many other files there are by suffix."""
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        raise FileNotFoundError(f"{folder} holds no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return paths
+    found = find_images(folder)
+    if not found.images:
+        other = f"; its files are {in_words(found.left_out)}" if found.left_out else ""
+        raise FileNotFoundError(f"{folder} holds no image{other}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return sorted(folder / name for name in found.images), found.left_out
 
 
 def _write_rows(

@@ -15,7 +15,7 @@ import torch
 from difformer.checkpoints.shipped import shipped_folder
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
-from difformer.files import expand_user
+from difformer.files import cache_folder, expand_user
 from difformer.models import UNet
 
 _URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
@@ -67,13 +67,6 @@ def weight_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the weights of an architecture, without allocating them."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
-
-
-def cache_folder() -> Path:
-    """Where downloads go: `$DIFFORMER_CACHE`, else `difformer` in the user's cache folder."""
-    if path := os.environ.get("DIFFORMER_CACHE"):
-        return expand_user(path)
-    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "difformer"
 
 
 def search_folders(folder: Path | None = None) -> tuple[Path, ...]:

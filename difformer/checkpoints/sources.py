@@ -11,7 +11,7 @@ from torch import Tensor
 from difformer.checkpoints.architecture import differences, see_architecture
 from difformer.checkpoints.download import download as fetch
 from difformer.checkpoints.hub import HUB, hub_version, locate_on_hub
-from difformer.checkpoints.presets import PRESETS, Preset, cache_folder, search_folders, weight_shapes
+from difformer.checkpoints.presets import PRESETS, Preset, search_folders, weight_shapes
 from difformer.checkpoints.shipped import SUFFIX, missing_hint, shipped, verify_shipped
 from difformer.checkpoints.store import StoredBackbone, is_backbone_file, parse_metadata, verify_digest
 from difformer.checkpoints.weights import (
@@ -24,7 +24,7 @@ from difformer.checkpoints.weights import (
 )
 from difformer.config import UNetConfig, from_mapping
 from difformer.diffusion import NoiseSchedule
-from difformer.files import expand_user, sha256
+from difformer.files import cache_folder, expand_user, sha256
 
 ConfigLike = UNetConfig | Mapping[str, Any]
 ScheduleLike = NoiseSchedule | str

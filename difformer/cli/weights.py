@@ -12,6 +12,7 @@ from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import is_classifier_file, load_classifier, save_classifier
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
+from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
 from difformer.files import check_target
 from difformer.models.plan import tap_specs
@@ -162,6 +163,8 @@ def predict(
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)
+    if report.left_out:
+        print(f"difformer: left out files that are no images: {in_words(report.left_out)}", file=sys.stderr)
     where = f"{csv}.partial" if report.interrupted else csv
     print(f"wrote {where}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
     if report.interrupted:

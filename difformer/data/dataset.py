@@ -1,7 +1,7 @@
 """The one door to data: `create_dataset`, and the data sets with random access that it gives."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property, partial
@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from difformer.data.checking import readable, samples_digest
+from difformer.data.checking import readable
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
+from difformer.data.identity import former_digest, last_change, samples_digest
 from difformer.data.images import Preprocessing
 from difformer.data.official import read_cub, read_dogs, read_nabirds
-from difformer.data.samples import Sample, SampleReader
+from difformer.data.samples import Sample, SampleReader, describe
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
@@ -110,12 +111,28 @@ class ImageDataset(Dataset[Sample | None]):
         """Hexadecimal SHA-256 of exactly these samples in this order: ids, labels, images, and of the split they are
         from. For the keys of caches, with `transform_description`.
 
-        Of an encoded image, its size and both ends stand for the whole. Looks at every image, once.
+        Of images it is the content that counts. Reads every image once on a machine, and again where the disk says that
+        its file is another or was changed; see `difformer.data.identity.samples_digest`.
 
         Raises:
             ImageError: an image cannot be read.
         """
         return samples_digest(self._reader.source, self._indices)
+
+    @cached_property
+    def former_digest(self) -> str:
+        """What earlier versions called `digest`, to recognise what they wrote: it does not see an edit that leaves the
+        size and both ends of an encoded image as they were.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        return former_digest(self._reader.source, self._indices)
+
+    @property
+    def last_change(self) -> float:
+        """When a file of these images was last modified, in seconds since 1970; infinity where that is not known."""
+        return last_change(self._reader.source, self._indices)
 
     @property
     def skipped(self) -> NDArray[np.int64]:
@@ -140,6 +157,9 @@ class ImageDataset(Dataset[Sample | None]):
 
     def __len__(self) -> int:
         return len(self._indices)
+
+    def __repr__(self) -> str:
+        return describe(self, self._reader.source.title)
 
     def __getitem__(self, index: int) -> Sample | None:
         """The sample at a place, or None where an image turns out to be unreadable and such are skipped.
@@ -169,6 +189,7 @@ def create_dataset(
     augment: bool | None = None,
     transform: "Callable[[Image], Tensor] | None" = None,
     subset: LabelSubset | None = None,
+    classes: Sequence[str] | None = None,
     process_index: int | None = None,
     num_processes: int | None = None,
 ) -> ImageDataset | ShardDataset:
@@ -183,6 +204,8 @@ def create_dataset(
         augment: use the training transform and, for a stream, shuffle; by default for `train` only.
         transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
         subset: a saved label subset to use again, in place of choosing one.
+        classes: the classes that labels are to be numbers of, such as a classifier's; of those the split may lack some.
+            They are matched by name. A split with others keeps its own.
         process_index, num_processes: of a stream, as `ShardDataset`; with random access that is up to a sampler.
 
     Returns:
@@ -203,6 +226,10 @@ def create_dataset(
     sample_transform = _transform(config, augment, transform)
     from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
     source = read_source(config, "train" if from_training else split)
+    if classes is not None and set(source.class_names) <= set(classes):
+        place = {name: i for i, name in enumerate(classes)}
+        places = np.asarray([place[name] for name in source.class_names])
+        source = replace(source, labels=places[source.labels], class_names=tuple(classes))
     indices, subset = _choose(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)

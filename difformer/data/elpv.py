@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from difformer._optional import require
-from difformer.data.source import DataError, Source, file_source, find_root, unknown_split
+from difformer.data.source import DataError, Source, file_source, find_root, read_lines, unknown_split
 from difformer.data.spec import DataConfig
 from difformer.data.subset import split_holdout
 
@@ -60,7 +60,7 @@ def _rows(path: Path) -> list[tuple[str, float, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"ELPV: there is no file {path}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         words = line.split()
         if not words:
             continue

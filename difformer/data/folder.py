@@ -1,13 +1,26 @@
 """Plain image folders, one folder a class, and ImageNet in its usual layout."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from logging import getLogger
 from pathlib import Path
 
 from difformer._optional import require
-from difformer.data.images import IMAGE_SUFFIXES
-from difformer.data.source import DataError, Source, file_source, find_root, unique_names, unknown_split
+from difformer.data.listing import Found, find_images, in_words, is_hidden, is_image_name, subfolders
+from difformer.data.source import (
+    DataError,
+    Source,
+    file_source,
+    find_root,
+    read_lines,
+    same_letters,
+    unique_names,
+    unknown_split,
+)
 from difformer.data.spec import DataConfig
+
+_log = getLogger(__name__)
 
 # Files that pair ImageNet's synsets with words: Kaggle's, and the one of the Caffe tutorials.
 SYNSET_FILES = ("LOC_synset_mapping.txt", "synset_words.txt")
@@ -17,7 +30,7 @@ def read_folder(config: DataConfig, split: str) -> Source:
     """`root/SPLIT/CLASS/image`, or `root/CLASS/image` for the split ".".
 
     The classes are `class_names` where given, else the folders of the training split, so that labels mean the same in
-    every split.
+    every split. Another split than that of training may lack some of them, which the log names.
 
     Raises:
         FileNotFoundError: no root.
@@ -29,7 +42,7 @@ def read_folder(config: DataConfig, split: str) -> Source:
         raise _unknown_folder(f"folder {root}", split, root)
     training = root / config.split_name("train")
     classes = config.class_names or subfolders(training if training.is_dir() else folder)
-    return scan_classes(f"folder {folder}", folder, classes, classes)
+    return scan_classes(f"folder {folder}", folder, classes, classes, every_class=folder == training)
 
 
 def read_imagenet(config: DataConfig, split: str) -> Source:
@@ -49,52 +62,72 @@ def read_imagenet(config: DataConfig, split: str) -> Source:
     words = _synset_file(root, Path(config.root or root))
     synsets = list(words) or subfolders(training if training.is_dir() else folder)
     names = config.class_names or unique_names(_words(synsets, words), synsets)
-    return scan_classes(f"imagenet {folder}", folder, synsets, names)
+    return scan_classes(f"imagenet {folder}", folder, synsets, names, every_class=folder == training)
 
 
-def scan_classes(title: str, folder: Path, classes: Sequence[str], names: Sequence[str]) -> Source:
-    """The images below the class folders of a split, ordered by folder and path.
+def scan_classes(
+    title: str, folder: Path, classes: Sequence[str], names: Sequence[str], *, every_class: bool
+) -> Source:
+    """The images below the class folders of a split, ordered by folder and path. Other files are counted in the log.
 
     Args:
         title: for messages.
         folder: holds one folder a class.
         classes: their names, in the order of the labels.
         names: what the classes are called.
+        every_class: whether each class must have images; else those without are named in the log.
 
     Raises:
         DataError: a class folder is missing, empty or unknown, or there is none.
     """
-    found = subfolders(folder)
-    if not found:
+    there = subfolders(folder)
+    if not there:
         raise DataError(f"{title} has no class folders; images must lie in one folder for each class")
-    _compare("has no folder for", title, [name for name in classes if name not in set(found)])
-    _compare("has folders that are no class of the training split:", title, set(found) - set(classes))
     if len(names) != len(classes):
         raise DataError(f"{title} has {len(classes)} classes, but {len(names)} class names were given")
-    make_dataset = require("torchvision.datasets.folder", "reading folders", install="torchvision").make_dataset
-    try:
-        samples = make_dataset(str(folder), {name: i for i, name in enumerate(classes)}, is_valid_file=is_image_name)
-    except FileNotFoundError as error:
-        raise DataError(f"{title}: {error}") from error
-    start = len(str(folder)) + 1
-    files = [path[start:].replace(os.sep, "/") for path, _ in samples]
-    _refuse_loops(title, folder, {name.rpartition("/")[0] for name in files})
-    return file_source(title, folder, files, [label for _, label in samples], names)
+    _refuse_strangers(title, there, classes)
+    found = {name: find_images(folder / name) for name in there}
+    absent = [name for name in classes if not (name in found and found[name].images)]
+    if absent:
+        problem = f"{title} has no image of {_some([_with_files(name, found.get(name)) for name in absent])}"
+        if every_class or len(absent) == len(classes):
+            raise DataError(problem)
+        _log.warning("%s; it has images of %d of the %d classes", problem, len(classes) - len(absent), len(classes))
+    _report_left_out(title, folder, found.values())
+    place = {name: i for i, name in enumerate(classes)}
+    files = [(f"{name}/{image}", place[name]) for name in there for image in found[name].images]
+    return file_source(title, folder, [file for file, _ in files], [label for _, label in files], names)
 
 
-def is_image_name(path: str) -> bool:
-    """Whether a path ends like an image and is not hidden (as the `._x.jpg` that macOS leaves behind)."""
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+def _with_files(name: str, found: Found | None) -> str:
+    """A class without images, and what it has in their place."""
+    if found is None:
+        return f"{name} (no such folder)"
+    return f"{name} (whose files are {in_words(found.left_out)})" if found.left_out else name
 
 
-def _refuse_loops(title: str, folder: Path, inside: set[str]) -> None:
-    """Raises DataError when a link leads from a folder back to one above it: its images would be there many times."""
-    for name in inside:
-        path = folder / name
-        above = {os.path.realpath(parent) for parent in path.parents if parent.is_relative_to(folder)}
-        if os.path.realpath(path) in above:
-            raise DataError(f"{title}: {name} is a link to a folder above it; remove it")
+def _report_left_out(title: str, folder: Path, found: Iterable[Found]) -> None:
+    left_out = sum((part.left_out for part in found), Counter[str]())
+    if left_out:
+        _log.warning("%s: left out %d files that are no images: %s", title, left_out.total(), in_words(left_out))
+    beside = sum(
+        is_image_name(entry.name) and not is_hidden(entry.name) and entry.is_file() for entry in os.scandir(folder)
+    )
+    if beside:
+        _log.warning("%s: left out %d images that lie in no class folder", title, beside)
+
+
+def _refuse_strangers(title: str, there: Sequence[str], classes: Sequence[str]) -> None:
+    """Raises DataError when there are folders that are no class."""
+    strangers, absent = sorted(set(there) - set(classes)), sorted(set(classes) - set(there))
+    if not strangers:
+        return
+    problem = f"{title} has folders that are no class of the training split: {_some(strangers)}"
+    if absent:
+        problem += f"; and no folder for {_some(absent)}"
+    if not {same_letters(name) for name in strangers}.isdisjoint(map(same_letters, absent)):
+        problem += "; these are the same letters in other code points (Unicode normalisation): rename the folders"
+    raise DataError(problem)
 
 
 def _unknown_folder(title: str, split: str, root: Path) -> DataError:
@@ -102,16 +135,8 @@ def _unknown_folder(title: str, split: str, root: Path) -> DataError:
     return DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
 
 
-def _compare(problem: str, title: str, names: Sequence[str] | set[str]) -> None:
-    if names:
-        listed = sorted(names)
-        more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
-        raise DataError(f"{title} {problem} {', '.join(listed[:5])}{more}")
-
-
-def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _synset_file(*folders: Path) -> dict[str, str]:
@@ -119,8 +144,7 @@ def _synset_file(*folders: Path) -> dict[str, str]:
     for folder in folders:
         for name in SYNSET_FILES:
             if (folder / name).is_file():
-                lines = (folder / name).read_text(encoding="utf-8").splitlines()
-                pairs = [line.strip().split(" ", 1) for line in lines if line.strip()]
+                pairs = [line.strip().split(" ", 1) for line in read_lines(folder / name) if line.strip()]
                 return {pair[0]: pair[-1].strip() for pair in pairs}
     return {}
 

@@ -1,15 +1,22 @@
 """Data sets of the Hugging Face `datasets` library, from a folder or from the hub."""
 
+import contextlib
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.data.images import Content
-from difformer.data.source import DataError, Ends, Source, numbered_classes, read_ends, unknown_split
+from difformer.data.source import DataError, Ends, Source, numbered_labels, read_ends, unknown_split
 from difformer.data.spec import DataConfig
+
+# A data set on the hub: owner/name, or the name alone of the oldest.
+_REPOSITORY = r"[\w-][\w.-]*(/[\w.-]+)?"
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,10 +25,16 @@ class _Rows:
 
     table: Any
     column: str
+    table_files: tuple[Path, ...]
 
     def __call__(self, index: int) -> Content:
         found = self._find(index)
         return found if isinstance(found, Path) else bytes(found)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The file of an image, or those of the table that holds it."""
+        found = self._find(index)
+        return (found,) if isinstance(found, Path) else self.table_files
 
     def ends(self, index: int) -> Ends:
         """Without copying an image that is in the table. Raises OSError when it is a file that cannot be read."""
@@ -44,14 +57,16 @@ def _arrow() -> Any:
 def read_huggingface(config: DataConfig, split: str) -> Source:
     """One split of a data set that `save_to_disk` wrote, of a folder that `load_dataset` reads, or of the hub.
 
+    The network is left alone unless the configuration says `download`; a data set of the hub must be on the disk then.
+
     Raises:
         DataError: no root or split, or no column that could be the image or the label.
-        FileNotFoundError: the folder is not there, or the hub does not have or give it.
+        FileNotFoundError: the folder is not there, or the hub does not have or give it, or may not be asked.
     """
     if config.root is None:
         raise DataError("huggingface needs root: a folder, or a hub repository owner/name")
     title = f"huggingface {config.root}"
-    tables = _load(config.root, config.configuration, title)
+    tables = _load(config, title)
     if split not in tables:
         raise unknown_split(title, split, list(tables))
     features = tables[split].features
@@ -60,27 +75,47 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     for kind, column in (("image", image), ("label", label)):
         if column not in features:
             raise DataError(f"{title} has no {kind} column {column!r}; it has {', '.join(features)}")
-    labels, classes = _labels(title, tables, split, label, config.class_names)
+    labels, classes = _labels(title, tables, split, label, config)
     # Images are decoded by the package's own reader, so that errors name the image.
     undecoded = require("datasets", "reading Hugging Face data sets").Image(decode=False)
-    rows = _Rows(tables[split].select_columns([image]).cast_column(image, undecoded).with_format("arrow"), image)
-    return Source(f"{title} {split}", np.asarray(labels, dtype=np.int64), classes, rows, ends=rows.ends)
+    table = tables[split].select_columns([image]).cast_column(image, undecoded).with_format("arrow")
+    rows = _Rows(table, image, tuple(Path(file["filename"]) for file in tables[split].cache_files))
+    return Source(f"{title} {split}", labels, classes, rows, ends=rows.ends, files=rows.files)
 
 
-def _load(root: str, configuration: str | None, title: str) -> dict[str, Any]:
+def _load(config: DataConfig, title: str) -> dict[str, Any]:
     """The tables of a data set by split."""
     datasets = require("datasets", "reading Hugging Face data sets")
+    root = str(config.root)
     folder = Path(root).expanduser()
-    if not folder.is_dir() and (folder.is_absolute() or root.startswith((".", "~"))):
+    if not folder.is_dir() and not re.fullmatch(_REPOSITORY, root):
         raise FileNotFoundError(f"{title}: there is no folder {folder}; check root")
     saved = folder.is_dir() and any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+    place = str(folder) if folder.is_dir() else root
     try:
-        place = str(folder) if folder.is_dir() else root
-        loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, configuration)
+        with contextlib.nullcontext() if config.download else _offline(datasets):
+            loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, config.configuration)
     # The library's errors for what is not there, not reachable or not readable are of many types.
     except Exception as error:
-        raise FileNotFoundError(f"{title} cannot be loaded: {error}") from error
+        if folder.is_dir() or config.download:
+            raise FileNotFoundError(f"{title} cannot be loaded: {error}") from error
+        raise FileNotFoundError(
+            f"{title}: there is no folder {folder}, and no data set of that name is on this machine; with "
+            f"download: true it is fetched from the hub ({error})"
+        ) from error
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
+
+
+@contextlib.contextmanager
+def _offline(datasets: Any) -> Iterator[None]:
+    """Keeps the library from the network, as its environment variable HF_HUB_OFFLINE does when it is imported."""
+    hub: Any = require("huggingface_hub.constants", "reading Hugging Face data sets", install="huggingface_hub")
+    before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before
 
 
 def _only(title: str, kind: str, features: Any, feature_type: str, default: str | None = None) -> str:
@@ -96,8 +131,8 @@ def _only(title: str, kind: str, features: Any, feature_type: str, default: str 
 
 
 def _labels(
-    title: str, tables: dict[str, Any], split: str, column: str, given: tuple[str, ...] | None
-) -> tuple[list[int], tuple[str, ...]]:
+    title: str, tables: dict[str, Any], split: str, column: str, config: DataConfig
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """Labels of one split, and the names of the classes of all."""
     values = list(tables[split][column])
     kinds = {type(value).__name__ for value in values}
@@ -107,11 +142,14 @@ def _labels(
         )
     names = getattr(tables[split].features[column], "names", None)
     if names is not None:
-        return values, given or tuple(names)
+        return np.asarray(values, dtype=np.int64), config.class_names or tuple(names)
     # Without declared classes, they are the values that occur in any split that has the column.
     everywhere = [v for table in tables.values() if column in table.features for v in table.unique(column)]
     if kinds == {"int"}:
-        return values, given or numbered_classes(title, (v for v in everywhere if isinstance(v, int)))
-    classes = given or tuple(sorted({v for v in everywhere if isinstance(v, str)}))
+        return numbered_labels(title, values, config, [v for v in everywhere if isinstance(v, int)])
+    classes = config.class_names or tuple(sorted({v for v in everywhere if isinstance(v, str)}))
+    unknown = [value for value in values if value not in set(classes)]
+    if unknown:
+        raise DataError(f"{title}: the label {unknown[0]!r} is not in class_names; {len(unknown)} images have such")
     place = {name: i for i, name in enumerate(classes)}
-    return [place.get(value, -1) for value in values], classes
+    return np.asarray([place[value] for value in values], dtype=np.int64), classes

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jfif"})
+# Of the formats that Pillow decodes by itself: neither those that need another program (EPS, WMF), nor containers of
+# numbers or films (FITS, HDF5, PFM, MPEG), whose files may lie beside images without being any.
+_SUFFIXES = (
+    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .flc .fli .ftc .ftu .gbr .gif .icb .icns .ico .im .j2c .j2k "
+    ".jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .msp .pbm .pcd .pcx .pgm .png .pnm .ppm .psd .pxr .qoi .ras .rgb .rgba "
+    ".sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm"
+)
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
 # What a data set holds of an image: its file, the bytes of one, or pixels (H, W, 3) or (H, W) uint8.
 Content = Path | bytes | NDArray[np.uint8]
@@ -98,7 +105,17 @@ def decode_image(content: Content, name: str) -> "Image":
         with _opened(content) as image:
             return as_rgb(image)
     except Exception as error:
-        raise ImageError(f"{name} cannot be read as an image: {error}") from error
+        raise ImageError(f"{name} cannot be read as an image: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, where Pillow's own words name an address in memory, or no remedy."""
+    images = require("PIL.Image", "reading images", install="pillow")
+    if isinstance(error, images.UnidentifiedImageError):
+        return "it is damaged, or of a format that this version of Pillow does not know"
+    if isinstance(error, images.DecompressionBombError):
+        return f"{error} Scale it down first"
+    return str(error)
 
 
 def looks_whole(head: bytes, tail: bytes) -> bool:

@@ -1,9 +1,10 @@
 """Fine-grained data sets in their official formats: CUB-200-2011, NABirds and Stanford Dogs."""
 
+import re
 from pathlib import Path
 
 from difformer._optional import require
-from difformer.data.source import DataError, Source, file_source, find_root, unique_names, unknown_split
+from difformer.data.source import DataError, Source, file_source, find_root, read_lines, unique_names, unknown_split
 from difformer.data.spec import DataConfig
 
 SPLITS = ("train", "test")
@@ -70,7 +71,7 @@ def _read_birds(config: DataConfig, split: str, title: str, archive: str) -> Sou
     training = _table(root / "train_test_split.txt", title)
     words = _table(root / "classes.txt", title)
     for image in files:
-        if not labels.get(image, "").isdecimal() or training.get(image) not in ("0", "1"):
+        if not re.fullmatch("[0-9]{1,9}", labels.get(image, "")) or training.get(image) not in ("0", "1"):
             raise DataError(f"{title}: image {image} of {root / 'images.txt'} has no class number, or no split 0 or 1")
     classes = sorted({labels[image] for image in files}, key=int)
     unknown = [name for name in classes if name not in words]
@@ -94,7 +95,7 @@ def _table(path: Path, title: str) -> dict[str, str]:
     """The lines of a file by their first word."""
     if not path.is_file():
         raise FileNotFoundError(f"{title}: there is no file {path}; root must be the folder the archive unpacks to")
-    rows = [line.strip().split(" ", 1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [line.strip().split(" ", 1) for line in read_lines(path) if line.strip()]
     short = [row for row in rows if len(row) < 2]
     if short:
         raise DataError(f"{title}: {path} has a line with one word only: {short[0][0]!r}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from logging import getLogger
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +56,15 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     images = torch.stack([sample.image for sample in there])
     labels, ids = (torch.tensor([sample[i] for sample in there], dtype=torch.int64) for i in (1, 2))
     return Batch(images, labels, ids)
+
+
+def describe(dataset: Any, title: str) -> str:
+    """What printing a data set shows: where it is from, and how much there is of it."""
+    rule = "" if dataset.subset is None else f", subset {dict(dataset.subset.rule)}"
+    return (
+        f"{type(dataset).__name__}({title}: {len(dataset)} images, {len(dataset.class_names)} classes{rule}"
+        f"{f', {len(dataset.skipped)} skipped' if len(dataset.skipped) else ''})"
+    )
 
 
 class SampleReader:

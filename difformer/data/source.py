@@ -1,6 +1,7 @@
 """What the readers give: one whole split of a data set, before labels are left out and images transformed."""
 
 import hashlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difformer.data.images import Content, ImageError, decode_image
+from difformer.data.spec import DataConfig
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,6 +80,8 @@ class Source:
         ids: (N,) int64 stable numbers, all different; the index in the split when left out.
         ends: how the image of an index begins and ends, where that takes less than reading it. Picklable.
         shards: (N,) int64 the shard of each image, non-decreasing, where there are shards.
+        files: the files that the image of an index lies in, where there are any: one, or those of the table that holds
+            it. Picklable.
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
 
     Raises:
@@ -92,6 +96,7 @@ class Source:
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ends: Callable[[int], Ends] | None = None
     shards: NDArray[np.int64] | None = None
+    files: Callable[[int], tuple[Path, ...]] | None = None
     in_order: Callable[[Sequence[int]], Iterator[Content]] | None = None
 
     def __post_init__(self) -> None:
@@ -102,19 +107,31 @@ class Source:
             raise DataError(f"{self.title} holds no image")
         wrong = np.flatnonzero((labels < 0) | (labels >= len(self.class_names)))
         if len(wrong):
+            classes = len(self.class_names)
+            expected = f"with {classes} classes labels lie in [0, {classes})" if classes else "labels count from 0"
             raise DataError(
-                f"{self.title}: {self.describe(wrong[0])} has label {labels[wrong[0]]}, but with "
-                f"{len(self.class_names)} classes labels lie in [0, {len(self.class_names)}); "
+                f"{self.title}: {self.describe(wrong[0])} has label {labels[wrong[0]]}, but {expected}; "
                 f"{len(wrong)} images are out of range"
             )
-        repeated = [name for name, count in Counter(self.class_names).items() if count > 1]
+        repeated = [name for name, count in Counter(map(same_letters, self.class_names)).items() if count > 1]
         if repeated:
-            raise DataError(f"{self.title}: class names must differ, but {repeated[:5]} repeat")
+            raise DataError(
+                f"{self.title}: class names must differ, also in another spelling of accents (Unicode normalisation), "
+                f"but {repeated[:5]} repeat"
+            )
         if len(np.unique(self.ids)) < len(self.ids):
             raise DataError(f"{self.title}: the images' ids must differ")
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.title}: {len(self)} images, {len(self.class_names)} classes)"
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the images' names are relative to, where they are files of their own."""
+        return self.content.root if isinstance(self.content, Files) else None
 
     def describe(self, index: int) -> str:
         """The name of an image in messages."""
@@ -165,6 +182,10 @@ class Files:
     def __call__(self, index: int) -> Path:
         return self.root / self.names[index]
 
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The one file."""
+        return (self(index),)
+
     def ends(self, index: int) -> Ends:
         """Raises OSError when the file cannot be read."""
         with self(index).open("rb", buffering=0) as file:
@@ -196,7 +217,7 @@ def file_source(title: str, root: Path, names: Sequence[str], labels: Sequence[i
     """
     images = Files(root, Names(names))
     numbers = np.asarray(labels, dtype=np.int64)
-    return Source(title, numbers, tuple(classes), images, names=images.names, ends=images.ends)
+    return Source(title, numbers, tuple(classes), images, names=images.names, ends=images.ends, files=images.files)
 
 
 def read_ends(file: BinaryIO, start: int, size: int) -> Ends:
@@ -218,18 +239,46 @@ def add_numbers(digest: "hashlib._Hash", numbers: NDArray[np.int64]) -> None:
     digest.update(len(numbers).to_bytes(8, "little") + np.ascontiguousarray(numbers, dtype="<i8").tobytes())
 
 
-def numbered_classes(title: str, labels: Iterable[int]) -> tuple[str, ...]:
-    """The names "0", "1", … of as many classes as labels need.
+def numbered_labels(
+    title: str, labels: Sequence[int], config: DataConfig, everywhere: Iterable[int] | None = None
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels counted from 0, and the names of their classes: `class_names`, else as many numbers as labels need.
+
+    Args:
+        title: for messages.
+        labels: of the split, as they are stored.
+        config: says the names and the first label.
+        everywhere: the labels of all splits, where they are known.
 
     Raises:
-        DataError: that would be more than a million.
+        DataError: a label above a million without class names, or labels that seem to count from 1: class 0 would be
+            made of nothing.
     """
-    count = max(labels, default=-1) + 1
-    if count > _MOST_CLASSES:
+    numbers = np.asarray(labels, dtype=np.int64)
+    known = numbers if everywhere is None else np.asarray(list(everywhere), dtype=np.int64)
+    smallest, largest = (int(known.min()), int(known.max())) if len(known) else (0, -1)
+    names, first = config.class_names, config.first_label
+    if first is None and smallest == 1 and (names is None or largest == len(names)):
         raise DataError(
-            f"{title} has the label {count - 1}; set class_names, or number the classes from 0 without gaps"
+            f"{title}: the labels go from 1 to {largest}, so class 0 would have no image. Where classes are counted "
+            f"from 1, set first_label: 1; where class 0 has no image here, first_label: 0"
         )
-    return tuple(map(str, range(count)))
+    first = first or 0
+    if names is None and largest - first >= _MOST_CLASSES:
+        raise DataError(f"{title} has the label {largest}; set class_names, or number the classes without gaps")
+    return numbers - first, names or tuple(map(str, range(first, largest + 1)))
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        DataError: it is no text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a text file in UTF-8: {error}") from error
 
 
 def find_root(root: str | None, title: str, *below: str) -> Path:
@@ -252,6 +301,11 @@ def unique_names(names: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
     """Class names with the key in brackets where a name is there twice, as ImageNet's two cranes are."""
     counts = Counter(names)
     return tuple(name if counts[name] == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True))
+
+
+def same_letters(name: str) -> str:
+    """One spelling of a name whose accented letters may be one code point or two, as macOS writes them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def unknown_split(title: str, split: str, known: Sequence[str]) -> DataError:

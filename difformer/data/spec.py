@@ -19,7 +19,8 @@ class DataConfig:
     Attributes:
         name: kind of data set: `folder`, `imagenet`, `webdataset`, `huggingface`, `cub`, `nabirds`, `dogs`, `elpv`, or
             one of torchvision's, as `difformer.data.data_set_names` lists them.
-        root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`.
+        root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`, which is
+            fetched with `download` only.
         splits: the data set's own name of a split where it differs from the one asked for, `{"val": "validation"}`;
             for `folder` a subfolder ("." for root itself), for `webdataset` a pattern of file names.
         class_names: in the order of the labels, for data sets that do not say them.
@@ -45,8 +46,11 @@ class DataConfig:
         shuffle_buffer: images of the training stream to choose the next from.
         configuration: of a Hugging Face data set that has several.
         image_column: of a Hugging Face data set; the only image column when None.
-        label_column: of a Hugging Face data set; the only class-label column, or `label`, when None.
-        download: let torchvision fetch what is not there.
+        label_column: of a Hugging Face data set; the only class-label column, or `label`, when None. Of WebDataset's
+            JSON files, the key of the label.
+        first_label: the number of the first class, 0 or 1, where labels of WebDataset or a Hugging Face data set are
+            plain numbers; 0 when None, and an error where they go from 1.
+        download: let torchvision and the `datasets` library fetch what is not there. Nothing else touches the network.
 
     Raises:
         ValueError: a value out of range, or more than one label subset.
@@ -74,6 +78,7 @@ class DataConfig:
     configuration: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    first_label: int | None = None
     download: bool = False
 
     def __post_init__(self) -> None:
@@ -122,9 +127,17 @@ class DataConfig:
             self._set("class_names", tuple(map(str, self.class_names)))
 
     def _check_numbers(self) -> None:
-        smallest = {"seed": 0, "split_seed": 0, "size": 1, "resize": 1, "k_shot": 1, "shuffle_buffer": 1}
+        smallest = {
+            "seed": 0,
+            "split_seed": 0,
+            "size": 1,
+            "resize": 1,
+            "k_shot": 1,
+            "shuffle_buffer": 1,
+            "first_label": 0,
+        }
         for name, least in smallest.items():
-            if getattr(self, name) is not None or name not in ("resize", "k_shot"):
+            if getattr(self, name) is not None or name not in ("resize", "k_shot", "first_label"):
                 self._set(name, as_integer(name, getattr(self, name)))
                 if getattr(self, name) < least:
                     raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from difformer.data.images import Content
-from difformer.data.samples import Sample, SampleReader
+from difformer.data.samples import Sample, SampleReader, describe
 from difformer.data.subset import LabelSubset
 
 # Different uses of one seed must not draw the same numbers.
@@ -86,6 +86,10 @@ class ShardDataset(IterableDataset[Sample]):
         """
         start, stop = _piece(len(self._indices), self.process_index, self.num_processes)
         return stop - start
+
+    def __repr__(self) -> str:
+        process = f", process {self.process_index} of {self.num_processes}" if self.num_processes > 1 else ""
+        return describe(self, self._reader.source.title + process)
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples of this worker of this process."""

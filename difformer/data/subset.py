@@ -1,7 +1,10 @@
 """Which labelled images are used: few of each class, a percentage, a list, and splits held out."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import posixpath
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from difformer.data.images import IMAGE_SUFFIXES
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
 from difformer.files import expand_user, write_atomically
@@ -39,30 +43,34 @@ class LabelSubset:
     digest: str
 
     def save(self, path: str | Path) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, whole or not at all, with a digest of what is written."""
         record = {
             "rule": dict(self.rule),
             "seed": self.seed,
             "digest": self.digest,
             "indices": [int(i) for i in self.indices],
         }
+        record["sha256"] = _digest(record)
         with write_atomically(Path(path), overwrite=True) as temporary:
             temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelSubset":
-        """Reads what `save` wrote.
+        """Reads what `save` wrote. What earlier versions wrote has no digest, and is taken as it is.
 
         Raises:
             FileNotFoundError: it is not there.
-            DataError: it is no subset.
+            DataError: it is no subset, or is damaged.
         """
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
-            indices = np.asarray(record["indices"], dtype=np.int64)
-            return cls(indices, record["rule"], int(record["seed"]), record["digest"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path} is not a saved label subset: {error!r}") from error
+            if not isinstance(record, dict) or set(record) - {"sha256"} != {"rule", "seed", "digest", "indices"}:
+                raise ValueError("it must have rule, seed, digest and indices")
+            if record.pop("sha256", None) not in (None, _digest(record)):
+                raise ValueError("its content does not have the digest it was written with")
+            return cls(_places(record["indices"]), dict(record["rule"]), int(record["seed"]), str(record["digest"]))
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise DataError(f"{path} is not a saved label subset, or is damaged: {error!r}") from error
 
     def check(self, source: Source, candidates: Indices) -> None:
         """Raises DataError when it was chosen from another split, or holds what is not among its places to choose."""
@@ -77,6 +85,20 @@ class LabelSubset:
                 f"{len(strangers)} images of the label subset are not among those to choose from of {source.title}: "
                 f"it was chosen with another holdout, or is given for the holdout"
             )
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _places(values: Any) -> Indices:
+    """Places as JSON has them; raises ValueError when they are no integers from 0, or do not ascend."""
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise ValueError("indices must be a list of integers")
+    places = np.asarray(values, dtype=np.int64)
+    if (places < 0).any() or (np.diff(places) <= 0).any():
+        raise ValueError("indices must ascend from 0")
+    return places
 
 
 def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> LabelSubset:
@@ -153,8 +175,12 @@ def evenly_spaced(length: int, most: int) -> list[int]:
 
 
 def listed(source: Source, list_file: str) -> Indices:
-    """The images that a text file names, one a line: by the path in the split, by the file name alone, as in SimCLR's
-    lists of 1 % and 10 % of ImageNet, or by that without its ending.
+    """The images that a text file names, one a line and nothing else in it.
+
+    A line is the path of an image in the split, or the last part of its path on the disk, with as many folders as are
+    needed to tell it from others, or all of it. The folders that it names must be the image's; a bare file name, as in
+    SimCLR's lists of 1 % and 10 % of ImageNet, must be there once. Where the file is not there, one that differs in
+    its suffix only is taken, since lists and shards disagree in it.
 
     Raises:
         FileNotFoundError: the list is not there.
@@ -168,29 +194,57 @@ def listed(source: Source, list_file: str) -> Indices:
     text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
     left = {line.strip() for line in text.splitlines() if line.strip()}
     places: set[int] = set()
-    for form in (str, _file_name, _stem):
-        if not left:
-            break
-        named: dict[str, list[int]] = {form(name): [] for name in left}
-        for i, name in enumerate(source.names):
-            if (key := form(name)) in named:
-                named[key].append(i)
-        several = [name for name in left if len(named[form(name)]) > 1]
+    for form in (str, _without_suffix):
+        found = _named(source, left, form)
+        several = [line for line, those in found.items() if len(those) > 1]
         if several:
             raise DataError(f"{file}: {min(several)} is there several times in {source.title}; name it with its folder")
-        places.update(i for found in named.values() for i in found)
-        left = {name for name in left if not named[form(name)]}
+        places.update(place for those in found.values() for place in those)
+        left = left.difference(found)
     if left:
-        raise DataError(f"{file} names {len(left)} images that {source.title} does not have, such as {min(left)}")
+        raise DataError(
+            f"{file} names {len(left)} images that {source.title} does not have, such as {min(left)}; a line must be "
+            f"the path of an image below the split's folder, or its file name"
+        )
     return np.asarray(sorted(places), dtype=np.int64)
+
+
+def _named(source: Source, lines: Collection[str], form: Callable[[str], str]) -> dict[str, list[int]]:
+    """The places of the images that lines name, for the lines that name any.
+
+    Args:
+        source: the split, with names.
+        lines: of a list file.
+        form: of paths, in which lines and names are compared.
+    """
+    by_file: dict[str, list[tuple[str, str]]] = {}
+    for line in lines:
+        path = form(posixpath.normpath(line))
+        by_file.setdefault(_file_name(path), []).append((line, path))
+    folders = [""] if source.folder is None else [os.path.abspath(source.folder), os.path.realpath(source.folder)]
+    exact: dict[str, list[int]] = {}
+    ending: dict[str, list[int]] = {}
+    for i, name in enumerate(map(form, source.names or ())):
+        for line, path in by_file.get(_file_name(name), ()):
+            if path == name:
+                exact.setdefault(line, []).append(i)
+            elif any(_ends_with(f"{folder}/{name}", path) for folder in folders):
+                ending.setdefault(line, []).append(i)
+    return ending | exact
+
+
+def _ends_with(whole: str, path: str) -> bool:
+    """Whether a path is another one's last part, or all of it where it begins at the root."""
+    return whole == path if path.startswith("/") else whole.endswith(f"/{path}")
 
 
 def _file_name(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _stem(name: str) -> str:
-    return _file_name(name).partition(".")[0]
+def _without_suffix(name: str) -> str:
+    stem, suffix = posixpath.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def split_holdout(labels: Sequence[int] | Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -9,12 +9,20 @@ from typing import Any
 import numpy as np
 
 from difformer._optional import require
+from difformer.data.listing import is_data, is_hidden
 from difformer.data.source import DataError, Pixels, Source, file_source, find_root, unknown_split
 from difformer.data.spec import DataConfig
 from difformer.data.subset import split_holdout
 
 _TRAIN_TEST: dict[str, tuple[str, ...]] = {"train": ("train",), "test": ("test",)}
 _THREE: dict[str, tuple[str, ...]] = {name: (name,) for name in ("train", "val", "test")}
+
+_DOWNLOAD = "; with download: true torchvision fetches it"
+# Whose address does not exist any more, so that nothing can fetch it.
+_CARS = (
+    "stanford_cars/ with devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat, "
+    "cars_train/*.jpg and cars_test/*.jpg, unpacked from a copy of the data set"
+)
 
 # EuroSAT has no official split; this fraction of each class is its test split.
 EUROSAT_TEST = 0.2
@@ -72,6 +80,14 @@ def read_torchvision(config: DataConfig, split: str, name: str) -> Source:
         labels = np.concatenate([part.targets for part in parts])
         return Source(title, labels, classes, Pixels(images))
     samples = [sample for part in parts for sample in _samples(part)]
+    # Where torchvision takes whatever lies in the folder.
+    hidden = [label for label, folder in enumerate(classes) if is_hidden(folder)]
+    samples = [
+        (path, label - sum(place < label for place in hidden))
+        for path, label in samples
+        if label not in hidden and is_data(Path(os.path.relpath(path, root)).as_posix())
+    ]
+    classes = tuple(folder for folder in classes if not is_hidden(folder))
     if name == "eurosat" and split != "all":
         kept, held = split_holdout([label for _, label in samples], EUROSAT_TEST, config.split_seed)
         samples = [samples[i] for i in (held if split == "test" else kept)]
@@ -94,7 +110,7 @@ def _open(kind: _Kind, root: Path, part: str, download: bool) -> Any:
         return cls(str(root), download=download, **arguments)
     # torchvision has no error type of its own, and damaged files raise errors of many.
     except Exception as error:
-        hint = "" if kind.cls == "StanfordCars" else "; with download: true torchvision fetches it"
+        hint = f"; root must hold {_CARS}" if kind.cls == "StanfordCars" else _DOWNLOAD
         raise FileNotFoundError(f"{kind.cls} cannot be read from {root}: {error}{hint}") from error
 
 

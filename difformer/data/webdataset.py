@@ -2,15 +2,18 @@
 
 import glob
 import json
+import math
+import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, product
 from logging import getLogger
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +21,25 @@ from numpy.typing import NDArray
 from difformer._optional import require
 from difformer.config import as_integer
 from difformer.data.images import IMAGE_SUFFIXES, ImageError, stable_id
-from difformer.data.source import (
-    DataError,
-    Ends,
-    Names,
-    Source,
-    find_root,
-    numbered_classes,
-    read_ends,
-    unknown_split,
-)
+from difformer.data.listing import is_data, is_hidden
+from difformer.data.source import DataError, Ends, Names, Source, find_root, numbered_labels, read_ends, unknown_split
 from difformer.data.spec import DataConfig
 
 _log = getLogger(__name__)
 
 _LARGEST = 1 << 63
+# Bytes of a label, which may stand among others of a sample's properties.
+_LARGEST_LABEL = 1 << 24
+# More than the largest published sets have (LAION-2B: 231,349).
+_MOST_SHARDS = 300_000
+# What shards of the same split are called.
+_SAME_SPLIT = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 
 _Members = dict[str, tuple[int, int]]  # offset and size by extension
+
+
+class _Incomplete(ValueError):
+    """A sample lacks its image or its label."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class _Slices:
 
     def __call__(self, index: int) -> bytes:
         return next(self.in_order([index]))
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The shard."""
+        return (self.paths[self.shards[index]],)
 
     def ends(self, index: int) -> Ends:
         """Raises OSError when the shard cannot be read."""
@@ -87,26 +96,30 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
     step. An id is a hash of the sample's key, so it stays when samples move between shards; where shards repeat each
     other's keys, of the shard's name and the key.
 
+    A label is the integer in `KEY.cls`, or that in `KEY.json` under "label" or the name that `label_column` gives.
     Shards do not say the classes. Without `class_names` they are as many as the split's labels need, so a split that
     lacks the last class would have fewer.
 
     Args:
         config: with root.
-        split: a pattern of file names below root, with `*` and with braces, `train-{000..004}.tar`; a word without
-            `.tar` stands for `*WORD*.tar`.
+        split: a pattern of file names below root, with `*` and with braces, `train-{000..004}.tar`. A word without
+            them and without `.tar` stands for all shards in root that have it between separators: `val` for
+            `set-val-000.tar` and `val2017.tar`, but not for `retrieval.tar`; for `validation-0.tar` too, which means
+            the same.
 
     Raises:
-        DataError: no such shard, a damaged one, a sample without image or label, or a key that repeats in a shard.
+        DataError: no such shard, one that belongs to two splits or is damaged, a sample without image or label (left
+            out and counted in the log with `on_bad_image: skip`), or a key that repeats in a shard.
         FileNotFoundError: no root.
     """
-    paths = find_shards(config.root, split)
+    paths = find_shards(config.root, split, config.splits.values())
     bar = require("tqdm", "the progress bar").tqdm
-    entries = [scan_shard(path) for path in bar(paths, "reading shards", unit="shard", delay=2, disable=None)]
+    scan = partial(scan_shard, label_key=config.label_column, skip=config.on_bad_image == "skip")
+    entries = [scan(path) for path in bar(paths, "reading shards", unit="shard", delay=2, disable=None)]
     title = f"webdataset {split} in {config.root}"
     flat = [entry for shard in entries for entry in shard]
     shards = np.repeat(np.arange(len(paths)), [len(shard) for shard in entries])
-    labels = np.asarray([entry.label for entry in flat], dtype=np.int64)
-    classes = config.class_names or numbered_classes(title, labels.tolist())
+    labels, classes = numbered_labels(title, [entry.label for entry in flat], config)
     offsets, sizes = (np.asarray([getattr(e, name) for e in flat], dtype=np.int64) for name in ("offset", "size"))
     slices = _Slices(paths, shards, offsets, sizes)
     return Source(
@@ -118,15 +131,21 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
         ids=_ids(paths, entries),
         ends=slices.ends,
         shards=shards,
+        files=slices.files,
         in_order=slices.in_order,
     )
 
 
-def find_shards(root: str | None, split: str) -> tuple[Path, ...]:
+def find_shards(root: str | None, split: str, others: Iterable[str] = ()) -> tuple[Path, ...]:
     """The shards of a split, by name.
 
+    Args:
+        root: the folder they lie in.
+        split: as for `read_webdataset`.
+        others: further names of splits; a shard must not belong to two.
+
     Raises:
-        DataError: there is none, or the address is not one of this machine.
+        DataError: there is none, one belongs to another split too, or the address is not one of this machine.
         FileNotFoundError: no root.
     """
     if any(re.match(r"\w\w+:", text) for text in (root or "", split)):
@@ -134,21 +153,78 @@ def find_shards(root: str | None, split: str) -> tuple[Path, ...]:
             f"shards are read from the disk: download or mount {root if ':' in (root or '') else split} first"
         )
     folder = find_root(root, "webdataset")
-    pattern = split if ".tar" in split or ".tgz" in split else f"*{split}*.tar"
-    found = {path for word in _expand_braces(pattern) for path in glob.glob(word, root_dir=folder)}
+    found = _matching(folder, split) if _is_pattern(split) else _named(folder, split, others)
     if not found:
-        known = sorted(path.name for path in folder.glob("*.tar"))
+        known = [name for name in _files(folder) if _is_shard(name)]
         raise unknown_split(f"webdataset {folder}", split, known[:5] + ["…"] * (len(known) > 5))
-    missing = [w for w in _expand_braces(pattern) if not glob.has_magic(w) and w not in found]
-    if missing:
+    compressed = [name for name in found if not name.lower().endswith(".tar")]
+    if compressed:
         raise DataError(
-            f"webdataset {folder} has no shard {missing[0]}; {len(missing)} of the shards named are missing"
+            f"webdataset {folder}: {compressed[0]} is compressed, so that its images cannot be reached one by one; "
+            f"unpack it to a plain .tar file (gunzip)"
         )
     return tuple(folder / name for name in sorted(found))
 
 
-def scan_shard(path: Path) -> list[_Entry]:
+def _is_pattern(split: str) -> bool:
+    return _is_shard(split) or glob.has_magic(split) or "{" in split
+
+
+def _is_shard(name: str) -> bool:
+    """Whether a file name, or a pattern, is that of a tar file, compressed ones too."""
+    return ".tar" in name.lower() or ".tgz" in name.lower()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_file())
+
+
+def _named(folder: Path, split: str, others: Iterable[str]) -> list[str]:
+    """The shards whose names have a split's name in them, between separators."""
+    mine = next((names for names in _SAME_SPLIT if split in names), (split,))
+    usual = [name for names in _SAME_SPLIT if len(mine) > 1 for name in names]
+    strangers = [name for name in (*usual, *others) if name not in mine and not _is_pattern(name)]
+    known = [name for name in _files(folder) if _is_shard(name)]
+    found = [name for name in known if any(_has_word(name, word) for word in mine)]
+    for name in found:
+        other = next((word for word in strangers if _has_word(name, word)), None)
+        if other is not None:
+            raise DataError(
+                f"webdataset {folder}: the name of {name} has both {split} and {other} in it; say which shards are of "
+                f"{split} with splits: {{{split}: PATTERN}}, such as *-{split}-*.tar"
+            )
+    return found
+
+
+def _has_word(name: str, word: str) -> bool:
+    """Whether a word stands in a name as no part of a longer word, and a number of no longer number."""
+    before, after = (r"[^\W_]" if end.isdigit() else r"[^\W\d_]" for end in (word[0], word[-1]))
+    return re.search(rf"(?<!{before}){re.escape(word)}(?!{after})", name) is not None
+
+
+def _matching(folder: Path, pattern: str) -> set[str]:
+    """The shards that a pattern names."""
+    words = _expand_braces(pattern if _is_shard(pattern) else f"*{pattern}*.tar")
+    found = {path for word in words for path in (_globbed(folder, word) if glob.has_magic(word) else [word])}
+    missing = sorted(name for name in found if not (folder / name).is_file())
+    if missing and len(missing) < len(found):
+        raise DataError(
+            f"webdataset {folder} has no shard {missing[0]}; {len(missing)} of the shards named are missing"
+        )
+    return found.difference(missing)
+
+
+def _globbed(folder: Path, word: str) -> list[str]:
+    return [path for path in glob.glob(word, root_dir=folder) if is_data(path)]
+
+
+def scan_shard(path: Path, *, label_key: str | None = None, skip: bool = False) -> list[_Entry]:
     """The samples of a shard: key, label, and where the image lies.
+
+    Args:
+        path: of the shard.
+        label_key: where the label stands in `KEY.json`; "label" in those samples that have no `KEY.cls` when None.
+        skip: leave out samples that lack their image or label, and count them in the log.
 
     Raises:
         DataError: the shard is damaged, compressed or empty, or a sample is.
@@ -157,18 +233,32 @@ def scan_shard(path: Path) -> list[_Entry]:
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                key, dot, suffix = name.partition(".")
-                if not member.isfile() or not key or not dot:
-                    continue
-                members = samples.setdefault(f"{folder}/{key}" if folder else key, {})
-                if suffix.lower() in members:
-                    raise DataError(f"{path}: the member {member.name} is there twice; keys must differ in a shard")
-                members[suffix.lower()] = (member.offset_data, member.size)
+                _add_member(path, samples, member)
             _check_end(path, file, archive.offset)
-            return [_entry(path, file, key, members) for key, members in samples.items()]
-    except (tarfile.TarError, OSError) as error:
+            return _entries(path, file, samples, label_key, skip)
+    except DataError:
+        raise
+    # Damaged headers make the reader raise errors of several kinds.
+    except (tarfile.TarError, OSError, ValueError, ArithmeticError, LookupError) as error:
         raise DataError(f"{path} cannot be read as an uncompressed tar file: {error}") from error
+
+
+def _add_member(path: Path, samples: dict[str, _Members], member: tarfile.TarInfo) -> None:
+    """Notes where a file of a sample lies: its key ends at the first dot of its name."""
+    if member.size < 0 or member.issparse():
+        raise DataError(f"{path}: the member {member.name} is {'damaged' if member.size < 0 else 'a sparse file'}")
+    if member.isdir() or not is_data(member.name.removeprefix("./")):
+        return
+    folder, _, name = member.name.rpartition("/")
+    key, dot, suffix = name.partition(".")
+    if not dot:
+        return
+    if not member.isfile():
+        raise DataError(f"{path}: the member {member.name} is a link or a device; pack the files themselves")
+    members = samples.setdefault(f"{folder}/{key}" if folder else key, {})
+    if suffix.lower() in members:
+        raise DataError(f"{path}: the member {member.name} is there twice; keys must differ in a shard")
+    members[suffix.lower()] = (member.offset_data, member.size)
 
 
 def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
@@ -185,23 +275,65 @@ def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
         _log.warning("%s has no end marker; samples are missing if it was cut off between two of them", path)
 
 
-def _entry(path: Path, file: BinaryIO, key: str, members: _Members) -> _Entry:
+def _entries(
+    path: Path, file: BinaryIO, samples: dict[str, _Members], label_key: str | None, skip: bool
+) -> list[_Entry]:
+    found, left_out = [], []
+    for key, members in samples.items():
+        try:
+            found.append(_entry(path, file, key, members, label_key))
+        except _Incomplete as error:
+            if not skip:
+                raise DataError(f"{error}; leave such samples out with on_bad_image: skip") from error
+            left_out.append(str(error))
+    if left_out:
+        _log.warning("%s: left out %d samples without image or label, such as: %s", path, len(left_out), left_out[0])
+    return found
+
+
+def _entry(path: Path, file: BinaryIO, key: str, members: _Members, label_key: str | None) -> _Entry:
     images = [suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES]
-    if len(images) != 1:
-        raise DataError(f"{path}: the sample {key} must have one image, but its members are {', '.join(members)}")
-    label_suffix = next((suffix for suffix in ("cls", "json") if suffix in members), None)
-    if label_suffix is None:
-        raise DataError(f"{path}: the sample {key} has no label, {key}.cls or {key}.json; it has {', '.join(members)}")
-    offset, size = members[label_suffix]
+    there = ", ".join(members)
+    # What a user may not expect of file names with several dots.
+    rule = "; a key ends at the first dot of a file name" if any("." in suffix for suffix in members) else ""
+    if len(images) > 1:
+        raise DataError(f"{path}: the sample {key} must have one image, but its members are {there}{rule}")
+    if not images:
+        raise _Incomplete(f"{path}: the sample {key} must have one image, but its members are {there}{rule}")
+    order = ("cls", "json") if label_key is None else ("json", "cls")
+    kind = next((suffix for suffix in order if suffix in members), None)
+    if kind is None:
+        raise _Incomplete(f"{path}: the sample {key} has no label, {key}.cls or {key}.json; it has {there}{rule}")
+    offset, size = members[kind]
+    if size > _LARGEST_LABEL:
+        raise DataError(f"{path}: {key}.{kind} must hold an integer label, but has {size} bytes")
     file.seek(offset)
-    text = file.read(size)
+    label = _label(f"{path}: {key}.{kind}", file.read(size), kind, label_key or "label")
+    return _Entry(key, images[0], label, *members[images[0]])
+
+
+def _label(where: str, text: bytes, kind: str, key: str) -> int:
     try:
-        label = int(text) if label_suffix == "cls" else as_integer("label", json.loads(text)["label"])
+        label = int(text) if kind == "cls" else _json_label(where, json.loads(text), key)
         if not -_LARGEST <= label < _LARGEST:
             raise ValueError("too large")
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: {key}.{label_suffix} must hold an integer label, got {text[:40]!r}") from error
-    return _Entry(key, images[0], label, *members[images[0]])
+    except DataError:
+        raise
+    # The last from JSON of many levels.
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} must hold an integer label, got {text[:40]!r}") from error
+    return label
+
+
+def _json_label(where: str, record: Any, key: str) -> int:
+    if not isinstance(record, dict):
+        raise ValueError("no mapping")
+    if key not in record:
+        raise DataError(
+            f"{where} must hold an integer label under {key!r}, but has {', '.join(map(repr, list(record)[:10]))}; "
+            f"set label_column to that of the label"
+        )
+    return as_integer("label", record[key])
 
 
 def _ids(paths: tuple[Path, ...], entries: list[list[_Entry]]) -> NDArray[np.int64]:
@@ -219,15 +351,30 @@ def _ids(paths: tuple[Path, ...], entries: list[list[_Entry]]) -> NDArray[np.int
 
 
 def _expand_braces(pattern: str) -> list[str]:
-    """`a-{00..02}.tar` as a-00.tar, a-01.tar and a-02.tar, and `{a,b}.tar` as a.tar and b.tar."""
+    """`a-{00..02}.tar` as a-00.tar, a-01.tar and a-02.tar, and `{a,b}.tar` as a.tar and b.tar.
+
+    Raises:
+        DataError: that would be more than a few hundred thousand.
+    """
     parts = re.split(r"\{([^{}]*)\}", pattern)
     choices = [[part] if i % 2 == 0 else _alternatives(part) for i, part in enumerate(parts)]
+    if math.prod(map(len, choices)) > _MOST_SHARDS:
+        raise _too_many(pattern)
     return ["".join(words) for words in product(*choices)]
 
 
 def _alternatives(body: str) -> list[str]:
-    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", body)
+    numbers = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", body)
     if numbers is None:
         return body.split(",")
-    first, last = numbers.groups()
-    return [str(i).zfill(len(first)) for i in range(int(first), int(last) + 1)]
+    first, last = sorted(map(int, numbers.groups()))
+    if last - first >= _MOST_SHARDS:
+        raise _too_many(f"{{{body}}}")
+    return [str(i).zfill(len(numbers[1])) for i in range(first, last + 1)]
+
+
+def _too_many(pattern: str) -> DataError:
+    return DataError(
+        f"the pattern {pattern[:80]} names more than {_MOST_SHARDS} shards; name those that are there, with * or a "
+        f"shorter range"
+    )

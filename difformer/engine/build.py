@@ -1,7 +1,7 @@
 """From a recipe to the things it names: backbone, extractor, head, classifier, data sets."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -156,14 +156,19 @@ def build_classifier(recipe: Recipe, backbone: Backbone, class_names: tuple[str,
 
 
 def build_dataset(
-    config: DataConfig, split: str, *, augment: bool = False, subset: LabelSubset | None = None
+    config: DataConfig,
+    split: str,
+    *,
+    augment: bool = False,
+    subset: LabelSubset | None = None,
+    classes: Sequence[str] | None = None,
 ) -> ImageDataset:
-    """A split with random access, which sampling and resuming in the middle of an epoch need.
+    """A split with random access, which sampling and resuming in the middle of an epoch need; see `create_dataset`.
 
     Raises:
         FileNotFoundError, DataError, ImageError, ValueError, ImportError: as `create_dataset`.
     """
-    dataset = create_dataset(replace(config, stream=False), split, augment=augment, subset=subset)
+    dataset = create_dataset(replace(config, stream=False), split, augment=augment, subset=subset, classes=classes)
     assert isinstance(dataset, ImageDataset)
     return dataset
 

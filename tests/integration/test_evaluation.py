@@ -190,6 +190,20 @@ def test_a_classifier_file_is_measured_on_data_that_are_given(workplace, evaluat
     assert evaluation.classifier_file(str(exported)) == exported / "model.safetensors"
 
 
+def test_data_may_lack_classes_of_the_classifier(workplace, evaluated, tmp_path, capsys):
+    """Without the training images, whose folders name the classes, the classifier names them."""
+    folder, _ = workplace
+    shutil.copytree(folder / "images" / "test", tmp_path / "images" / "test")
+    shutil.rmtree(tmp_path / "images" / "test" / "class0")
+    options = ["--data.root", str(tmp_path / "images"), "--output", str(tmp_path / "out")]
+    assert main(["eval", str(folder / "run"), *options]) == 0
+    assert "without images 1 of 3 classes" in capsys.readouterr().out
+    found = {row["name"]: row["predicted"] for row in table(tmp_path / "out" / "predictions.csv")}
+    before = {row["name"]: row["predicted"] for row in table(evaluated / "predictions.csv")}
+    assert {row["label"] for row in table(tmp_path / "out" / "predictions.csv")} == {"class1", "class2"}
+    assert set(found) == {name for name in before if not name.startswith("class0")}
+
+
 def test_results_are_kept_until_they_are_replaced(workplace, evaluated, tmp_path, capsys):
     folder, _ = workplace
     shutil.copytree(evaluated, tmp_path / "out")

@@ -1,5 +1,6 @@
 """Features in the cache are those of the live path, and the digest covers what they depend on."""
 
+import os
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from support import small_unet
 from training import assert_same_run, make_recipe, run_result, write_workplace
 
 from difformer import FeatureKey, create_backbone
-from difformer.data import collate
+from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_extractor, epoch_seed
 from difformer.engine.classification.train import train
 from difformer.engine.extraction import extract
@@ -332,6 +333,22 @@ def test_another_recipes_cache_does_not_serve_where_something_differs(recipe, ba
     ).folder
     wanted = {name: {**base.get(name, {}), **value} for name, value in {**base, **changes}.items()}
     assert open_or_extract(**parts(recipe(**wanted), backbone)).folder != rich
+
+
+def test_a_cache_of_an_earlier_version(recipe, backbone, root, tmp_path, monkeypatch, caplog):
+    """Which knew images by their size and both ends: it serves, with a warning, while no image is newer."""
+    copy = shutil.copytree(root, tmp_path / "copy")
+    made = recipe(data={"root": str(copy)})
+    with monkeypatch.context() as earlier:
+        earlier.setattr(ImageDataset, "digest", ImageDataset.former_digest)
+        old = run(made, backbone).folder
+    manifest = (old / "manifest.json").stat().st_mtime
+    for path in copy.rglob("*.png"):
+        os.utime(path, (manifest - 9, manifest - 9))
+    assert open_or_extract(**parts(made, backbone)).folder == old
+    assert "is of an earlier version, which knew images by their size and both ends only" in caplog.text
+    os.utime(copy / "train/a/a_0.png", (manifest + 9, manifest + 9))
+    assert open_or_extract(**parts(made, backbone)).folder != old
 
 
 def test_an_unfinished_cache_of_another_recipe_does_not_serve(recipe, backbone):

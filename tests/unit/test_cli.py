@@ -159,6 +159,7 @@ def test_predict_reports_and_skips_unreadable_images(model, capsys):
     assert main(["predict", "model.safetensors", "images", "--csv", "out.csv"]) == SKIPPED
     captured = capsys.readouterr()
     assert captured.err.count("skipped: images/sub") == 2
+    assert "left out files that are no images: 1 of .txt" in captured.err
     assert "4 of 6 images, 2 skipped" in captured.out
     assert len(rows("out.csv")) == 4
 

@@ -3,12 +3,15 @@
 import logging
 import os
 import pickle
+import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from data_sets import make_folder, pixels, write_image, write_lines
+from data_sets import encoded, make_folder, pixels, write_image, write_lines
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from difformer.data import (
@@ -22,6 +25,8 @@ from difformer.data import (
     read_source,
 )
 from difformer.data.folder import _words
+from difformer.data.images import decode_image
+from difformer.engine.evaluation.results import check_same_classes
 
 
 @pytest.fixture
@@ -184,8 +189,34 @@ class TestErrors:
         for path in (root / "val/dog").iterdir():
             path.unlink()
         (root / "val/dog").rmdir()
-        with pytest.raises(DataError, match="val has no folder for dog"):
+        with pytest.raises(DataError, match=r"has no image of dog \(no such folder\)"):
+            create_dataset(spec(root, splits={"train": "val"}, class_names=["cat", "dog"]))
+
+    def test_another_split_may_lack_classes(self, root, caplog):
+        make_folder(root, {"train/emu": 1})
+        (root / "val/cat").rename(root / "val/.cat")
+        dataset = create_dataset(spec(root), "val")
+        assert (dataset.class_names, dataset.labels.tolist()) == (("cat", "dog", "emu"), [1, 1])
+        assert "no image of cat (no such folder), emu (no such folder); it has images of 1 of the 3" in caplog.text
+
+    def test_labels_are_numbers_of_the_classes_asked_for(self, root):
+        shutil.rmtree(root / "train")
+        alone = create_dataset(spec(root), "val")
+        assert (alone.class_names, alone.labels.tolist()) == (("cat", "dog"), [0, 1, 1])
+        dataset = create_dataset(spec(root), "val", classes=["emu", "dog", "cow", "cat"])
+        assert (dataset.class_names, dataset.labels.tolist()) == (("emu", "dog", "cow", "cat"), [3, 1, 1])
+        assert create_dataset(spec(root), "val", classes=["emu", "dog"]).class_names == ("cat", "dog")
+
+    def test_names_that_differ_in_code_points_only(self, root):
+        one, two = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+        make_folder(root, {f"train/{one}": 1, f"val/{two}": 1})
+        with pytest.raises(DataError, match=r"no class of the training split.*same letters in other code points"):
             create_dataset(spec(root), "val")
+        make_folder(root, {f"train/{two}": 1})
+        with pytest.raises(DataError, match="class names must differ, also in another spelling of accents"):
+            create_dataset(spec(root))
+        with pytest.raises(ValueError, match="same letters in other code points"):
+            check_same_classes((one, "a"), (two, "a"), "of val", "of train")
 
     def test_class_that_training_does_not_know(self, root):
         write_image(root / "val/cow/0.png")
@@ -194,7 +225,7 @@ class TestErrors:
 
     def test_empty_class_folder(self, root):
         (root / "train/emu").mkdir()
-        with pytest.raises(DataError, match="no valid file for the classes emu"):
+        with pytest.raises(DataError, match="train has no image of emu"):
             create_dataset(spec(root))
 
     def test_images_without_class_folders(self, tmp_path):
@@ -330,6 +361,13 @@ class TestBadImages:
     def test_a_batch_of_nothing_but_bad_images(self):
         with pytest.raises(ImageError, match="none of the 2 images"):
             collate([None, None])
+
+    def test_errors_of_pillow_say_what_to_do(self, monkeypatch):
+        with pytest.raises(ImageError, match=r"x cannot be read as an image: it is damaged, or of a format that this"):
+            decode_image(b"no image", "x")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        with pytest.raises(ImageError, match=r"exceeds limit of 200 pixels.* Scale it down first"):
+            decode_image(encoded(0), "x")
 
     def test_nothing_readable(self, tmp_path):
         write_lines(tmp_path / "train/a/0.png", ["x"])

@@ -54,7 +54,7 @@ class TestHuggingFace:
         dataset = opened("huggingface", tmp_path / "saved", "train")
         assert dataset.class_names == ("a", "b", "c")
         assert dataset.labels.tolist() == [0, 1, 2, 0]
-        with pytest.raises(DataError, match="label -1"):
+        with pytest.raises(DataError, match="the label 'c' is not in class_names"):
             opened("huggingface", tmp_path / "saved", "train", class_names=["a", "b"])
 
     def test_a_folder_of_parquet_and_a_folder_of_images(self, datasets, tmp_path):
@@ -125,7 +125,7 @@ class TestHuggingFace:
         asked = []
         monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or {})
         with pytest.raises(DataError, match="no split 'train'"):
-            opened("huggingface", "owner/name", "train", configuration="fine")
+            opened("huggingface", "owner/name", "train", configuration="fine", download=True)
         assert asked == [("owner/name", "fine")]
 
     def test_a_damaged_image_fails_before_the_first_step(self, datasets, tmp_path):
@@ -135,6 +135,39 @@ class TestHuggingFace:
         table.save_to_disk(tmp_path / "saved")
         with pytest.raises(ImageError, match="image 1 cannot be read"):
             opened("huggingface", tmp_path / "saved", "train")
+
+    @pytest.mark.parametrize("root", ["owner/name", "imagenet", "data/petz"])
+    def test_nothing_is_fetched_unasked(self, datasets, monkeypatch, root):
+        import socket
+
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **options: pytest.fail("asked the network"))
+        monkeypatch.setattr(socket.socket, "connect", lambda *arguments: pytest.fail("asked the network"))
+        with pytest.raises(FileNotFoundError, match=rf"no folder {root}, and no data set of that name.*download: true"):
+            opened("huggingface", root, "train")
+        assert not datasets.config.HF_HUB_OFFLINE
+
+    @pytest.mark.parametrize("root", ["data/sets/petz", "/data/petz", "~/petz", "./petz", "https://x.org/petz"])
+    def test_what_can_be_no_repository_is_not_asked_for(self, datasets, root):
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            opened("huggingface", root, "train", download=True)
+
+    def test_a_data_set_that_was_fetched_before(self, datasets, tmp_path, monkeypatch):
+        asked = []
+        monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(datasets.config.HF_HUB_OFFLINE) or {})
+        for download in (False, True):
+            with pytest.raises(DataError, match="no split 'train'"):
+                opened("huggingface", "owner/name", "train", download=download)
+        assert asked == [True, False]
+
+    def test_labels_from_1(self, datasets, tmp_path):
+        features = datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")})
+        images = [{"bytes": encoded(i), "path": None} for i in range(2)]
+        table = datasets.Dataset.from_dict({"img": images, "label": [1, 2]}, features=features)
+        table.save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match=r"labels go from 1 to 2.*first_label: 1"):
+            opened("huggingface", tmp_path / "saved", "train")
+        dataset = opened("huggingface", tmp_path / "saved", "train", first_label=1)
+        assert (dataset.labels.tolist(), dataset.class_names) == ([0, 1], ("1", "2"))
 
     def test_a_missing_folder(self, datasets, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):

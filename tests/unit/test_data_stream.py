@@ -15,7 +15,8 @@ import torch
 from data_sets import encoded, make_shards, write_shard
 from torch.utils.data import DataLoader
 
-from difformer.data import DataError, ImageDataset, ImageError, ShardDataset, collate, create_dataset
+from difformer.data import DataError, ImageDataset, ImageError, ShardDataset, collate, create_dataset, read_source
+from difformer.data.webdataset import find_shards
 
 # Sizes that divide by nothing, fewer shards than consumers, and one shard that is smaller than their number.
 SIZES = (7, 11, 2)
@@ -152,6 +153,16 @@ class TestShardNumbersAndDigest:
         assert len({first, *others}) == 7
 
 
+def test_what_printing_shows(root):
+    assert re.fullmatch(
+        rf"ImageDataset\(webdataset train in {root}: 6 images, 3 classes, subset \{{'k_shot': 2\}}\)",
+        repr(create_dataset(spec(root, stream=False, k_shot=2))),
+    )
+    shown = repr(create_dataset(spec(root), process_index=1, num_processes=2))
+    assert shown == f"ShardDataset(webdataset train in {root}, process 1 of 2: 10 images, 3 classes)"
+    assert repr(read_source(spec(root), "train")) == f"Source(webdataset train in {root}: 20 images, 3 classes)"
+
+
 class TestIds:
     def test_they_stay_when_shards_are_packed_anew(self, root, tmp_path):
         make_shards(tmp_path, (5, 5, 5, 5))
@@ -201,6 +212,57 @@ class TestFindingShards:
     def test_mapped_splits(self, root):
         assert len(create_dataset(spec(root, splits={"test": "*-002.tar"}), "test")) == 2
 
+    @pytest.mark.parametrize(
+        ("names", "split", "found"),
+        [
+            (["retrieval-train-0", "retrieval-val-0"], "val", ["retrieval-val-0"]),
+            (["latest-train-0", "latest-test-0"], "test", ["latest-test-0"]),
+            (["pretrain-0", "train-0"], "train", ["train-0"]),
+            (["set_train0000", "trainval-0"], "train", ["set_train0000"]),
+            (["val2017", "cval-0"], "val", ["val2017"]),
+            (["set-validation-0", "set-train-0"], "val", ["set-validation-0"]),
+            (["fold1-0", "fold10-0"], "fold1", ["fold1-0"]),
+            (["small.train.0", "small.val.0"], "small", ["small.train.0", "small.val.0"]),
+        ],
+    )
+    def test_a_word_stands_between_separators(self, tmp_path, names, split, found):
+        for i, name in enumerate(names):
+            write_shard(tmp_path / f"{name}.tar", [(f"{i}", 0, encoded(0))])
+        assert [path.stem for path in find_shards(str(tmp_path), split)] == found
+
+    def test_no_longer_word(self, tmp_path):
+        write_shard(tmp_path / "pretrain-0.tar", [("0", 0, encoded(0))])
+        with pytest.raises(DataError, match=r"no split 'train'; it has pretrain-0\.tar"):
+            create_dataset(spec(tmp_path))
+
+    def test_a_shard_of_two_splits(self, tmp_path):
+        for name in ("test-set-train-0", "test-set-test-0"):
+            write_shard(tmp_path / f"{name}.tar", [("0", 0, encoded(0))])
+        with pytest.raises(DataError, match=r"test-set-train-0\.tar has both train and test in it; .*splits: \{train:"):
+            create_dataset(spec(tmp_path))
+        assert len(create_dataset(spec(tmp_path, splits={"train": "*-train-*.tar"}))) == 1
+        write_shard(tmp_path / "a-b.tar", [("0", 0, encoded(0))])
+        with pytest.raises(DataError, match="has both a and b in it"):
+            create_dataset(spec(tmp_path, splits={"train": "a", "test": "b"}))
+
+    @pytest.mark.parametrize("name", ["train-0.tar.gz", "train-0.tgz", "train-0.TAR.GZ"])
+    def test_compressed_shards(self, tmp_path, name):
+        write_shard(tmp_path / "train-1.tar", [("0", 0, encoded(0))]).rename(tmp_path / name)
+        for split in ("train", "train-*"):
+            with pytest.raises(DataError, match=rf"{name} is compressed.*gunzip|no split 'train-\*'"):
+                create_dataset(spec(tmp_path), split)
+        with pytest.raises(DataError, match=f"no split 'dev'; it has {name}"):
+            create_dataset(spec(tmp_path), "dev")
+
+    def test_capitals_in_the_suffix(self, tmp_path):
+        write_shard(tmp_path / "train-0.TAR", [("0", 0, encoded(0))])
+        assert len(create_dataset(spec(tmp_path))) == 1
+
+    @pytest.mark.parametrize("pattern", ["a-{0..99999999}.tar", "a-{0..999}-{0..999}.tar", "a-{0..9}" * 30 + ".tar"])
+    def test_a_pattern_of_millions(self, root, pattern):
+        with pytest.raises(DataError, match="names more than 300000 shards"):
+            create_dataset(spec(root), pattern)
+
     def test_no_such_split(self, root):
         with pytest.raises(DataError, match=r"no split 'dev'; it has set-train-000\.tar"):
             create_dataset(spec(root), "dev")
@@ -247,9 +309,11 @@ class TestErrors:
             self.one(tmp_path, [])
 
     def test_a_label_in_json(self, tmp_path):
-        assert self.one(tmp_path, [("a", {"label": 1}, encoded(0))]).labels.tolist() == [1]
-        with pytest.raises(DataError, match=r"a\.json must hold an integer label"):
-            self.one(tmp_path, [("a", {"class": 1}, encoded(0))])
+        assert self.one(tmp_path, [("a", {"label": 0}, encoded(0))]).labels.tolist() == [0]
+        other = [("a", {"class": 2, "width": 30}, encoded(0))]
+        with pytest.raises(DataError, match="under 'label', but has 'class', 'width'; set label_column"):
+            self.one(tmp_path, other)
+        assert self.one(tmp_path, other, label_column="class").labels.tolist() == [2]
 
     @pytest.mark.parametrize("size", [0, 100, 3000])
     def test_a_truncated_shard(self, root, tmp_path, size):
@@ -261,6 +325,60 @@ class TestErrors:
     def test_json_labels_that_are_no_integer(self, tmp_path, label):
         with pytest.raises(DataError, match=r"a\.json must hold an integer label"):
             self.one(tmp_path, [("a", {"label": label}, encoded(0))])
+
+    def test_labels_from_1(self, tmp_path):
+        samples = [("a", 1, encoded(0)), ("b", 2, encoded(1))]
+        with pytest.raises(DataError, match=r"labels go from 1 to 2, so class 0 would have no image.*first_label: 1"):
+            self.one(tmp_path, samples)
+        with pytest.raises(DataError, match="first_label: 1"):
+            self.one(tmp_path, samples, class_names=["x", "y"])
+        dataset = self.one(tmp_path, samples, first_label=1)
+        assert (dataset.labels.tolist(), dataset.class_names) == ([0, 1], ("1", "2"))
+        assert self.one(tmp_path, samples, first_label=1, class_names=["x", "y"]).labels.tolist() == [0, 1]
+        dataset = self.one(tmp_path, samples, first_label=0)
+        assert (dataset.labels.tolist(), dataset.class_names) == ([1, 2], ("0", "1", "2"))
+        with pytest.raises(DataError, match="label -1"):
+            self.one(tmp_path, [("c", 0, encoded(0)), *samples], first_label=1)
+
+    def test_nothing_but_negative_labels(self, tmp_path):
+        with pytest.raises(DataError, match=r"a\.png has label -1, but labels count from 0"):
+            self.one(tmp_path, [("a", -1, encoded(0))])
+
+    def test_keys_end_at_the_first_dot(self, tmp_path):
+        with pytest.raises(DataError, match=r"members are 1\.png, 1\.cls, 2\.png, 2\.cls; a key ends at the first dot"):
+            self.one(tmp_path, [("cat.1", 0, encoded(0)), ("cat.2", 0, encoded(1))])
+
+    def test_samples_without_image_or_label_may_be_left_out(self, tmp_path, caplog):
+        samples = [("a", 0, encoded(0)), ("b", None, encoded(1)), ("c", 1, encoded(2))]
+        with pytest.raises(DataError, match="leave such samples out with on_bad_image: skip"):
+            self.one(tmp_path, samples)
+        dataset = self.one(tmp_path, samples, on_bad_image="skip")
+        assert dataset.labels.tolist() == [0, 1]
+        assert "left out 1 samples without image or label, such as" in caplog.text
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+    def test_links_in_a_shard(self, tmp_path, kind):
+        path = write_shard(tmp_path / "train-0.tar", [("a", 0, encoded(0))])
+        with tarfile.open(path, "a") as archive:
+            link = tarfile.TarInfo("b.png")
+            link.type, link.linkname = kind, "a.png"
+            archive.addfile(link)
+        with pytest.raises(DataError, match=r"the member b\.png is a link"):
+            create_dataset(spec(tmp_path))
+
+    @pytest.mark.parametrize("size", [b"\xff" * 10 + b"\xfe\0", b"\x80" + b"\x7f" * 11])
+    @pytest.mark.parametrize("kind", [b"0", b"L", b"x", b"S"])
+    def test_sizes_that_are_none(self, tmp_path, size, kind):
+        info = tarfile.TarInfo("a.png")
+        info.type = kind
+        header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+        header[124:136] = size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header[:512])
+        path = write_shard(tmp_path / "train-0.tar", [("b", 0, encoded(0))])
+        path.write_bytes(bytes(header) + path.read_bytes())
+        with pytest.raises(DataError, match=r"train-0\.tar"):
+            create_dataset(spec(tmp_path))
 
     def test_labels_with_line_ends_and_negative_ones(self, tmp_path):
         assert self.one(tmp_path, [("a", "3\r\n", encoded(0))]).labels.tolist() == [3]

@@ -1,11 +1,12 @@
 """Label subsets and held-out splits."""
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
-from data_sets import make_folder, write_lines
+from data_sets import make_folder, write_image, write_json, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -121,6 +122,30 @@ class TestOnADataSet:
         with pytest.raises(DataError, match="not a saved label subset"):
             LabelSubset.load(write_lines(tmp_path / "x.json", ["{}"]))
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"indices": [0, 0, 1]}, {"indices": [1, 0]}, {"indices": [-1, 0]}, {"indices": [0, 1.5]},
+            {"indices": [True]}, {"indices": [10**30]}, {"indices": "01"}, {"rule": 3}, {"seed": None},
+            {"seed": float("inf")}, {"indices": [0, 2]}, {"rule": {"k_shot": 3}}, {"digest": "1" * 64}, {"more": 1},
+        ],
+    )  # fmt: skip
+    def test_an_altered_subset_is_refused(self, tmp_path, change):
+        path = tmp_path / "subset.json"
+        LabelSubset(np.asarray([0, 1]), {"k_shot": 1}, 0, "0" * 64).save(path)
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | change))
+        with pytest.raises(DataError, match="not a saved label subset, or is damaged"):
+            LabelSubset.load(path)
+
+    def test_a_subset_of_an_earlier_version(self, tmp_path):
+        record = {"rule": {"k_shot": 1}, "seed": 3, "digest": "0" * 64, "indices": [0, 4]}
+        found = LabelSubset.load(write_json(tmp_path / "subset.json", record))
+        assert (found.indices.tolist(), found.rule, found.seed) == ([0, 4], {"k_shot": 1}, 3)
+        for change in ({"indices": [4, 0]}, {"indices": [0, 0]}, {"indices": [0.5]}):
+            with pytest.raises(DataError, match="not a saved label subset"):
+                LabelSubset.load(write_json(tmp_path / "subset.json", record | change))
+
     def test_a_list_file_by_file_name_and_by_path(self, root, tmp_path):
         listing = write_lines(tmp_path / "1percent.txt", ["b_3.png", "a/a_1.png", ""])
         dataset = create_dataset(spec(root, list_file=str(listing)))
@@ -134,6 +159,43 @@ class TestOnADataSet:
         assert dataset.names == ["a/a_1.png", "b/b_3.png"]
         dataset.subset.save(tmp_path / "subset.json")
         assert LabelSubset.load(tmp_path / "subset.json").rule == {"list_file": str(tmp_path / "list.txt")}
+
+    @pytest.fixture
+    def twins(self, tmp_path):
+        """Classes that count their images alike, but for one."""
+        root = make_folder(tmp_path / "twins", {"train/cat": 1, "train/dog": 1, "val/cat": 1})
+        for path in root.rglob("*.png"):
+            path.rename(path.with_name("0.png"))
+        write_image(root / "train/cat/99.png", 9)
+        return root
+
+    @pytest.mark.parametrize(
+        "line",
+        ["dog/99.png", "dog/99.jpeg", "emu/99.v2.bmp", "99.v2.bmp", "cat/99.png 1", "{root}/val/cat/0.png",
+         "val/cat/0.png", "at/99.png", "/cat/99.png", "/elsewhere/train/cat/99.png", "cat/../dog/99.png"],
+    )  # fmt: skip
+    def test_a_list_file_selects_no_image_of_another_folder(self, twins, tmp_path, line):
+        listing = write_lines(tmp_path / "list.txt", [line.format(root=twins)])
+        with pytest.raises(DataError, match=r"names 1 images that .* does not have, such as"):
+            create_dataset(spec(twins, list_file=str(listing)))
+
+    @pytest.mark.parametrize(
+        "line",
+        ["cat/0.png", "train/cat/0.png", "./cat/0.png", "dog/../cat/0.png", "{root}/train/cat/0.png",
+         "twins/train/cat/0.png", "cat/0.JPEG", "cat/0", "{link}/train/cat/0.png"],
+    )  # fmt: skip
+    def test_a_list_file_names_folders_up_to_the_root(self, twins, tmp_path, line):
+        (tmp_path / "link").symlink_to(twins)
+        listing = write_lines(tmp_path / "list.txt", [line.format(root=twins, link=tmp_path / "link")])
+        root = tmp_path / "link" if "{link}" in line else twins
+        assert create_dataset(spec(root, list_file=str(listing))).names == ["cat/0.png"]
+        if "{root}" in line:
+            assert create_dataset(spec(tmp_path / "link", list_file=str(listing))).names == ["cat/0.png"]
+
+    def test_a_name_that_is_another_s_last_part(self, tmp_path):
+        root = make_folder(tmp_path / "set", {"train/a": 1, "train/b/a": 1})
+        listing = write_lines(tmp_path / "list.txt", ["a/a_0.png"])
+        assert create_dataset(spec(root, list_file=str(listing))).names == ["a/a_0.png"]
 
     def test_a_list_file_with_unknown_names(self, root, tmp_path):
         listing = write_lines(tmp_path / "list.txt", ["a_1.png", "zebra.png"])

@@ -92,6 +92,12 @@ class TestTorchvision:
         assert dataset.class_names == ("707-320", "A300 B4")
         check_samples(opened("fgvc_aircraft", tmp_path, "trainval"))
 
+    def test_cars_that_are_not_there(self, tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=r"must hold stanford_cars/ with devkit/cars_meta\.mat, .*cars_train/"
+        ):
+            opened("cars", tmp_path, "train")
+
     def test_cars(self, tmp_path):
         from scipy.io import savemat
 

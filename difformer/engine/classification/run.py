@@ -186,14 +186,13 @@ class Run:
 
 def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
     images = {"train": build_dataset(recipe.data, "train", augment=True)}
+    names = images["train"].class_names
     for split in (recipe.evaluation.validation, recipe.evaluation.test):
         if split == "train":
             raise ValueError("evaluation on train says nothing of new images; use holdout with data.holdout")
         if split is not None and split not in images:
-            images[split] = build_dataset(recipe.data, split)
-    names = images["train"].class_names
-    for split, dataset in images.items():
-        check_same_classes(dataset.class_names, names, f"of {split}", "of train")
+            images[split] = build_dataset(recipe.data, split, classes=names)
+            check_same_classes(images[split].class_names, names, f"of {split}", "of train")
     return images
 
 

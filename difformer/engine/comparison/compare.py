@@ -77,7 +77,11 @@ def _check_same_images(measured: Sequence[Measured]) -> None:
         if other.class_names != first.class_names:
             raise ValueError(f"{first.name} and {other.name} have different classes, so they cannot be compared")
         if other.digest != first.digest or not np.array_equal(other.ids, first.ids):
-            raise ValueError(f"{first.name} and {other.name} were measured on different images, or not all were read")
+            raise ValueError(
+                f"{first.name} and {other.name} were measured on different images, not all "
+                f"were read, or one was measured by a version that told images apart by less; measure that one again "
+                f"with difformer eval --overwrite"
+            )
 
 
 def _write(folder: Path, measured: Sequence[Measured], differences: Sequence[PairedDifference]) -> None:

@@ -103,9 +103,11 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
 def _open_splits(recipe: ProbeRecipe) -> dict[str, ImageDataset]:
     """All of them without augmentation, before the first image is read."""
     names = ["train", recipe.validation, *([recipe.test] if recipe.test else [])]
-    images = {name: build_dataset(recipe.data, name) for name in names}
-    for name, dataset in images.items():
-        check_same_classes(dataset.class_names, images["train"].class_names, f"of {name}", "of train")
+    images: dict[str, ImageDataset] = {}
+    for name in names:
+        classes = images["train"].class_names if images else None
+        images[name] = build_dataset(recipe.data, name, classes=classes)
+        check_same_classes(images[name].class_names, images["train"].class_names, f"of {name}", "of train")
     most = max(recipe.ks or (0,))
     if recipe.method == "knn" and most > len(images["train"]):
         raise ValueError(f"ks: {most} neighbours were asked for, but there are {len(images['train'])} training images")

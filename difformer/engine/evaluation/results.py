@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores
 from difformer.data import ImageDataset
+from difformer.data.source import same_letters
 from difformer.engine.evaluation.outputs import Outputs
 from difformer.engine.evaluation.result_folder import write_table
 from difformer.report.confusion import draw_confusion
@@ -104,7 +105,12 @@ def check_same_classes(data: tuple[str, ...], classifier: tuple[str, ...], whose
     )
     if here or there:
         difference = f"only {whose}: {_some(here)}; only {others}: {_some(there)}"
-        hint = "; where they mean the same, give data.class_names" if len(data) == len(classifier) else ""
+        same = {same_letters(name) for name in here} & {same_letters(name) for name in there}
+        hint = ""
+        if same:
+            hint = f"; {_some(sorted(same))} are the same letters in other code points (Unicode normalisation): rename"
+        elif len(data) == len(classifier):
+            hint = "; where they mean the same, rename the folders, or of data without folders give data.class_names"
     else:
         place = next(i for i, pair in enumerate(zip(data, classifier, strict=True)) if len(set(pair)) > 1)
         difference = f"class {place} is {data[place]!r} {whose} and {classifier[place]!r} {others}"

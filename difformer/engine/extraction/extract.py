@@ -84,7 +84,7 @@ def open_or_extract(
     job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
     if not on_main(job.processes, job.plan.missing):
         return CachedFeatures(job.plan.folder, views=job.plan.views)
-    other = on_main(job.processes, job.plan.covering)
+    other = on_main(job.processes, partial(job.plan.covering, job.dataset))
     if other is not None:
         return CachedFeatures(other, views=job.plan.views, keys=tuple(job.plan.manifest.shapes))
     on_main(job.processes, partial(_announce, [job]))
@@ -161,7 +161,10 @@ def extract(
     processes = accelerator or _accelerate_processes()
     evaluated = [name for name in (recipe.evaluation.validation, recipe.evaluation.test) if name]
     names = dict.fromkeys(splits or ["train", *evaluated])
-    datasets = {name: build_dataset(recipe.data, name, augment=name == "train") for name in names}
+    datasets: dict[str, ImageDataset] = {}
+    for name in names:
+        known = datasets["train"].class_names if "train" in datasets else None
+        datasets[name] = build_dataset(recipe.data, name, augment=name == "train", classes=known)
     backbone = build_backbone(
         recipe.backbone, precision=recipe.training.precision, device=processes.device, random_weights=random_weights
     )

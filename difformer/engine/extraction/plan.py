@@ -5,8 +5,9 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.shards import MANIFEST, MAX_SHARD_BYTES, CacheManifest, Shape, is_whole
 from difformer.files import expand_user
 from difformer.taps import FeatureKey, TapSpec
+
+_log = getLogger(__name__)
 
 _MARGIN_BYTES = 64 << 20
 _TIMED_ON_CPU = 2
@@ -65,15 +68,32 @@ class CachePlan:
         """The (view, shard) that are not there, or visibly damaged."""
         return [place for place in self.shards() if not is_whole(self.folder, self.manifest, *place)]
 
-    def covering(self) -> Path | None:
-        """The folder of another cache that holds all of this one's features, whole, or None."""
+    def covering(self, dataset: ImageDataset) -> Path | None:
+        """The folder of another cache that holds all of this one's features, whole, or None.
+
+        One of an earlier version, which knew images by their size and both ends, serves as long as no file of theirs
+        is newer than it is; the log says so.
+
+        Args:
+            dataset: that the plan was made for.
+        """
         for path in sorted(self.folder.parent.glob(f"*/{MANIFEST}")):
             try:
                 manifest = CacheManifest.read(path.parent)
             except FeatureCacheError:
                 continue
             places = product(range(self.views), range(manifest.num_shards))
-            if manifest.covers(self.manifest) and all(is_whole(path.parent, manifest, *place) for place in places):
+            wanted = replace(self.manifest, identity={**self.manifest.identity, "data": manifest.identity.get("data")})
+            if not manifest.covers(wanted) or not all(is_whole(path.parent, manifest, *place) for place in places):
+                continue
+            if manifest.covers(self.manifest):
+                return path.parent
+            if manifest.identity.get("data") == dataset.former_digest and dataset.last_change < path.stat().st_mtime:
+                _log.warning(
+                    "%s is of an earlier version, which knew images by their size and both ends only; it is used, "
+                    "since no image is newer. To have them verified, remove it and extract again",
+                    path.parent,
+                )
                 return path.parent
         return None
 

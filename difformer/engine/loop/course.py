@@ -137,7 +137,10 @@ class _Course:
 
     def _restore(self, state: TrainingState) -> None:
         for name, digest in self.run.sources.items():
-            if state.sources.get(name) != digest:
+            begun = state.sources.get(name)
+            # Earlier versions had another digest of images.
+            same = begun == digest or (name == "training images" and begun == self.run.images["train"].former_digest)
+            if not same:
                 raise ValueError(
                     f"the {name} are not those that the run in {self.folder.path} was begun with; bring them back, or "
                     f"choose another --output"

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from difformer.data import DataConfig
-from difformer.data.folder import subfolders
+from difformer.data.listing import subfolders
 
 # What is set aside of a folder that has no test split.
 TEST_FRACTION = 0.25

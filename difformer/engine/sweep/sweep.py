@@ -75,11 +75,12 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
 
 def _open_splits(recipe: SweepRecipe) -> dict[str, ImageDataset]:
     """The splits that probes learn from and are chosen on; that of the test is only looked at."""
-    images = {split: build_dataset(recipe.data, split) for split in ("train", recipe.validation)}
-    opened = images if recipe.test is None else {**images, recipe.test: build_dataset(recipe.data, recipe.test)}
-    for split, dataset in opened.items():
-        check_same_classes(dataset.class_names, images["train"].class_names, f"of {split}", "of train")
-    return images
+    train = build_dataset(recipe.data, "train")
+    opened = {"train": train}
+    for split in filter(None, (recipe.validation, recipe.test)):
+        opened[split] = build_dataset(recipe.data, split, classes=train.class_names)
+        check_same_classes(opened[split].class_names, train.class_names, f"of {split}", "of train")
+    return {split: opened[split] for split in ("train", recipe.validation)}
 
 
 def _extractor(recipe: SweepRecipe, backbone: UNetBackbone, timesteps: Sequence[int]) -> FeatureExtractor:
@@ -107,6 +108,11 @@ def _prepare(
             file.unlink()
     elif folder.recipe.exists() and known.exists():
         before = {"recipe": read_yaml(folder.recipe), "sources": json.loads(known.read_text(encoding="utf-8"))}
+        for split, dataset in images.items():
+            # Earlier versions had another digest of images.
+            found = before["sources"].get(split)
+            if found != dataset.digest and found == dataset.former_digest:
+                before["sources"][split] = dataset.digest
         changed = changed_keys(before, record)
         other = [key for key in changed if key.removeprefix("recipe.") not in _MAY_CHANGE]
         if other:
