@@ -52,7 +52,7 @@ def test_gradients_reach_injections_and_no_frozen_weight():
 def test_dtype_is_that_asked_for_and_not_that_of_the_file(anywhere, stored):
     torch.save({name: tensor.to(stored) for name, tensor in small_unet().state_dict().items()}, "own.pt")
     for dtype in (None, torch.bfloat16):
-        backbone = create_backbone("own.pt", config=UNSEEN, schedule="linear", dtype=dtype)
+        backbone = create_backbone("own.pt", config=UNSEEN, schedule=NoiseSchedule.linear(), dtype=dtype)
         assert backbone.dtype == (dtype or torch.float32)
         assert backbone.unet.middle_block[0].in_layers[0].weight.dtype == torch.float32
 

@@ -2,22 +2,24 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from example_classifiers import CLASSIFIERS, IDS, linear, plain
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from support import recipe_input, small_unet
+from safetensors.torch import load_file
+from support import recipe_input, rewrite_metadata, small_unet
 
 from difformer import (
     CheckpointError,
     DiffusionClassifier,
     FeatureExtractor,
     FeedbackExtractor,
+    NoiseSchedule,
+    UNetBackbone,
     create_backbone,
     load_classifier,
     save_classifier,
@@ -46,11 +48,10 @@ def classifier(request, backbone):
 
 
 def rewrite(path, change):
-    """Changes the description in a classifier's file."""
-    weights = read_weights(path)
-    description = json.loads(weights.metadata["description"])
+    """Changes the description in a classifier's file, as if it had been written so."""
+    description = json.loads(read_weights(path).metadata["description"])
     change(description)
-    save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
+    rewrite_metadata(path, {"description": json.dumps(description)})
 
 
 def test_save_and_load_give_equal_logits(classifier, images, tmp_path, backbone):
@@ -118,16 +119,16 @@ def test_another_backbone_is_refused(backbone, tmp_path):
         ({"format": "difformer.backbone"}, "difformer.backbone, not a classifier"),
         ({"format_version": "9"}, "classifier format 9"),
         ({"description": "{"}, "malformed"),
-        ({"description": "{}"}, "does not name a backbone"),
-        ({"description": "null"}, "does not name a backbone"),
+        ({"description": "{}"}, "malformed: the description lacks 'backbone'"),
+        ({"description": "null"}, "malformed: the description must be keys and values"),
+        ({"description": None}, "malformed: the description must be keys and values"),
         ({"weights_sha256": "0"}, "is corrupt"),
     ],
 )
 def test_damaged_files_raise(backbone, tmp_path, change, message):
     path = tmp_path / "c.safetensors"
     save_classifier(path, linear(backbone))
-    weights = read_weights(path)
-    save_file(dict(weights.state), path, {**weights.metadata, **change})
+    rewrite_metadata(path, change)
     with pytest.raises(CheckpointError, match=message):
         load_classifier(path, backbone=backbone)
 
@@ -135,15 +136,16 @@ def test_damaged_files_raise(backbone, tmp_path, change, message):
 def test_descriptions_that_do_not_fit_raise(backbone, tmp_path):
     path = tmp_path / "c.safetensors"
     save_classifier(path, linear(backbone))
-    weights = read_weights(path)
-    for change in (
-        {"head": {"type": "os.system"}},
-        {"extractor": {"type": "FeatureExtractor"}},
-        {"class_names": ["a"]},
+    written = path.read_bytes()
+    for part, changes, message in (
+        ("head", {"type": "os.system"}, "cannot be rebuilt.*os.system"),
+        ("head", {"arguments": {"pool": 3}}, "does not fit"),
+        ("extractor", {"arguments": {}}, "cannot be rebuilt.*taps"),
+        ("extractor", {"type": 3}, "type of extractor must not be int"),
     ):
-        description = json.loads(weights.metadata["description"]) | change
-        save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
-        with pytest.raises(CheckpointError, match=r"cannot be rebuilt|does not fit"):
+        path.write_bytes(written)
+        rewrite(path, lambda description, part=part, changes=changes: description[part].update(changes))
+        with pytest.raises(CheckpointError, match=message):
             load_classifier(path, backbone=backbone)
 
 
@@ -157,8 +159,9 @@ def test_what_cannot_be_rebuilt_is_not_saved(backbone, tmp_path):
     for value in (torch.tensor(1.0), float("nan"), [{"loss": float("inf")}]):
         with pytest.raises(ValueError, match=r"metadata accuracy=.* must be of JSON's types, numbers finite"):
             save_classifier(tmp_path / "c", linear(backbone), epoch=3, accuracy=value)
-    with pytest.raises(ValueError, match=r"cannot be written down.*int64"):
-        save_classifier(tmp_path / "c", linear(backbone, preprocessing=Preprocessing(np.int64(32))))
+    unwritable = UNetBackbone(small_unet(), NoiseSchedule.linear(), name=Path("x"))
+    with pytest.raises(ValueError, match=r"cannot be written down.*Path"):
+        save_classifier(tmp_path / "c", linear(unwritable))
     assert not list(tmp_path.iterdir())
 
 

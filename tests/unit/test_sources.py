@@ -166,7 +166,7 @@ def test_weights_that_are_not_those_of_their_preset(anywhere, way):
             attempt()
         for text in ("missing from the file", "other shapes", " expected, ", "lsun_cat"):
             assert text in str(caught.value)
-    assert create_backbone(path, config=UNSEEN, schedule="linear").config == small_config()
+    assert create_backbone(path, config=UNSEEN, schedule=NoiseSchedule.linear()).config == small_config()
 
 
 def test_shapes_inside_blocks_are_compared_too(anywhere):

@@ -12,7 +12,7 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import small_unet
+from support import rewrite_metadata, small_unet
 
 from difformer import CheckpointError, NoiseSchedule, UNetBackbone, create_backbone
 from difformer.checkpoints import load_strictly, read_pickle, read_weights, weights_digest
@@ -156,7 +156,7 @@ def test_integer_weights_are_refused(backbone):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "99"}, "backbone format 99.*reads 1"),
+        ({"format_version": "99"}, "backbone format 99.*reads 1 and 2"),
         ({"config": "{"}, "metadata is malformed"),
         ({"config": "{}"}, "metadata is malformed.*image_size"),
         ({"schedule": '{"name": "sigmoid", "num_timesteps": 3}'}, "malformed.*sigmoid"),
@@ -165,9 +165,7 @@ def test_integer_weights_are_refused(backbone):
     ],
 )
 def test_damaged_metadata(ours, change, message):
-    weights = read_weights(ours)
-    metadata = {k: v for k, v in {**weights.metadata, **change}.items() if v is not None}
-    save_file(dict(weights.state), ours, metadata)
+    rewrite_metadata(ours, change)
     with pytest.raises(CheckpointError, match=rf"small\.safetensors.*{message}"):
         create_backbone(ours)
 
@@ -273,10 +271,11 @@ def test_a_file_may_change_after_it_was_opened(kind, change, request):
     path = request.getfixturevalue(kind)
     script = f"""
         import os, torch
-        from difformer import create_backbone
+        from difformer import NoiseSchedule, create_backbone
         path = {str(path)!r}
         given = {{}} if path.endswith("safetensors") else dict(
-            config=dict(image_size=32, num_head_channels=16, use_new_attention_order=False), schedule="cosine"
+            config=dict(image_size=32, num_head_channels=16, use_new_attention_order=False),
+            schedule=NoiseSchedule.cosine(1000),
         )
         backbone = create_backbone(path, **given)
         x = torch.ones(1, 3, 32, 32)
@@ -297,7 +296,7 @@ def test_absurd_metadata_is_refused_at_once(ours):
         ("config", weights.metadata["config"].replace('"num_res_blocks": 2', '"num_res_blocks": 100000000')),
         ("provenance", "[1]"),
     ]:
-        save_file(dict(weights.state), ours, {**weights.metadata, key: value})
+        rewrite_metadata(ours, {**weights.metadata, key: value})
         start = time.monotonic()
         with pytest.raises(CheckpointError, match=r"small\.safetensors"):
             create_backbone(ours)
@@ -307,7 +306,7 @@ def test_absurd_metadata_is_refused_at_once(ours):
 def test_the_digest_does_not_depend_on_the_precision_of_the_file(backbone, tmp_path):
     half = {name: tensor.half() for name, tensor in backbone.unet.state_dict().items()}
     torch.save(half, tmp_path / "half.pt")
-    opened = create_backbone(tmp_path / "half.pt", config=backbone.config, schedule="linear")
+    opened = create_backbone(tmp_path / "half.pt", config=backbone.config, schedule=NoiseSchedule.linear())
     opened.save(tmp_path / "full.safetensors")
     assert create_backbone(tmp_path / "full.safetensors").digest == opened.digest == weights_digest(half)
     double = {name: tensor.double() for name, tensor in half.items()}
