@@ -102,18 +102,22 @@ def differences(one: UNetConfig, other: UNetConfig) -> list[str]:
     return found
 
 
-def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitecture:
-    """Reads the architecture off a state dict with OpenAI's names.
-
-    Raises:
-        CheckpointError: these are not the weights of a guided-diffusion U-Net.
-    """
+def check_decoder(state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError when a state dict is that of one of guided-diffusion's classifiers."""
     encoder = any(name.startswith("input_blocks.") for name in state) and "time_embed.0.weight" in state
     if encoder and not any(name.startswith("output_blocks.") for name in state):
         raise CheckpointError(
             f"{source} does not hold a guided-diffusion U-Net: it has an encoder but no decoder, as the classifiers "
             "that guide sampling have. Give the diffusion model: 256x256_diffusion.pt, not 256x256_classifier.pt"
         )
+
+
+def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitecture:
+    """Reads the architecture off a state dict with OpenAI's names.
+
+    Raises:
+        CheckpointError: these are not the weights of a guided-diffusion U-Net.
+    """
     try:
         arguments, levels = _read(state)
         seen = SeenArchitecture(source, arguments, levels)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from difformer.checkpoints.architecture import differences, see_architecture
+from difformer.checkpoints.architecture import check_decoder, differences, see_architecture
 from difformer.checkpoints.download import download as fetch
 from difformer.checkpoints.hub import HUB, hub_version, locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset, cache_folder, search_folders, weight_shapes
@@ -274,6 +274,7 @@ def _unwrapped(weights: Weights) -> Weights:
 def _foreign_architecture(
     weights: Weights, known: Preset | None, config: ConfigLike | None, schedule: ScheduleLike | None
 ) -> tuple[UNetConfig, NoiseSchedule]:
+    check_decoder(weights.state, weights.source)
     if known is not None:
         found = _agree(known.config, known.schedule, config, schedule, known.name)
         try:

@@ -187,12 +187,13 @@ def _noise(schedule: str | None, num_timesteps: int | None, rescale_timesteps: b
         return schedule
     if schedule is None:
         raise ValueError("--num_timesteps goes with --schedule; give both")
+    noise = NoiseSchedule.from_name(schedule, num_timesteps, rescale_timesteps=bool(rescale_timesteps))
     if rescale_timesteps is None and num_timesteps != _USUAL_TIMESTEPS:
         raise ValueError(
             f"with {num_timesteps} steps, say --rescale_timesteps true or false, as guided-diffusion's flag was in "
             f"training: whether the network was told its timesteps scaled to {_USUAL_TIMESTEPS}"
         )
-    return NoiseSchedule.from_name(schedule, num_timesteps, rescale_timesteps=bool(rescale_timesteps))
+    return noise
 
 
 def _check_none_given(source: str, *options: Any) -> None:

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from support import rewrite_metadata, small_unet
 
 from difformer import CheckpointError, NoiseSchedule, UNetBackbone, create_backbone
-from difformer.checkpoints import load_strictly, read_pickle, read_weights, weights_digest
+from difformer.checkpoints import describe, load_strictly, read_pickle, read_weights, weights_digest
+from difformer.checkpoints.weights import unwrapped
 
 
 @pytest.fixture(scope="module")
@@ -323,3 +324,80 @@ def test_pickles_of_any_structure_can_be_read(tmp_path):
     torch.save(Bomb(tmp_path / "victim"), tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="was refused"):
         read_pickle(tmp_path / "other.pt")
+
+
+def test_the_description_is_under_a_digest_too(ours):
+    content = ours.read_bytes()
+    for old, new in (
+        (rb"\"num_timesteps\": 1000", rb"\"num_timesteps\": 1001"),
+        (rb"\"num_head_channels\": 16", rb"\"num_head_channels\": 32"),
+        (b'"name":"small"', b'"name":"smell"'),
+        (b"a test", b"a rest"),
+    ):
+        assert content.count(old) == 1
+        ours.write_bytes(content.replace(old, new))
+        for read in (create_backbone, describe):
+            with pytest.raises(CheckpointError, match=r"small\.safetensors is damaged or was altered"):
+                read(ours)
+    assert create_backbone(ours, verify=False).provenance == {"made_by": "a rest"}
+
+
+def test_files_of_the_first_format_have_a_digest_of_their_weights_alone(ours, backbone):
+    rewrite_metadata(ours, {"format_version": "1", "content_sha256": None})
+    again = create_backbone(ours)
+    assert (again.name, again.config, again.digest) == ("small", backbone.config, backbone.digest)
+    again.save(ours, overwrite=True)
+    assert read_weights(ours).metadata["format_version"] == "2"
+
+
+def test_a_file_of_ours_that_does_not_say_so_is_not_read_as_another(ours, backbone):
+    weights = read_weights(ours)
+    for kind in ("difformer.backbonf", ""):
+        save_file(dict(weights.state), ours, {**weights.metadata, "format": kind})
+        with pytest.raises(CheckpointError, match="its metadata is difformer's, but its format is"):
+            create_backbone(ours, config=backbone.config, schedule=backbone.schedule)
+
+
+def test_the_old_format_is_said_to_have_no_checksum(backbone, tmp_path, caplog):
+    for legacy in (False, True):
+        torch.save(backbone.unet.state_dict(), tmp_path / "own.pt", _use_new_zipfile_serialization=not legacy)
+        read_weights(tmp_path / "own.pt")
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * legacy
+    assert "own.pt is of PyTorch's old format, which has no checksum" in caplog.text
+
+
+def test_names_lose_the_prefixes_of_wrappers():
+    x, y = torch.zeros(1), torch.ones(1)
+    for names in (
+        ("module.a.b", "module.c"), ("_orig_mod.a.b", "_orig_mod.c"), ("module._orig_mod.a.b", "module._orig_mod.c"),
+        ("_orig_mod.module.a.b", "_orig_mod.module.c"), ("a._orig_mod.b", "c"),
+        ("module.module.a.b", "module.module.c"),
+    ):  # fmt: skip
+        assert unwrapped(dict(zip(names, (x, y), strict=True))) == {"a.b": x, "c": y}
+    for kept in ({"module.a": x, "b": y}, {"a._orig_mod.b": x, "a.b": y}, {"my_orig_mod.a": x}, {}):
+        assert unwrapped(kept) == kept
+
+
+def test_one_of_several_state_dicts_is_chosen(tmp_path):
+    path = tmp_path / "own.pt"
+    whole = {
+        "model": {"x": torch.zeros(2)}, "ema": {"x": torch.ones(2)}, "step": 3,
+        "nested": {"deeper": {"x": torch.ones(2) * 2}, "rate": 0.5},
+        "opt": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]},
+    }  # fmt: skip
+    whole["itself"] = whole
+    torch.save(whole, path)
+    with pytest.raises(CheckpointError, match="the entries model, ema") as caught:
+        read_weights(path)
+    offer = "it has model (1 tensors), ema (1 tensors), nested.deeper (1 tensors): choose one of them with"
+    assert f"{offer} entry='model' (--entry model)" in str(caught.value)
+    for entry, value in (("model", 0), ("ema", 1), ("nested.deeper", 2)):
+        assert read_weights(path, entry=entry).state["x"].tolist() == [value, value]
+    with pytest.raises(CheckpointError, match="has no state dict 'opt'; it has model"):
+        read_weights(path, entry="opt")
+    torch.save(whole["model"], path)
+    with pytest.raises(CheckpointError, match="has no state dict 'model'; it has none by name"):
+        read_weights(path, entry="model")
+    save_file(whole["model"], path)
+    with pytest.raises(CheckpointError, match="a safetensors file, which has no entries"):
+        read_weights(path, entry="model")
