@@ -124,8 +124,8 @@ class UNetBackbone(nn.Module):
         return images
 
     def forward(self, x_t: Tensor, t: int | Tensor, y: Tensor | None = None) -> Tensor:
-        """Denoises; see `UNet.forward`."""
-        return self.unet(x_t, t, y)
+        """Denoises at timesteps of the schedule; see `UNet.forward`."""
+        return self.unet(x_t, self.schedule.network_time(t), y)
 
     def forward_taps(
         self,
@@ -137,11 +137,11 @@ class UNetBackbone(nn.Module):
         inject: Mapping[str | int, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Features by tap name, in the order of the request; see `UNet.forward_taps`."""
-        return self.unet.forward_taps(x_t, t, taps, y=y, inject=inject)
+        return self.unet.forward_taps(x_t, self.schedule.network_time(t), taps, y=y, inject=inject)
 
     def forward_prefix(self, x_t: Tensor, t: int | Tensor, last: str | int, *, y: Tensor | None = None) -> Prefix:
         """The beginning of a pass, for `forward_from`; see `UNet.forward_prefix`."""
-        return self.unet.forward_prefix(x_t, t, last, y=y)
+        return self.unet.forward_prefix(x_t, self.schedule.network_time(t), last, y=y)
 
     def forward_from(
         self, prefix: Prefix, taps: Iterable[str | int], *, inject: Mapping[str | int, Tensor] | None = None
@@ -170,6 +170,7 @@ def create_backbone(
     device: torch.device | str | None = None,
     attention: AttentionName = "auto",
     gradient_checkpointing: bool = False,
+    entry: str | None = None,
     folder: str | Path | None = None,
     download: bool = False,
     verify: bool = True,
@@ -183,11 +184,13 @@ def create_backbone(
             precision or device makes copies.
         config: needed for an unknown `.pt` only: the architecture, a preset's name, or a mapping with what the
             weights cannot show. What is missing is asked for with candidates. What is known already must agree.
-        schedule: "linear", "cosine" or a schedule; needed for an unknown `.pt` and for live modules.
+        schedule: the noise it was trained with; needed for an unknown `.pt`, such as `NoiseSchedule.cosine(4000)`, and
+            for live modules, where "linear" and "cosine" have 1000 steps. Elsewhere a name must agree.
         dtype: float32 (default), bfloat16 or float16 for the convolutions; norms and embeddings stay float32.
         device: where it is to run; by default the CPU, or where a live network is.
         attention: "auto", "xformers", "sdpa" or "math".
         gradient_checkpointing: recompute activations in the backward pass of DifFeed.
+        entry: for a `.pt` with several state dicts, such as "ema": which of them.
         folder: where named weights lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the repository's
             `checkpoints/` and the cache are searched.
         download: whether weights that are not on this machine may be fetched.
@@ -201,9 +204,9 @@ def create_backbone(
     """
     check_attention(attention)
     if isinstance(name_or_path, nn.Module):
-        if config is not None or folder is not None or download:
+        if config is not None or entry is not None or folder is not None or download:
             raise ValueError(
-                "a live network brings its configuration and weights; leave config out, and folder and download"
+                "a live network brings its configuration and weights; leave config out, and entry, folder and download"
             )
         return _open_live(name_or_path, schedule, dtype, device, attention, gradient_checkpointing)
     state, stored = open_weights(
@@ -211,6 +214,7 @@ def create_backbone(
         preset=config if isinstance(config, str) else None,
         config=None if isinstance(config, str) else config,
         schedule=schedule,
+        entry=entry,
         folder=Path(folder) if folder else None,
         download=download,
         verify=verify,

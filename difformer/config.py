@@ -13,7 +13,7 @@ T = TypeVar("T")
 # GroupNorm's groups in every ADM network; widths must be multiples of it.
 NORM_GROUPS = 32
 # Far above any real network, and low enough for exact widths.
-_MAX_MULTIPLE = 1_000_000
+_MOST = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ class UNetConfig:
         ]
         positive += [name for name in ("num_head_channels", "num_classes") if getattr(self, name) is not None]
         for name in positive:
-            self._set(name, as_positive_integer(name, getattr(self, name)))
+            number = as_positive_integer(name, getattr(self, name))
+            if number > _MOST:
+                raise ValueError(f"{name} must be at most {_MOST}, got a number of {number.bit_length()} bits")
+            self._set(name, number)
         sizes = tuple(as_positive_integer("attention_resolutions", size) for size in self.attention_resolutions)
         self._set("attention_resolutions", sizes)
         self._set("channel_mult", tuple(_as_multiple(mult) for mult in self.channel_mult))
@@ -154,6 +157,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     Raises:
         ValueError: an unknown key (the message names the nearest known one), a missing one, or a bad value.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} must be given as keys and values, got {type(values).__name__}")
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
@@ -162,7 +167,8 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             raise ValueError(f"unknown key {key!r} for {cls.__name__}; {hint}")
     try:
         return cls(**values)
-    except TypeError as error:
+    # The latter from printing what is nested too deeply.
+    except (TypeError, RecursionError) as error:
         raise ValueError(f"cannot build {cls.__name__}: {error}") from error
 
 
@@ -211,8 +217,8 @@ def as_positive_number(name: str, value: Any) -> float:
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, bool) and isinstance(value, Real) and 0 < float(value) < math.inf:
-        return float(value)
+    if 0 < (number := _as_float(value)) < math.inf:
+        return number
     raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 
 
@@ -222,8 +228,8 @@ def as_rate(name: str, value: Any) -> float:
     Raises:
         ValueError: it is something else.
     """
-    if not isinstance(value, bool) and isinstance(value, Real) and 0 <= float(value) < 1:
-        return float(value)
+    if 0 <= (number := _as_float(value)) < 1:
+        return number
     raise ValueError(f"{name} must be a number of at least 0 and below 1, got {value!r}")
 
 
@@ -239,6 +245,16 @@ def as_switch(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def _as_float(value: Any) -> float:
+    """A real number as a plain float; not a number where it is something else, infinity where it is too large."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+
+
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} must be a sequence of numbers, got {value!r}")
@@ -248,6 +264,6 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 def _as_multiple(value: Any) -> int | float:
     if not isinstance(value, bool) and isinstance(value, Real):
         number = int(value) if isinstance(value, Integral) else float(value)
-        if 0 < number < _MAX_MULTIPLE:
+        if 0 < number < _MOST:
             return number
-    raise ValueError(f"channel_mult must hold positive numbers below {_MAX_MULTIPLE}, got {value!r}")
+    raise ValueError(f"channel_mult must hold positive numbers below {_MOST}, got {value!r}")

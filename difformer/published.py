@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from difformer.backbones import Backbone
 from difformer.checkpoints import CheckpointError, load_strictly, read_pickle
+from difformer.checkpoints.weights import check_archive, check_held, check_plain, outlined, read_start, unwrapped
 from difformer.classifier import DiffusionClassifier
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, DifFormerHead, LinearHead, MLPHead
@@ -54,16 +55,15 @@ def is_published(path: Path) -> bool:
         FileNotFoundError: there is no such file.
         CheckpointError: it is truncated or corrupt.
     """
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    if not zipped:
+    if not read_start(path).startswith(b"PK\x03\x04"):
         return False
     # Damaged archives and pickles make these raise errors of many kinds.
     try:
+        check_archive(path, verify=False)
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             return any(word == _HEAD for name in pickles for _, word, _ in pickletools.genops(archive.read(name)))
-    except MemoryError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
@@ -89,8 +89,8 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
     if not isinstance(content, dict) or _HEAD not in content:
         raise CheckpointError(f"{path} is no checkpoint of the published code: it has no entry {_HEAD}")
     source = str(path)
-    head_state = _state(content, _HEAD, source)
-    feedback_state = None if content.get(_FEEDBACK) is None else _state(content, _FEEDBACK, source)
+    head_state = _state(content, _HEAD, path)
+    feedback_state = None if content.get(_FEEDBACK) is None else _state(content, _FEEDBACK, path)
     taps = options.taps or _tokenized_blocks(head_state)
     missing = [name for name, value in (("timesteps", options.timesteps), ("taps", taps)) if not value]
     if feedback_state is not None and not options.feedback_taps:
@@ -104,7 +104,8 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
         extractor = FeatureExtractor(backbone, taps=taps, timesteps=options.timesteps)
     else:
         extractor = _load_feedback(backbone, taps, feedback_state, options, source)
-    head = _build_head(head_state, extractor.specs, options, source)
+    with outlined(len(head_state), len(extractor.specs), source):
+        head = _build_head(head_state, extractor.specs, options, source)
     load_strictly(head, _float(from_published(head, head_state)), source)
     names = options.class_names
     if names and len(names) != (classes := int(head.num_classes)):  # type: ignore[arg-type]
@@ -175,14 +176,17 @@ def _tokenized_blocks(state: Mapping[str, Tensor]) -> tuple[int, ...]:
     return tuple(sorted({int(match[1]) for match in matches if match}))
 
 
-def _state(content: Mapping[str, Any], part: str, source: str) -> Mapping[str, Tensor]:
-    """One of the state dicts in a checkpoint; raises CheckpointError when it is something else."""
+def _state(content: Mapping[str, Any], part: str, path: Path) -> Mapping[str, Tensor]:
+    """One of the state dicts in a checkpoint, without the prefixes of wrappers; raises CheckpointError when it is
+    something else."""
     state = content[part]
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
     ):
-        raise CheckpointError(f"{source}: {part} must be a state dict, tensors by name, got {type(state).__name__}")
-    return state
+        raise CheckpointError(f"{path}: {part} must be a state dict, tensors by name, got {type(state).__name__}")
+    check_plain(state, str(path))
+    check_held(state, path)
+    return unwrapped(state)
 
 
 def _shape(state: Mapping[str, Tensor], name: str, dimensions: int | None, source: str) -> tuple[int, ...]:

@@ -30,8 +30,8 @@ from difformer.checkpoints import (
     write_backbone,
 )
 from difformer.checkpoints.shipped import MANIFEST, SUFFIX, Kind, Training, read_manifest
-from difformer.checkpoints.weights import read_metadata, write_weights
-from difformer.classifier import read_description
+from difformer.checkpoints.weights import read_metadata
+from difformer.classifier import read_classifier, write_classifier
 from difformer.engine.evaluation.results import readable
 from difformer.engine.loop.run_folder import RunFolder, changed_keys
 from difformer.engine.recipes.pretraining import PretrainRecipe
@@ -152,16 +152,16 @@ def classifier(
     finished = _read_run(run, Recipe, told)
     if not re.fullmatch(r"\w+/\w+", name):
         raise ValueError(f"a classifier's name is BACKBONE/NAME, got {name!r}")
-    weights = read_weights(finished.folder.classifier)
-    kinds = {x.dtype for x in weights.state.values() if x.is_floating_point()}
+    state, description = read_classifier(finished.folder.classifier)
+    kinds = {x.dtype for x in state.values() if x.is_floating_point()}
     if not kinds <= {torch.float32, torch.float16}:
-        raise CheckpointError(f"{weights.source} has weights of {kinds}; those that ship are float32 or float16")
-    description = read_description(finished.folder.classifier)
+        raise CheckpointError(
+            f"{finished.folder.classifier} has weights of {kinds}; those that ship are float32 or float16"
+        )
     shipped_backbone = _backbone_of(description["backbone"], name.partition("/")[0], folder)
     description["metadata"]["recipe"] = without_places(description["metadata"]["recipe"])
-    entries = {**weights.metadata, "description": json.dumps(description)}
     with _staged(folder / f"{name}{SUFFIX}", "classifier") as file:
-        write_weights(file, weights.state, entries)
+        write_classifier(file, state, description)
         load_classifier(file, backbone=shipped_backbone)
         parts = [_describe_classifier(name, description), _facts(name, finished, told, file)]
         card = _card(name, finished, told, [*parts, *_test_results(finished.results)])

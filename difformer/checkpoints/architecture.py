@@ -83,7 +83,7 @@ class SeenArchitecture:
                 "  use_new_attention_order: False in OpenAI's networks but the 64-pixel one",
                 "  in Python: config={'image_size': …, 'num_head_channels': …, 'use_new_attention_order': …}",
                 "  on the command line: --arch.image_size … --arch.num_head_channels … "
-                "--arch.use_new_attention_order …",
+                "--arch.use_new_attention_order …; `difformer convert` writes them down once, for all other commands",
                 f"  published checkpoints of exactly this shape: {', '.join(presets) or 'none'}"
                 + (f"; if it is one of them: config={presets[0]!r} or --preset {presets[0]}" if presets else ""),
             ]
@@ -102,6 +102,16 @@ def differences(one: UNetConfig, other: UNetConfig) -> list[str]:
     return found
 
 
+def check_decoder(state: Mapping[str, Tensor], source: str) -> None:
+    """Raises CheckpointError when a state dict is that of one of guided-diffusion's classifiers."""
+    encoder = any(name.startswith("input_blocks.") for name in state) and "time_embed.0.weight" in state
+    if encoder and not any(name.startswith("output_blocks.") for name in state):
+        raise CheckpointError(
+            f"{source} does not hold a guided-diffusion U-Net: it has an encoder but no decoder, as the classifiers "
+            "that guide sampling have. Give the diffusion model: 256x256_diffusion.pt, not 256x256_classifier.pt"
+        )
+
+
 def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitecture:
     """Reads the architecture off a state dict with OpenAI's names.
 
@@ -115,8 +125,8 @@ def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitectu
         size = 2 ** (len(arguments["channel_mult"]) + 7)
         config = seen.complete({"image_size": size, "num_heads": 1, "use_new_attention_order": False})
         expected = weight_shapes(config)
-    # The last two from sizes too large even to be counted.
-    except (KeyError, IndexError, ZeroDivisionError, ValueError, RuntimeError, OverflowError) as error:
+    # Sizes too large even to be counted give the last.
+    except (KeyError, IndexError, ZeroDivisionError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{source} does not hold a guided-diffusion U-Net: {error!r} while reading its {len(state)} tensors, "
             f"the first of them {', '.join(list(state)[:4]) or 'none'}"

@@ -64,9 +64,16 @@ class Preset:
 
 
 def weight_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of an architecture, without allocating them."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
+    """Names and shapes of the weights of an architecture, without allocating them.
+
+    Raises:
+        ValueError: a tensor that no memory could hold.
+    """
+    try:
+        with torch.device("meta"):
+            return {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
+    except (RuntimeError, OverflowError) as error:
+        raise ValueError(f"weights of this architecture are too large to be counted: {error}") from error
 
 
 def search_folders(folder: Path | None = None) -> tuple[Path, ...]:

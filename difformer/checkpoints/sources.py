@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from difformer.checkpoints.architecture import differences, see_architecture
+from difformer.checkpoints.architecture import check_decoder, differences, see_architecture
 from difformer.checkpoints.download import download as fetch
 from difformer.checkpoints.hub import HUB, hub_version, locate_on_hub
 from difformer.checkpoints.presets import PRESETS, Preset, search_folders, weight_shapes
@@ -18,14 +18,15 @@ from difformer.checkpoints.weights import (
     CheckpointError,
     Weights,
     check_fits,
-    read_metadata,
     read_weights,
+    unwrapped,
     weights_digest,
 )
 from difformer.config import UNetConfig, from_mapping
 from difformer.diffusion import NoiseSchedule
 from difformer.files import cache_folder, expand_user, sha256
 
+_IMAGE_CHANNELS = 3
 ConfigLike = UNetConfig | Mapping[str, Any]
 ScheduleLike = NoiseSchedule | str
 
@@ -69,10 +70,11 @@ def describe(
     preset: str | None = None,
     config: ConfigLike | None = None,
     schedule: ScheduleLike | None = None,
+    entry: str | None = None,
 ) -> tuple[UNetConfig, NoiseSchedule]:
     """Architecture and schedule of a preset (without its weights) or of a file (without reading its values).
 
-    Raises:
+    Args and Raises:
         As `open_weights`.
     """
     named = resolve_preset(name_or_path, preset)
@@ -80,13 +82,11 @@ def describe(
         published = PRESETS[str(name_or_path)]
         return _agree(published.config, published.schedule, config, schedule, published.name)
     path = locate(name_or_path, folder=folder, download=download)
-    metadata = read_metadata(path)
-    if is_backbone_file(metadata, str(path)):
-        stored = _parse(metadata, named, config, schedule, str(path))
+    weights = read_weights(path, entry=entry, verify=False, mapped=True)
+    if is_backbone_file(weights.metadata, str(path)):
+        stored = _parse(weights, named, config, schedule)
         return stored.config, stored.schedule
-    known = named or _recognise(path, config)
-    weights = read_weights(path, verify=False, mapped=True)
-    return _foreign_architecture(weights, known, config, schedule)
+    return _foreign_architecture(_unwrapped(weights), named or _recognise(path, config), config, schedule)
 
 
 def open_weights(
@@ -95,6 +95,7 @@ def open_weights(
     preset: str | None = None,
     config: ConfigLike | None = None,
     schedule: ScheduleLike | None = None,
+    entry: str | None = None,
     folder: Path | None = None,
     download: bool = False,
     verify: bool = True,
@@ -103,7 +104,7 @@ def open_weights(
 
     Args:
         name_or_path, folder, download: as for `locate`.
-        preset, config, schedule, verify: as for `read_backbone`.
+        preset, config, schedule, entry, verify: as for `read_backbone`.
 
     Raises:
         As `locate` and `read_backbone`.
@@ -111,7 +112,7 @@ def open_weights(
     known = resolve_preset(name_or_path, preset)
     path = locate(name_or_path, folder=folder, download=download)
     preset = known.name if known else None
-    state, stored = read_backbone(path, preset=preset, config=config, schedule=schedule, verify=verify)
+    state, stored = read_backbone(path, preset=preset, config=config, schedule=schedule, entry=entry, verify=verify)
     if str(name_or_path).startswith(HUB):
         stored = replace(stored, provenance={**stored.provenance, "hub": hub_version(str(name_or_path), path)})
     return state, stored
@@ -123,6 +124,7 @@ def read_backbone(
     preset: str | None = None,
     config: ConfigLike | None = None,
     schedule: ScheduleLike | None = None,
+    entry: str | None = None,
     verify: bool = True,
 ) -> tuple[Mapping[str, Tensor], StoredBackbone]:
     """Reads weights, and finds out everything that must be known to use them.
@@ -131,7 +133,9 @@ def read_backbone(
         path: one of our safetensors files, or OpenAI's `.pt` (or any state dict with their names).
         preset: the published checkpoint it is, when the user knows.
         config: for foreign files: the architecture, or a mapping with what the weights cannot show.
-        schedule: for foreign files: the noise schedule or its name.
+        schedule: for foreign files: the noise schedule, whose number of steps weights cannot show either. A name alone
+            is enough where the schedule is known, and must then agree.
+        entry: for a `.pt` with several state dicts: which of them.
         verify: check digests and checksums. A preset's digest is that of OpenAI's file, so it is asked of files under
             OpenAI's name only; others must have the preset's names and shapes. Files that ship must be those of the
             repository.
@@ -146,15 +150,15 @@ def read_backbone(
     named = resolve_preset(path, preset)
     if verify:
         verify_shipped(path)
-    weights = read_weights(path, verify=verify)
+    weights = read_weights(path, entry=entry, verify=verify)
     if is_backbone_file(weights.metadata, str(path)):
-        stored = _parse(weights.metadata, named, config, schedule, str(path))
-        _check_architecture(weights, stored.config)
+        stored = _parse(weights, named, config, schedule, verify=verify)
         if verify:
             verify_digest(weights, stored.digest)
         return weights.state, stored
+    weights = _unwrapped(weights)
     known = named or _recognise(path, config)
-    provenance = {"file": path.name, "file_sha256": sha256(path)}
+    provenance = {"file": path.name, "file_sha256": sha256(path)} | ({} if entry is None else {"entry": entry})
     if known is not None:
         if verify and path.name == known.file:
             _check_published(known, provenance["file_sha256"], path)
@@ -180,7 +184,7 @@ def resolve_preset(name_or_path: str | Path, preset: str | None) -> Preset | Non
 
 
 def as_schedule(schedule: ScheduleLike) -> NoiseSchedule:
-    """A schedule given as such or by name.
+    """A schedule given as such or by name, which then has 1000 steps.
 
     Raises:
         ValueError: it is something else, or no known name.
@@ -241,14 +245,16 @@ def _check_published(known: Preset, found: str, path: Path) -> None:
 
 
 def _parse(
-    metadata: Mapping[str, str],
+    weights: Weights,
     named: Preset | None,
     config: ConfigLike | None,
     schedule: ScheduleLike | None,
-    source: str,
+    *,
+    verify: bool = True,
 ) -> StoredBackbone:
-    """What one of our files says; raises ValueError when the user says otherwise."""
-    stored = parse_metadata(metadata, source)
+    """What one of our files says, which its weights' shapes must fit; ValueError when the user says otherwise."""
+    source = weights.source
+    stored = parse_metadata(weights.metadata, source, verify=verify)
     if named is not None:
         origin = stored.provenance.get("preset", named.name)
         if origin != named.name:
@@ -257,12 +263,18 @@ def _parse(
             )
         _agree(stored.config, stored.schedule, named.config, named.schedule, source)
     _agree(stored.config, stored.schedule, config, schedule, source)
+    _check_architecture(weights, stored.config)
     return stored
+
+
+def _unwrapped(weights: Weights) -> Weights:
+    return replace(weights, state=unwrapped(weights.state))
 
 
 def _foreign_architecture(
     weights: Weights, known: Preset | None, config: ConfigLike | None, schedule: ScheduleLike | None
 ) -> tuple[UNetConfig, NoiseSchedule]:
+    check_decoder(weights.state, weights.source)
     if known is not None:
         found = _agree(known.config, known.schedule, config, schedule, known.name)
         try:
@@ -274,14 +286,26 @@ def _foreign_architecture(
     if not isinstance(config, UNetConfig):
         config = see_architecture(weights.state, weights.source).complete(_as_mapping(config))
     _check_architecture(weights, config)
-    if schedule is None:
+    if not isinstance(schedule, NoiseSchedule):
+        name = "linear" if schedule is None else as_schedule(schedule).name
+        missing = "the noise schedule and its number of steps" if schedule is None else "the schedule's number of steps"
         raise CheckpointError(
-            f"{weights.source}: weights cannot show the noise schedule; give schedule='linear' or 'cosine' (--schedule)"
+            f"{weights.source}: weights cannot show {missing}; still to be given\n"
+            f"  in Python: schedule=NoiseSchedule.{name}(1000), or cosine, with the steps it was trained with\n"
+            f"  on the command line: --schedule {name} --num_timesteps 1000\n"
+            "  they are --noise_schedule and --diffusion_steps of guided-diffusion, whose default is 1000; "
+            "improved-diffusion's networks often have 4000"
         )
-    return config, as_schedule(schedule)
+    return config, schedule
 
 
 def _check_architecture(weights: Weights, config: UNetConfig) -> None:
+    if config.in_channels != _IMAGE_CHANNELS:
+        raise CheckpointError(
+            f"{weights.source} takes {config.in_channels} input channels, and a backbone reads RGB images, which have "
+            f"{_IMAGE_CHANNELS}. Networks with {2 * _IMAGE_CHANNELS}, such as OpenAI's upsamplers, read a second image "
+            "beside the noisy one and cannot be used"
+        )
     # Counted first, since a damaged configuration could name more blocks than could ever be laid out.
     blocks = len(config.channel_mult) * (config.num_res_blocks + 1)
     if blocks > len(weights.state):
@@ -289,7 +313,11 @@ def _check_architecture(weights: Weights, config: UNetConfig) -> None:
             f"{weights.source} does not fit the architecture: {blocks} blocks in each half, "
             f"but {len(weights.state)} tensors in the file"
         )
-    check_fits(weights.state, weight_shapes(config), weights.source)
+    try:
+        expected = weight_shapes(config)
+    except ValueError as error:
+        raise CheckpointError(f"{weights.source} does not fit the architecture: {error}") from error
+    check_fits(weights.state, expected, weights.source)
 
 
 def _agree(
@@ -306,8 +334,15 @@ def _agree(
             known = ", ".join(f"{name} {getattr(config, name)!r}" for name in names)
             told = ", ".join(f"{name} {getattr(given, name)!r}" for name in names)
             raise ValueError(f"{source} has {known}, which the configuration given contradicts with {told}")
-    if given_schedule is not None and as_schedule(given_schedule).to_dict() != schedule.to_dict():
-        raise ValueError(f"{source} has the {schedule.name} schedule; leave out the one given, which contradicts it")
+    if given_schedule is not None:
+        asked = as_schedule(given_schedule)
+        # A name says nothing of the number of steps.
+        by_name = isinstance(given_schedule, str) and asked.name == schedule.name
+        if not by_name and asked.to_dict() != schedule.to_dict():
+            raise ValueError(
+                f"{source} has the {schedule.name} schedule of {schedule.num_timesteps} steps; leave out the one "
+                "given, which contradicts it"
+            )
     return config, schedule
 
 

@@ -2,10 +2,13 @@
 
 import hashlib
 import pickle
+import threading
 import warnings
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from difformer.files import write_atomically
 
 _LISTED = 8
 # The entry by which torch itself tells a TorchScript archive from a pickled one.
 _TORCHSCRIPT_ENTRY = "/constants.pkl"
+# Where state dicts are looked for in a checkpoint that holds more than one.
+_ENTRY_DEPTH = 3
+# A tokenizer, of a tap that is read at several timesteps.
+_FOR_A_KEY = 4
+_log = getLogger(__name__)
 
 
 class CheckpointError(ValueError):
@@ -40,36 +49,53 @@ class Weights:
     metadata: Mapping[str, str]
 
 
-def read_weights(path: Path, *, verify: bool = True, mapped: bool = False) -> Weights:
+def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, mapped: bool = False) -> Weights:
     """Reads a safetensors file or a PyTorch `.pt` file; the format is told from the content.
 
     Pickles are read by torch's restricted loader, which executes nothing from the file.
 
     Args:
         path: the file.
+        entry: which state dict of a `.pt` file that holds several, with dots between the keys of nested ones.
         verify: check the checksums inside a `.pt` archive.
         mapped: leave the values in the file, which is fast when only names and shapes are wanted. Reading the values
             of such tensors after the file was changed in place can end the process.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is empty, truncated, corrupt, not a weight file, or holds anything but named tensors.
+        CheckpointError: it is empty, truncated, corrupt, not a weight file, or holds anything but named tensors; or
+            there is no such entry, or it has to be chosen (the message lists them).
+    """
+    start = read_start(path)
+    # Safetensors first: the eight bytes of length before its brace may begin like a pickle.
+    if start[8:9] == b"{":
+        if entry is not None:
+            raise CheckpointError(f"{path} is a safetensors file, which has no entries; leave out entry {entry!r}")
+        return _read_safetensors(path, mapped=mapped)
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        state = _named_tensors(read_pickle(path, verify=verify, mapped=mapped), entry, str(path))
+        check_held(state, path)
+        return Weights(str(path), state, {})
+    raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")
+
+
+def read_start(path: Path) -> bytes:
+    """The first bytes of a weight file, by which its format is told.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: it is empty, a folder, or a pipe or device, which could be read for ever.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give a weight file")
+    if not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe or device"
+        raise CheckpointError(f"{path} is {kind}; give a weight file")
     with path.open("rb") as file:
         start = file.read(64)
     if not start:
         raise CheckpointError(f"{path} is empty (0 bytes)")
-    # Safetensors first: the eight bytes of length before its brace may begin like a pickle.
-    if start[8:9] == b"{":
-        return _read_safetensors(path, mapped=mapped)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        content = read_pickle(path, verify=verify, mapped=mapped)
-        return Weights(str(path), _named_tensors(content, str(path)), {})
-    raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")
+    return start
 
 
 def write_weights(
@@ -105,14 +131,13 @@ def read_pickle(path: Path, *, verify: bool = True, mapped: bool = False) -> Any
         FileNotFoundError: there is no such file.
         CheckpointError: it is damaged, a TorchScript archive, or holds anything but tensors in plain containers.
     """
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"PK"
+    zipped = read_start(path).startswith(b"PK")
     try:
         if zipped:
-            _check_archive(path, verify)
+            check_archive(path, verify=verify)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # whatever is wrong, the error says more
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
     except (CheckpointError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
@@ -123,6 +148,41 @@ def read_pickle(path: Path, *, verify: bool = True, mapped: bool = False) -> Any
     # A damaged file can make the loaders raise almost anything: UnicodeDecodeError, zlib.error, IndexError, ….
     except Exception as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {_cause(error)}") from error
+    if not zipped:
+        _log.warning(
+            "%s is of PyTorch's old format, which has no checksum: damage to its numbers cannot be noticed. Compare "
+            "its SHA-256 with that of its source; `difformer convert` writes a file that is checked",
+            path,
+        )
+    return content
+
+
+def check_archive(path: Path, *, verify: bool) -> None:
+    """Makes sure that a zip archive is one that `torch.save` could have written.
+
+    Args:
+        path: the archive.
+        verify: read it all, and check its checksums.
+
+    Raises:
+        CheckpointError: it is a TorchScript archive, damaged, or holds more than its size.
+        zipfile.BadZipFile and others: it is damaged.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.filename.endswith(_TORCHSCRIPT_ENTRY) for entry in entries):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, which holds a program; save the network's state_dict() instead"
+            )
+        declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
+        if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(
+                f"{path} was refused: its {size:,} bytes stand for {declared:,}, since entries are compressed or "
+                "overlap, which torch.save does not do; load it where you trust it, and save it again"
+            )
+        damaged = archive.testzip() if verify else None
+    if damaged is not None:
+        raise CheckpointError(f"{path} is corrupt: the checksum of its entry {damaged} is wrong")
 
 
 def read_metadata(path: Path) -> Mapping[str, str]:
@@ -130,11 +190,10 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: the header is damaged.
+        CheckpointError: the header is damaged, or the file empty or no file.
     """
-    with path.open("rb") as file:
-        if file.read(9)[8:] != b"{":
-            return {}
+    if read_start(path)[8:9] != b"{":
+        return {}
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
@@ -175,6 +234,16 @@ def check_fits(
             raise CheckpointError(f"{source} holds {kind} where {place} belong: {_some(names)}")
 
 
+def check_held(state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError when tensors would take more memory than the file they were read from has bytes: then one
+    value stands for many, and a small file could fill any memory as soon as something is done with them."""
+    wanted, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
+    if wanted > size:
+        raise CheckpointError(
+            f"{path} was refused: its {size:,} bytes stand for tensors of {wanted:,}, so that values are shared"
+        )
+
+
 def check_plain(state: Mapping[str, Tensor], source: str) -> None:
     """Raises CheckpointError unless all tensors are dense, real and have values."""
     odd = [name for name, x in state.items() if x.is_meta or x.is_complex() or x.is_nested or x.layout != torch.strided]
@@ -193,6 +262,46 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
     check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
     module.load_state_dict(dict(state), strict=True, assign=True)
+
+
+@contextmanager
+def outlined(tensors: int, keys: int, source: str) -> Iterator[None]:
+    """A head built inside has shapes, but no values yet, and no more parameters than its file could hold.
+
+    Args:
+        tensors: of the head, in the file.
+        keys: features that it reads. Each may cost it some parameters that it does not keep.
+        source: the file, for the message.
+
+    Raises:
+        CheckpointError: more parameters.
+    """
+    thread, left = threading.get_ident(), tensors + _FOR_A_KEY * keys
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal left
+        # The hook is that of all threads.
+        left -= parameter is not None and threading.get_ident() == thread
+        if left < 0:
+            raise CheckpointError(f"{source} describes more parameters than the {tensors} tensors that it holds")
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        with torch.device("meta"):
+            yield
+    finally:
+        hook.remove()
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes that wrappers put before names: `module.` of data-parallel training and
+    `_orig_mod.` of torch.compile, which can also stand within them. Left as it is where names would become equal."""
+    names = {name: f".{name}".replace("._orig_mod.", ".")[1:] for name in state}
+    while names and all(name.startswith("module.") for name in names.values()):
+        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    if len(set(names.values())) < len(names):
+        return dict(state)
+    return {names[name]: tensor for name, tensor in state.items()}
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
@@ -228,26 +337,45 @@ def contiguous_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def _check_archive(path: Path, verify: bool) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if any(name.endswith(_TORCHSCRIPT_ENTRY) for name in archive.namelist()):
-            raise CheckpointError(
-                f"{path} is a TorchScript archive, which holds a program; save the network's state_dict() instead"
-            )
-        damaged = archive.testzip() if verify else None
-    if damaged is not None:
-        raise CheckpointError(f"{path} is corrupt: the checksum of its entry {damaged} is wrong")
-
-
-def _named_tensors(content: Any, source: str) -> dict[str, Tensor]:
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        kind = f"the entries {_some(list(map(str, content)))}" if isinstance(content, dict) else type(content).__name__
-        raise CheckpointError(f"{source} must hold a flat state dict of named tensors, but holds {kind}")
-    nameless = [repr(name) for name in content if not isinstance(name, str)]
+def _named_tensors(content: Any, entry: str | None, source: str) -> dict[str, Tensor]:
+    """The state dict that a pickle holds, or the one of several that is asked for."""
+    choices = dict(_state_dicts(content, "", set()))
+    if entry is not None and entry not in choices:
+        raise CheckpointError(f"{source} has no state dict {entry!r}; {_offer(choices) or 'it has none by name'}")
+    chosen = content if entry is None else choices[entry]
+    if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
+        kind = f"the entries {_some(list(map(str, chosen)))}" if isinstance(chosen, dict) else type(chosen).__name__
+        raise CheckpointError(
+            f"{source} must hold a flat state dict of named tensors, but holds {kind}"
+            + (f"; {_offer(choices)}" if choices else "")
+        )
+    nameless = [repr(name) for name in chosen if not isinstance(name, str)]
     if nameless:
         raise CheckpointError(f"{source} must hold tensors by name, but holds some under {_some(nameless)}")
-    check_plain(content, source)
-    return dict(content)
+    check_plain(chosen, source)
+    return dict(chosen)
+
+
+def _state_dicts(content: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The state dicts inside a checkpoint, by their keys with dots between them."""
+    if not isinstance(content, dict) or id(content) in seen or prefix.count(".") >= _ENTRY_DEPTH:
+        return
+    seen.add(id(content))  # a pickle may hold itself
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, dict):
+            continue
+        if value and all(isinstance(tensor, Tensor) for tensor in value.values()):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _state_dicts(value, f"{prefix}{key}.", seen)
+
+
+def _offer(choices: Mapping[str, Mapping[str, Tensor]]) -> str:
+    if not choices:
+        return ""
+    listed = _some([f"{name} ({len(state)} tensors)" for name, state in choices.items()])
+    first = next(iter(choices))
+    return f"it has {listed}: choose one of them with entry={first!r} (--entry {first})"
 
 
 def _read_safetensors(path: Path, *, mapped: bool) -> Weights:

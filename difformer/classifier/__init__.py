@@ -1,6 +1,13 @@
 """Classifiers: an extractor and a head, the file they are kept in, and sharing them on the hub."""
 
-from difformer.classifier.files import is_classifier_file, load_classifier, read_description, save_classifier
+from difformer.classifier.files import (
+    is_classifier_file,
+    load_classifier,
+    read_classifier,
+    read_description,
+    save_classifier,
+    write_classifier,
+)
 from difformer.classifier.model import DiffusionClassifier, ImageLike, Prediction
 
 __all__ = [
@@ -9,6 +16,8 @@ __all__ = [
     "Prediction",
     "is_classifier_file",
     "load_classifier",
+    "read_classifier",
     "read_description",
     "save_classifier",
+    "write_classifier",
 ]

@@ -1,13 +1,13 @@
 """The file a classifier is kept in: safetensors whose metadata says how to rebuild it on its backbone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from difformer._version import __version__
 from difformer.backbones import Backbone, create_backbone
@@ -18,9 +18,9 @@ from difformer.checkpoints import (
     read_weights,
     verify_shipped,
     weights_digest,
-    write_weights,
 )
-from difformer.checkpoints.store import CLASSIFIER_FORMAT
+from difformer.checkpoints.store import CLASSIFIER_FORMAT, check_description, verify_digest, write_described
+from difformer.checkpoints.weights import outlined, read_metadata
 from difformer.classifier.model import DiffusionClassifier
 from difformer.config import from_mapping
 from difformer.data import Preprocessing
@@ -28,9 +28,24 @@ from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
 from difformer.taps import FeatureKey
 
-FORMAT_VERSION = 1
 EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
 HEADS = {cls.__name__: cls for cls in (LinearHead, MLPHead, CNNHead, AttentionHead, DifFormerHead)}
+
+# What a description must say, by its part; all of it is needed to rebuild the classifier and to know its backbone.
+_DESCRIPTION: Mapping[str, tuple[type, ...]] = {
+    "backbone": (dict,),
+    "extractor": (dict,),
+    "head": (dict,),
+    "class_names": (list,),
+    "preprocessing": (dict, type(None)),
+    "metadata": (dict,),
+}
+_PARTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "backbone": {"name": (str,), "digest": (str, type(None)), "config": (dict, type(None)),
+                 "schedule": (dict, type(None))},
+    "extractor": {"type": (str,), "arguments": (dict,)},
+    "head": {"type": (str,), "keys": (list,), "arguments": (dict,)},
+}  # fmt: skip
 
 
 def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadata: Any) -> None:
@@ -47,14 +62,22 @@ def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadat
         ValueError: a foreign head or extractor, or metadata that JSON cannot hold.
         OSError: it cannot be written; what was there is untouched.
     """
-    state = classifier.trained_state()
-    entries = {
-        "format": CLASSIFIER_FORMAT,
-        "format_version": str(FORMAT_VERSION),
-        "description": json.dumps(describe(classifier, metadata)),
-        "weights_sha256": weights_digest(state),
-    }
-    write_weights(Path(path), state, entries, overwrite=True)
+    write_classifier(Path(path), classifier.trained_state(), describe(classifier, metadata))
+
+
+def write_classifier(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
+    """Writes a classifier's file from its parts; a file that is there is replaced once the new one is whole.
+
+    Args:
+        path: the file; its folder must exist.
+        state: weights of head and feedback layers.
+        description: from `describe`, or of another file.
+
+    Raises:
+        OSError: it cannot be written; what was there is untouched.
+    """
+    entries = {"description": json.dumps(description)}
+    write_described(path, state, CLASSIFIER_FORMAT, entries, digest=weights_digest(state), overwrite=True)
 
 
 def load_classifier(
@@ -85,22 +108,36 @@ def load_classifier(
         CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
     """
     file = locate(path, folder=Path(folder) if folder else None, download=download)
-    if verify:
-        verify_shipped(file)
-    weights = read_weights(file, verify=verify)
-    description = _parse(weights.metadata, str(file))
-    if verify and weights_digest(weights.state) != weights.metadata.get("weights_sha256"):
-        raise CheckpointError(f"{file} is corrupt: its weights are not those its metadata was written for")
+    state, description = read_classifier(file, verify=verify)
     if backbone is None or isinstance(backbone, str | Path):
         name = description["backbone"]["name"] if backbone is None else backbone
         backbone = create_backbone(name, folder=folder, download=download, device=device, dtype=dtype, verify=verify)
     if verify:
         _check_backbone(backbone, description["backbone"], str(file))
-    classifier = _build(description, backbone, str(file), cls)
-    load_strictly(classifier.trained_parts, weights.state, str(file))
+    classifier = _build(description, backbone, len(state), str(file), cls)
+    load_strictly(classifier.trained_parts, state, str(file))
     if device is None and isinstance(backbone, nn.Module):
         device = next(backbone.parameters()).device
     return classifier.to(device or "cpu").eval()
+
+
+def read_classifier(path: Path, *, verify: bool = True) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The parts of a classifier's file: the weights of head and feedback layers, and its description.
+
+    Args:
+        path: the file.
+        verify: check the digests.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `load_classifier`.
+    """
+    if verify:
+        verify_shipped(path)
+    weights = read_weights(path, verify=verify)
+    description = _parse(weights.metadata, str(path), verify=verify)
+    if verify:
+        verify_digest(weights, weights.metadata.get("weights_sha256", ""))
+    return weights.state, description
 
 
 def is_classifier_file(metadata: Mapping[str, str]) -> bool:
@@ -114,7 +151,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, CheckpointError: as `load_classifier`.
     """
-    return _parse(read_weights(Path(path)).metadata, str(path))
+    return _parse(read_metadata(Path(path)), str(path))
 
 
 def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,22 +186,40 @@ def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> di
     return description
 
 
-def _parse(metadata: Mapping[str, str], source: str) -> dict[str, Any]:
+def _parse(metadata: Mapping[str, str], source: str, *, verify: bool = True) -> dict[str, Any]:
     if not is_classifier_file(metadata):
         kind = metadata.get("format", "no classifier")
         raise CheckpointError(f"{source} is {kind}, not a classifier; backbones are opened with create_backbone")
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        raise CheckpointError(
-            f"{source} has classifier format {metadata.get('format_version')}; this version of difformer reads "
-            f"{FORMAT_VERSION}; update difformer"
-        )
+    check_description(metadata, source, verify=verify)
     try:
-        description: dict[str, Any] = json.loads(metadata["description"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{source}: its metadata is malformed: {error!r}") from error
-    if not isinstance(description, dict) or "name" not in (description.get("backbone") or {}):
-        raise CheckpointError(f"{source}: its metadata is malformed: it does not name a backbone")
+        description: Any = json.loads(metadata.get("description", "null"))
+        _check_entries(description, _DESCRIPTION, "the description")
+        for part, entries in _PARTS.items():
+            _check_entries(description[part], entries, part)
+        _check_all(description["class_names"], str, "class_names")
+        _check_all(description["head"]["keys"], dict, "head.keys")
+        if description["preprocessing"] is not None:
+            from_mapping(Preprocessing, description["preprocessing"])
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source}: its metadata is malformed: {error}") from error
     return description
+
+
+def _check_entries(values: Any, expected: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Raises ValueError when a part of a description lacks an entry, or has one of another kind."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} must be keys and values, got {type(values).__name__}")
+    for name, kinds in expected.items():
+        if name not in values:
+            raise ValueError(f"{where} lacks {name!r}")
+        if not isinstance(values[name], kinds):
+            raise ValueError(f"{name} of {where} must not be {type(values[name]).__name__}")
+
+
+def _check_all(values: Iterable[Any], kind: type, where: str) -> None:
+    for value in values:
+        if not isinstance(value, kind):
+            raise ValueError(f"{where} must hold {kind.__name__} alone, got {type(value).__name__}")
 
 
 def _identity(backbone: Backbone) -> dict[str, Any]:
@@ -183,7 +238,8 @@ def _identity(backbone: Backbone) -> dict[str, Any]:
 def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
     found = _identity(backbone)
     for part in ("digest", "config", "schedule"):
-        if expected.get(part) is not None and found[part] != expected[part]:
+        # A backbone of another kind may have had none of them.
+        if expected[part] is not None and found[part] != expected[part]:
             raise CheckpointError(
                 f"{source} was trained on the backbone {expected['name']} with {part} {expected[part]}, but the one "
                 f"given, {found['name']}, has {found[part]}; give the right one, or verify=False to try"
@@ -191,17 +247,17 @@ def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str
 
 
 def _build(
-    description: Mapping[str, Any], backbone: Backbone, source: str, cls: type[DiffusionClassifier]
+    description: Mapping[str, Any], backbone: Backbone, tensors: int, source: str, cls: type[DiffusionClassifier]
 ) -> DiffusionClassifier:
-    """An untrained classifier as a file describes it."""
+    """A classifier as a file with so many tensors describes it, its weights still without values."""
+    extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
     try:
-        extractor_type = EXTRACTORS[description["extractor"]["type"]]
-        extractor = extractor_type(backbone, **description["extractor"]["arguments"])
-        keys = [FeatureKey(**key) for key in description["head"]["keys"]]
-        specs = {key: extractor.specs[key] for key in keys}
-        names = description["class_names"]
-        head = HEADS[description["head"]["type"]](specs, len(names), **description["head"]["arguments"])
+        with outlined(tensors, len(head["keys"]), source):
+            built = EXTRACTORS[extractor["type"]](backbone, **extractor["arguments"])
+            specs = {key: built.specs[key] for key in (FeatureKey(**values) for values in head["keys"])}
+            on_top = HEADS[head["type"]](specs, len(names), **head["arguments"])
         preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
-        return cls(extractor, head, class_names=names, preprocessing=preprocessing)
-    except (KeyError, TypeError, ValueError) as error:
+        return cls(built, on_top, class_names=names, preprocessing=preprocessing)
+    # The last two from numbers too large for any tensor, and from printing what is nested too deeply.
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{source} cannot be rebuilt on this backbone: {error}") from error

@@ -8,13 +8,20 @@ from typing import Any, Literal
 
 from difformer.backbones import create_backbone
 from difformer.checkpoints import PRESETS, describe, locate, open_weights, write_backbone
+from difformer.checkpoints.sources import ScheduleLike
 from difformer.checkpoints.weights import read_metadata
-from difformer.classifier import is_classifier_file, load_classifier, save_classifier
+from difformer.classifier import (
+    is_classifier_file,
+    load_classifier,
+    read_classifier,
+    save_classifier,
+    write_classifier,
+)
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
-from difformer.files import check_target
+from difformer.files import check_target, sha256
 from difformer.models.plan import tap_specs
 from difformer.predict import predict_folder
 from difformer.published import PublishedOptions, is_published, read_published
@@ -23,6 +30,8 @@ from difformer.published import PublishedOptions, is_published, read_published
 SKIPPED = 3
 
 ScheduleName = Literal["linear", "cosine"]
+# With as many steps, rescaled timesteps are the timesteps.
+_USUAL_TIMESTEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,9 @@ def info(
     preset: str | None = None,
     arch: Unseen | None = None,
     schedule: ScheduleName | None = None,
+    num_timesteps: int | None = None,
+    rescale_timesteps: bool | None = None,
+    entry: str | None = None,
     folder: Path | None = None,
     download: bool = False,
     as_json: bool = False,
@@ -64,19 +76,24 @@ def info(
         preset: for an unknown .pt: the published checkpoint it is.
         arch: for an unknown .pt: what its weights cannot show.
         schedule: for an unknown .pt: the noise schedule.
+        num_timesteps: for an unknown .pt: the schedule's steps, guided-diffusion's --diffusion_steps.
+        rescale_timesteps: for an unknown .pt of other than 1000 steps: guided-diffusion's flag of that name.
+        entry: for a .pt with several state dicts, such as model and ema: which of them.
         folder: where named weights lie, in place of the usual folders.
         download: allow the download of what is not on this machine.
         as_json: print JSON instead of a table.
     """
     given = arch.given() if arch else None
+    noise = _noise(schedule, num_timesteps, rescale_timesteps)
     if source not in PRESETS:
         path = locate(source, folder=folder, download=download)
-        if path.is_file() and is_classifier_file(read_metadata(path)):
-            if preset or given or schedule:
-                raise ValueError(f"{source} is a classifier; --preset, --arch and --schedule are for backbones")
+        if is_classifier_file(read_metadata(path)):
+            _check_none_given(source, preset, given, noise, entry)
             print(classifier_table(source, path, as_json=as_json))
             return
-    config, found = describe(source, preset=preset, config=given, schedule=schedule, folder=folder, download=download)
+    config, found = describe(
+        source, preset=preset, config=given, schedule=noise, entry=entry, folder=folder, download=download
+    )
     if as_json:
         taps = [asdict(spec) for spec in tap_specs(config).values()]
         print(json.dumps({"config": asdict(config), "schedule": found.to_dict(), "taps": taps}, indent=2))
@@ -91,6 +108,9 @@ def convert(
     preset: str | None = None,
     arch: Unseen | None = None,
     schedule: ScheduleName | None = None,
+    num_timesteps: int | None = None,
+    rescale_timesteps: bool | None = None,
+    entry: str | None = None,
     backbone: str = "adm256_uncond",
     published: PublishedOptions | None = None,
     folder: Path | None = None,
@@ -98,15 +118,20 @@ def convert(
     verify: bool = True,
     overwrite: bool = False,
 ) -> None:
-    """Writes a backbone, or a classifier of the published code, as one self-describing safetensors file.
+    """Writes a backbone, or a classifier, as one self-describing safetensors file under a digest of all it says.
 
     Args:
-        source: a preset's name, a weight file, hf://owner/name, or the published code's latest.pth.
+        source: a preset's name, a weight file, hf://owner/name, the published code's latest.pth, or a backbone or
+            classifier of an earlier version, which is written as this version writes them.
         out: the file to write.
         preset: for an unknown .pt: the published checkpoint it is.
         arch: for an unknown .pt: what its weights cannot show.
         schedule: for an unknown .pt: the noise schedule.
-        backbone: for a latest.pth: the backbone it was trained on.
+        num_timesteps: for an unknown .pt: the schedule's steps, guided-diffusion's --diffusion_steps.
+        rescale_timesteps: for an unknown .pt of other than 1000 steps: guided-diffusion's flag of that name.
+        entry: for a .pt with several state dicts, such as model and ema: which of them.
+        backbone: for a latest.pth: the backbone it was trained on. Its weights are read for their digest, which the
+            file keeps, so that another backbone is noticed.
         published: for a latest.pth: what it cannot show.
         folder: where named weights lie, in place of the usual folders.
         download: allow the download of what is not on this machine.
@@ -115,21 +140,66 @@ def convert(
     """
     check_target(out, overwrite=overwrite)
     path = locate(source, folder=folder, download=download)
+    given = arch.given() if arch else None
+    noise = _noise(schedule, num_timesteps, rescale_timesteps)
     if is_published(path):
-        opened = create_backbone(backbone, folder=folder, download=download, verify=verify)
-        classifier = read_published(path, opened, published or PublishedOptions())
-        save_classifier(out, classifier, converted_from=path.name)
-        kind = f"{type(classifier.head).__name__}, {len(classifier.class_names)} classes, on {opened.name}"
-        print(f"wrote {out}: {kind}")
+        _convert_published(path, out, backbone, published or PublishedOptions(), folder, download, verify)
         return
     if published is not None:
         raise ValueError(f"{source} is not a checkpoint of the published code; leave out --published")
-    given = arch.given() if arch else None
+    if is_classifier_file(read_metadata(path)):
+        _check_none_given(source, preset, given, noise, entry)
+        state, description = read_classifier(path, verify=verify)
+        write_classifier(out, state, description)
+        print(f"wrote {out}: a classifier, {len(state)} tensors")
+        return
     state, stored = open_weights(
-        source, preset=preset, config=given, schedule=schedule, folder=folder, download=download, verify=verify
-    )
+        source, preset=preset, config=given, schedule=noise, entry=entry, folder=folder, download=download,
+        verify=verify,
+    )  # fmt: skip
     write_backbone(out, state, stored, overwrite=overwrite)
     print(f"wrote {out}: {stored.name}, {len(state)} tensors, digest {stored.digest}")
+    if origin := stored.provenance.get("file_sha256"):
+        print(f"from {stored.provenance['file']}, SHA-256 {origin}")
+
+
+def _convert_published(
+    path: Path, out: Path, backbone: str, published: PublishedOptions, folder: Path | None, download: bool, verify: bool
+) -> None:
+    try:
+        opened = create_backbone(backbone, folder=folder, download=download, verify=verify)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. They are read for their digest, which the classifier's file keeps, so that another backbone is "
+            "noticed; --backbone names another file of them"
+        ) from error
+    classifier = read_published(path, opened, published)
+    origin = sha256(path)
+    save_classifier(out, classifier, converted_from=path.name, converted_from_sha256=origin)
+    kind = f"{type(classifier.head).__name__}, {len(classifier.class_names)} classes, on {opened.name}"
+    print(f"wrote {out}: {kind}\nfrom {path.name}, SHA-256 {origin}")
+
+
+def _noise(schedule: str | None, num_timesteps: int | None, rescale_timesteps: bool | None) -> ScheduleLike | None:
+    """The noise schedule that options describe; its name alone where they do not say how many steps it has."""
+    if num_timesteps is None:
+        if rescale_timesteps is not None:
+            raise ValueError("--rescale_timesteps goes with --num_timesteps; give both")
+        return schedule
+    if schedule is None:
+        raise ValueError("--num_timesteps goes with --schedule; give both")
+    noise = NoiseSchedule.from_name(schedule, num_timesteps, rescale_timesteps=bool(rescale_timesteps))
+    if rescale_timesteps is None and num_timesteps != _USUAL_TIMESTEPS:
+        raise ValueError(
+            f"with {num_timesteps} steps, say --rescale_timesteps true or false, as guided-diffusion's flag was in "
+            f"training: whether the network was told its timesteps scaled to {_USUAL_TIMESTEPS}"
+        )
+    return noise
+
+
+def _check_none_given(source: str, *options: Any) -> None:
+    if any(option is not None for option in options):
+        raise ValueError(f"{source} is a classifier; --preset, --arch, --schedule and --entry are for backbones")
 
 
 def predict(
@@ -176,7 +246,8 @@ def _table(source: str, config: UNetConfig, schedule: NoiseSchedule) -> str:
     specs = tap_specs(config)
     total = list(specs.values())[-1].flops
     lines = [source, *(f"  {name}: {value}" for name, value in asdict(config).items())]
-    lines += [f"  schedule: {schedule.name}, {schedule.num_timesteps} timesteps", ""]
+    rescaled = f", told to the network in {_USUAL_TIMESTEPS}" if schedule.rescale_timesteps else ""
+    lines += [f"  schedule: {schedule.name}, {schedule.num_timesteps} timesteps{rescaled}", ""]
     lines.append(f"{'block':>5}  {'tap':<6} {'channels':>8} {'size':>9} {'GFLOP':>9} {'share':>7}")
     for spec in specs.values():
         size = f"{spec.size}×{spec.size}"

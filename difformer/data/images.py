@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from difformer._optional import require
+from difformer.config import as_positive_integer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,6 +45,9 @@ _TURNS = {
     8: "ROTATE_90",
 }
 
+# Far above what any backbone reads; a mistyped or made up size should not fill the memory.
+_LARGEST = 8192
+
 # Of an image that is longer than this many short sides, only the middle is resized: scaled up, a line of pixels would
 # fill the memory.
 _LONGEST = 32
@@ -62,14 +66,19 @@ class Preprocessing:
         resize: the short side before cropping; `size` when None, as published.
 
     Raises:
-        ValueError: a size below 1, or a crop larger than the resized image.
+        ValueError: a size that is no integer from 1 to 8192, or a crop larger than the resized image.
     """
 
     size: int
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        if self.size < 1 or (self.resize is not None and self.resize < self.size):
+        for name in ("size", "resize") if self.resize is not None else ("size",):
+            number = as_positive_integer(name, getattr(self, name))
+            if number > _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST} pixels, got {number}")
+            object.__setattr__(self, name, number)
+        if self.resize is not None and self.resize < self.size:
             raise ValueError(f"need 1 <= size <= resize, got size {self.size} and resize {self.resize}")
 
     def __call__(self, image: "Image") -> Tensor:

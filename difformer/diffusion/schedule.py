@@ -9,10 +9,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from difformer.config import as_positive_integer
+from difformer.config import as_positive_integer, as_switch
 
 # The per-image noise counts timesteps in 16 bits.
 MAX_TIMESTEPS = 1 << 16
+# What guided-diffusion's networks are told their timesteps in, whatever their number, with its rescale_timesteps.
+_TOLD_TIMESTEPS = 1000
 
 
 @runtime_checkable
@@ -42,6 +44,8 @@ class NoiseSchedule:
     Attributes:
         name: the family it comes from, for files and messages.
         betas: the variances of the single steps, each in (0, 1), at most 65536 of them.
+        rescale_timesteps: the network is told t · 1000 / T in place of t, as with guided-diffusion's flag of that name.
+            Kept as false where T is 1000, which makes no difference.
 
     Raises:
         ValueError: betas of the wrong type, shape or range.
@@ -49,6 +53,7 @@ class NoiseSchedule:
 
     name: str
     betas: Tensor = field(repr=False)
+    rescale_timesteps: bool = False
 
     def __post_init__(self) -> None:
         betas: Any = self.betas
@@ -62,9 +67,11 @@ class NoiseSchedule:
             raise ValueError("betas must lie strictly between 0 and 1")
         _as_num_timesteps(len(betas))
         object.__setattr__(self, "betas", betas.detach().cpu())
+        rescale = as_switch("rescale_timesteps", self.rescale_timesteps)
+        object.__setattr__(self, "rescale_timesteps", rescale and len(betas) != _TOLD_TIMESTEPS)
 
     @classmethod
-    def linear(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
+    def linear(cls, num_timesteps: int = 1000, *, rescale_timesteps: bool = False) -> "NoiseSchedule":
         """Betas from 1e-4 to 0.02, scaled to the number of steps (Ho et al. 2020, section 4).
 
         Raises:
@@ -76,10 +83,10 @@ class NoiseSchedule:
             raise ValueError(f"a linear schedule needs at least 21 timesteps, got {num_timesteps}")
         # On the CPU even where the user has made another device the default.
         betas = torch.linspace(scale * 1e-4, scale * 0.02, num_timesteps, dtype=torch.float64, device="cpu")
-        return cls("linear", betas)
+        return cls("linear", betas, rescale_timesteps)
 
     @classmethod
-    def cosine(cls, num_timesteps: int = 1000) -> "NoiseSchedule":
+    def cosine(cls, num_timesteps: int = 1000, *, rescale_timesteps: bool = False) -> "NoiseSchedule":
         """Squared-cosine alpha_bar with betas at most 0.999 (eq. 17 of Nichol & Dhariwal 2021).
 
         Raises:
@@ -88,10 +95,10 @@ class NoiseSchedule:
         num_timesteps = _as_num_timesteps(num_timesteps)
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
         alpha_bar = torch.cos((grid + 0.008) / 1.008 * math.pi / 2) ** 2
-        return cls("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999))
+        return cls("cosine", (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999), rescale_timesteps)
 
     @classmethod
-    def from_name(cls, name: str, num_timesteps: int = 1000) -> "NoiseSchedule":
+    def from_name(cls, name: str, num_timesteps: int = 1000, *, rescale_timesteps: bool = False) -> "NoiseSchedule":
         """The schedule a file or a user names.
 
         Raises:
@@ -100,7 +107,7 @@ class NoiseSchedule:
         families = {"linear": cls.linear, "cosine": cls.cosine}
         if not isinstance(name, str) or name not in families:
             raise ValueError(f"unknown noise schedule {name!r}; expected one of {', '.join(families)}")
-        return families[name](num_timesteps)
+        return families[name](num_timesteps, rescale_timesteps=rescale_timesteps)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NoiseSchedule":
@@ -109,15 +116,19 @@ class NoiseSchedule:
         Raises:
             ValueError: the description is incomplete or names no known schedule.
         """
+        known = {"name", "num_timesteps", "betas", "rescale_timesteps"}
+        if not isinstance(values, Mapping) or values.keys() - known:
+            raise ValueError(f"a schedule is described by {', '.join(sorted(known))}; got {values!r}")
         if "name" not in values or not values.keys() & {"num_timesteps", "betas"}:
             raise ValueError(f"a schedule needs a name, and num_timesteps or betas; got {dict(values)!r}")
-        if "betas" in values:
-            try:
-                betas = torch.tensor(values["betas"], dtype=torch.float64, device="cpu")
-            except (TypeError, RuntimeError) as error:
-                raise ValueError(f"a schedule's betas must be numbers: {error}") from error
-            return cls(values["name"], betas)
-        return cls.from_name(values["name"], values["num_timesteps"])
+        rescale = values.get("rescale_timesteps", False)
+        if "betas" not in values:
+            return cls.from_name(values["name"], values["num_timesteps"], rescale_timesteps=rescale)
+        try:
+            betas = torch.tensor(values["betas"], dtype=torch.float64, device="cpu")
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"a schedule's betas must be numbers: {error}") from error
+        return cls(values["name"], betas, rescale)
 
     def to_dict(self) -> dict[str, Any]:
         """A description for files: a name and a length, with the betas themselves where no name stands for them."""
@@ -125,7 +136,8 @@ class NoiseSchedule:
             known = torch.equal(self.betas, NoiseSchedule.from_name(self.name, self.num_timesteps).betas)
         except ValueError:
             known = False
-        return {"name": self.name} | ({"num_timesteps": len(self.betas)} if known else {"betas": self.betas.tolist()})
+        steps = {"num_timesteps": len(self.betas)} if known else {"betas": self.betas.tolist()}
+        return {"name": self.name, **steps, **({"rescale_timesteps": True} if self.rescale_timesteps else {})}
 
     @property
     def num_timesteps(self) -> int:
@@ -173,6 +185,10 @@ class NoiseSchedule:
             raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {index.tolist()}")
         signal, noise = (table.float().to(index.device) for table in self._signal_and_noise)
         return signal[index], noise[index]
+
+    def network_time(self, t: int | Tensor) -> int | Tensor:
+        """What the network is told at timesteps `t`: they themselves, or float32 where they are rescaled."""
+        return _as_timesteps(t).float() * (_TOLD_TIMESTEPS / self.num_timesteps) if self.rescale_timesteps else t
 
     @cached_property
     def _signal_and_noise(self) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,10 @@ import torch
 from support import config_from_openai, load_recipe, read_golden, recipe_tensor
 
 from difformer import CheckpointError, UNet, UNetBackbone, create_backbone, load_classifier
+from difformer.classifier import read_description
 from difformer.cli import main
 from difformer.diffusion import NoiseSchedule
+from difformer.files import sha256
 from difformer.published import PublishedOptions, is_published, read_published
 
 NAMES = ["linear_probe", "attention_head", "difformer", "diffeed"]
@@ -200,3 +202,40 @@ def test_other_files_are_told_apart(tmp_path):
             UNetBackbone(UNet(config_from_openai(read_golden("difformer")[1]["unet"])), NoiseSchedule.linear()),
             PublishedOptions(timesteps=(1,), taps=(1,)),
         )
+
+
+@pytest.mark.parametrize("published", ["diffeed"], indirect=True)
+def test_heads_of_wrapped_networks_load(published):
+    folder, tensors, options = published
+    content = torch.load(folder / "latest.pth")
+    for part in ("model_head", "model_feedback"):
+        content[part] = {f"module.{name}": tensor for name, tensor in content[part].items()}
+    torch.save(content, folder / "latest.pth")
+    backbone = create_backbone(folder / "small.safetensors")
+    logits = read_published(folder / "latest.pth", backbone, options_for(options))(
+        tensors["x"], noise={150: tensors["noise.150"]}
+    )
+    torch.testing.assert_close(logits, tensors["logits"], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("published", ["difformer"], indirect=True)
+def test_heads_that_claim_more_than_their_file_are_refused(published):
+    folder, _, options = published
+    content = torch.load(folder / "latest.pth")
+    content["model_head"]["head.weight"] = torch.zeros(1).expand(10**6, 10**6)
+    torch.save(content, folder / "latest.pth")
+    with pytest.raises(CheckpointError, match=r"latest\.pth was refused: .* values are shared"):
+        read_published(folder / "latest.pth", create_backbone(folder / "small.safetensors"), options_for(options))
+
+
+@pytest.mark.parametrize("published", ["linear_probe"], indirect=True)
+def test_converting_says_what_the_backbone_is_for_and_keeps_the_digest(published, tmp_path, capsys, monkeypatch):
+    folder, _, options = published
+    monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path / "none"))
+    out = folder / "classifier.safetensors"
+    source = ["convert", str(folder / "latest.pth"), str(out), *arguments_for(options)]
+    assert main([*source, "--folder", str(folder)]) == 1
+    assert "They are read for their digest, which the classifier's file keeps" in capsys.readouterr().err
+    assert main([*source, f"--backbone={folder / 'small.safetensors'}"]) == 0
+    assert f"from latest.pth, SHA-256 {sha256(folder / 'latest.pth')}" in capsys.readouterr().out
+    assert read_description(out)["metadata"]["converted_from_sha256"] == sha256(folder / "latest.pth")

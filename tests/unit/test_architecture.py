@@ -7,7 +7,7 @@ import pytest
 import torch
 from support import UNSEEN, small_config, small_unet
 
-from difformer import PRESETS, CheckpointError, UNet, create_backbone
+from difformer import PRESETS, CheckpointError, NoiseSchedule, UNet, create_backbone
 from difformer.checkpoints.architecture import see_architecture
 from difformer.checkpoints.presets import weight_shapes
 
@@ -59,9 +59,9 @@ def test_the_question_lists_what_is_missing_with_candidates(anywhere):
         "num_heads=4",
     ):
         assert text in message
-    with pytest.raises(CheckpointError, match=r"noise schedule; give schedule='linear' or 'cosine'"):
+    with pytest.raises(CheckpointError, match=r"the noise schedule and its number of steps; still to be given"):
         create_backbone("own.pt", config=UNSEEN)
-    backbone = create_backbone("own.pt", config=UNSEEN, schedule="cosine")
+    backbone = create_backbone("own.pt", config=UNSEEN, schedule=NoiseSchedule.cosine(1000))
     assert backbone.config == small_config()
     assert backbone.schedule.name == "cosine"
 

@@ -52,7 +52,7 @@ def test_gradients_reach_injections_and_no_frozen_weight():
 def test_dtype_is_that_asked_for_and_not_that_of_the_file(anywhere, stored):
     torch.save({name: tensor.to(stored) for name, tensor in small_unet().state_dict().items()}, "own.pt")
     for dtype in (None, torch.bfloat16):
-        backbone = create_backbone("own.pt", config=UNSEEN, schedule="linear", dtype=dtype)
+        backbone = create_backbone("own.pt", config=UNSEEN, schedule=NoiseSchedule.linear(), dtype=dtype)
         assert backbone.dtype == (dtype or torch.float32)
         assert backbone.unet.middle_block[0].in_layers[0].weight.dtype == torch.float32
 
@@ -119,3 +119,16 @@ def test_schedules_are_schedules_or_names(anywhere, schedule):
         config = UNSEEN if source == "own.pt" else None
         with pytest.raises(ValueError, match="schedule"):
             create_backbone(source, config=config, schedule=schedule)
+
+
+def test_rescaled_timesteps_reach_the_network():
+    unet, x = small_unet(), recipe_input(0, 2, 3, 32, 32)
+    backbone = create_backbone(unet, schedule=NoiseSchedule.linear(4000, rescale_timesteps=True))
+    t, told = torch.tensor([4, 3000]), torch.tensor([1.0, 750.0])
+    assert torch.equal(backbone(x, t), unet(x, told))
+    assert torch.equal(backbone(x, 3000), unet(x, 750))
+    expected = unet.forward_taps(x, told, ["mid"])["mid"]
+    assert torch.equal(backbone.forward_taps(x, t, ["mid"])["mid"], expected)
+    assert torch.equal(backbone.forward_from(backbone.forward_prefix(x, t, "in02"), ["mid"])["mid"], expected)
+    plain = create_backbone(unet, schedule=NoiseSchedule.linear(4000))
+    assert torch.equal(plain(x, t), unet(x, t))

@@ -2,28 +2,31 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
-import numpy as np
 import pytest
 import torch
 from example_classifiers import CLASSIFIERS, IDS, linear, plain
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from support import recipe_input, small_unet
+from support import recipe_input, rewrite_metadata, small_unet
 
 from difformer import (
     CheckpointError,
     DiffusionClassifier,
     FeatureExtractor,
     FeedbackExtractor,
+    NoiseSchedule,
+    UNetBackbone,
     create_backbone,
     load_classifier,
     save_classifier,
 )
 from difformer.checkpoints import read_weights, weights
 from difformer.classifier import read_description
+from difformer.cli import main
 from difformer.data import Preprocessing
 from difformer.heads import LinearHead
 
@@ -46,11 +49,10 @@ def classifier(request, backbone):
 
 
 def rewrite(path, change):
-    """Changes the description in a classifier's file."""
-    weights = read_weights(path)
-    description = json.loads(weights.metadata["description"])
+    """Changes the description in a classifier's file, as if it had been written so."""
+    description = json.loads(read_weights(path).metadata["description"])
     change(description)
-    save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
+    rewrite_metadata(path, {"description": json.dumps(description)})
 
 
 def test_save_and_load_give_equal_logits(classifier, images, tmp_path, backbone):
@@ -118,16 +120,16 @@ def test_another_backbone_is_refused(backbone, tmp_path):
         ({"format": "difformer.backbone"}, "difformer.backbone, not a classifier"),
         ({"format_version": "9"}, "classifier format 9"),
         ({"description": "{"}, "malformed"),
-        ({"description": "{}"}, "does not name a backbone"),
-        ({"description": "null"}, "does not name a backbone"),
+        ({"description": "{}"}, "malformed: the description lacks 'backbone'"),
+        ({"description": "null"}, "malformed: the description must be keys and values"),
+        ({"description": None}, "malformed: the description must be keys and values"),
         ({"weights_sha256": "0"}, "is corrupt"),
     ],
 )
 def test_damaged_files_raise(backbone, tmp_path, change, message):
     path = tmp_path / "c.safetensors"
     save_classifier(path, linear(backbone))
-    weights = read_weights(path)
-    save_file(dict(weights.state), path, {**weights.metadata, **change})
+    rewrite_metadata(path, change)
     with pytest.raises(CheckpointError, match=message):
         load_classifier(path, backbone=backbone)
 
@@ -135,15 +137,16 @@ def test_damaged_files_raise(backbone, tmp_path, change, message):
 def test_descriptions_that_do_not_fit_raise(backbone, tmp_path):
     path = tmp_path / "c.safetensors"
     save_classifier(path, linear(backbone))
-    weights = read_weights(path)
-    for change in (
-        {"head": {"type": "os.system"}},
-        {"extractor": {"type": "FeatureExtractor"}},
-        {"class_names": ["a"]},
+    written = path.read_bytes()
+    for part, changes, message in (
+        ("head", {"type": "os.system"}, "cannot be rebuilt.*os.system"),
+        ("head", {"arguments": {"pool": 3}}, "does not fit"),
+        ("extractor", {"arguments": {}}, "cannot be rebuilt.*taps"),
+        ("extractor", {"type": 3}, "type of extractor must not be int"),
     ):
-        description = json.loads(weights.metadata["description"]) | change
-        save_file(dict(weights.state), path, {**weights.metadata, "description": json.dumps(description)})
-        with pytest.raises(CheckpointError, match=r"cannot be rebuilt|does not fit"):
+        path.write_bytes(written)
+        rewrite(path, lambda description, part=part, changes=changes: description[part].update(changes))
+        with pytest.raises(CheckpointError, match=message):
             load_classifier(path, backbone=backbone)
 
 
@@ -157,8 +160,9 @@ def test_what_cannot_be_rebuilt_is_not_saved(backbone, tmp_path):
     for value in (torch.tensor(1.0), float("nan"), [{"loss": float("inf")}]):
         with pytest.raises(ValueError, match=r"metadata accuracy=.* must be of JSON's types, numbers finite"):
             save_classifier(tmp_path / "c", linear(backbone), epoch=3, accuracy=value)
-    with pytest.raises(ValueError, match=r"cannot be written down.*int64"):
-        save_classifier(tmp_path / "c", linear(backbone, preprocessing=Preprocessing(np.int64(32))))
+    unwritable = UNetBackbone(small_unet(), NoiseSchedule.linear(), name=Path("x"))
+    with pytest.raises(ValueError, match=r"cannot be written down.*Path"):
+        save_classifier(tmp_path / "c", linear(unwritable))
     assert not list(tmp_path.iterdir())
 
 
@@ -287,3 +291,108 @@ def test_subclasses_are_loaded_as_such(backbone, tmp_path):
     assert type(Own.from_pretrained(folder, backbone=backbone)) is Own
     assert type(load_classifier(folder / "model.safetensors", backbone=backbone, cls=Own)) is Own
     assert type(DiffusionClassifier.from_pretrained(folder, backbone=backbone)) is DiffusionClassifier
+
+
+def edited(path, old, new):
+    """Changes a text in the header by hand, to one of the same length."""
+    content = path.read_bytes()
+    assert content.count(old) == 1
+    assert len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (rb"\"timesteps\": [90]", rb"\"timesteps\": [91]"),
+        (rb"\"seed\": 0", rb"\"seed\": 1"),
+        (rb"\"draws\": 1", rb"\"draws\": 9"),
+        (rb"\"cat\"", rb"\"cap\""),
+        (rb"\"size\": 32", rb"\"size\": 33"),
+        (rb"\"digest\"", rb"\"figest\""),
+        (b'"format_version":"2"', b'"format_version":"1"'),
+        (b'"content_sha256"', b'"content_sha257"'),
+        (b'"weights_sha256"', b'"weights_sha257"'),
+    ],
+)
+def test_one_digest_covers_weights_and_description(backbone, tmp_path, old, new):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone, class_names=["cat", "dog", "bird"]))
+    edited(path, old, new)
+    for read in (lambda: load_classifier(path, backbone=backbone), lambda: read_description(path)):
+        with pytest.raises(CheckpointError, match=r"c\.safetensors is damaged or was altered.*content_sha256"):
+            read()
+    if b"igest" not in old and b"timesteps" not in old:  # which the rest contradicts
+        assert load_classifier(path, backbone=backbone, verify=False)
+
+
+def test_a_file_without_its_digest_is_not_taken_for_an_older_one(backbone, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    weights = read_weights(path)
+    metadata = {name: text for name, text in weights.metadata.items() if name != "content_sha256"}
+    save_file(dict(weights.state), path, metadata)
+    with pytest.raises(CheckpointError, match="was altered"):
+        load_classifier(path, backbone=backbone)
+
+
+def as_format_1(path):
+    rewrite_metadata(path, {"format_version": "1", "content_sha256": None})
+
+
+def test_files_of_the_first_format_are_read_and_rewritten(classifier, images, tmp_path, backbone, capsys):
+    old, new = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    save_classifier(old, classifier, accuracy=0.5)
+    as_format_1(old)
+    assert main(["convert", str(old), str(new)]) == 0
+    assert "a classifier" in capsys.readouterr().out
+    assert read_weights(new).metadata["format_version"] == "2"
+    for path in (old, new):
+        assert read_description(path)["metadata"] == {"accuracy": 0.5}
+        again = load_classifier(path, backbone=backbone)
+        assert torch.equal(again(images, IDS), classifier.eval()(images, IDS))
+    edited(old, rb'"digest\"', rb'"figest\"')
+    assert main(["convert", str(old), str(new), "--overwrite"]) == 1
+    assert "backbone lacks 'digest'" in capsys.readouterr().err
+    assert main(["convert", str(new), str(tmp_path / "x"), "--preset=lsun_cat"]) == 1
+    assert "is a classifier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [(part, name) for part in ("backbone",) for name in ("name", "digest", "config", "schedule")]
+    + [(None, name) for name in ("backbone", "extractor", "head", "class_names", "preprocessing", "metadata")]
+    + [("extractor", "type"), ("extractor", "arguments"), ("head", "type"), ("head", "keys"), ("head", "arguments")],
+)
+def test_what_a_description_must_say(backbone, tmp_path, version, part, name):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    if version == "1":
+        as_format_1(path)
+    rewrite(path, lambda description: (description[part] if part else description).pop(name))
+    for verify in (True, False):
+        with pytest.raises(CheckpointError, match=rf"c\.safetensors.*malformed: .*lacks '{name}'"):
+            load_classifier(path, backbone=backbone, verify=verify)
+
+
+@pytest.mark.parametrize("value", [5, "name", [], None, True])
+@pytest.mark.parametrize("part", ["backbone", "extractor", "head", "class_names", "preprocessing", "metadata"])
+def test_parts_of_another_kind_are_refused(backbone, tmp_path, part, value):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    rewrite(path, lambda description: description.update({part: value}))
+    if (part, value) in [("preprocessing", None), ("class_names", [])]:
+        return
+    for read in (read_description, lambda path: load_classifier(path, backbone=backbone)):
+        with pytest.raises(CheckpointError, match=f"malformed: {part}"):
+            read(path)
+
+
+def test_building_a_head_to_fill_draws_no_random_numbers(backbone, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    load_classifier(path, backbone=backbone)
+    assert torch.equal(torch.get_rng_state(), before)

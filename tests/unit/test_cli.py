@@ -19,9 +19,10 @@ from difformer import (
     save_classifier,
 )
 from difformer.cli import SKIPPED, main
+from difformer.files import sha256
 
 WEIGHTS = ["--arch.image_size=32", "--arch.num_head_channels=16"]
-WEIGHTS += ["--arch.use_new_attention_order=false", "--schedule=cosine"]
+WEIGHTS += ["--arch.use_new_attention_order=false", "--schedule=cosine", "--num_timesteps=1000"]
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_convert_writes_a_file_that_is_enough(weights, tmp_path, capsys):
     backbone = create_backbone(out)
     assert backbone.config == small_config()
     assert backbone.provenance["file"] == "own.pt"
-    assert backbone.digest == create_backbone(weights, config=small_config(), schedule="cosine").digest
+    assert backbone.digest == create_backbone(weights, config=small_config(), schedule=backbone.schedule).digest
     assert main(["convert", weights, str(out), *WEIGHTS]) == 1
     assert "exists already" in capsys.readouterr().err
     assert main(["convert", weights, str(out), *WEIGHTS, "--overwrite"]) == 0
@@ -231,3 +232,37 @@ def test_the_console_command_is_installed():
     command = Path(sys.executable).with_name("difformer")
     done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
     assert {"info", "convert"} <= set(done.stdout.replace("{", " ").replace("}", " ").replace(",", " ").split())
+
+
+def test_convert_is_told_the_number_of_steps(weights, tmp_path, capsys):
+    out = str(tmp_path / "own.safetensors")
+    options = [option for option in WEIGHTS if "num_timesteps" not in option]
+    for given, message in (
+        ([], "the schedule's number of steps"),
+        (["--num_timesteps=4000"], "say --rescale_timesteps true or false"),
+        (["--rescale_timesteps=true"], "--rescale_timesteps goes with --num_timesteps"),
+        (["--num_timesteps=0"], "num_timesteps must be a positive integer"),
+    ):
+        assert main(["convert", weights, out, *options, *given]) == 1
+        assert message in capsys.readouterr().err
+    assert main(["convert", weights, out, "--num_timesteps=4000"]) == 1
+    assert "--num_timesteps goes with --schedule" in capsys.readouterr().err
+    for rescale in (False, True):
+        given = ["--num_timesteps=4000", f"--rescale_timesteps={rescale}".lower(), "--overwrite"]
+        assert main(["convert", weights, out, *options, *given]) == 0
+        schedule = create_backbone(out).schedule
+        assert (schedule.num_timesteps, schedule.rescale_timesteps) == (4000, rescale)
+        capsys.readouterr()
+        assert main(["info", out]) == 0
+        assert ("4000 timesteps, told to the network in 1000" in capsys.readouterr().out) == rescale
+
+
+def test_convert_chooses_an_entry_and_writes_down_the_sources_digest(weights, tmp_path, capsys):
+    source, out = tmp_path / "all.pt", tmp_path / "own.safetensors"
+    torch.save({"ema": torch.load(weights), "step": 3}, source, _use_new_zipfile_serialization=False)
+    assert main(["convert", str(source), str(out), *WEIGHTS]) == 1
+    assert "--entry ema" in capsys.readouterr().err
+    assert main(["convert", str(source), str(out), *WEIGHTS, "--entry=ema"]) == 0
+    assert f"from all.pt, SHA-256 {sha256(source)}" in capsys.readouterr().out
+    assert create_backbone(out).provenance == {"file": "all.pt", "file_sha256": sha256(source), "entry": "ema"}
+    assert main(["info", str(source), *WEIGHTS, "--entry=ema"]) == 0

@@ -88,3 +88,16 @@ def test_equal_networks_have_equal_configurations():
     assert small_config(num_heads=4, num_head_channels=16) == small_config(num_head_channels=16)
     assert small_config(num_heads=4, num_head_channels=None) != small_config(num_heads=2, num_head_channels=None)
     assert small_config(attention_resolutions=(16, 8, 4)).attention_levels == (1, 2)
+
+
+@pytest.mark.parametrize("values", [5, "name", None, ["image_size"], [("image_size", 32)]])
+def test_what_is_no_mapping_is_refused(values):
+    with pytest.raises(ValueError, match="UNetConfig must be given as keys and values, got"):
+        from_mapping(UNetConfig, values)
+
+
+@pytest.mark.parametrize("name", ["image_size", "model_channels", "num_classes", "num_heads", "in_channels"])
+@pytest.mark.parametrize("value", [2**64, 10**5000], ids=["64 bits", "5000 digits"])
+def test_numbers_beyond_any_network_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be at most 1000000"):
+        small_config(**{name: value, "num_head_channels": None})

@@ -12,7 +12,7 @@ from difformer.checkpoints import shipped
 from difformer.cli import main
 from difformer.engine.build import build_classifier, outline_classifier
 from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.reading import check_key, create_parser, dump, overlay, parse, read_values
+from difformer.engine.recipes.reading import check_key, create_parser, dump, overlay, parse, read_values, read_yaml
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.transfer.suite import Suite, TransferRecipe
 from difformer.engine.trial.costs import costs
@@ -260,3 +260,21 @@ def test_pretraining_recipes_are_read_and_say_their_command(file):
     assert f"difformer pretrain train/pretraining/{file.name}" in file.read_text()
     flops = list(tap_specs(recipe.model).values())[-1].flops
     assert f"{flops / 1e9:.1f} GFLOP an image forward" in file.read_text()
+
+
+@pytest.mark.parametrize("levels", [1, 12])
+def test_aliases_are_refused(tmp_path, levels):
+    """Twelve lines of ten aliases each would stand for 10^12 values."""
+    file = tmp_path / "recipe.yaml"
+    lines = ["    a0: &a0 [1]", *(f"    a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]" for i in range(levels))]
+    file.write_text("\n".join(["head:", "  arguments:", *lines]))
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not a YAML file: the alias \*a0 is not read"):
+        read_yaml(file)
+    file.write_text("head: &anchored {name: linear}")
+    assert read_yaml(file) == {"head": {"name": "linear"}}
+
+
+def test_values_nested_too_deeply_are_refused(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("head: " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(ValueError, match=r"recipe\.yaml is not a YAML file"):
+        read_yaml(tmp_path / "recipe.yaml")

@@ -139,3 +139,35 @@ def test_tables_are_on_the_cpu_whatever_the_default(name):
         tables = (schedule.betas, schedule.alpha_bar, schedule.posterior_variance, *schedule.coefficients(5))
         again = NoiseSchedule.from_dict(NoiseSchedule("own", schedule.betas / 2).to_dict())
     assert {table.device.type for table in (*tables, again.betas)} == {"cpu"}
+
+
+def test_networks_can_be_told_rescaled_timesteps():
+    """OpenAI's `_WrappedModel`: new_ts.float() * (1000.0 / original_num_steps)."""
+    schedule = NoiseSchedule.cosine(4000, rescale_timesteps=True)
+    t = torch.tensor([0, 150, 3999])
+    assert torch.equal(schedule.network_time(t), t.float() * (1000.0 / 4000))
+    assert schedule.network_time(150).tolist() == 37.5
+    again = NoiseSchedule.from_dict(schedule.to_dict())
+    assert again.rescale_timesteps
+    assert torch.equal(again.alpha_bar, NoiseSchedule.cosine(4000).alpha_bar)
+    assert NoiseSchedule.from_name("linear", 500, rescale_timesteps=True).rescale_timesteps
+
+
+def test_timesteps_are_told_as_they_are_elsewhere():
+    for schedule in (NoiseSchedule.linear(4000), NoiseSchedule.linear(rescale_timesteps=True)):
+        t = torch.tensor([5])
+        assert schedule.network_time(t) is t
+        assert schedule.network_time(7) == 7
+        assert "rescale_timesteps" not in schedule.to_dict()
+    with pytest.raises(ValueError, match="rescale_timesteps must be true or false"):
+        NoiseSchedule.linear(4000, rescale_timesteps="yes")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [5, "name", None, [], {"name": "linear", "num_timesteps": 1000, "rescale": True}, {"name": [], "num_timesteps": 9},
+     {"name": "own", "betas": [10**400]}, {"name": "own", "betas": [[0.1], 0.1]}, {"name": "own", "betas": []}],
+)  # fmt: skip
+def test_descriptions_of_other_kinds_raise(values):
+    with pytest.raises(ValueError, match=r"schedule|betas"):
+        NoiseSchedule.from_dict(values)

@@ -166,7 +166,7 @@ def test_weights_that_are_not_those_of_their_preset(anywhere, way):
             attempt()
         for text in ("missing from the file", "other shapes", " expected, ", "lsun_cat"):
             assert text in str(caught.value)
-    assert create_backbone(path, config=UNSEEN, schedule="linear").config == small_config()
+    assert create_backbone(path, config=UNSEEN, schedule=NoiseSchedule.linear()).config == small_config()
 
 
 def test_shapes_inside_blocks_are_compared_too(anywhere):
@@ -278,3 +278,64 @@ def test_saved_backbones_are_found_by_name_where_presets_lie(anywhere):
     assert create_backbone("own", folder="elsewhere").name == "elsewhere"
     with pytest.raises(FileNotFoundError, match="no file mine"):
         create_backbone("mine")
+
+
+GIVEN = {"config": UNSEEN, "schedule": NoiseSchedule.linear()}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_weights_of_wrapped_networks_open(anywhere, prefix):
+    state = small_unet().state_dict()
+    torch.save({prefix + name: tensor for name, tensor in state.items()}, "own.pt")
+    backbone = create_backbone("own.pt", **GIVEN)
+    assert backbone.config == describe("own.pt", **GIVEN)[0] == small_config()
+    torch.save(state, "plain.pt")
+    assert create_backbone("plain.pt", **GIVEN).digest == backbone.digest
+
+
+def test_one_of_several_networks_opens(anywhere):
+    torch.save({"model": small_unet().state_dict(), "ema": small_unet(seed=3).state_dict(), "step": 3}, "own.pt")
+    with pytest.raises(CheckpointError, match=r"own\.pt.*it has model .* ema .*--entry model"):
+        create_backbone("own.pt", **GIVEN)
+    backbone = create_backbone("own.pt", entry="ema", **GIVEN)
+    assert torch.equal(backbone.unet.state_dict()["out.2.bias"], small_unet(seed=3).state_dict()["out.2.bias"])
+    assert backbone.provenance["entry"] == "ema"
+    assert describe("own.pt", entry="ema", **GIVEN)[0] == small_config()
+    with pytest.raises(ValueError, match="leave config out, and entry"):
+        create_backbone(small_unet(), schedule="linear", entry="ema")
+
+
+def test_classifiers_that_guide_sampling_are_told_apart(anywhere):
+    state = {name: x for name, x in small_unet().state_dict().items() if not name.startswith(("output_blocks", "out."))}
+    torch.save(state | {"out.2.positional_embedding": torch.zeros(4, 65)}, "256x256_classifier.pt")
+    for preset in (None, "adm256_cond"):
+        with pytest.raises(CheckpointError, match=r"an encoder but no decoder.*Give the diffusion model"):
+            create_backbone("256x256_classifier.pt", schedule="linear", config=preset)
+
+
+@pytest.mark.parametrize("source", ["own.pt", "own.safetensors"])
+def test_networks_of_other_than_rgb_images_are_refused(anywhere, source):
+    unet = small_unet(in_channels=6)
+    torch.save(unet.state_dict(), "own.pt")
+    UNetBackbone(unet, NoiseSchedule.linear()).save("own.safetensors")
+    for attempt in (create_backbone, describe):
+        with pytest.raises(CheckpointError, match=r"takes 6 input channels.*RGB images, which have 3.*upsamplers"):
+            attempt(source, **(GIVEN if source == "own.pt" else {}))
+
+
+@pytest.mark.parametrize(("given", "missing"), [(None, "the noise schedule and its"), ("cosine", "the schedule's")])
+def test_the_number_of_steps_is_asked_for(anywhere, given, missing):
+    torch.save(small_unet().state_dict(), "own.pt")
+    for attempt in (create_backbone, describe):
+        with pytest.raises(CheckpointError, match=rf"own\.pt: weights cannot show {missing} number of steps") as caught:
+            attempt("own.pt", config=UNSEEN, schedule=given)
+        for text in (f"NoiseSchedule.{given or 'linear'}(1000)", "--num_timesteps 1000", "--diffusion_steps"):
+            assert text in str(caught.value)
+    long = create_backbone("own.pt", config=UNSEEN, schedule=NoiseSchedule.cosine(4000))
+    assert long.schedule.alpha_bar[150] == pytest.approx(0.995, abs=5e-4)
+    long.save("own.safetensors")
+    # A name alone contradicts no number.
+    assert create_backbone("own.safetensors", schedule="cosine").schedule.num_timesteps == 4000
+    for other in (NoiseSchedule.cosine(1000), NoiseSchedule.cosine(4000, rescale_timesteps=True), "linear"):
+        with pytest.raises(ValueError, match="has the cosine schedule of 4000 steps; leave out the one given"):
+            create_backbone("own.safetensors", schedule=other)

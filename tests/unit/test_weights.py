@@ -12,10 +12,11 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import save_file
-from support import small_unet
+from support import rewrite_metadata, small_unet
 
 from difformer import CheckpointError, NoiseSchedule, UNetBackbone, create_backbone
-from difformer.checkpoints import load_strictly, read_pickle, read_weights, weights_digest
+from difformer.checkpoints import describe, load_strictly, read_pickle, read_weights, weights_digest
+from difformer.checkpoints.weights import unwrapped
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def test_integer_weights_are_refused(backbone):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": "99"}, "backbone format 99.*reads 1"),
+        ({"format_version": "99"}, "backbone format 99.*reads 1 and 2"),
         ({"config": "{"}, "metadata is malformed"),
         ({"config": "{}"}, "metadata is malformed.*image_size"),
         ({"schedule": '{"name": "sigmoid", "num_timesteps": 3}'}, "malformed.*sigmoid"),
@@ -165,9 +166,7 @@ def test_integer_weights_are_refused(backbone):
     ],
 )
 def test_damaged_metadata(ours, change, message):
-    weights = read_weights(ours)
-    metadata = {k: v for k, v in {**weights.metadata, **change}.items() if v is not None}
-    save_file(dict(weights.state), ours, metadata)
+    rewrite_metadata(ours, change)
     with pytest.raises(CheckpointError, match=rf"small\.safetensors.*{message}"):
         create_backbone(ours)
 
@@ -273,10 +272,11 @@ def test_a_file_may_change_after_it_was_opened(kind, change, request):
     path = request.getfixturevalue(kind)
     script = f"""
         import os, torch
-        from difformer import create_backbone
+        from difformer import NoiseSchedule, create_backbone
         path = {str(path)!r}
         given = {{}} if path.endswith("safetensors") else dict(
-            config=dict(image_size=32, num_head_channels=16, use_new_attention_order=False), schedule="cosine"
+            config=dict(image_size=32, num_head_channels=16, use_new_attention_order=False),
+            schedule=NoiseSchedule.cosine(1000),
         )
         backbone = create_backbone(path, **given)
         x = torch.ones(1, 3, 32, 32)
@@ -297,7 +297,7 @@ def test_absurd_metadata_is_refused_at_once(ours):
         ("config", weights.metadata["config"].replace('"num_res_blocks": 2', '"num_res_blocks": 100000000')),
         ("provenance", "[1]"),
     ]:
-        save_file(dict(weights.state), ours, {**weights.metadata, key: value})
+        rewrite_metadata(ours, {**weights.metadata, key: value})
         start = time.monotonic()
         with pytest.raises(CheckpointError, match=r"small\.safetensors"):
             create_backbone(ours)
@@ -307,7 +307,7 @@ def test_absurd_metadata_is_refused_at_once(ours):
 def test_the_digest_does_not_depend_on_the_precision_of_the_file(backbone, tmp_path):
     half = {name: tensor.half() for name, tensor in backbone.unet.state_dict().items()}
     torch.save(half, tmp_path / "half.pt")
-    opened = create_backbone(tmp_path / "half.pt", config=backbone.config, schedule="linear")
+    opened = create_backbone(tmp_path / "half.pt", config=backbone.config, schedule=NoiseSchedule.linear())
     opened.save(tmp_path / "full.safetensors")
     assert create_backbone(tmp_path / "full.safetensors").digest == opened.digest == weights_digest(half)
     double = {name: tensor.double() for name, tensor in half.items()}
@@ -324,3 +324,80 @@ def test_pickles_of_any_structure_can_be_read(tmp_path):
     torch.save(Bomb(tmp_path / "victim"), tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="was refused"):
         read_pickle(tmp_path / "other.pt")
+
+
+def test_the_description_is_under_a_digest_too(ours):
+    content = ours.read_bytes()
+    for old, new in (
+        (rb"\"num_timesteps\": 1000", rb"\"num_timesteps\": 1001"),
+        (rb"\"num_head_channels\": 16", rb"\"num_head_channels\": 32"),
+        (b'"name":"small"', b'"name":"smell"'),
+        (b"a test", b"a rest"),
+    ):
+        assert content.count(old) == 1
+        ours.write_bytes(content.replace(old, new))
+        for read in (create_backbone, describe):
+            with pytest.raises(CheckpointError, match=r"small\.safetensors is damaged or was altered"):
+                read(ours)
+    assert create_backbone(ours, verify=False).provenance == {"made_by": "a rest"}
+
+
+def test_files_of_the_first_format_have_a_digest_of_their_weights_alone(ours, backbone):
+    rewrite_metadata(ours, {"format_version": "1", "content_sha256": None})
+    again = create_backbone(ours)
+    assert (again.name, again.config, again.digest) == ("small", backbone.config, backbone.digest)
+    again.save(ours, overwrite=True)
+    assert read_weights(ours).metadata["format_version"] == "2"
+
+
+def test_a_file_of_ours_that_does_not_say_so_is_not_read_as_another(ours, backbone):
+    weights = read_weights(ours)
+    for kind in ("difformer.backbonf", ""):
+        save_file(dict(weights.state), ours, {**weights.metadata, "format": kind})
+        with pytest.raises(CheckpointError, match="its metadata is difformer's, but its format is"):
+            create_backbone(ours, config=backbone.config, schedule=backbone.schedule)
+
+
+def test_the_old_format_is_said_to_have_no_checksum(backbone, tmp_path, caplog):
+    for legacy in (False, True):
+        torch.save(backbone.unet.state_dict(), tmp_path / "own.pt", _use_new_zipfile_serialization=not legacy)
+        read_weights(tmp_path / "own.pt")
+        assert [record.levelname for record in caplog.records] == ["WARNING"] * legacy
+    assert "own.pt is of PyTorch's old format, which has no checksum" in caplog.text
+
+
+def test_names_lose_the_prefixes_of_wrappers():
+    x, y = torch.zeros(1), torch.ones(1)
+    for names in (
+        ("module.a.b", "module.c"), ("_orig_mod.a.b", "_orig_mod.c"), ("module._orig_mod.a.b", "module._orig_mod.c"),
+        ("_orig_mod.module.a.b", "_orig_mod.module.c"), ("a._orig_mod.b", "c"),
+        ("module.module.a.b", "module.module.c"),
+    ):  # fmt: skip
+        assert unwrapped(dict(zip(names, (x, y), strict=True))) == {"a.b": x, "c": y}
+    for kept in ({"module.a": x, "b": y}, {"a._orig_mod.b": x, "a.b": y}, {"my_orig_mod.a": x}, {}):
+        assert unwrapped(kept) == kept
+
+
+def test_one_of_several_state_dicts_is_chosen(tmp_path):
+    path = tmp_path / "own.pt"
+    whole = {
+        "model": {"x": torch.zeros(2)}, "ema": {"x": torch.ones(2)}, "step": 3,
+        "nested": {"deeper": {"x": torch.ones(2) * 2}, "rate": 0.5},
+        "opt": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 0.1}]},
+    }  # fmt: skip
+    whole["itself"] = whole
+    torch.save(whole, path)
+    with pytest.raises(CheckpointError, match="the entries model, ema") as caught:
+        read_weights(path)
+    offer = "it has model (1 tensors), ema (1 tensors), nested.deeper (1 tensors): choose one of them with"
+    assert f"{offer} entry='model' (--entry model)" in str(caught.value)
+    for entry, value in (("model", 0), ("ema", 1), ("nested.deeper", 2)):
+        assert read_weights(path, entry=entry).state["x"].tolist() == [value, value]
+    with pytest.raises(CheckpointError, match="has no state dict 'opt'; it has model"):
+        read_weights(path, entry="opt")
+    torch.save(whole["model"], path)
+    with pytest.raises(CheckpointError, match="has no state dict 'model'; it has none by name"):
+        read_weights(path, entry="model")
+    save_file(whole["model"], path)
+    with pytest.raises(CheckpointError, match="a safetensors file, which has no entries"):
+        read_weights(path, entry="model")

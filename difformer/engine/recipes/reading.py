@@ -50,7 +50,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"there is no configuration file {path}")
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # The last from values that are nested too deeply.
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
@@ -58,12 +59,21 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not."""
+    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not. Aliases are refused: a few lines of them
+    can stand for more values than fit into any memory."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
         first: [(tag, form) for tag, form in forms if first in "tTfF" or not tag.endswith(":bool")]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor} is not read; write out what it stands for", event.start_mark
+            )
+        return super().compose_node(parent, index)
 
 
 def parse(
