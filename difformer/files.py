@@ -69,8 +69,8 @@ def errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
         hidden = temporary is not None and named is not None and temporary in (named, *named.parents)
-        if error.errno is not None and (named is None or hidden):
-            error.filename, error.filename2 = str(target), None
+        if error.errno is not None and error.filename2 is None and (named is None or hidden):
+            error.filename = str(target)
         raise
 
 
