@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from training import assert_same_run, interrupt_after, make_recipe, run_result, write_workplace
+from training import assert_same_run, interrupt_after, make_recipe, merged, run_result, write_workplace
 
 from difformer import CheckpointError, create_backbone, load_classifier
 from difformer.checkpoints.weights import read_metadata
@@ -25,7 +25,7 @@ from difformer.features import FeatureCacheError
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
-    return folder, write_workplace(folder)
+    return folder, merged(write_workplace(folder), {"training": {"epochs": 2}})
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ class TestCachedFeatures:
             train(fewer)
 
     def test_it_is_verified_once_a_run(self, workplace, tmp_path, monkeypatch):
-        recipe = cached(workplace[1], tmp_path, training={"epochs": 2})
+        recipe = cached(workplace[1], tmp_path)
         seen = []
         original = run_module.open_or_extract.__globals__["Shard"].verify
         monkeypatch.setattr(

@@ -149,7 +149,7 @@ def test_a_picture_on_the_way_changes_nothing(values, finished, tmp_path):
 def test_a_run_killed_before_its_last_backbone_writes_it(values, finished, tmp_path, monkeypatch):
     recipe = make_recipe(values, output=str(tmp_path / "run"), samples={"every": 3})
     with monkeypatch.context() as patch:
-        patch.setattr(PretrainRun, "finish", lambda self: (_ for _ in ()).throw(OSError("killed")))
+        patch.setattr(PretrainRun, "finish", lambda self, last: (_ for _ in ()).throw(OSError("killed")))
         with pytest.raises(OSError, match="killed"):
             pretrain(recipe)
     assert (tmp_path / "run" / "backbone.safetensors").exists()

@@ -106,17 +106,11 @@ def test_the_command_line_trains_and_prints_the_recipe(workplace, tmp_path, caps
     (tmp_path / "recipe.yaml").write_text(dump(make_recipe(values)))
     options = ["--output", str(tmp_path / "run"), "--training.epochs", "1"]
     assert main(["train", str(tmp_path / "recipe.yaml"), *options]) == 0
-    *_, top1, _, _, _, folder, following, predict = capsys.readouterr().out.splitlines()
+    *lines, folder, following, predict = capsys.readouterr().out.splitlines()
     test = run_result(tmp_path / "run")[2]
-    interval = test["top1_interval"]
-    assert top1.split() == [
-        "top-1",
-        f"{test['top1']:.1%}",
-        *f"{interval['low']:.1%} … {interval['high']:.1%}".split(),
-        "with",
-        "95%",
-        "confidence",
-    ]
+    low, high = (f"{test['top1_interval'][end]:.1%}".removesuffix("%") for end in ("low", "high"))
+    top1 = next(line for line in lines if line.startswith("top-1"))
+    assert f"{test['top1']:.1%}  {low}% … {high}% with 95% confidence" in top1
     assert folder.split()[-1] == str(tmp_path / "run")
     assert following.split()[1:] == ["difformer", "eval", str(tmp_path / "run")]
     assert f"{tmp_path / 'run' / 'classifier.safetensors'} FOLDER --csv out.csv --backbone" in predict

@@ -132,12 +132,14 @@ class Run:
             CheckpointError: its file, on which such a state relies, is damaged or of another epoch.
             FileNotFoundError: it is missing.
         """
-        best = self.trainer.progress.best_epoch
+        progress = self.trainer.progress
+        best = progress.best_epoch
         if self.recipe.evaluation.select == "best" and best is not None and self.task.kept is None:
             file = self.folder.classifier
             classifier = load_classifier(file, backbone=self.classifier.backbone)
             notes = read_description(file)["metadata"]
-            if notes.get("epoch") != best:
+            # Of the current epoch where the run was killed between writing it and the state; it is then written again.
+            if notes.get("epoch") not in (best, progress.epoch + 1):
                 raise CheckpointError(f"{file} is of epoch {notes.get('epoch')}, not {best}, the best so far")
             self.task.kept = Kept(_on_cpu(classifier.trained_parts), notes["metrics"])
 
