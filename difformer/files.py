@@ -2,17 +2,22 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 _CHUNK = 1 << 20
+# The entry of a JSON file that holds the digest of its others.
+_SEAL = "sha256"
 
 
 @contextlib.contextmanager
-def write_atomically(target: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def write_atomically(target: Path, *, overwrite: bool = False, keep: Path | None = None) -> Iterator[Path]:
     """Gives a temporary path beside the target, and renames it to the target once it is whole and on the disk.
 
     When the body fails, the temporary file is removed and what was at the target stays as it was. A file that is
@@ -22,27 +27,51 @@ def write_atomically(target: Path, *, overwrite: bool = False) -> Iterator[Path]
     Args:
         target: the file to write; its folder must exist. A leading `~` is the home folder.
         overwrite: whether a file that is already there may be replaced.
+        keep: where what is replaced goes, on the same disk; it is gone when left out.
 
     Raises:
         FileExistsError: the target exists and may not be replaced.
         FileNotFoundError: the folder does not exist.
+        OSError: it cannot be written, such as on a full disk; the error names the target.
     """
-    check_target(target, overwrite=overwrite)
+    _check_place(target, overwrite=overwrite)
     target = expand_user(target).resolve()
     # Shortened, since with the endings a long name could become too long.
     temporary = target.with_name(f".{target.name[:40]}.{secrets.token_hex(8)}.tmp")
     try:
-        # Created here, and not by the body, to learn what the umask leaves; some libraries write with less.
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
+        with errors_name(target, temporary):
+            # Created here, and not by the body, to learn what the umask leaves; some libraries write with less.
+            temporary.touch(exist_ok=False)
+            mode = stat.S_IMODE((target if target.exists() else temporary).stat().st_mode)
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(mode)
+            if keep is not None and target.exists():
+                os.replace(target, keep)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Has errors of the system name what the user knows: those of a full disk name nothing, and others what is written
+    in its stead.
+
+    Args:
+        target: the file or folder that is written.
+        temporary: what it is called, or lies in, until it is whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = None if error.filename is None else Path(os.fsdecode(error.filename))
+        hidden = temporary is not None and named is not None and temporary in (named, *named.parents)
+        if error.errno is not None and error.filename2 is None and (named is None or hidden):
+            error.filename = str(target)
+        raise
 
 
 def check_target(target: Path, *, overwrite: bool = False) -> None:
@@ -55,7 +84,29 @@ def check_target(target: Path, *, overwrite: bool = False) -> None:
     Raises:
         FileExistsError: the target exists and may not be replaced, or is a folder.
         FileNotFoundError: the folder does not exist.
+        OSError: nothing can be written in the folder.
     """
+    _check_place(target, overwrite=overwrite)
+    check_writable(expand_user(target).resolve().parent)
+
+
+def check_writable(folder: Path) -> None:
+    """Finds out before long work that nothing could be written in a folder, which need not be there yet.
+
+    Raises:
+        OSError: it could not be written, or not be made.
+    """
+    folder = folder.absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        with tempfile.TemporaryDirectory(prefix=".difformer.", dir=there):
+            pass
+    except OSError as error:
+        what = f"nothing can be written there ({error.strerror}); choose another place"
+        raise OSError(error.errno, what, str(there)) from error
+
+
+def _check_place(target: Path, *, overwrite: bool) -> None:
     target = expand_user(target)
     if target.is_dir():
         raise FileExistsError(f"{target} is a folder; give a file name")
@@ -87,10 +138,48 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+def sha256(path: Path, *, size: int | None = None) -> str:
+    """Hexadecimal SHA-256 of a file, or of its first `size` bytes.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
+        left = path.stat().st_size if size is None else size
+        while chunk := file.read(min(_CHUNK, left)):
             digest.update(chunk)
+            left -= len(chunk)
     return digest.hexdigest()
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object with the digest of its entries, by which `read_json` notices damage."""
+    return {**content, _SEAL: _seal_of(content)}
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """Reads a JSON file that this package wrote, without the digest where it is `sealed`.
+
+    Files of earlier versions have no digest; of them, damage is noticed only where it is no JSON any more.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    # Of deeply nested brackets, the recursion.
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
+    if isinstance(content, dict) and _SEAL in content and content.pop(_SEAL) != _seal_of(content):
+        raise ValueError(f"{path} is damaged: its content does not have the digest it was written with; {remedy}")
+    return content
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

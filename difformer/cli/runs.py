@@ -1,12 +1,13 @@
 """The verbs that a recipe describes: from extract to transfer."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from difformer._optional import require
+from difformer.engine.classification.train import closing_lines as train_ending
 from difformer.engine.classification.train import train
+from difformer.engine.denoising.pretrain import closing_lines as pretrain_ending
 from difformer.engine.denoising.pretrain import pretrain
 from difformer.engine.evaluation.classifier import classifier_values, evaluate_classifier
 from difformer.engine.evaluation.probe import run_probe
@@ -65,7 +66,7 @@ def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -
     if dry_run:
         try_out(recipe, fake_data=fake_data)
         return
-    _print_last(train(recipe, overwrite=overwrite))
+    _print(train_ending(recipe, train(recipe, overwrite=overwrite)))
 
 
 def _extract(recipe: Recipe, *, dry_run: bool, fake_data: bool) -> None:
@@ -79,12 +80,12 @@ def _pretrain(recipe: PretrainRecipe, *, dry_run: bool, fake_data: bool, overwri
     if dry_run:
         try_out_pretraining(recipe, fake_data=fake_data)
         return
-    _print_last(pretrain(recipe, overwrite=overwrite))
+    _print(pretrain_ending(recipe, pretrain(recipe, overwrite=overwrite)))
 
 
-def _print_last(results: Mapping[str, Any]) -> None:
-    """Prints the last epoch's record, on the main process."""
-    require("accelerate", "training").PartialState().print(json.dumps(results["last"]))
+def _print(lines: Sequence[str]) -> None:
+    """Prints on the main process."""
+    require("accelerate", "training").PartialState().print("\n".join(lines), flush=True)
 
 
 def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:

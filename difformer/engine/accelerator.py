@@ -6,7 +6,7 @@ import torch
 
 from difformer._optional import require
 from difformer.engine.loop.run_folder import RunFolder
-from difformer.engine.processes import leave_at_exit
+from difformer.engine.processes import check_launcher, leave_at_exit, only_cpu
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.training import Recipe
 
@@ -20,10 +20,11 @@ def create_accelerator(recipe: Recipe | PretrainRecipe, *, trackers: bool = True
     """Accelerate's entry point, with the recipe's precision and trackers.
 
     Raises:
-        ValueError: a tracker that is unknown or not installed, or fp16 on a CPU.
+        ValueError: a tracker that is unknown or not installed, or fp16 on a CPU; and as `check_launcher`.
     """
     accelerate = require("accelerate", "training")
-    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    check_launcher(recipe.training.precision)
+    cpu = only_cpu()
     if cpu and recipe.training.precision == "fp16":
         raise ValueError("training.precision: fp16 needs a GPU; use bf16 or no on a CPU")
     wanted = list(recipe.trackers) if trackers else []

@@ -1,6 +1,7 @@
 """Working together: one process for all, or all at once, with errors that reach everyone."""
 
 import atexit
+import os
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -9,6 +10,15 @@ import torch
 from difformer._optional import require
 
 T = TypeVar("T")
+
+_YES = ("1", "true", "yes", "on", "y", "t")
+# Ways of dividing a network that the launcher of Accelerate can ask for, none of which frozen networks have use for.
+_DIVISIONS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism configuration",
+}
 
 
 class Processes(Protocol):
@@ -33,6 +43,47 @@ class Processes(Protocol):
     def device(self) -> torch.device:
         """Where it computes."""
         ...
+
+
+def only_cpu() -> bool:
+    """Whether to compute on the CPU: where there is nothing else, or `accelerate launch --cpu` says so. Accelerate sees
+    several processes without a GPU only when it is told.
+    """
+    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in _YES
+    return asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+
+
+def check_launcher(precision: str) -> None:
+    """Refuses what `accelerate launch`, its configuration file or its variables in the environment ask for and the
+    recipe does not. A recipe says everything that its results depend on, so the launcher only says where to run: on
+    how many processes and machines, and whether on the CPU. It cannot be told whether it was given a precision of `no`,
+    which is its default, so that agrees with every recipe.
+
+    Args:
+        precision: the recipe's.
+
+    Raises:
+        ValueError: the launcher asks for another precision, for accumulation, compilation, or for a way of dividing
+            the network that is not supported.
+    """
+
+    def asked(name: str, *nothing: str) -> str | None:
+        value = os.environ.get(name, "").lower()
+        return None if value in ("", *nothing) else value
+
+    def refuse(what: str, instead: str) -> None:
+        raise ValueError(f"accelerate launch asks for {what}; {instead}, and leave it out there")
+
+    if mixed := asked("ACCELERATE_MIXED_PRECISION", "no", precision):
+        instead = "give that precision in the recipe (training.precision, or precision where nothing is trained)"
+        refuse(f"mixed precision {mixed}, but the recipe for {precision}", instead)
+    if steps := asked("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1"):
+        refuse(f"{steps} steps of gradient accumulation", f"give training.accumulation: {steps} in the recipe")
+    if compiler := asked("ACCELERATE_DYNAMO_BACKEND", "no"):
+        refuse(f"compilation by {compiler}", "give backbone.compile: true in the recipe (compile: true in pretraining)")
+    for name, title in _DIVISIONS.items():
+        if (asked(name) or "") in _YES:
+            refuse(title, "every process has the whole network here: choose plain data parallelism (--multi_gpu)")
 
 
 def leave_at_exit() -> None:

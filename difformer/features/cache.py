@@ -21,8 +21,7 @@ class FeatureSample(NamedTuple):
     """The features of one image.
 
     Attributes:
-        features: (C, h, w) by key, in the dtype they are stored in. Parts of the mapped file, not to be changed in
-            place.
+        features: (C, h, w) by key, in the dtype they are stored in.
         label: in [0, number of classes).
         id: the image's stable number.
     """
@@ -56,7 +55,8 @@ def collate_features(samples: Sequence[FeatureSample]) -> FeatureBatch:
 class CachedFeatures(Dataset[FeatureSample]):
     """The features of a split, with random access; a data loader wants `collate_features` with it.
 
-    Files are mapped into memory, by each worker for itself, and only the rows asked for are read.
+    Only the rows asked for are read. What is read is not compared with the digests it was written with; `verify` does
+    so for all.
 
     Args:
         folder: of the cache, as extraction printed it. A leading `~` is the home folder.
@@ -154,7 +154,7 @@ class CachedFeatures(Dataset[FeatureSample]):
                     done(shard.rows)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files do not travel to other processes; they open them again.
+        # Other processes find out for themselves.
         return {**self.__dict__, "_shards": {}}
 
     def _shard(self, view: int, number: int) -> Shard:

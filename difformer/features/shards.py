@@ -13,15 +13,16 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,6 +40,9 @@ _STALE_SECONDS = 3600
 _HEADER_BYTES = 1024
 # Beside the features, each image's id and label are kept as int64.
 _NUMBER_BYTES = 16
+# How safetensors calls what a shard holds.
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
+_CHUNK = 1 << 20
 
 Shape = tuple[int, int, int]
 
@@ -70,7 +74,7 @@ class CacheManifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of all of it."""
-        return hashlib.sha256(json.dumps(self._record(), sort_keys=True).encode()).hexdigest()
+        return _record_digest(self._record())
 
     @property
     def image_bytes(self) -> int:
@@ -129,19 +133,18 @@ class CacheManifest:
                     f"{path} has format {record['format']} {record['format_version']}; this version of difformer "
                     f"reads {FORMAT} {FORMAT_VERSION}; extract again"
                 )
+            if record.pop("digest") != _record_digest(record):
+                raise FeatureCacheError(f"{path} is damaged: its digest is another; extract again, which mends it")
             shapes = {FeatureKey(e["tap"], e["t"], e["round"]): _shape(e["shape"]) for e in record["features"]}
             dtype = as_dtype(record["dtype"])
-            manifest = cls(
+            return cls(
                 record["identity"], record["images"], record["shard_size"], shapes, dtype, tuple(record["class_names"])
             )
-            intact = manifest.digest == record["digest"]
         except FeatureCacheError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        # Of deeply nested brackets, the recursion.
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise FeatureCacheError(f"{path} is damaged ({error!r}); extract again, which mends it") from error
-        if not intact:
-            raise FeatureCacheError(f"{path} is damaged: its digest is another; extract again, which mends it")
-        return manifest
 
     def _record(self) -> dict[str, Any]:
         features = [
@@ -158,6 +161,10 @@ class CacheManifest:
             "features": features,
             "class_names": list(self.class_names),
         }
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def tensor_name(key: FeatureKey) -> str:
@@ -205,8 +212,19 @@ def write_shard(
             raise OSError(f"{path} could not be written: {error}") from error
 
 
+class _Place(NamedTuple):
+    """Where in a shard a tensor is, from `start` to `stop`, and what it is."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
 class Shard:
-    """An open shard, which is mapped and not read: rows cost what they hold.
+    """A shard, of which only its header is read at first: rows cost what they hold.
+
+    Files are read and not mapped, since one that is cut off while it is mapped ends the process.
 
     Args:
         folder: of the cache.
@@ -223,20 +241,18 @@ class Shard:
 
     def __init__(self, folder: Path, manifest: CacheManifest, view: int, number: int) -> None:
         self.path = shard_path(folder, view, number)
-        if not self.path.is_file():
-            raise FeatureCacheError(f"{self.path} is missing; extract again, which writes what is missing")
-        try:
-            self._file = safe_open(self.path, framework="pt").__enter__()
-            description = json.loads((self._file.metadata() or {})[FORMAT])
-            self._slices = {key: self._file.get_slice(tensor_name(key)) for key in manifest.shapes}
-            self._sha256 = str(description["sha256"])
-            place = description["cache"], description["view"], description["shard"]
-            self.rows = int(self._file.get_slice("ids").get_shape()[0])
-            found = [tuple(self._file.get_slice(name).get_shape()) for name in ("ids", "labels")]
-            found += [tuple(part.get_shape()) for part in self._slices.values()]
-        # The library raises errors of many kinds for damaged files.
-        except Exception as error:
-            raise self._unusable(f"truncated or damaged ({error})") from error
+        self._names = {key: tensor_name(key) for key in manifest.shapes}
+        with self._open() as file:
+            try:
+                metadata, self._places = _read_header(file)
+                description = json.loads(metadata[FORMAT])
+                self._sha256 = str(description["sha256"])
+                place = description["cache"], description["view"], description["shard"]
+                found = [self._places[name].shape for name in ("ids", "labels", *self._names.values())]
+                self.rows = found[0][0]
+            # A damaged header can hold anything.
+            except Exception as error:
+                raise self._unusable(f"truncated or damaged ({error})") from error
         if place != (manifest.digest, view, number):
             raise self._unusable(f"a shard of something else, {place}")
         expected = [(self.rows, *shape) for shape in ((), (), *manifest.shapes.values())]
@@ -244,12 +260,24 @@ class Shard:
             raise self._unusable(f"of other shapes than expected, {found}")
 
     def row(self, row: int, keys: Iterable[FeatureKey] | None = None) -> dict[FeatureKey, Tensor]:
-        """The features of an image, (C, h, w) each: all of them, or those of some keys."""
-        return {key: self._slices[key][row] for key in (self._slices if keys is None else keys)}
+        """The features of an image, (C, h, w) each: all of them, or those of some keys.
+
+        Raises:
+            FeatureCacheError: the file is missing or cut off by now.
+        """
+        names = self._names if keys is None else {key: self._names[key] for key in keys}
+        with self._open() as file:
+            return {key: self._read(file, self._places[name], row, 1)[0] for key, name in names.items()}
 
     def numbers(self) -> tuple[Tensor, Tensor]:
-        """Copies of labels and ids, (n,) int64 each."""
-        return self._file.get_tensor("labels").clone(), self._file.get_tensor("ids").clone()
+        """Labels and ids, (n,) int64 each.
+
+        Raises:
+            FeatureCacheError: the file is missing or cut off by now.
+        """
+        with self._open() as file:
+            labels, ids = (self._read(file, self._places[name], 0, self.rows) for name in ("labels", "ids"))
+        return labels, ids
 
     def verify(self) -> None:
         """Reads everything in it.
@@ -257,12 +285,57 @@ class Shard:
         Raises:
             FeatureCacheError: it is not what was written.
         """
-        names = list(self._file.keys())
-        if _digest({name: self._file.get_tensor(name) for name in names}) != self._sha256:
+        digest = hashlib.sha256()
+        with self._open() as file:
+            for name in sorted(self._places):
+                place = self._places[name]
+                digest.update(_tensor_header(name, place.dtype, place.shape))
+                file.seek(place.start)
+                left = place.stop - place.start
+                while left and (chunk := file.read(min(left, _CHUNK))):
+                    digest.update(chunk)
+                    left -= len(chunk)
+        if digest.hexdigest() != self._sha256:
             raise self._unusable("damaged: its content does not have the digest it was written with")
+
+    def _open(self) -> BinaryIO:
+        # For each row anew: a cache may have more files than a process may hold open.
+        try:
+            return self.path.open("rb", buffering=0)
+        except (FileNotFoundError, IsADirectoryError) as error:
+            message = f"{self.path} is missing; extract again, which writes what is missing"
+            raise FeatureCacheError(message) from error
+
+    def _read(self, file: BinaryIO, place: _Place, first: int, count: int) -> Tensor:
+        """Some rows of a tensor."""
+        shape = place.shape[1:]
+        tensor = torch.empty(count, *shape, dtype=place.dtype)
+        file.seek(place.start + first * math.prod(shape) * place.dtype.itemsize)
+        if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy()) != tensor.nbytes:  # type: ignore[attr-defined]
+            raise self._unusable("truncated or damaged: it was cut off while it was in use")
+        return tensor
 
     def _unusable(self, what: str) -> FeatureCacheError:
         return FeatureCacheError(f"{self.path} is {what}; remove it and extract again, which writes what is missing")
+
+
+def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, _Place]]:
+    """Metadata of a safetensors file, and where its tensors are; raises errors of many kinds where it is damaged."""
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= size - 8:
+        raise ValueError(f"its header should have {length} bytes, of {size}")
+    header = json.loads(file.read(length))
+    metadata = header.pop("__metadata__")
+    places = {}
+    for name, entry in header.items():
+        start, stop = (8 + length + offset for offset in entry["data_offsets"])
+        places[name] = _Place(_DTYPES[entry["dtype"]], tuple(entry["shape"]), start, stop)
+        if stop - start != math.prod(entry["shape"]) * places[name].dtype.itemsize:
+            raise ValueError(f"{name} has {stop - start} bytes for the shape {entry['shape']}")
+    if size != 8 + length + sum(place.stop - place.start for place in places.values()):
+        raise ValueError(f"it has {size} bytes, which is not what its header says")
+    return metadata, places
 
 
 def is_whole(folder: Path, manifest: CacheManifest, view: int, shard: int) -> bool:
@@ -287,9 +360,13 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(_tensor_header(name, tensor.dtype, tensor.shape))
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _tensor_header(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
+    return f"{name} {dtype} {tuple(shape)}\n".encode()
 
 
 def _shape(values: list[int]) -> Shape:

@@ -243,7 +243,7 @@ def test_overwriting_leaves_nothing_of_the_run_before(workplace, finished, tmp_p
     (tmp_path / "run" / "difformer" / "1" / "events.out.tfevents.1").write_text("of the run before")
     recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
 
-    def killed(self, path):
+    def killed(self, path, previous):
         raise OSError("killed")
 
     with monkeypatch.context() as patch:

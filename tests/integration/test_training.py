@@ -37,7 +37,7 @@ def test_training_learns_and_leaves_everything_in_its_folder(finished, workplace
     names = {path.name for path in finished.iterdir() if path.name != ".lock"}
     assert names == {
         "classifier.safetensors", "curves.png", "environment.json", "latest.safetensors", "metrics.jsonl",
-        "recipe.yaml", "results.json", "splits.json", "state.pt",
+        "recipe.yaml", "results.json", "splits.json", "state.pt", "state.previous.pt",
     }  # fmt: skip
     weights, records, test = run_result(finished)
     assert [record["epoch"] for record in records] == [1, 2, 3]
@@ -106,7 +106,14 @@ def test_the_command_line_trains_and_prints_the_recipe(workplace, tmp_path, caps
     (tmp_path / "recipe.yaml").write_text(dump(make_recipe(values)))
     options = ["--output", str(tmp_path / "run"), "--training.epochs", "1"]
     assert main(["train", str(tmp_path / "recipe.yaml"), *options]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["epoch"] == 1
+    *lines, folder, following, predict = capsys.readouterr().out.splitlines()
+    test = run_result(tmp_path / "run")[2]
+    low, high = (f"{test['top1_interval'][end]:.1%}".removesuffix("%") for end in ("low", "high"))
+    top1 = next(line for line in lines if line.startswith("top-1"))
+    assert f"{test['top1']:.1%}  {low}% … {high}% with 95% confidence" in top1
+    assert folder.split()[-1] == str(tmp_path / "run")
+    assert following.split()[1:] == ["difformer", "eval", str(tmp_path / "run")]
+    assert f"{tmp_path / 'run' / 'classifier.safetensors'} FOLDER --csv out.csv --backbone" in predict
     with pytest.raises(SystemExit):
         main(["train", str(tmp_path / "recipe.yaml"), *options, "--print_config"])
     assert "epochs: 1" in capsys.readouterr().out
@@ -155,7 +162,7 @@ def test_two_processes_measure_the_classifier_that_is_kept(workplace, tmp_path):
     )
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     out = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml").stdout
-    assert out.count('"epoch": 1') == 1
+    assert out.count("results in") == 1
     classifier = load_classifier(tmp_path / "run" / "latest.safetensors", backbone=values["backbone"]["name"]).eval()
     holdout = create_dataset(recipe.data, "holdout")
     batch = collate([holdout[i] for i in range(len(holdout))])

@@ -20,6 +20,7 @@ from difformer.checkpoints import (
     weights_digest,
     write_backbone,
 )
+from difformer.engine.loop.run_folder import RunFolder
 from difformer.files import check_target, write_atomically
 
 
@@ -171,3 +172,36 @@ def test_the_home_folder_is_understood(backbone, tmp_path, monkeypatch):
     backbone.save("~/small.safetensors")
     assert create_backbone("~/small.safetensors").digest == backbone.digest
     assert describe("~/small.safetensors")[0] == backbone.config
+
+
+def test_a_full_disk_is_named_by_the_file(tmp_path):
+    """The system's error names nothing, or what the file is called until it is whole."""
+    for error in (OSError(28, "No space left on device"), "temporary"):
+        with (
+            pytest.raises(OSError, match=rf"^\[Errno \d+\] .*: '{tmp_path}/file'$"),
+            write_atomically(tmp_path / "file") as temporary,
+        ):
+            raise error if isinstance(error, OSError) else OSError(5, "Input/output error", str(temporary))
+    assert not list(tmp_path.iterdir())
+    run = RunFolder(tmp_path)
+    run.metrics.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        run.append({"epoch": 1})
+
+
+def test_an_error_that_names_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), write_atomically(tmp_path / "file"):
+        (tmp_path / "missing").read_bytes()
+
+
+@pytest.mark.parametrize("check", [check_target, lambda path: RunFolder(path).check()])
+def test_a_place_where_nothing_can_be_written_is_found_beforehand(check):
+    with pytest.raises(OSError, match=r"nothing can be written there .*; choose another place: '/proc'"):
+        check(Path("/proc/results"))
+
+
+def test_what_is_replaced_can_be_kept(tmp_path):
+    for text in ("one", "two", "three"):
+        with write_atomically(tmp_path / "file", overwrite=True, keep=tmp_path / "before") as temporary:
+            temporary.write_text(text)
+    assert [(tmp_path / name).read_text() for name in ("file", "before")] == ["three", "two"]

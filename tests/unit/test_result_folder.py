@@ -119,3 +119,14 @@ def test_a_run_is_claimed_with_half_written_results_in_its_folder(folder):
         assert [path.name for path in run.path.glob(".*.tmp")] == [temporary.name]
         (temporary / "a.json").write_text("1")
     assert (folder.path / "a.json").read_text() == "1"
+
+
+def test_a_place_where_nothing_can_be_written_is_found_beforehand():
+    for path in ("/proc/results", "/proc/deep/results"):
+        with pytest.raises(OSError, match="nothing can be written there"):
+            ResultFolder(path, ["a.json"]).check(overwrite=False)
+
+
+def test_a_full_disk_is_named_by_the_folder(folder):
+    with pytest.raises(OSError, match=rf"No space left on device: '{folder.path}'"):
+        fill(folder, "half", OSError(28, "No space left on device"))

@@ -1,21 +1,27 @@
 """A run: its parts, its evaluations, and what it keeps in its folder."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from difformer._optional import require
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
-from difformer.checkpoints import read_weights
-from difformer.classifier import DiffusionClassifier, save_classifier
+from difformer.checkpoints import CheckpointError
+from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
-from difformer.engine.classification.task import Classification
+from difformer.engine.classification.task import Classification, Kept
 from difformer.engine.evaluation.outputs import evaluate
 from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.extraction.extract import open_or_extract
 from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.batches import check_batch_statistics
+from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.state import Progress, restore, snapshot
 from difformer.engine.loop.trainer import Trainer
@@ -37,10 +43,8 @@ class Run:
 
     Attributes:
         images: the data sets by split.
-        inputs: the same, or their features where these are cached.
         classifier: what is trained.
         task: what its training means.
-        trainer: what trains it.
 
     Raises:
         ValueError, OSError, ImportError: as the parts; before the first step.
@@ -62,21 +66,46 @@ class Run:
             backbone.unet.gradient_checkpointing = needs_checkpointing(
                 recipe, classifier.class_names, len(self.images["train"]), accelerator
             )
-        self.inputs: Mapping[str, Any] = self.images
-        self.collate: Any = collate
-        if recipe.features == "cached":
-            self._use_cache()
+        self._cached = recipe.features == "cached"
         self.task = Classification(
-            self.classifier, recipe.training, seed=recipe.extractor.seed, on_features=recipe.features == "cached"
+            self.classifier, recipe.training, seed=recipe.extractor.seed, on_features=self._cached
         )
-        self.trainer = Trainer(
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """What is read by split: the images, or their features where these are cached, which are extracted and
+        verified when they are first asked for.
+
+        Raises:
+            ValueError, OSError: as `open_or_extract`; and, before an extraction, for what could not be trained on.
+        """
+        if not self._cached:
+            return self.images
+        recipe, images = self.recipe, len(self.images["train"])
+        check_batch_statistics(self.task.module, images, recipe.training, self.accelerator.num_processes)
+        steps = -(-images // recipe.training.batch_size)
+        create_schedule(
+            create_optimizer(self.task.module, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
+        )
+        return {
+            split: open_or_extract(
+                recipe, self.classifier, images, split, augment=split == "train", accelerator=self.accelerator
+            )
+            for split, images in self.images.items()
+        }
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """What trains."""
+        recipe = self.recipe
+        return Trainer(
             self.task,
             recipe.training,
             recipe.optimizer,
             recipe.schedule,
-            accelerator,
+            self.accelerator,
             self.inputs["train"],
-            self.collate,
+            collate_features if self._cached else collate,
             shuffle_buffer=recipe.data.shuffle_buffer,
             sync_batch_norm=recipe.training.sync_batch_norm,
         )
@@ -86,10 +115,33 @@ class Run:
         """Digests of what it is trained on."""
         return {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
 
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The weight files that results belong to."""
+        return (self.folder.classifier,)
+
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
         counted = max(1, progress.counted)
         return f"loss {progress.loss_sum / counted:.3f}, top-1 {progress.correct / counted:.1%}"
+
+    def resume(self) -> None:
+        """Makes sure of the best classifier so far, which states of earlier versions do not hold.
+
+        Raises:
+            CheckpointError: its file, on which such a state relies, is damaged or of another epoch.
+            FileNotFoundError: it is missing.
+        """
+        progress = self.trainer.progress
+        best = progress.best_epoch
+        if self.recipe.evaluation.select == "best" and best is not None and self.task.kept is None:
+            file = self.folder.classifier
+            classifier = load_classifier(file, backbone=self.classifier.backbone)
+            notes = read_description(file)["metadata"]
+            # Of the current epoch where the run was killed between writing it and the state; it is then written again.
+            if notes.get("epoch") not in (best, progress.epoch + 1):
+                raise CheckpointError(f"{file} is of epoch {notes.get('epoch')}, not {best}, the best so far")
+            self.task.kept = Kept(_on_cpu(classifier.trained_parts), notes["metrics"])
 
     def end_epoch(self, record: dict[str, Any]) -> bool:
         """Evaluates, and keeps the classifier.
@@ -109,20 +161,30 @@ class Run:
                 found = _summary(self.measure(evaluation.validation))
                 record |= {f"validation_{name}": value for name, value in found.items()}
                 improved = progress.note(found[evaluation.criterion], evaluation.criterion)
-            chosen = improved or evaluation.select == "last"
-            on_main(self.accelerator, partial(self.save_classifier, record, chosen=chosen))
+            best = evaluation.select == "best"
+            if best and improved:
+                self.task.kept = Kept(_on_cpu(self.task.parts), record)
+            files = [self.folder.latest] if best else []
+            files += [self.folder.classifier] if improved or not best else []
+            on_main(self.accelerator, partial(self._save, files, record))
         return training.early_stopping is not None and progress.waiting >= training.early_stopping
 
-    def finish(self) -> dict[str, Any]:
-        """Evaluates the test split, once, with the classifier that was kept."""
+    def finish(self, last: dict[str, Any]) -> dict[str, Any]:
+        """Writes the classifier that is kept, whatever has become of its file, and evaluates the test split with it,
+        once.
+        """
         results: dict[str, Any] = {
             "trained_parameters": sum(p.numel() for p in self.task.parts.parameters() if p.requires_grad),
             "classifier": self.folder.classifier.name,
         }
-        if self.recipe.evaluation.test is not None:
-            state = read_weights(self.folder.classifier).state
-            restore(self.task.parts, dict(state), str(self.folder.classifier))
-            results["test"] = self.measure(self.recipe.evaluation.test).to_dict()
+        kept = self.task.kept
+        with self._as_kept():
+            if kept is not None:
+                restore(self.task.parts, kept.weights, "the best classifier")
+            record = last if kept is None else kept.record
+            on_main(self.accelerator, partial(self._save, [self.folder.classifier], record))
+            if self.recipe.evaluation.test is not None:
+                results["test"] = self.measure(self.recipe.evaluation.test).to_dict()
         return results
 
     def measure(self, split: str) -> ClassificationMetrics:
@@ -132,7 +194,7 @@ class Run:
         outputs = evaluate(
             self.task.module,
             self.inputs[split],
-            collate_readable if self.collate is collate else self.collate,
+            collate_features if self._cached else collate_readable,
             self.accelerator,
             batch_size=recipe.evaluation.batch_size or recipe.training.batch_size,
             workers=recipe.training.workers,
@@ -154,34 +216,13 @@ class Run:
         finally:
             restore(self.task.parts, own, "the weights in training")
 
-    def save_classifier(self, metrics: Mapping[str, Any], *, chosen: bool) -> None:
-        """Writes the classifier as it is.
-
-        Args:
-            metrics: to note with it.
-            chosen: whether it is the one to keep; else it is only the latest.
-        """
+    def _save(self, files: Sequence[Path], record: Mapping[str, Any]) -> None:
+        """Writes the classifier as it is, with the record of its epoch."""
         # In place of the epoch's own: what is read again computes as evaluation does.
         self.classifier.extractor.seed = self.recipe.extractor.seed
-        keep_latest = self.recipe.evaluation.select == "best"
-        notes = {
-            "epoch": self.trainer.progress.epoch + 1,
-            "metrics": dict(metrics),
-            "recipe": carried(self.recipe),
-        }
-        if keep_latest:
-            save_classifier(self.folder.latest, self.classifier, **notes)
-        if chosen:
-            save_classifier(self.folder.classifier, self.classifier, **notes)
-
-    def _use_cache(self) -> None:
-        self.collate = collate_features
-        self.inputs = {
-            split: open_or_extract(
-                self.recipe, self.classifier, images, split, augment=split == "train", accelerator=self.accelerator
-            )
-            for split, images in self.images.items()
-        }
+        notes = {"epoch": record["epoch"], "metrics": dict(record), "recipe": carried(self.recipe)}
+        for file in files:
+            save_classifier(file, self.classifier, **notes)
 
 
 def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
@@ -201,6 +242,10 @@ def _fake_splits(recipe: Recipe) -> dict[str, Any]:
     names = dict.fromkeys(("train", evaluation.validation, evaluation.test))
     length = 4 * recipe.training.batch_size
     return {name: FakeImages(recipe.data, name, length) for name in names if name is not None}
+
+
+def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in snapshot(parts).items()}
 
 
 def _summary(metrics: ClassificationMetrics) -> dict[str, float]:

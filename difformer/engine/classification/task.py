@@ -1,5 +1,6 @@
 """What training a classifier means for the loop: its loss, and what is measured beside it."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,19 @@ from difformer.engine.loop.trainer import Place
 from difformer.engine.recipes.training import TrainingConfig
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The classifier that is kept so far.
+
+    Attributes:
+        weights: of head and feedback, on the CPU.
+        record: of its epoch, as in metrics.jsonl.
+    """
+
+    weights: dict[str, Tensor]
+    record: dict[str, Any]
+
+
 class Classification:
     """Cross-entropy of a classifier's logits.
 
@@ -22,6 +36,9 @@ class Classification:
         config: label smoothing, mixup and cutmix.
         seed: of the extractor's noise; each epoch derives its own from it.
         on_features: batches hold features in place of images.
+
+    Attributes:
+        kept: the best classifier so far, where the best is to be kept.
     """
 
     def __init__(
@@ -29,6 +46,7 @@ class Classification:
     ) -> None:
         self.module = Trainee(classifier, on_features=on_features)
         self.parts = classifier.trained_parts
+        self.kept: Kept | None = None
         self._extractor = classifier.extractor
         self._seed = seed
         self._label_smoothing = config.label_smoothing
@@ -52,8 +70,9 @@ class Classification:
         """Nothing is learned beside the weights."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learned beside the weights: nothing."""
-        return {}
+        """What is to be known beside the weights: the classifier that is kept."""
+        return {} if self.kept is None else {"kept": vars(self.kept)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
+        self.kept = Kept(**state["kept"]) if "kept" in state else None

@@ -1,9 +1,13 @@
 """A training run from a recipe to a folder with a classifier; the body of `difformer train`."""
 
+import shlex
+from collections.abc import Mapping
 from typing import Any
 
 from difformer.engine.classification.run import Run
+from difformer.engine.evaluation.results import readable
 from difformer.engine.loop.course import carry_out
+from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.training import Recipe
 
 # What a run may go on with another value of: none of it changes the result.
@@ -32,3 +36,26 @@ def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False
         Stopped: a signal asked to stop; the state is saved.
     """
     return carry_out(recipe, Run, MAY_CHANGE, overwrite=overwrite, more_to_come=more_to_come)
+
+
+def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
+    """What the console says at the end: the score with its interval, the folder, and what can be done next."""
+    folder = RunFolder(recipe.output)
+    test = results.get("test")
+    if test is not None:
+        lines = [f"{recipe.evaluation.test:<15}{test['num_images']:,} images", *readable(test)]
+    else:
+        record = results.get("best", results["last"])
+        scores = {"validation_top1": recipe.evaluation.validation, "train_top1": "train"}
+        name = next(name for name in scores if name in record)
+        lines = [
+            f"{scores[name]:<15}{record[name]:6.1%} top-1 in epoch {record['epoch']}",
+            f"{'test':<15}not measured: give evaluation.test, or `difformer eval`",
+        ]
+    run, classifier, backbone = map(shlex.quote, (str(folder.path), str(folder.classifier), recipe.backbone.name))
+    return [
+        *lines,
+        f"{'results in':<15}{folder.path}",
+        f"{'next':<15}difformer eval {run}",
+        f"{'':<15}difformer predict {classifier} FOLDER --csv out.csv --backbone {backbone}",
+    ]

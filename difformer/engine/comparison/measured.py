@@ -1,7 +1,6 @@
 """What evaluations have left of several classifiers."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,14 @@ from difformer.engine.evaluation.classifier import (
     classifier_values,
     evaluate_classifier,
 )
+from difformer.engine.evaluation.results import read_measurements
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.evaluation import EvaluationRecipe
 from difformer.engine.recipes.reading import build
 from difformer.files import expand_user
 
 _PREDICTIONS = "predictions.csv"
+_REMEDY = "`difformer eval … --overwrite` makes it anew"
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,20 +88,19 @@ def read_measured(source: str, split: str, name: str) -> Measured:
 def _measured_weights(results: Path) -> str | None:
     """The digest of the weights that an evaluation measured; None where there is none that says so."""
     try:
-        digest: str = json.loads((results / METRICS).read_text(encoding="utf-8"))["classifier"]["weights_sha256"]
+        digest: str = read_measurements(results, METRICS, _REMEDY)["classifier"]["weights_sha256"]
         return digest
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
 def _read(results: Path, run: RunFolder, name: str) -> Measured:
-    report = json.loads((results / METRICS).read_text(encoding="utf-8"))
+    report = read_measurements(results, METRICS, _REMEDY)
     with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: int(row["id"]))
     with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
         header, *counts = csv.reader(file)
-    finished = json.loads(run.results.read_text(encoding="utf-8")) if run.results.exists() else {}
-    history = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
+    finished = run.read_results() if run.results.exists() else {}
     return Measured(
         name=name,
         metrics=report["metrics"],
@@ -111,5 +111,5 @@ def _read(results: Path, run: RunFolder, name: str) -> Measured:
         confusion=np.array([[int(cell) for cell in line[1:]] for line in counts]),
         class_names=tuple(header[1:]),
         parameters=finished.get("trained_parameters"),
-        history=[json.loads(line) for line in history],
+        history=run.read_history() if run.metrics.exists() else [],
     )

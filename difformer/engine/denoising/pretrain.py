@@ -1,7 +1,10 @@
 """Training a denoiser, from a recipe to a backbone file; the body of `difformer pretrain`."""
 
 import json
+import shlex
+from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +53,18 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, An
     return carry_out(recipe, PretrainRun, MAY_CHANGE, overwrite=overwrite)
 
 
+def closing_lines(recipe: PretrainRecipe, results: Mapping[str, Any]) -> list[str]:
+    """What the console says at the end: the loss, the folder, and what can be done next."""
+    folder, last = RunFolder(recipe.output), results["last"]
+    backbone = shlex.quote(str(folder.backbone))
+    return [
+        f"{'train':<15}loss {last['train_loss']:.4f} in epoch {last['epoch']}",
+        f"{'results in':<15}{folder.path}",
+        f"{'next':<15}difformer sample {backbone} grid.png",
+        f"{'':<15}difformer info {backbone}",
+    ]
+
+
 class PretrainRun:
     """The parts of one run.
 
@@ -96,6 +111,11 @@ class PretrainRun:
         """Digests of what it is trained on."""
         return {"training images": self.images["train"].digest}
 
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The weight files that results belong to."""
+        return (self.folder.backbone,)
+
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
         return f"loss {progress.loss_sum / max(1, progress.counted):.4f}"
@@ -107,7 +127,10 @@ class PretrainRun:
             on_main(self.accelerator, partial(self._keep, f"samples-{record['epoch']:05}.png"))
         return False
 
-    def finish(self) -> dict[str, Any]:
+    def resume(self) -> None:
+        """All it needs is in the state."""
+
+    def finish(self, last: dict[str, Any]) -> dict[str, Any]:
         """Writes the backbone and a picture."""
         on_main(self.accelerator, partial(self._keep, "samples.png"))
         return {

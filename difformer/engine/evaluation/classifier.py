@@ -1,7 +1,6 @@
 """Evaluation of a classifier on a split; the body of `difformer eval`."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from difformer.engine.evaluation.results import (
     describe_split,
     readable,
     scalars,
+    table_digests,
     write_tables,
 )
 from difformer.engine.extraction.extract import open_or_extract
@@ -29,10 +29,11 @@ from difformer.engine.loop.run_folder import RunFolder, environment
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.evaluation import EvaluationRecipe, take_from_training
-from difformer.engine.recipes.reading import plain, read_yaml
+from difformer.engine.recipes.provenance import carried, without_places
+from difformer.engine.recipes.reading import read_yaml
 from difformer.engine.recipes.training import ExtractorConfig
 from difformer.features import collate_features
-from difformer.files import expand_user
+from difformer.files import expand_user, sealed
 
 METRICS = "metrics.json"
 _EXPORTED = "model.safetensors"
@@ -72,12 +73,12 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
             "metrics": scalars(metrics),
             "seconds": round(seconds, 3),
             "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
-            "recipe": plain(asdict(recipe)),
+            "recipe": carried(recipe),
             "environment": environment(accelerator.num_processes, accelerator.device),
         }
         with folder.write() as temporary:
             write_tables(temporary, metrics, image_scores(outputs.values, outputs.labels), outputs, images)
-            write_json(temporary / METRICS, report)
+            write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
         print("\n".join(_lines(report, folder)), flush=True)
     return metrics
 
@@ -174,7 +175,7 @@ def _cached(
 def _identity(source: str, file: Path) -> dict[str, Any]:
     backbone = read_description(file)["backbone"]
     return {
-        "source": source,
+        "source": without_places(source),
         "weights_sha256": read_metadata(file)["weights_sha256"],
         "backbone": backbone["name"],
         "backbone_sha256": backbone["digest"],

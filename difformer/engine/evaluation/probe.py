@@ -20,6 +20,7 @@ from difformer.engine.evaluation.results import (
     describe_split,
     readable,
     scalars,
+    table_digests,
     write_tables,
 )
 from difformer.engine.extraction.plan import collate_readable
@@ -27,7 +28,9 @@ from difformer.engine.loop.run_folder import environment
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.evaluation import ProbeRecipe
-from difformer.engine.recipes.reading import dump, plain
+from difformer.engine.recipes.provenance import carried
+from difformer.engine.recipes.reading import dump
+from difformer.files import sealed
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
 # What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates
@@ -92,7 +95,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
         "backbone": {"name": backbone.name, "sha256": backbone.digest},
         "data": [describe_split(name, s.images, s.outputs.ids, s.outputs.skipped) for name, s in splits.items()],
         "images_per_second": round(sum(len(s.outputs.ids) for s in splits.values()) / max(seconds, 1e-9), 2),
-        "recipe": plain(asdict(recipe)),
+        "recipe": carried(recipe),
         "environment": environment(accelerator.num_processes, accelerator.device),
     }
     _write(recipe, folder, results, test)
@@ -178,11 +181,13 @@ def _decision(
 
 def _write(recipe: ProbeRecipe, folder: ResultFolder, results: Mapping[str, Any], test: _Test | None) -> None:
     with folder.write() as temporary:
+        tables = {}
         if test is not None:
             split, probabilities = test.split, recipe.method != "ridge"
             write_tables(temporary, test.metrics, test.scores, split.outputs, split.images, probabilities=probabilities)
+            tables = table_digests(temporary)
         (temporary / RECIPE).write_text(dump(recipe), encoding="utf-8")
-        write_json(temporary / RESULTS, results)
+        write_json(temporary / RESULTS, sealed({**results, "tables": tables}))
 
 
 def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:

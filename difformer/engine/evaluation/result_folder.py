@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from difformer.files import expand_user
+from difformer.files import check_writable, errors_name, expand_user
 
 
 class ResultFolder:
@@ -31,6 +31,7 @@ class ResultFolder:
 
         Raises:
             FileExistsError: it is a file, holds what is no result, or holds results that are not to be replaced.
+            OSError: nothing can be written beside it.
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; choose another --output")
@@ -40,13 +41,14 @@ class ResultFolder:
             raise FileExistsError(f"{self.path} holds {strangers[0]}, which is no result; choose another --output")
         if there and not overwrite:
             raise FileExistsError(f"{self.path} holds results already; choose another --output, or --overwrite")
+        check_writable(self.path.resolve().parent)
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:
         """Gives a temporary folder beside it, which takes its place at the end; after an error, nothing has changed.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written, such as on a full disk; the error names the folder.
         """
         parent = self.path.resolve().parent
         parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +57,12 @@ class ResultFolder:
         )
         temporary.mkdir()
         try:
-            yield temporary
-            _sync(temporary)
-            if self.path.is_dir() and any(self.path.iterdir()):
-                os.replace(self.path, before)
-            os.replace(temporary, self.path)
+            with errors_name(self.path, temporary):
+                yield temporary
+                _sync(temporary)
+                if self.path.is_dir() and any(self.path.iterdir()):
+                    os.replace(self.path, before)
+                os.replace(temporary, self.path)
         except BaseException:
             if before.exists() and not self.path.exists():
                 os.replace(before, self.path)

@@ -12,6 +12,7 @@ from difformer.data import ImageDataset
 from difformer.data.source import same_letters
 from difformer.engine.evaluation.outputs import Outputs
 from difformer.engine.evaluation.result_folder import write_table
+from difformer.files import read_json, sha256
 from difformer.report.confusion import draw_confusion
 
 TABLES = ("per_class.csv", "confusion.csv", "confusion.png", "predictions.csv")
@@ -87,6 +88,32 @@ def describe_split(
     """
     left_out = {*skipped, *images.skipped.tolist(), *np.setdiff1d(images.ids, ids).tolist()}
     return {"split": split, "images": len(ids), "digest": images.digest, "skipped": sorted(left_out)}
+
+
+def table_digests(folder: Path) -> dict[str, str]:
+    """The digest of each table that is read back, for the file of numbers that lies beside them."""
+    return {name: sha256(folder / name) for name in TABLES if name.endswith(".csv")}
+
+
+def read_measurements(folder: Path, name: str, remedy: str) -> dict[str, Any]:
+    """Reads the file of numbers of an evaluation, and makes sure of the tables beside it, where it says how they were.
+
+    Args:
+        folder: of the evaluation.
+        name: of the file.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        OSError: a file is missing, or cannot be read.
+        ValueError: one is damaged; the message names it.
+    """
+    report = read_json(folder / name, remedy)
+    if not isinstance(report, dict):
+        raise ValueError(f"{folder / name} is damaged: it holds no results; {remedy}")
+    for table, digest in report.get("tables", {}).items():
+        if sha256(folder / table) != digest:
+            raise ValueError(f"{folder / table} is damaged: it is not what was written; {remedy}")
+    return report
 
 
 def check_same_classes(data: tuple[str, ...], classifier: tuple[str, ...], whose: str, others: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from logging import getLogger
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from difformer.engine.extraction.plan import (
     time_image,
 )
 from difformer.engine.loop.batches import create_loader
-from difformer.engine.processes import Processes, leave_at_exit, on_all, on_main
+from difformer.engine.processes import Processes, check_launcher, leave_at_exit, on_all, on_main, only_cpu
 from difformer.engine.recipes.training import Recipe
 from difformer.features import CachedFeatures, FeatureCacheError
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
@@ -56,9 +57,9 @@ class _Job:
         """This process's part of (view, shard) that all processes agree on."""
         return places[self.processes.process_index :: self.processes.num_processes]
 
-    def bar(self, places: Sequence[tuple[int, int]], what: str, delay: float = 0) -> Any:
+    def bar(self, places: Sequence[tuple[int, int]], manifest: CacheManifest, what: str, delay: float = 0) -> Any:
         """A progress bar for the images of some (view, shard), shown by the main process for its own share."""
-        total = sum(len(self.plan.manifest.rows(shard)) for _, shard in places)
+        total = sum(len(manifest.rows(shard)) for _, shard in places)
         shown = self.processes.is_main_process
         tqdm = require("tqdm", "the progress bar").tqdm
         return tqdm(total=total, unit="image", desc=f"{what} {self.split}", delay=delay, disable=not shown)
@@ -76,19 +77,21 @@ def open_or_extract(
 ) -> CachedFeatures:
     """The cached features of a split, which are extracted first where they are not there.
 
-    Features that are there are opened without reading them all; `CachedFeatures.verify` and `extract_features` do. The
-    cache of another recipe serves as well, where it holds the same features of the same images, and others besides.
+    Either way all of it is read once, and compared with the digests it was written with. The cache of another recipe
+    serves as well, where it holds the same features of the same images, and others besides.
 
     Args, Returns and Raises: as `extract_features`.
     """
     job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
-    if not on_main(job.processes, job.plan.missing):
-        return CachedFeatures(job.plan.folder, views=job.plan.views)
-    other = on_main(job.processes, partial(job.plan.covering, job.dataset))
-    if other is not None:
-        return CachedFeatures(other, views=job.plan.views, keys=tuple(job.plan.manifest.shapes))
-    on_main(job.processes, partial(_announce, [job]))
-    return _extract(job)
+    folder = job.plan.folder
+    if on_main(job.processes, job.plan.missing):
+        other = on_main(job.processes, partial(job.plan.covering, job.dataset))
+        if other is None:
+            on_main(job.processes, partial(_announce, [job]))
+            return _extract(job)
+        folder = other
+    on_all(job.processes, partial(_verify_shards, job, folder))
+    return CachedFeatures(folder, views=job.plan.views, keys=tuple(job.plan.manifest.shapes))
 
 
 def extract_features(
@@ -158,7 +161,7 @@ def extract(
     """
     if recipe.extractor.feedback_taps:
         raise ValueError(DIFFEED)
-    processes = accelerator or _accelerate_processes()
+    processes = accelerator or _accelerate_processes(recipe)
     evaluated = [name for name in (recipe.evaluation.validation, recipe.evaluation.test) if name]
     names = dict.fromkeys(splits or ["train", *evaluated])
     datasets: dict[str, ImageDataset] = {}
@@ -194,15 +197,14 @@ def _plan_job(
     batch_size: int,
 ) -> _Job:
     plan = plan_cache(recipe, classifier, dataset, split, augment=augment)
-    processes = accelerator or _accelerate_processes()
+    processes = accelerator or _accelerate_processes(recipe)
     return _Job(split, plan, classifier, dataset, processes, recipe.training.workers, batch_size)
 
 
-def _accelerate_processes() -> Processes:
+def _accelerate_processes(recipe: Recipe) -> Processes:
+    check_launcher(recipe.training.precision)
     leave_at_exit()
-    # Accelerate sees several processes without a GPU only when it is told that there is none.
-    cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    state: Processes = require("accelerate", "extraction").PartialState(cpu=cpu)
+    state: Processes = require("accelerate", "extraction").PartialState(cpu=only_cpu())
     return state
 
 
@@ -225,7 +227,7 @@ def _extract(job: _Job) -> CachedFeatures:
     with _says_how_to_go_on(job):
         if missing:
             on_all(job.processes, partial(_write_shards, job, job.share(missing)))
-        on_all(job.processes, partial(_verify_shards, job, job.share(job.plan.shards())))
+        on_all(job.processes, partial(_verify_shards, job, job.plan.folder))
         return on_all(job.processes, partial(_open_checked, job))
 
 
@@ -242,7 +244,7 @@ def _write_shards(job: _Job, share: Sequence[tuple[int, int]]) -> None:
     extractor = job.classifier.extractor
     seed = extractor.seed
     try:
-        with job.bar(share, "extracting") as bar:
+        with job.bar(share, job.plan.manifest, "extracting") as bar:
             for view, places in groupby(sorted(share), key=lambda place: place[0]):
                 job.dataset.set_epoch(view)
                 extractor.seed = job.plan.noise_seed(view)
@@ -292,12 +294,15 @@ class _Rows:
         return {key: maps[: self.count] for key, maps in self.features.items()}, labels.clone(), ids.clone()
 
 
-def _verify_shards(job: _Job, share: Sequence[tuple[int, int]]) -> None:
-    with job.bar(share, "verifying", delay=2) as bar:
+def _verify_shards(job: _Job, folder: Path) -> None:
+    """Reads this process's share of the views that a job wants, from its own folder or one that covers it."""
+    manifest = CacheManifest.read(folder)
+    places = [(view, shard) for view in range(job.plan.views) for shard in range(manifest.num_shards)]
+    share = job.share(places)
+    with job.bar(share, manifest, "verifying", delay=2) as bar:
         for view, number in share:
-            shard = Shard(job.plan.folder, job.plan.manifest, view, number)
-            shard.verify()
-            bar.update(len(job.plan.manifest.rows(number)))
+            Shard(folder, manifest, view, number).verify()
+            bar.update(len(manifest.rows(number)))
 
 
 def _open_checked(job: _Job) -> CachedFeatures:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from difformer.engine.recipes.training import LoopConfig
 
 Indices = NDArray[np.int64]
 
@@ -110,6 +113,32 @@ class EpochBatches(Sampler[list[int]]):
         for number in range(self._first, self.steps):
             for part in self.step(number):
                 yield list(part.indices)
+
+
+def check_batch_statistics(module: nn.Module, images: int, loop: LoopConfig, num_processes: int) -> None:
+    """Refuses parts of one image for layers that normalise over images, which would fail in the last step.
+
+    Args:
+        module: what learns.
+        images: of the training split.
+        loop: says in which parts they go through.
+        num_processes: that share them.
+
+    Raises:
+        ValueError: batch statistics would be taken of a single image.
+    """
+    last = images % loop.batch_size or loop.batch_size
+    parts = (
+        divide(range(size), process, num_processes, loop.accumulation)
+        for size in {min(images, loop.batch_size), last}
+        for process in range(num_processes)
+    )
+    alone = any(len(part.indices) == 1 for share in parts for part in share)
+    if alone and any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
+        raise ValueError(
+            f"the {images} images leave a process one at a time, of which batch norm has no statistics; "
+            f"choose another training.batch_size or training.accumulation"
+        )
 
 
 def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: int, *, pin: bool) -> DataLoader[Any]:

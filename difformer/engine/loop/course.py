@@ -1,20 +1,21 @@
 """The course of a run, whatever it trains: its folder, going on, records of epochs, results."""
 
-import json
+import os
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 from difformer._optional import require
 from difformer.data import ImageDataset
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.loop.epochs import run_epochs
-from difformer.engine.loop.run_folder import RunFolder, environment, flat, saved_state
-from difformer.engine.loop.state import Progress, TrainingState
+from difformer.engine.loop.run_folder import RunFolder, SavedState, environment, flat, saved_state
+from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
-from difformer.engine.recipes.reading import dump, plain
+from difformer.engine.recipes.provenance import carried
+from difformer.engine.recipes.reading import dump
 from difformer.report.curves import draw_curves
 
 
@@ -23,7 +24,9 @@ class TrainingRun(Protocol):
 
     @property
     def trainer(self) -> Trainer:
-        """What trains."""
+        """What trains; made when it is first asked for, which may take long and is not done for a run that cannot go
+        on.
+        """
         ...
 
     @property
@@ -36,16 +39,31 @@ class TrainingRun(Protocol):
         """Digests, by name, of what a run must go on with."""
         ...
 
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The weight files that results belong to."""
+        ...
+
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
+        ...
+
+    def resume(self) -> None:
+        """Called before the first step where the trainer has taken a saved state.
+
+        Raises:
+            CheckpointError: something else of the run is damaged, so that it could not be finished.
+        """
         ...
 
     def end_epoch(self, record: dict[str, Any]) -> bool:
         """Adds measurements to the record of the epoch, keeps what is to be kept; whether to stop early."""
         ...
 
-    def finish(self) -> dict[str, Any]:
-        """Does what remains after the last epoch; gives results to add to those of every run."""
+    def finish(self, last: dict[str, Any]) -> dict[str, Any]:
+        """Writes `outputs` and does what remains after the last epoch, whose record is given; gives results to add to
+        those of every run.
+        """
         ...
 
 
@@ -75,46 +93,47 @@ def carry_out(
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)
     folder.check()
-    state = None if overwrite else saved_state(folder, recipe, may_change)
-    _check_same_disk(folder, accelerator, None if state is None else vars(state.progress))
-    if state is not None and state.progress.finished and folder.results.exists():
+    saved = None if overwrite else saved_state(folder, recipe, may_change)
+    _check_same_disk(folder, accelerator, None if saved is None else vars(saved.state.progress))
+    results = folder.finished() if saved is not None and saved.state.progress.finished else None
+    if results is not None:
         accelerator.print(
             f"this run is finished; its results are in {folder.path}. For another, choose another --output"
         )
-        results: dict[str, Any] = json.loads(folder.results.read_text(encoding="utf-8"))
         return results
     # What the main process writes from here on must not be found by the others above.
     accelerator.wait_for_everyone()
     try:
         on_main(accelerator, folder.claim)
-        return _Course(recipe, folder, accelerator, build(recipe, accelerator), state).follow(overwrite=overwrite)
+        return _Course(recipe, folder, accelerator, build(recipe, accelerator), saved).follow(overwrite=overwrite)
     finally:
-        folder.release()
         if more_to_come:
             for tracker in accelerator.trackers:
                 tracker.finish()
         else:
             accelerator.end_training()
+        folder.release()
 
 
 class _Course:
     """A run in its folder, from its state or the beginning to the results."""
 
     def __init__(
-        self, recipe: Any, folder: RunFolder, accelerator: Any, run: TrainingRun, state: TrainingState | None
+        self, recipe: Any, folder: RunFolder, accelerator: Any, run: TrainingRun, saved: SavedState | None
     ) -> None:
         self.recipe = recipe
         self.folder = folder
         self.accelerator = accelerator
         self.run = run
         self.history: list[dict[str, Any]] = []
-        if state is not None:
-            self._restore(state)
+        self.resumed_from = None if saved is None else saved.file
+        if saved is not None:
+            self._restore(saved)
 
     def follow(self, *, overwrite: bool) -> dict[str, Any]:
         """Trains to the end; returns the results."""
         on_main(self.accelerator, partial(self._prepare, overwrite=overwrite))
-        self.accelerator.init_trackers("difformer", config=flat(plain(asdict(self.recipe))))
+        self.accelerator.init_trackers("difformer", config=flat(carried(self.recipe)))
         run_epochs(
             self.run.trainer,
             self.accelerator,
@@ -131,11 +150,11 @@ class _Course:
         }
         if progress.best_epoch is not None:
             results["best"] = next(record for record in self.history if record["epoch"] == progress.best_epoch)
-        results |= self.run.finish()
-        on_main(self.accelerator, partial(self._write, results))
-        return results
+        results |= self.run.finish(self.history[-1])
+        return on_main(self.accelerator, partial(self._write, results))
 
-    def _restore(self, state: TrainingState) -> None:
+    def _restore(self, saved: SavedState) -> None:
+        state = saved.state
         for name, digest in self.run.sources.items():
             begun = state.sources.get(name)
             # Earlier versions had another digest of images.
@@ -145,7 +164,8 @@ class _Course:
                     f"the {name} are not those that the run in {self.folder.path} was begun with; bring them back, or "
                     f"choose another --output"
                 )
-        self.run.trainer.restore(state, str(self.folder.state))
+        self.run.trainer.restore(state, str(saved.file))
+        self.run.resume()
         self.history = state.history
         progress = state.progress
         if not progress.finished:
@@ -154,6 +174,9 @@ class _Course:
     def _prepare(self, *, overwrite: bool) -> None:
         if overwrite:
             self.folder.clear()
+        if self.resumed_from == self.folder.previous:
+            # In the place of a damaged one, which the next save would keep in its stead.
+            os.replace(self.folder.previous, self.folder.state)
         self.folder.write_text(self.folder.recipe.name, dump(self.recipe))
         self.folder.write_json("environment.json", environment(self.accelerator.num_processes, self.accelerator.device))
         self.folder.write_splits(self.run.images)
@@ -161,8 +184,8 @@ class _Course:
         self.folder.write_history(self.history)
 
     def _save(self) -> None:
-        state = self.run.trainer.state(plain(asdict(self.recipe)), self.run.sources, self.history)
-        state.save(self.folder.state)
+        state = self.run.trainer.state(carried(self.recipe), self.run.sources, self.history)
+        state.save(self.folder.state, self.folder.previous)
 
     def _end_epoch(self, seconds: float, images: int) -> None:
         progress = self.run.trainer.progress
@@ -185,10 +208,10 @@ class _Course:
         else:
             progress.next_epoch()
 
-    def _write(self, results: dict[str, Any]) -> None:
+    def _write(self, results: dict[str, Any]) -> dict[str, Any]:
         draw_curves(self.history, self.folder.curves)
         # Last, since they say that the run is finished.
-        self.folder.write_json(self.folder.results.name, results)
+        return self.folder.write_results(results, (*self.run.outputs, self.folder.metrics))
 
 
 def _check_same_disk(folder: RunFolder, accelerator: Any, progress: dict[str, Any] | None) -> None:

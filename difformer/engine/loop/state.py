@@ -1,5 +1,7 @@
-"""The training state: one file that is replaced when the next is whole."""
+"""The training state: one file that is replaced when the next is whole, and beside it the one before."""
 
+import hashlib
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,11 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from difformer.checkpoints import CheckpointError
-from difformer.checkpoints.weights import check_fits
-from difformer.files import write_atomically
+from difformer.checkpoints.weights import check_fits, read_pickle
+from difformer.files import sha256, write_atomically
 
 FORMAT = "difformer.training"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Had no digest of the file.
+_UNSEALED_VERSION = 1
+# The comment that ends the archive, after the length of it: the digest of all before.
+_SEAL = b"difformer sha256 "
+_SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size * 2
 
 
 def snapshot(parts: nn.Module) -> dict[str, Tensor]:
@@ -108,38 +115,69 @@ class TrainingState:
     averaged: dict[str, Tensor] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, previous: Path | None = None) -> None:
         """Writes it; what was there stays until the new file is whole.
+
+        Args:
+            path: the file.
+            previous: where the state that was there goes.
 
         Raises:
             OSError: it cannot be written, such as on a full disk; what was there is untouched.
         """
         content = vars(self) | {"progress": vars(self.progress), "format": FORMAT, "format_version": FORMAT_VERSION}
-        with write_atomically(path, overwrite=True) as temporary:
+        with write_atomically(path, overwrite=True, keep=previous) as temporary:
             try:
                 torch.save(content, temporary)
             # torch reports a failed write as a RuntimeError of its own archive.
             except RuntimeError as error:
                 raise OSError(f"the training state {path} could not be written: {error}") from error
+            _seal(temporary)
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState":
-        """Reads what `save` wrote, onto the CPU.
+        """Reads what `save` wrote, onto the CPU. A damaged file is not unpacked, but for those of earlier versions,
+        whose entries have checksums only.
 
         Raises:
             FileNotFoundError: it is not there.
             CheckpointError: it is damaged, or no training state of this version.
         """
-        # torch raises errors of many kinds for damaged files.
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read as a training state: {error}") from error
+        if not zipfile.is_zipfile(path):
+            raise CheckpointError(f"{path} cannot be read as a training state: it is damaged or cut off")
+        whole = _is_sealed(path)
+        content = read_pickle(path, verify=not whole)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise CheckpointError(f"{path} is not a training state")
-        if content.pop("format_version", None) != FORMAT_VERSION:
+        version = content.pop("format_version", None)
+        if version not in (_UNSEALED_VERSION, FORMAT_VERSION):
             raise CheckpointError(f"{path} was written by another version of difformer; train in another folder")
-        content["progress"] = Progress(**content["progress"])
-        return cls(**content)
+        if version != _UNSEALED_VERSION and not whole:
+            raise CheckpointError(f"{path} is damaged: the digest at its end is missing")
+        try:
+            return cls(**content | {"progress": Progress(**content["progress"])})
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {error!r}") from error
+
+
+def _seal(archive: Path) -> None:
+    """Ends a zip archive that has no comment with one that holds the digest of everything before."""
+    with archive.open("rb+") as file:
+        file.seek(-2, 2)
+        file.write(_SEAL_BYTES.to_bytes(2, "little"))
+    digest = sha256(archive)
+    with archive.open("ab") as file:
+        file.write(_SEAL + digest.encode())
+
+
+def _is_sealed(path: Path) -> bool:
+    """Whether a file ends with the digest of what is before; raises CheckpointError where that is another."""
+    body = path.stat().st_size - _SEAL_BYTES
+    with path.open("rb") as file:
+        file.seek(max(0, body))
+        end = file.read()
+    if not end.startswith(_SEAL):
+        return False
+    if sha256(path, size=body).encode() != end.removeprefix(_SEAL):
+        raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
+    return True

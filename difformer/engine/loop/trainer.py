@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.data.images import stable_id
-from difformer.engine.loop.batches import EpochBatches, Part, create_loader, epoch_order
+from difformer.engine.loop.batches import EpochBatches, Part, check_batch_statistics, create_loader, epoch_order
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.state import Progress, TrainingState, restore, snapshot
 from difformer.engine.loop.stopping import StopRequest
@@ -222,7 +222,7 @@ class Trainer:
         """
         progress = self.progress
         if until is None:
-            self._check_parts()
+            check_batch_statistics(self.task.module, len(self.dataset), self.loop, self.accelerator.num_processes)
         self.dataset.set_epoch(progress.epoch)
         self.task.begin_epoch(progress.epoch)
         self.batches.set(self._order(progress.epoch), progress.step)
@@ -321,17 +321,6 @@ class Trainer:
             f"the loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, with {where}; the "
             f"weights were not changed. {_CALMER}; the last saved state is whole"
         )
-
-    def _check_parts(self) -> None:
-        """Refuses parts of one image for layers that normalise over images, which would fail in the last step."""
-        steps = {0, self.steps - 1}
-        if min(len(part.indices) for step in steps for part in self.batches.step(step)) > 1:
-            return
-        if any(isinstance(layer, nn.BatchNorm1d) for layer in self.task.module.modules()):
-            raise ValueError(
-                f"the {len(self.dataset)} images leave a process one at a time, of which batch norm has no statistics; "
-                f"choose another training.batch_size or training.accumulation"
-            )
 
 
 class _seeded:

@@ -1,7 +1,6 @@
 """The methods of a quickstart, one after another, and what each reached."""
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,13 +13,16 @@ from difformer.data.dataset import TEST
 from difformer.engine.build import build_dataset
 from difformer.engine.classification.train import train
 from difformer.engine.evaluation.probe import run_probe
+from difformer.engine.evaluation.results import read_measurements
 from difformer.engine.extraction.extract import extract
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.quickstart.pixels import classify_pixels
 from difformer.engine.quickstart.plan import KNN, SVM, Plan, PlannedRun
+from difformer.files import read_json, sealed
 
 SECONDS, FEATURES = "seconds.json", "features"
+_REMEDY = "remove it, and the same command makes it anew"
 # By what they are called in results; `Scores` says the rest.
 METRICS = ("top1", "mean_per_class", "macro_f1")
 
@@ -92,8 +94,8 @@ def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
             fitted = classify_pixels(*splits)
         file.parent.mkdir(exist_ok=True)
         written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
-        folder.write_json(f"{SVM}/results.json", written)
-    found = json.loads(file.read_text(encoding="utf-8"))
+        folder.write_json(f"{SVM}/results.json", sealed(written))
+    found = read_json(file, _REMEDY)
     # Folders of earlier versions do not say how many.
     images = f", of {found['train_images']:,} training images" if "train_images" in found else ""
     return _single(SVM, found["test"], folder, f"C = {found['C']:g}{images}")
@@ -104,7 +106,7 @@ def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
     if not file.exists():
         with _timed(folder, KNN):
             run_probe(plan.knn)
-    found = json.loads(file.read_text(encoding="utf-8"))
+    found = read_measurements(file.parent, file.name, _REMEDY)
     with (folder.path / KNN / "confusion.csv").open(newline="", encoding="utf-8") as table:
         confusion = [[int(cell) for cell in row[1:]] for row in list(csv.reader(table))[1:]]
     return _single(KNN, found["test"] | {"confusion": confusion}, folder, f"k = {found['chosen']['k']:g}")
@@ -113,7 +115,7 @@ def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
 def _extract(plan: Plan, folder: RunFolder) -> None:
     """Writes the features of the head that reads most; the others find theirs among them, if they are there."""
     cached = [run for run in plan.runs if run.recipe.features == "cached"]
-    if all(RunFolder(run.recipe.output).results.exists() for run in cached):
+    if all(RunFolder(run.recipe.output).finished() for run in cached):
         return
     richest = max(cached, key=lambda run: len(run.recipe.extractor.taps) * len(run.recipe.extractor.timesteps))
     with _timed(folder, FEATURES):
@@ -127,9 +129,8 @@ def _single(method: str, test: Mapping[str, Any], folder: RunFolder, note: str) 
 
 def _train(run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
     """The run's results, which are read where it is finished."""
-    own = RunFolder(run.recipe.output)
-    if own.results.exists():
-        results: dict[str, Any] = json.loads(own.results.read_text(encoding="utf-8"))
+    results = RunFolder(run.recipe.output).finished()
+    if results is not None:
         return results
     with _timed(folder, run.name):
         return train(run.recipe, more_to_come=True)
@@ -162,11 +163,11 @@ def _timed(folder: RunFolder, name: str) -> Iterator[None]:
     finally:
         seconds = seconds_of(folder)
         seconds[name] = round(seconds.get(name, 0.0) + clock.seconds, 2)
-        folder.write_json(SECONDS, seconds)
+        folder.write_json(SECONDS, sealed(seconds))
 
 
 def seconds_of(folder: RunFolder) -> dict[str, float]:
     """What each part has taken, by name."""
     file = folder.path / SECONDS
-    seconds: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    seconds: dict[str, float] = read_json(file, _REMEDY) if file.exists() else {}
     return seconds

@@ -1,6 +1,5 @@
 """The quickstart's page: numbers first, then what is behind them, and how to go on."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,8 +84,7 @@ def _results(plan: Plan, results: Sequence[MethodResult], shared: float) -> Sect
 def _learning(plan: Plan, pictures: Path) -> Section:
     runs: dict[str, list[list[dict[str, float]]]] = {}
     for run in plan.runs:
-        lines = RunFolder(run.recipe.output).metrics.read_text(encoding="utf-8").splitlines()
-        runs.setdefault(plan.titles[run.method], []).append([json.loads(line) for line in lines])
+        runs.setdefault(plan.titles[run.method], []).append(RunFolder(run.recipe.output).read_history())
     path = pictures / "learning.png"
     draw_learning(runs, path)
     caption = "Loss and accuracy on the augmented training images, by epoch; a line for each seed."

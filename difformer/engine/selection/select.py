@@ -1,7 +1,6 @@
 """The choice of block and timestep, and of several to fuse; the body of `difformer select`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -11,7 +10,8 @@ from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
 from difformer.engine.recipes.computing import training_like
-from difformer.engine.recipes.reading import dump, plain
+from difformer.engine.recipes.provenance import carried
+from difformer.engine.recipes.reading import dump
 from difformer.engine.recipes.sweep import SelectRecipe
 from difformer.engine.selection.accuracy import Accuracy
 from difformer.engine.selection.parts import Pair, Parts
@@ -60,7 +60,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
             "score": score,
             "passes": set_cost(pairs, costs),
         }
-    results["recipe"] = plain(asdict(recipe))
+    results["recipe"] = carried(recipe)
     results["sources"] = {"weights": backbone.digest} | {name: images.digest for name, images in parts.images.items()}
     if accelerator.is_main_process:
         _write(folder, recipe, results, _recommended(pairs, taps))

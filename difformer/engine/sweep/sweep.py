@@ -1,9 +1,9 @@
 """Probes of every block, timestep and pooling; the body of `difformer sweep`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from difformer.engine.sweep.fitting import fit_places
 from difformer.engine.sweep.recommending import recommended_recipes
 from difformer.engine.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
 from difformer.features import FeatureExtractor
+from difformer.files import read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 
 # What a sweep may go on with another value of.
@@ -33,6 +34,9 @@ _MAY_CHANGE = (
     "output", "timesteps", "workers", "batch_size", "test", "data.root", "data.download", "data.check_images",
     "backbone.folder", "backbone.download", "backbone.attention", "backbone.gradient_checkpointing",
 )  # fmt: skip
+
+
+_REMEDY = "remove it, and the same command makes it anew"
 
 
 def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
@@ -107,7 +111,7 @@ def _prepare(
         for file in folder.path.glob("scores-*.json"):
             file.unlink()
     elif folder.recipe.exists() and known.exists():
-        before = {"recipe": read_yaml(folder.recipe), "sources": json.loads(known.read_text(encoding="utf-8"))}
+        before = {"recipe": read_yaml(folder.recipe), "sources": read_json(known, _REMEDY)}
         for split, dataset in images.items():
             # Earlier versions had another digest of images.
             found = before["sources"].get(split)
@@ -151,14 +155,20 @@ def _timestep(
     }
     device = solver_device(accelerator.device)
     scores = on_main(accelerator, partial(_fit, recipe, backbone, splits, images, t, device))
-    on_main(accelerator, partial(folder.write_json, file.name, [asdict(score) for score in scores]))
+    record = sealed({"scores": [asdict(score) for score in scores]})
+    on_main(accelerator, partial(folder.write_json, file.name, record))
     return scores
 
 
-def _read_scores(file: Any) -> list[Score] | None:
+def _read_scores(file: Path) -> list[Score] | None:
     if not file.exists():
         return None
-    return [Score(**values) for values in json.loads(file.read_text(encoding="utf-8"))]
+    record = read_json(file, _REMEDY)
+    try:
+        # Earlier versions wrote the list alone.
+        return [Score(**values) for values in (record if isinstance(record, list) else record["scores"])]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); {_REMEDY}") from error
 
 
 def _fit(

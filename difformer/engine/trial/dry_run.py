@@ -10,6 +10,7 @@ import torch
 from difformer._optional import require
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.classification.run import Run
+from difformer.engine.loop.batches import check_batch_statistics
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.stopping import Stopped, StopRequest
 from difformer.engine.loop.trainer import Clock, Totals, Trainer
@@ -55,6 +56,9 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     # Live features, since a trial is not to write a cache.
     trial = replace(recipe, features="live", training=replace(recipe.training, batch_size=batch))
     run = Run(trial, accelerator, fake=fake_data)
+    if not fake_data:
+        # Of the recipe's batches, not of the trial's.
+        check_batch_statistics(run.task.module, len(run.images["train"]), recipe.training, accelerator.num_processes)
     found = costs(run.classifier, recipe.data.size)
     counts = {split: len(images) for split, images in run.images.items()}
     stand_ins = " (random stand-ins)" if fake_data else ""
