@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -39,31 +39,55 @@ def create_parser(configuration: type, program: str, description: str, switches:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file's mapping. Only `true` and `false` are truth values: `precision: no` means the word.
+    """A YAML file's mapping. Only `true` and `false` are truth values (`precision: no` means the word), and dates are
+    words. A key stands once, and there are no aliases (`*name`): a few lines of them could stand for gigabytes.
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is not YAML, or no mapping.
+        ValueError: it is not such YAML, or no mapping.
     """
     file = expand_user(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply") from error
+    # Of values that contradict their tag, such as `!!int x`, PyYAML raises whatever Python does.
+    except (yaml.YAMLError, ValueError, AttributeError, IndexError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
     return content
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not."""
+    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not, and knows no dates."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
-        first: [(tag, form) for tag, form in forms if first in "tTfF" or not tag.endswith(":bool")]
+        first: [
+            (tag, form)
+            for tag, form in forms
+            if not tag.endswith(":timestamp") and (first in "tTfF" or not tag.endswith(":bool"))
+        ]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            problem = f"aliases are not taken; write out what *{event.anchor} stands for"
+            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            place = next(i for i, key in enumerate(keys) if key in keys[:i])
+            problem = f"the key {keys[place]!r} stands twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.value[place][0].start_mark)
+        return mapping
 
 
 def parse(
@@ -133,13 +157,20 @@ def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) 
 
 
 def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises ValueError when a key, at any depth, is not one of the dataclass's; the message names the nearest."""
+    """Raises ValueError when a key, at any depth, is not one of the dataclass's (the message names the nearest), when a
+    section has no keys, or when there is nothing where something must be."""
     kinds = get_type_hints(configuration)
     for key, value in values.items():
         if key not in kinds:
             raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
-        if is_dataclass(kinds[key]) and isinstance(value, Mapping):
-            check_keys(kinds[key], value, f"{prefix}{key}.")
+        kind = kinds[key]
+        if value is None and kind is not Any and type(None) not in get_args(kind):
+            raise ValueError(f"{prefix}{key} must not be null; leave it out for its default")
+        if is_dataclass(kind):
+            if not isinstance(value, Mapping | kind):  # type: ignore[operator]
+                raise ValueError(f"{prefix}{key} must hold keys and values, got {value!r}")
+            if isinstance(value, Mapping):
+                check_keys(kind, value, f"{prefix}{key}.")  # type: ignore[arg-type]
 
 
 def check_key(configuration: type, key: str, prefix: str = "") -> None:
