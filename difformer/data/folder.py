@@ -98,8 +98,9 @@ def _refuse_loops(title: str, folder: Path, inside: set[str]) -> None:
 
 
 def _unknown_folder(title: str, split: str, root: Path) -> DataError:
-    error = unknown_split(title, split, subfolders(root))
-    return DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
+    names = subfolders(root)
+    error = unknown_split(title, split, names)
+    return error if "train" in names else DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
 
 
 def _compare(problem: str, title: str, names: Sequence[str] | set[str]) -> None:
