@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from difformer._optional import require
+from difformer.engine.recipes.options import option_kinds, refuse_published, with_lists
 from difformer.files import expand_user
 
 C = TypeVar("C")
@@ -119,8 +120,11 @@ def parse(
     """
     jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
     given, files = _with_values(configuration, arguments, read, read_first or read)
+    kinds = dict(option_kinds(get_type_hints(configuration)))
+    given = with_lists(given, kinds)
+    refuse_published(given, kinds)
     mappings = list(_mapping_names(configuration))
-    _check_options(given, {*option_names(configuration), *switches}, mappings)
+    _check_options(given, {*kinds, *switches}, mappings)
     # The parser would print the switches too, which are no keys of a file.
     words = [word for word in given if word != "--print_config"]
     try:
@@ -176,7 +180,8 @@ def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "")
 def check_key(configuration: type, key: str, prefix: str = "") -> None:
     """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
     mappings = _mapping_names(configuration)
-    if key not in (names := set(option_names(configuration))) and not any(key.startswith(f"{m}.") for m in mappings):
+    names = dict(option_kinds(get_type_hints(configuration)))
+    if key not in names and not any(key.startswith(f"{m}.") for m in mappings):
         raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
 
 
@@ -243,15 +248,6 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def option_names(configuration: type, prefix: str = "") -> Iterable[str]:
-    """The dotted keys of a dataclass and those inside it, groups included."""
-    kinds = get_type_hints(configuration)
-    for field in fields(configuration):
-        yield f"{prefix}{field.name}"
-        if is_dataclass(kinds[field.name]):
-            yield from option_names(kinds[field.name], f"{prefix}{field.name}.")
 
 
 def unknown_key(name: str, known: Sequence[str]) -> ValueError:
