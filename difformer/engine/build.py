@@ -14,6 +14,7 @@ from difformer.checkpoints import describe
 from difformer.classifier import DiffusionClassifier
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
 from difformer.data.images import stable_id
+from difformer.engine.recipes.fitting import fitting
 from difformer.engine.recipes.training import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -105,6 +106,8 @@ def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
     Raises:
         ValueError: as theirs.
     """
+    image_size = getattr(getattr(backbone, "config", None), "image_size", None)
+    config = fitting(config, backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=image_size)
     common: dict[str, Any] = {
         "taps": config.taps,
         "timesteps": config.timesteps,

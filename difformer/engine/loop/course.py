@@ -54,6 +54,7 @@ def carry_out(
     build: Callable[[Any, Any], TrainingRun],
     may_change: Collection[str],
     *,
+    comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     overwrite: bool = False,
     more_to_come: bool = False,
 ) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def carry_out(
         recipe: with `output`, `training` and `trackers`.
         build: makes the run's parts from recipe and accelerator.
         may_change: keys of the recipe that a run may go on with another value of.
+        comparable: brings a recipe's values into the form in which those of equal runs are equal.
         overwrite: start anew although there is a run in the folder.
         more_to_come: other runs follow in these processes, so they stay connected.
 
@@ -75,7 +77,7 @@ def carry_out(
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)
     folder.check()
-    state = None if overwrite else saved_state(folder, recipe, may_change)
+    state = None if overwrite else saved_state(folder, recipe, may_change, comparable)
     _check_same_disk(folder, accelerator, None if state is None else vars(state.progress))
     if state is not None and state.progress.finished and folder.results.exists():
         accelerator.print(
@@ -177,7 +179,7 @@ class _Course:
         self.accelerator.log(
             {name: value for name, value in record.items() if name != "epoch"}, step=progress.epoch + 1
         )
-        if stops or progress.epoch + 1 == self.recipe.training.epochs:
+        if stops or progress.epoch + 1 == self.run.trainer.loop.epochs:
             progress.finished = True
         else:
             progress.next_epoch()

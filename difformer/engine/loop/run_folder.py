@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -159,12 +159,17 @@ def environment(processes: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def saved_state(folder: RunFolder, recipe: Any, may_change: Collection[str]) -> TrainingState | None:
-    """The state to go on from, or None; raises ValueError when it is of another recipe."""
+def saved_state(
+    folder: RunFolder,
+    recipe: Any,
+    may_change: Collection[str],
+    comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> TrainingState | None:
+    """The state to go on from, or None; raises ValueError when it is of another recipe, in comparable values."""
     if not folder.state.exists():
         return None
     state = TrainingState.load(folder.state)
-    changed = changed_keys(state.recipe, plain(asdict(recipe)))
+    changed = changed_keys(comparable(state.recipe), comparable(plain(asdict(recipe))))
     other = {key: values for key, values in changed.items() if key not in may_change}
     if other:
         listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from difformer._optional import require
+from difformer.engine.recipes.fitting import fit_to_backbone
 from difformer.engine.recipes.options import option_kinds, refuse_published, with_lists
 from difformer.files import expand_user
 
@@ -133,7 +134,9 @@ def parse(
         raise ValueError(str(error)) from error
     values.pop("config", None)
     given_switches = {name: bool(values.pop(name)) for name in switches}
-    built = build(configuration, values)
+    check_keys(configuration, values)
+    options = {word[2:].partition("=")[0] for word in given if word.startswith("--")}
+    built = build(configuration, fit_to_backbone(values, options, files))
     if len(words) < len(given):
         print(dump(built), end="")
         raise SystemExit(0)
@@ -170,11 +173,13 @@ def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "")
         kind = kinds[key]
         if value is None and kind is not Any and type(None) not in get_args(kind):
             raise ValueError(f"{prefix}{key} must not be null; leave it out for its default")
-        if is_dataclass(kind):
-            if not isinstance(value, Mapping | kind):  # type: ignore[operator]
-                raise ValueError(f"{prefix}{key} must hold keys and values, got {value!r}")
-            if isinstance(value, Mapping):
-                check_keys(kind, value, f"{prefix}{key}.")  # type: ignore[arg-type]
+        if not is_dataclass(kind):
+            continue
+        assert isinstance(kind, type)
+        if isinstance(value, Mapping):
+            check_keys(kind, value, f"{prefix}{key}.")
+        elif not isinstance(value, kind):
+            raise ValueError(f"{prefix}{key} must hold keys and values, got {value!r}")
 
 
 def check_key(configuration: type, key: str, prefix: str = "") -> None:

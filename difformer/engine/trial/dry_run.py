@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,9 +52,8 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     RunFolder(recipe.output).check()
     accelerator = create_accelerator(recipe, trackers=False)
     batch = trial_batch(recipe.training.batch_size, accelerator)
-    # Live features, since a trial is not to write a cache.
-    trial = replace(recipe, features="live", training=replace(recipe.training, batch_size=batch))
-    run = Run(trial, accelerator, fake=fake_data)
+    run = Run(recipe, accelerator, fake=fake_data, at_once=batch)
+    recipe = run.recipe
     found = costs(run.classifier, recipe.data.size)
     counts = {split: len(images) for split, images in run.images.items()}
     stand_ins = " (random stand-ins)" if fake_data else ""
