@@ -13,7 +13,15 @@ from difformer.checkpoints import shipped
 from difformer.cli import main
 from difformer.engine.build import build_classifier, outline_classifier
 from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.reading import check_key, create_parser, dump, overlay, parse, read_values
+from difformer.engine.recipes.reading import (
+    check_key,
+    create_parser,
+    dump,
+    overlay,
+    parse,
+    read_values,
+    read_yaml,
+)
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.transfer.suite import Suite, TransferRecipe
 from difformer.engine.trial.costs import costs
@@ -199,6 +207,55 @@ def test_mistakes_in_a_file_are_named(tmp_path, capsys):
     (tmp_path / "recipe.yaml").write_text("data: {name: cub}\nschedule: {warm_up: 1}\n")
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 1
     assert "unknown key 'schedule.warm_up'; did you mean 'schedule.warmup_epochs'" in capsys.readouterr().err
+
+
+SECTIONS = (
+    "data", "backbone", "extractor", "head", "cache", "optimizer", "schedule", "training", "evaluation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_holds_keys_and_values(section, tmp_path, parser):
+    for value, message in (("null", f"{section} must not be null"), ("5", "got 5"), ("[1]", r"got \[1\]")):
+        (tmp_path / "recipe.yaml").write_text(f"{'' if section == 'data' else 'data: {name: cub}'}\n{section}: {value}")
+        with pytest.raises(ValueError, match=message):
+            parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ValueError, match=f"{section} must hold keys and values, got 'x'"):
+        read_values(parser, Recipe, {"data": {"name": "cub"}, section: "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output: a\ndata: {name: cub}\noutput: b", r"the key 'output' stands twice\n.*line 3"),
+        ("data: {name: cub, size: 8, name: dogs}", "the key 'name' stands twice"),
+        ("data: &d {name: cub}\nhead: *d", r"aliases are not taken; write out what \*d stands for"),
+        ("data: {name: &n cub, root: *n}", "aliases are not taken"),
+        (f"data: {'[' * 5000}", "nested too deeply"),
+        ("data: {size: !!int x}", "cannot be read as YAML"),
+        ("data: {size: !!timestamp x}", "cannot be read as YAML"),
+        ("data: !!python/object:os.system {}", "cannot be read as YAML"),
+        ("training: {epochs: null}", r"training\.epochs must not be null; leave it out"),
+        ("- 1", "must hold keys and values, got list"),
+    ],
+)
+def test_files_that_say_no_recipe_are_refused(text, message, tmp_path, parser):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")])
+
+
+def test_a_few_lines_that_stand_for_gigabytes_take_no_time(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="aliases are not taken"):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_dates_are_words(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {name: folder, root: 2026-01-31}")
+    assert read_yaml(tmp_path / "recipe.yaml") == {"data": {"name": "folder", "root": "2026-01-31"}}
 
 
 def test_an_option_deep_in_a_mapping_leaves_the_rest_of_it(tmp_path):

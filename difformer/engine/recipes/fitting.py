@@ -77,8 +77,8 @@ def fit_to_backbone(
 ) -> dict[str, Any]:
     """A configuration's values, as files and options give them, for the backbone and the data set that they name.
 
-    Where nothing says how large images are, they are as the backbone's. What a file says of the classes and splits of
-    its data set does not concern another one that is given over it.
+    Where nothing says how large images are, or what is read, it is as suits the backbone. What a file says of the
+    classes and splits of its data set does not concern another one that is given over it.
 
     Args:
         values: of the configuration.
@@ -97,8 +97,15 @@ def fit_to_backbone(
     found = _described(backbone) if isinstance(backbone, Mapping) else None
     if found is None or not isinstance(backbone, Mapping):
         return fitted
-    config = found[0]
+    config, schedule = found
     _check_taps(str(backbone["name"]), config, options, files)
+    extractor = fitted.get("extractor")
+    if isinstance(extractor, Mapping):
+        suited = fitting(
+            ExtractorConfig(), tap_specs(config), num_timesteps=schedule.num_timesteps, image_size=config.image_size
+        )
+        left_out = {key: getattr(suited, key) for key in ("taps", "timesteps") if not extractor.get(key)}
+        fitted["extractor"] = {**extractor, **left_out}
     data = fitted.get("data")
     if isinstance(data, Mapping) and "size" in data:
         if not _is_given("data.size", options, files):
