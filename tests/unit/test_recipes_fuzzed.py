@@ -48,7 +48,8 @@ recipes = st.sampled_from(CONFIGURATIONS).flatmap(lambda kind: st.tuples(st.just
 # Bits of YAML that mean something, in any order.
 tokens = st.sampled_from(
     ["data", "name", ":", " ", "\n", "  ", "- ", "{", "}", "[", "]", ",", "&a", "*a", "<<", "!!int", "!!set",
-     "!!binary", "!!timestamp", "!!omap", "!!float", "? ", "|", ">", "'", '"', "%", "@", "#", "~", "1", ".inf", "0x", "\t", "\0", "é"]
+     "!!binary", "!!timestamp", "!!omap", "!!float", "? ", "|", ">",
+     "'", '"', "%", "@", "#", "~", "1", ".inf", "0x", "\t", "\0", "é"]
 )  # fmt: skip
 texts = st.lists(tokens, max_size=30).map("".join)
 options = st.lists(
