@@ -191,7 +191,7 @@ def _head_seconds(run: Run) -> float:
         clock.lap()
         with run.accelerator.autocast():
             loss = F.cross_entropy(head(features).float(), labels)
-        loss.backward()
+        run.accelerator.backward(loss)
         run.trainer.optimizer.step()
         run.trainer.optimizer.zero_grad()
         # Waits for a GPU.
