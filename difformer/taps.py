@@ -123,6 +123,28 @@ def mirror(tap: str | int, names: Iterable[str] | None = None) -> str:
     return known[-1 - known.index(resolve_tap(tap, known))]
 
 
+def corresponding_tap(tap: str | int, there: Iterable[str], here: Iterable[str]) -> str:
+    """The tap of one network that lies as deep as a tap of another: in encoder, middle or decoder, in proportion.
+
+    Block 24 of ADM-256, `out04` of 18, is `out01` in a decoder of 6, and `out02` in one of 8.
+
+    Args:
+        tap: a tap name or 1-based block number of the other network.
+        there: the other network's tap names in network order.
+        here: this one's.
+
+    Raises:
+        ValueError: no such tap there.
+    """
+    known, own = list(there), list(here)
+    half, ours = len(known) // 2, len(own) // 2
+    place = known.index(resolve_tap(tap, known))
+    if place == half:
+        return own[ours]
+    depth = round((place % (half + 1)) * (ours - 1) / max(1, half - 1))
+    return own[depth + (ours + 1 if place > half else 0)]
+
+
 def _block_number(tap: str | int) -> int | None:
     if isinstance(tap, str):
         # Longer ones are no block's, and Python refuses to convert the longest.

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile, zip_longest
-from typing import get_origin
+from typing import get_origin, get_type_hints
 
 from difformer._optional import require
 from difformer.allocator import keep_freed_memory
@@ -18,6 +18,7 @@ from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
 from difformer.cli.sampling import sample
 from difformer.cli.weights import convert, info, predict
 from difformer.engine.loop.stopping import Stopped
+from difformer.engine.recipes.options import option_kinds, refuse_published, with_lists
 
 VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "quickstart": quickstart,
@@ -68,7 +69,9 @@ def _run(name: str, arguments: list[str]) -> int:
     if isinstance(verb, RecipeVerb):
         return verb.run(f"difformer {name}", arguments) or 0
     jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-    given = _gather_list(verb, _expand_flags(verb, arguments))
+    kinds = dict(option_kinds(get_type_hints(verb)))
+    refuse_published(arguments, kinds)
+    given = _gather_list(verb, _expand_flags(verb, with_lists(arguments, kinds)))
     return jsonargparse.auto_cli(verb, args=given, prog=f"difformer {name}") or 0
 
 

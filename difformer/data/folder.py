@@ -131,8 +131,9 @@ def _refuse_strangers(title: str, there: Sequence[str], classes: Sequence[str]) 
 
 
 def _unknown_folder(title: str, split: str, root: Path) -> DataError:
-    error = unknown_split(title, split, subfolders(root))
-    return DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
+    names = subfolders(root)
+    error = unknown_split(title, split, names)
+    return error if "train" in names else DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,7 +1,8 @@
 """From a recipe to the things it names: backbone, extractor, head, classifier, data sets."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 import torch
 
 from difformer.backbones import Backbone, UNetBackbone, create_backbone
-from difformer.checkpoints import describe
+from difformer.checkpoints import CheckpointError, describe
 from difformer.classifier import DiffusionClassifier
+from difformer.config import UNetConfig
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
 from difformer.data.images import stable_id
+from difformer.diffusion import NoiseSchedule
+from difformer.engine.recipes.fitting import fitting
 from difformer.engine.recipes.training import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
@@ -59,13 +63,14 @@ def build_backbone(
         "gradient_checkpointing": config.gradient_checkpointing is True,
     }
     if random_weights:
-        architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
+        architecture, schedule = _describe(config)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
             unet = UNet(architecture)
         backbone = create_backbone(unet, schedule=schedule, **how)
     else:
-        backbone = create_backbone(config.name, folder=config.folder, download=config.download, **how)
+        with _says_how_to_convert(config):
+            backbone = create_backbone(config.name, folder=config.folder, download=config.download, **how)
     if config.compile:
         backbone.compile()
     return backbone
@@ -77,9 +82,30 @@ def outline_backbone(config: BackboneConfig) -> UNetBackbone:
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
     """
-    architecture, schedule = describe(config.name, folder=Path(config.folder) if config.folder else None)
+    architecture, schedule = _describe(config)
     with torch.device("meta"):
         return UNetBackbone(UNet(architecture, attention=config.attention), schedule)  # type: ignore[arg-type]
+
+
+def _describe(config: BackboneConfig) -> tuple[UNetConfig, NoiseSchedule]:
+    with _says_how_to_convert(config):
+        return describe(config.name, folder=Path(config.folder) if config.folder else None)
+
+
+@contextmanager
+def _says_how_to_convert(config: BackboneConfig) -> Iterator[None]:
+    """Recipes cannot say what the weights of a foreign file do not show; the verb that can is named in errors."""
+    try:
+        yield
+    except CheckpointError as error:
+        path = Path(config.name)
+        if path.suffix == ".safetensors" or not path.suffix:
+            raise
+        target = path.with_suffix(".safetensors")
+        raise CheckpointError(
+            f"{error}\nA recipe takes weights that say all of it themselves: write them once with `difformer convert "
+            f"{path} {target}` and the options above, then give --backbone.name {target}"
+        ) from error
 
 
 def outline_classifier(
@@ -105,6 +131,8 @@ def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
     Raises:
         ValueError: as theirs.
     """
+    image_size = getattr(getattr(backbone, "config", None), "image_size", None)
+    config = fitting(config, backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=image_size)
     common: dict[str, Any] = {
         "taps": config.taps,
         "timesteps": config.timesteps,

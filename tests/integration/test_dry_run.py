@@ -14,9 +14,12 @@ from training import make_recipe, merged, write_workplace
 from difformer import UNet, UNetConfig, create_backbone
 from difformer.cli import main
 from difformer.data import DataConfig
+from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_dataset
+from difformer.engine.classification.run import Run
 from difformer.engine.classification.train import train
 from difformer.engine.recipes.reading import dump
+from difformer.engine.trial import dry_run
 from difformer.engine.trial.dry_run import try_out
 from difformer.engine.trial.fake import KNOWN, FakeImages
 
@@ -108,6 +111,40 @@ def test_a_dry_run_of_cached_features_says_their_size_and_makes_none(workplace, 
     # in03 is 16×16 and mid 8×8, pooled to 2×2; two timesteps; 3 views of 24 images and one of 21.
     widths = sum(spec.channels for name, spec in small_unet().taps.items() if name in ("in03", "mid"))
     assert f"{widths * 4 * 2 * 2 * (3 * 24 + 21) / 1000:.3g} kB in features" in capsys.readouterr().out
+
+
+def test_what_cannot_fit_is_refused_before_the_first_step(workplace, empty, monkeypatch, capsys):
+    monkeypatch.setattr(dry_run, "two_steps", lambda *_: pytest.fail("a step was taken"))
+    monkeypatch.setattr(dry_run, "free_memory", lambda _: 1_000_000)
+    with pytest.raises(
+        ValueError, match=r"2 images of 64 pixels at once need about .*B of memory, and 1 MB are free.* 32"
+    ):
+        try_out(make_recipe(workplace[1], data={"size": 64}))
+    assert "with 2 images at once; 1 MB are free" in lines_of(capsys.readouterr().out)["a step"]
+
+
+def test_cached_features_are_extracted_once(workplace, empty, monkeypatch, capsys):
+    """Of a run that reads images ten thousand times slower than its head learns from features."""
+    monkeypatch.setattr(dry_run, "time_image", lambda *_: 100.0)
+    monkeypatch.setattr(dry_run, "_head_seconds", lambda _: 0.5)
+    try_out(make_recipe(workplace[1], features="cached", cache={"folder": "features", "views": 3}))
+    # 3 views of 24 images and one of 6 and of 15; 3 epochs of 24.
+    expected = "02:35:00 for the features of 93 images, once; then 00:12 an epoch; 02:35:36 in all for 3 epochs"
+    assert expected.replace("02:", "2:") in lines_of(capsys.readouterr().out)["time"]
+
+
+def test_a_head_alone_is_timed(workplace, empty):
+    recipe = make_recipe(workplace[1], features="cached")
+    run = Run(recipe, create_accelerator(recipe, trackers=False), at_once=2)
+    assert run.inputs is run.images
+    assert 0 < dry_run._head_seconds(run) < 1
+
+
+def test_memory_is_that_of_a_process(workplace, empty, capsys):
+    """64 images are more than there are, and go through in three parts."""
+    try_out(make_recipe(workplace[1], training={"batch_size": 64, "accumulation": 3}))
+    shown = lines_of(capsys.readouterr().out)
+    assert re.search(r"with 1 images at once; about .* with 8 of a batch of 64$", shown["activations"])
 
 
 def test_feedback_is_tried_out(workplace, empty, capsys):
@@ -215,8 +252,10 @@ def test_the_small_backbone_is_a_file(workplace):
     folder, _ = workplace
     options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
     assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
-    for name in ("cifar10", "elpv", "elpv_diffeed"):
-        assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options]) == 0
+    for name in ("cifar10", "elpv", "elpv_diffeed", "folder"):
+        taps = [] if name == "folder" else ["--extractor.taps", "out04"]
+        taps += ["--extractor.feedback_taps", "out02", "out05"] if name == "elpv_diffeed" else []
+        assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options, *taps]) == 0
 
 
 def test_extraction_is_estimated_and_writes_nothing(workplace, tmp_path, empty, capsys):

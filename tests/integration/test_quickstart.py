@@ -21,7 +21,7 @@ from difformer.data import collate, create_dataset
 from difformer.engine.build import build_classifier, build_extractor
 from difformer.engine.quickstart import methods
 from difformer.engine.quickstart import plan as plans
-from difformer.engine.quickstart.plan import QuickstartConfig, create_plan, lengthened
+from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
 from difformer.engine.quickstart.quickstart import quickstart
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import build, plain, read_yaml
@@ -245,14 +245,13 @@ def test_few_images_are_seen_more_often(tmp_path):
     plan = create_plan(QuickstartConfig(recipe=str(path)))
     epochs = {run.method: run.recipe.training.epochs for run in plan.runs}
     # 180 images are three steps of 64, the last of them with 52.
-    few = lengthened(plan, 180)
-    longer = {run.method: run.recipe.training.epochs for run in few.runs}
+    few = {run.method: run.recipe.lengthened(180) for run in plan.runs}
+    longer = {method: recipe.training.epochs for method, recipe in few.items()}
     assert longer == epochs | {"linear": 100, "attention": 334, "difformer": 200, "diffeed": 17}
-    assert {method: recipe.training.epochs for method, recipe in few.heads.items()} == longer
     # Two epochs of 24 warm up.
-    assert few.heads["linear"].schedule.warmup_epochs == pytest.approx(100 / 12)
-    assert few.heads["linear"].schedule.step_epochs == pytest.approx(7 * 100 / 24)
-    assert lengthened(plan, 50_000).runs == plan.runs
+    assert few["linear"].schedule.warmup_epochs == pytest.approx(100 / 12)
+    assert few["linear"].schedule.step_epochs == pytest.approx(7 * 100 / 24)
+    assert all(run.recipe.lengthened(50_000) == run.recipe for run in plan.runs)
 
 
 def test_a_title_may_have_braces(tmp_path):

@@ -252,3 +252,11 @@ def test_condensing_fewer_images_than_components_adds_nothing():
     assert condensed["holdout"].abs().max() < 100
     centred = (train - train.mean(0)) / train.std(0, unbiased=False).clamp_min(1e-6)
     torch.testing.assert_close(condensed["train"] @ condensed["train"].T, centred @ centred.T, rtol=1e-3, atol=1e-2)
+
+
+def test_a_choice_on_the_reported_images_is_said(values, tmp_path, capsys):
+    results = select(make(values, validation="test", taps=["in03", "mid"], timesteps=[50]))
+    assert "chosen on test" in results["note"]
+    assert "chosen on test" in capsys.readouterr().out
+    assert (tmp_path / "select" / "recommended.yaml").read_text().startswith("# chosen on test")
+    assert read_yaml(tmp_path / "select" / "recommended.yaml")["extractor"]["timesteps"] == [50]

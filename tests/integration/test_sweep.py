@@ -246,3 +246,16 @@ def test_probes_fitted_together_are_those_fitted_alone(method, monkeypatch):
             for (settings, logits), (same, expected) in zip(scorer(features), others(features), strict=True):
                 assert settings == same
                 torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_choice_on_the_reported_images_is_said_wherever_it_is_written(values, tmp_path, capsys):
+    sweep(make(values, validation="test", taps=["mid"], timesteps=[50], pools=[1]))
+    assert "chosen on test, the images that are reported" in capsys.readouterr().out
+    text = (tmp_path / "sweep" / "recommended.yaml").read_text()
+    assert text.startswith("# chosen on test")
+    assert read_yaml(tmp_path / "sweep" / "recommended.yaml")["extractor"]["taps"] == ["mid"]
+    probe = make(values, validation="test").probe("mid", 50, 1)
+    assert "chosen on test" in run_probe(probe)["note"]
+    assert "chosen on test" in capsys.readouterr().out
+    sweep(make(values, taps=["mid"], timesteps=[50], pools=[1], output=str(tmp_path / "held")))
+    assert "chosen on" not in capsys.readouterr().out + (tmp_path / "held" / "recommended.yaml").read_text()

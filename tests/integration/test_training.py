@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 from support import small_unet
-from training import launch, make_recipe, run_result, write_workplace
+from training import (
+    assert_same_run,
+    interrupt_after,
+    launch,
+    make_recipe,
+    records_of,
+    run_result,
+    write_workplace,
+)
 
 from difformer import create_backbone, load_classifier
 from difformer.cli import main
 from difformer.data import collate, create_dataset
 from difformer.engine.classification.train import train
-from difformer.engine.recipes.reading import dump
+from difformer.engine.recipes.reading import dump, read_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -230,3 +238,56 @@ def test_a_run_that_cannot_begin_leaves_nothing(workplace, tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder"):
         train(make_recipe(values, output=str(tmp_path / "mine"), data={"root": str(tmp_path / "nowhere")}))
     assert (tmp_path / "mine").is_dir()
+
+
+def test_a_folder_and_a_backbone_are_enough(workplace, tmp_path, monkeypatch):
+    """Everything else suits them: taps, timestep and the size of the images."""
+    _, values = workplace
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.name", "folder", "--data.root", values["data"]["root"], "--training.workers", "0"]
+    options += ["--backbone.name", values["backbone"]["name"], "--training.epochs", "1"]
+    assert main(["train", *options]) == 0
+    recipe = read_yaml(tmp_path / "runs/classifier/recipe.yaml")
+    assert (recipe["data"]["size"], recipe["extractor"]["taps"], recipe["extractor"]["timesteps"]) == (
+        32,
+        ["out02"],
+        [50],
+    )
+    classifier = load_classifier(
+        tmp_path / "runs/classifier/classifier.safetensors", backbone=values["backbone"]["name"]
+    )
+    assert [(key.tap, key.t) for key in classifier.extractor.specs] == [("out02", 50)]
+
+
+def test_a_run_that_was_begun_with_numbers_goes_on_with_names(workplace, tmp_path):
+    _, values = workplace
+    numbered = make_recipe(values, output=str(tmp_path / "run"), extractor={"taps": [4, 10]})
+    interrupt_after(lambda: train(numbered), 2)
+    named = make_recipe(values, output=str(tmp_path / "run"), extractor={"taps": ["in03", "mid"]})
+    with pytest.raises(ValueError, match=r"extractor\.taps was \['in03', 'mid'\] and is now \['in03', 'out00'\]"):
+        train(make_recipe(values, output=str(tmp_path / "run"), extractor={"taps": ["in03", "out00"]}))
+    train(named)
+    train(make_recipe(values, output=str(tmp_path / "other"), extractor={"taps": ["in03", "mid"]}))
+    assert_same_run(tmp_path / "run", tmp_path / "other")
+
+
+def test_few_labels_get_their_least_steps(workplace, tmp_path, capsys, caplog):
+    _, values = workplace
+    few = {"output": str(tmp_path / "run"), "data": {"k_shot": 2}}
+    # Six images are one step of eight.
+    results = train(make_recipe(values, **few, training={"least_steps": 7}))
+    assert (results["epochs"], results["images"]) == (7, 42)
+    assert "7 epochs in place of 3, since 6 training images" in capsys.readouterr().out
+    # They are evaluated as often as three epochs would have been.
+    assert sum("validation_loss" in record for record in records_of(tmp_path / "run")) == 4
+    assert "steps in all" not in caplog.text
+    few["output"] = str(tmp_path / "without")
+    assert train(make_recipe(values, **few))["epochs"] == 3
+    assert "3 steps in all, of 6 training images: a head learns little in so few" in caplog.text
+
+
+def test_a_classifier_that_is_chosen_on_reported_images_says_so(workplace, tmp_path, caplog):
+    _, values = workplace
+    evaluation = {"validation": "test", "test": None}
+    train(make_recipe(values, output=str(tmp_path / "run"), evaluation=evaluation))
+    assert "the classifier is chosen on test, the images that are reported" in caplog.text

@@ -167,6 +167,11 @@ class TestErrors:
         with pytest.raises(DataError, match=r"it has cat, dog.*If these are the classes, use splits: \{train: \.\}"):
             create_dataset(spec(root / "train"))
 
+    @pytest.mark.parametrize("name", ["folder", "imagenet"])
+    def test_other_splits_are_not_taken_for_classes(self, root, name):
+        with pytest.raises(DataError, match=r"it has train, val.*splits: \{test: NAME\}$"):
+            create_dataset(spec(root, name=name), "test")
+
     @pytest.mark.parametrize("split", ["", None, 3])
     def test_a_split_that_is_no_name(self, root, split):
         with pytest.raises(ValueError, match="split must be a name"):

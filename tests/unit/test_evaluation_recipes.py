@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import pytest
 
 from difformer.data import DataConfig
-from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, choice_note, take_from_training
 from difformer.engine.recipes.looking import LookRecipe
 from difformer.engine.recipes.reading import build, create_parser, dump, parse, read_yaml
+from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
 from difformer.engine.recipes.training import ExtractorConfig
 
 DATA = {"name": "folder", "root": "images"}
@@ -47,6 +50,46 @@ def test_a_probe_takes_what_it_shares_with_a_training_recipe():
         "test": "official",
     }
     assert build(ProbeRecipe, values).extractor == ExtractorConfig((19,), (90,))
+
+
+CONFIGS = Path(__file__).parents[2] / "train" / "configs"
+# A probe would leave DifFeed's layers as they are initialised.
+PUBLISHED = sorted(set(CONFIGS.glob("imagenet_*.yaml")) - {CONFIGS / "imagenet_diffeed.yaml"})
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("configuration", [ProbeRecipe, SweepRecipe, SelectRecipe])
+def test_what_the_published_recipes_report_chooses_nothing(path, configuration):
+    recipe = read(configuration, str(path), "--data.holdout", "0.25")
+    assert (recipe.validation, recipe.data.holdout) == ("holdout", 0.25)
+    assert choice_note(recipe.data, recipe.validation) is None
+    assert getattr(recipe, "test", "val") == "val"
+    assert read(EvaluationRecipe, str(path), "--classifier", "c").split == "val"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "validation", "test"),
+    [
+        ({"validation": "val"}, "holdout", "val"),
+        ({"validation": "val", "select": "last", "test": None}, "holdout", "val"),
+        ({"validation": "val", "select": "best"}, "val", "test"),
+        ({"validation": "val", "test": "official"}, "val", "official"),
+        ({"validation": "holdout"}, "holdout", "test"),
+        ({}, "holdout", "test"),
+    ],
+)
+def test_a_split_that_a_recipe_reports_is_not_one_to_choose_on(evaluation, validation, test):
+    values = take_from_training({"data": DATA, "evaluation": evaluation}, ProbeRecipe)
+    recipe = build(ProbeRecipe, {**values, "data": DataConfig(**DATA)})
+    assert (recipe.validation, recipe.test) == (validation, test)
+
+
+def test_a_choice_on_reported_images_is_said():
+    assert "chosen on val, the images that are reported of imagenet" in choice_note(DataConfig("ImageNet"), "val")
+    assert "chosen on test" in choice_note(DataConfig("cub"), "test")
+    assert "chosen on valid" in choice_note(DataConfig("folder", splits={"valid": "test"}), "valid")
+    for data, split in ((DataConfig("imagenet"), "holdout"), (DataConfig("flowers"), "val")):
+        assert choice_note(data, split) is None
 
 
 def test_an_evaluation_takes_what_it_shares_with_a_training_recipe():

@@ -1,5 +1,6 @@
 """The recipes that ship: what they say, and how files and options make one."""
 
+import math
 import re
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from difformer.engine.recipes.reading import check_key, create_parser, dump, ove
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.transfer.suite import Suite, TransferRecipe
 from difformer.engine.trial.costs import costs
+from difformer.engine.trial.fake import FakeImages
 from difformer.models.plan import tap_specs
+from difformer.taps import resolve_tap, resolve_taps, tap_names
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"
@@ -25,9 +28,9 @@ HEADS = sorted((ROOT / "train" / "heads").glob("*.yaml"))
 NAMES = {
     "imagenet_linear", "imagenet_attention", "imagenet_difformer", "imagenet_diffeed", "imagenet_difformer_joint",
     "imagenet_1percent", "imagenet_10percent", "aircraft", "cars", "cub", "dogs", "flowers", "nabirds",
-    "cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed",
+    "cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder",
 }  # fmt: skip
-SMALL = {"cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed"}
+SMALL = {"cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder"}
 TRANSFORMER = {"width": 1024, "heads": 8, "layers": 2, "mlp_ratio": 4, "pool": 16, "norm": "layer"}
 
 
@@ -116,7 +119,11 @@ def test_the_published_recipes_are_the_published_ones(
 ):
     recipe = read(CONFIGS / f"imagenet_{name}.yaml")
     extractor, optimizer, schedule = recipe.extractor, recipe.optimizer, recipe.schedule
-    assert (extractor.taps, extractor.timesteps, extractor.feedback_taps) == (blocks, timesteps, feedback)
+    # The papers number the blocks, the recipes name them.
+    names = tap_names(18)
+    assert extractor.taps == resolve_taps(blocks, names)
+    assert extractor.feedback_taps == tuple(resolve_tap(block, names) for block in feedback)
+    assert extractor.timesteps == timesteps
     assert recipe.head.arguments == arguments
     assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", lr, 0, 0)
     assert (schedule.name, schedule.step_epochs, schedule.gamma, schedule.warmup_epochs) == ("step", 7, 0.1, 0)
@@ -194,6 +201,55 @@ def test_mistakes_in_a_file_are_named(tmp_path, capsys):
     assert "unknown key 'schedule.warm_up'; did you mean 'schedule.warmup_epochs'" in capsys.readouterr().err
 
 
+SECTIONS = (
+    "data", "backbone", "extractor", "head", "cache", "optimizer", "schedule", "training", "evaluation",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_section_holds_keys_and_values(section, tmp_path, parser):
+    for value, message in (("null", f"{section} must not be null"), ("5", "got 5"), ("[1]", r"got \[1\]")):
+        (tmp_path / "recipe.yaml").write_text(f"{'' if section == 'data' else 'data: {name: cub}'}\n{section}: {value}")
+        with pytest.raises(ValueError, match=message):
+            parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ValueError, match=f"{section} must hold keys and values, got 'x'"):
+        read_values(parser, Recipe, {"data": {"name": "cub"}, section: "x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("output: a\ndata: {name: cub}\noutput: b", r"the key 'output' stands twice\n.*line 3"),
+        ("data: {name: cub, size: 8, name: dogs}", "the key 'name' stands twice"),
+        ("data: &d {name: cub}\nhead: *d", r"aliases are not taken; write out what \*d stands for"),
+        ("data: {name: &n cub, root: *n}", "aliases are not taken"),
+        (f"data: {'[' * 5000}", "nested too deeply"),
+        ("data: {size: !!int x}", "cannot be read as YAML"),
+        ("data: {size: !!timestamp x}", "cannot be read as YAML"),
+        ("data: !!python/object:os.system {}", "cannot be read as YAML"),
+        ("training: {epochs: null}", r"training\.epochs must not be null; leave it out"),
+        ("- 1", "must hold keys and values, got list"),
+    ],
+)
+def test_files_that_say_no_recipe_are_refused(text, message, tmp_path, parser):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")])
+
+
+def test_a_few_lines_that_stand_for_gigabytes_take_no_time(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
+    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="aliases are not taken"):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_dates_are_words(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: {name: folder, root: 2026-01-31}")
+    assert read_yaml(tmp_path / "recipe.yaml") == {"data": {"name": "folder", "root": "2026-01-31"}}
+
+
 def test_an_option_deep_in_a_mapping_leaves_the_rest_of_it(tmp_path):
     parser = create_parser(TransferRecipe, "", "", {})
     arguments = [
@@ -241,6 +297,24 @@ def test_dotted_keys_are_checked():
     check_key(Recipe, "head.arguments.pool")
     with pytest.raises(ValueError, match=r"unknown key 'candidates\.optimizer\.rate'; did you mean"):
         check_key(Recipe, "optimizer.rate", "candidates.")
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_few_labels_are_seen_more_often_and_all_of_them_as_before(path, read):
+    recipe = read(path)
+    steps = recipe.training.least_steps
+    few = recipe.lengthened(10).training
+    assert few.epochs * math.ceil(10 / few.batch_size) == max(steps, recipe.training.epochs)
+    # cifar10.yaml reads shards, whose number is not known by the name.
+    images = 50_000 if path.stem.startswith("cifar10") else len(FakeImages(recipe.data, "train", 100_000))
+    assert recipe.lengthened(images) == recipe
+
+
+def test_recipes_name_taps_and_no_numbers(read):
+    for path in (*RECIPES, *HEADS):
+        extractor = yaml.safe_load(path.read_text()).get("extractor", {})
+        taps = [tap for key in ("taps", "feedback_taps") for tap in extractor.get(key, [])]
+        assert all(isinstance(tap, str) for tap in taps)
 
 
 def test_commented_lines_are_valid_too(read, tmp_path):

@@ -1,8 +1,11 @@
 """A run: its parts, its evaluations, and what it keeps in its folder."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +29,17 @@ from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.state import Progress, restore, snapshot
 from difformer.engine.loop.trainer import Trainer
 from difformer.engine.processes import on_main
+from difformer.engine.recipes.evaluation import choice_note
 from difformer.engine.recipes.provenance import carried
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.fake import FakeImages
 from difformer.engine.trial.step_memory import needs_checkpointing
 from difformer.features import collate_features
+
+_log = getLogger(__name__)
+
+# A linear layer takes about three times as many.
+_FEW_STEPS = 100
 
 
 class Run:
@@ -40,8 +49,10 @@ class Run:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
         fake: random images and weights in place of the recipe's.
+        at_once: images of a step in place of the recipe's, for a trial, which writes no cache.
 
     Attributes:
+        recipe: with as many epochs as its least steps take.
         images: the data sets by split.
         classifier: what is trained.
         task: what its training means.
@@ -50,11 +61,15 @@ class Run:
         ValueError, OSError, ImportError: as the parts; before the first step.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Any, *, fake: bool = False) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, accelerator: Any, *, fake: bool = False, at_once: int | None = None) -> None:
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
         self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe)
+        self.recipe = recipe.lengthened(len(self.images["train"]))
+        self._say_what_is_unusual(recipe)
+        recipe = self.recipe
+        if at_once is not None:
+            recipe = replace(recipe, features="live", training=replace(recipe.training, batch_size=at_once))
         backbone = build_backbone(
             recipe.backbone, precision=recipe.training.precision, device=accelerator.device, random_weights=fake
         )
@@ -66,6 +81,7 @@ class Run:
             backbone.unet.gradient_checkpointing = needs_checkpointing(
                 recipe, classifier.class_names, len(self.images["train"]), accelerator
             )
+        self._training = recipe.training
         self._cached = recipe.features == "cached"
         self.task = Classification(
             self.classifier, recipe.training, seed=recipe.extractor.seed, on_features=self._cached
@@ -100,7 +116,7 @@ class Run:
         recipe = self.recipe
         return Trainer(
             self.task,
-            recipe.training,
+            self._training,
             recipe.optimizer,
             recipe.schedule,
             self.accelerator,
@@ -223,6 +239,24 @@ class Run:
         notes = {"epoch": record["epoch"], "metrics": dict(record), "recipe": carried(self.recipe)}
         for file in files:
             save_classifier(file, self.classifier, **notes)
+
+    def _say_what_is_unusual(self, asked: Recipe) -> None:
+        """Says what a user would not expect of the recipe that was asked for, with these images."""
+        training, evaluation, images = self.recipe.training, self.recipe.evaluation, len(self.images["train"])
+        steps = training.epochs * math.ceil(images / training.batch_size)
+        if training.epochs > asked.training.epochs:
+            self.accelerator.print(
+                f"{training.epochs} epochs in place of {asked.training.epochs}, since {images} training images would "
+                f"be fewer steps than training.least_steps, {training.least_steps}"
+            )
+        elif steps < _FEW_STEPS and self.accelerator.is_main_process:
+            _log.warning(
+                "%d steps in all, of %d training images: a head learns little in so few; give training.least_steps, "
+                "such as 300, for as many epochs as that takes", steps, images,
+            )  # fmt: skip
+        note = choice_note(self.recipe.data, evaluation.validation) if evaluation.validation else None
+        if note is not None and evaluation.select == "best" and self.accelerator.is_main_process:
+            _log.warning("the classifier is %s", note)
 
 
 def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:

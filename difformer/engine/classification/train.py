@@ -8,6 +8,7 @@ from difformer.engine.classification.run import Run
 from difformer.engine.evaluation.results import readable
 from difformer.engine.loop.course import carry_out
 from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.recipes.fitting import with_named_taps
 from difformer.engine.recipes.training import Recipe
 
 # What a run may go on with another value of: none of it changes the result.
@@ -35,7 +36,9 @@ def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False
         TrainingError: the loss or a weight is not finite, or a data worker died.
         Stopped: a signal asked to stop; the state is saved.
     """
-    return carry_out(recipe, Run, MAY_CHANGE, overwrite=overwrite, more_to_come=more_to_come)
+    return carry_out(
+        recipe, Run, MAY_CHANGE, comparable=with_named_taps, overwrite=overwrite, more_to_come=more_to_come
+    )
 
 
 def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.run_folder import environment
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.recipes.computing import training_like
-from difformer.engine.recipes.evaluation import ProbeRecipe
+from difformer.engine.recipes.evaluation import ProbeRecipe, choice_note
 from difformer.engine.recipes.provenance import carried
 from difformer.engine.recipes.reading import dump
 from difformer.files import sealed
@@ -90,6 +90,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     candidates, chosen = _choose(recipe, splits, device)
     test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
     results = _decision(recipe, candidates, chosen, test) | {
+        "note": choice_note(recipe.data, recipe.validation),
         "features": [asdict(key) for key in model.extractor.specs],
         "dimensions": splits["train"].outputs.values.shape[1],
         "backbone": {"name": backbone.name, "sha256": backbone.digest},
@@ -198,6 +199,8 @@ def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:
         numbers = [f"{candidate[name]:>11g}" for name in columns] + [f"{candidate['validation']:>11.1%}"]
         mark = "  chosen" if all(candidate[name] == results["chosen"][name] for name in columns) else ""
         lines.append("  ".join(numbers) + mark)
+    if results["note"] is not None:
+        lines.append(results["note"])
     if results["test"] is not None:
         lines += [f"{recipe.test:<15}{results['test']['num_images']:,} images", *readable(results["test"])]
     return lines

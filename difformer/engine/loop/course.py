@@ -72,6 +72,7 @@ def carry_out(
     build: Callable[[Any, Any], TrainingRun],
     may_change: Collection[str],
     *,
+    comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     overwrite: bool = False,
     more_to_come: bool = False,
 ) -> dict[str, Any]:
@@ -81,6 +82,7 @@ def carry_out(
         recipe: with `output`, `training` and `trackers`.
         build: makes the run's parts from recipe and accelerator.
         may_change: keys of the recipe that a run may go on with another value of.
+        comparable: brings a recipe's values into the form in which those of equal runs are equal.
         overwrite: start anew although there is a run in the folder.
         more_to_come: other runs follow in these processes, so they stay connected.
 
@@ -93,7 +95,7 @@ def carry_out(
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)
     folder.check()
-    saved = None if overwrite else saved_state(folder, recipe, may_change)
+    saved = None if overwrite else saved_state(folder, recipe, may_change, comparable)
     _check_same_disk(folder, accelerator, None if saved is None else vars(saved.state.progress))
     results = folder.finished() if saved is not None and saved.state.progress.finished else None
     if results is not None:
@@ -203,7 +205,7 @@ class _Course:
         self.accelerator.log(
             {name: value for name, value in record.items() if name != "epoch"}, step=progress.epoch + 1
         )
-        if stops or progress.epoch + 1 == self.recipe.training.epochs:
+        if stops or progress.epoch + 1 == self.run.trainer.loop.epochs:
             progress.finished = True
         else:
             progress.next_epoch()

@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
@@ -276,19 +276,24 @@ class SavedState(NamedTuple):
     file: Path
 
 
-def saved_state(folder: RunFolder, recipe: Any, may_change: Collection[str]) -> SavedState | None:
+def saved_state(
+    folder: RunFolder,
+    recipe: Any,
+    may_change: Collection[str],
+    comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
+) -> SavedState | None:
     """The state to resume from, or None where there is none.
 
     That is the one before where the last one is damaged, or was not yet in its place when the run was killed.
 
     Raises:
         CheckpointError: none of those that are there can be used.
-        ValueError: it is of another recipe.
+        ValueError: it is of another recipe, in comparable values.
     """
     saved = _last_whole(folder)
     if saved is None:
         return None
-    changed = changed_keys(without_places(saved.state.recipe), carried(recipe))
+    changed = changed_keys(comparable(without_places(saved.state.recipe)), comparable(carried(recipe)))
     other = {key: values for key, values in changed.items() if key not in may_change}
     if other:
         listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent
 # Sections that all methods share, or their numbers could not be compared.
 _SHARED = ("data", "backbone")
-# What a head's section may say beside what recipes do.
+# What a head's section may say beside what recipes do, for training.
 _STEPS = "least_steps"
 
 
@@ -91,7 +90,6 @@ class Plan:
         knn: the probe by nearest neighbours.
         heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair.
         runs: the trainings, at least one.
-        least_steps: of the training, by method, where its recipe says any; see `lengthened`.
         pictured: the features of which the page shows principal components.
         published: rows of published results: name, and values by the table's columns.
         output: the folder of everything.
@@ -104,7 +102,6 @@ class Plan:
     knn: ProbeRecipe
     heads: Mapping[str, Recipe]
     runs: tuple[PlannedRun, ...]
-    least_steps: Mapping[str, int]
     pictured: ExtractorConfig
     published: tuple[Mapping[str, Any], ...]
     output: Path
@@ -138,7 +135,9 @@ def create_plan(config: QuickstartConfig) -> Plan:
     output = expand_user(config.output or f"runs/quickstart-{_stem(config)}")
     check_output(data, output)
     heads = {
-        method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, _without_steps(section))), data=data)
+        method: replace(
+            read_values(parser, Recipe, overlay(Recipe, file.base, _with_steps(method, section))), data=data
+        )
         for method, section in file.heads.items()
     }
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
@@ -151,47 +150,19 @@ def create_plan(config: QuickstartConfig) -> Plan:
         knn=knn,
         heads=heads,
         runs=_runs(config, heads, output),
-        least_steps={
-            method: as_positive_integer(f"heads.{method}.{_STEPS}", section[_STEPS])
-            for method, section in file.heads.items()
-            if _STEPS in section
-        },
         pictured=file.pictured,
         published=() if config.levels else tuple(file.published),
         output=output,
     )
 
 
-def lengthened(plan: Plan, images: int) -> Plan:
-    """The plan for that many training images, of which few would otherwise leave heads with few steps.
-
-    Where the epochs of a method would be less than its `least_steps`, it gets as many as that takes, and what its
-    schedule counts in epochs takes the same part of them as before.
-    """
-
-    def lengthen(method: str, recipe: Recipe) -> Recipe:
-        steps_an_epoch = ceil(images / recipe.training.batch_size)
-        return _lasting(recipe, max(recipe.training.epochs, ceil(plan.least_steps.get(method, 0) / steps_an_epoch)))
-
-    return replace(
-        plan,
-        heads={method: lengthen(method, recipe) for method, recipe in plan.heads.items()},
-        runs=tuple(replace(run, recipe=lengthen(run.method, run.recipe)) for run in plan.runs),
-    )
-
-
-def _lasting(recipe: Recipe, epochs: int) -> Recipe:
-    factor = epochs / recipe.training.epochs
-    schedule = replace(
-        recipe.schedule,
-        warmup_epochs=recipe.schedule.warmup_epochs * factor,
-        step_epochs=recipe.schedule.step_epochs * factor,
-    )
-    return replace(recipe, schedule=schedule, training=replace(recipe.training, epochs=epochs))
-
-
-def _without_steps(section: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if key != _STEPS}
+def _with_steps(method: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's section as a recipe has it, where the least steps belong to training."""
+    values = {key: value for key, value in section.items() if key != _STEPS}
+    if _STEPS in section:
+        steps = as_positive_integer(f"heads.{method}.{_STEPS}", section[_STEPS])
+        values["training"] = {**(values.get("training") or {}), _STEPS: steps}
+    return values
 
 
 def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:

@@ -20,7 +20,7 @@ from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.quickstart.methods import SECONDS, measure_methods
 from difformer.engine.quickstart.page import PAGE, PICTURES, write_report
-from difformer.engine.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan, lengthened
+from difformer.engine.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan
 from difformer.engine.quickstart.tables import as_json, table_rows, text_table
 from difformer.engine.recipes.reading import plain, read_yaml
 
@@ -61,7 +61,6 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
     backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
     images = _open_images(plan)
-    plan = lengthened(plan, len(images[0]))
     record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, images)}
     if not overwrite:
         _check_record(folder, record)

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args, get_type_hints
 
 from difformer.config import as_positive_integer
-from difformer.data import DataConfig
+from difformer.data import HOLDOUT as SET_ASIDE
+from difformer.data import DataConfig, canonical_name
+from difformer.data.dataset import TEST
 from difformer.engine.recipes.computing import check_computing
 from difformer.engine.recipes.reading import check_keys, unknown_key
 from difformer.engine.recipes.training import (
@@ -25,6 +27,8 @@ ProbeCriterion = Literal["top1", "mean_per_class"]
 
 # Of the training split, where a probe is to choose on a holdout and the data does not say how large.
 HOLDOUT = 0.1
+# What the literature reports, where it is not the test split: the labels of ImageNet's are not public.
+_REPORTED = {"imagenet": "val"}
 
 
 @dataclass(frozen=True)
@@ -154,7 +158,8 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
 
     A file with a section that only training has is a training recipe. Of one, the sections of the same names are taken,
     but not the output, which is the run's; precision, workers, batch size and splits come from `training` and
-    `evaluation`; the rest is checked and left out.
+    `evaluation`; the rest is checked and left out. A validation split that chooses nothing there, and is what the
+    recipe reports for want of a test split, is the test split here.
 
     Args:
         values: of the file.
@@ -172,21 +177,37 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
     if not foreign:
         return dict(values)
     check_keys(Recipe, foreign)
-    training, evaluation = (_section(foreign, name) for name in ("training", "evaluation"))
+    training, evaluation = foreign.get("training", {}), foreign.get("evaluation", {})
+    validation, test = _splits(evaluation)
     found = {
         "precision": training.get("precision"),
         "workers": training.get("workers"),
         "batch_size": evaluation.get("batch_size") or training.get("batch_size"),
-        "split": evaluation.get("test") if test_split else None,
-        "validation": evaluation.get("validation"),
-        "test": evaluation.get("test"),
+        "split": test if test_split else None,
+        "validation": validation,
+        "test": test,
     }
     taken = {key: value for key, value in found.items() if key in own and value is not None}
     return taken | {key: value for key, value in values.items() if key in own and key != "output"}
 
 
-def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = values.get(name) or {}
-    if not isinstance(section, Mapping):
-        raise ValueError(f"{name} must hold keys and values, got {section!r}")
-    return section
+def choice_note(data: DataConfig, validation: str) -> str | None:
+    """What to say where a choice is made on the images that the literature reports of a data set; else None."""
+    name = canonical_name(data.name)
+    if data.split_name(validation) != _REPORTED.get(name, TEST):
+        return None
+    return (
+        f"chosen on {validation}, the images that are reported of {name}: what comes out best on them says too much of "
+        "new images, and is not to be compared with published numbers; holdout sets training images aside"
+    )
+
+
+def _splits(evaluation: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The split that chooses, and the one that is reported.
+
+    Where a recipe keeps the last classifier and has no test split, its validation split is what it reports.
+    """
+    validation, test = evaluation.get("validation"), evaluation.get("test")
+    if test is None and validation != SET_ASIDE and evaluation.get("select", "last") == "last":
+        return None, validation
+    return validation, test

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
 from difformer._optional import require
+from difformer.engine.recipes.fitting import fit_to_backbone
+from difformer.engine.recipes.options import option_kinds, refuse_published, with_lists
 from difformer.files import expand_user
 
 C = TypeVar("C")
@@ -39,41 +41,57 @@ def create_parser(configuration: type, program: str, description: str, switches:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML file's mapping. Only `true` and `false` are truth values: `precision: no` means the word.
+    """A YAML file's mapping. Only `true` and `false` are truth values (`precision: no` means the word), and dates are
+    words. A key stands once, and there are no aliases (`*name`): a few lines of them could stand for gigabytes.
 
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it is not YAML, or no mapping.
+        ValueError: it is not such YAML, or no mapping.
     """
     file = expand_user(path)
     if not file.is_file():
         raise FileNotFoundError(f"there is no configuration file {path}")
     try:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    # The last from values that are nested too deeply.
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a YAML file: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply") from error
+    # Of values that contradict their tag, such as `!!int x`, PyYAML raises whatever Python does.
+    except (yaml.YAMLError, ValueError, AttributeError, IndexError, TypeError, OverflowError) as error:
+        raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
     return content
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not. Aliases are refused: a few lines of them
-    can stand for more values than fit into any memory."""
+    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not, and knows no dates. Aliases are refused: a
+    few lines of them can stand for more values than fit into any memory. So are keys that stand twice.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
-        first: [(tag, form) for tag, form in forms if first in "tTfF" or not tag.endswith(":bool")]
+        first: [
+            (tag, form)
+            for tag, form in forms
+            if not tag.endswith(":timestamp") and (first in "tTfF" or not tag.endswith(":bool"))
+        ]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor} is not read; write out what it stands for", event.start_mark
-            )
+            problem = f"aliases are not taken; write out what *{event.anchor} stands for"
+            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            place = next(i for i, key in enumerate(keys) if key in keys[:i])
+            problem = f"the key {keys[place]!r} stands twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.value[place][0].start_mark)
+        return mapping
 
 
 def parse(
@@ -105,8 +123,11 @@ def parse(
     """
     jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
     given, files = _with_values(configuration, arguments, read, read_first or read)
+    kinds = dict(option_kinds(get_type_hints(configuration)))
+    given = with_lists(given, kinds)
+    refuse_published(given, kinds)
     mappings = list(_mapping_names(configuration))
-    _check_options(given, {*option_names(configuration), *switches}, mappings)
+    _check_options(given, {*kinds, *switches}, mappings)
     # The parser would print the switches too, which are no keys of a file.
     words = [word for word in given if word != "--print_config"]
     try:
@@ -115,7 +136,9 @@ def parse(
         raise ValueError(str(error)) from error
     values.pop("config", None)
     given_switches = {name: bool(values.pop(name)) for name in switches}
-    built = build(configuration, values)
+    check_keys(configuration, values)
+    options = {word[2:].partition("=")[0] for word in given if word.startswith("--")}
+    built = build(configuration, fit_to_backbone(values, options, files))
     if len(words) < len(given):
         print(dump(built), end="")
         raise SystemExit(0)
@@ -143,19 +166,29 @@ def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) 
 
 
 def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "") -> None:
-    """Raises ValueError when a key, at any depth, is not one of the dataclass's; the message names the nearest."""
+    """Raises ValueError when a key, at any depth, is not one of the dataclass's (the message names the nearest), when a
+    section has no keys, or when there is nothing where something must be."""
     kinds = get_type_hints(configuration)
     for key, value in values.items():
         if key not in kinds:
             raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in kinds])
-        if is_dataclass(kinds[key]) and isinstance(value, Mapping):
-            check_keys(kinds[key], value, f"{prefix}{key}.")
+        kind = kinds[key]
+        if value is None and kind is not Any and type(None) not in get_args(kind):
+            raise ValueError(f"{prefix}{key} must not be null; leave it out for its default")
+        if not is_dataclass(kind):
+            continue
+        assert isinstance(kind, type)
+        if isinstance(value, Mapping):
+            check_keys(kind, value, f"{prefix}{key}.")
+        elif not isinstance(value, kind):
+            raise ValueError(f"{prefix}{key} must hold keys and values, got {value!r}")
 
 
 def check_key(configuration: type, key: str, prefix: str = "") -> None:
     """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
     mappings = _mapping_names(configuration)
-    if key not in (names := set(option_names(configuration))) and not any(key.startswith(f"{m}.") for m in mappings):
+    names = dict(option_kinds(get_type_hints(configuration)))
+    if key not in names and not any(key.startswith(f"{m}.") for m in mappings):
         raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
 
 
@@ -222,15 +255,6 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield from dotted(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def option_names(configuration: type, prefix: str = "") -> Iterable[str]:
-    """The dotted keys of a dataclass and those inside it, groups included."""
-    kinds = get_type_hints(configuration)
-    for field in fields(configuration):
-        yield f"{prefix}{field.name}"
-        if is_dataclass(kinds[field.name]):
-            yield from option_names(kinds[field.name], f"{prefix}{field.name}.")
 
 
 def unknown_key(name: str, known: Sequence[str]) -> ValueError:

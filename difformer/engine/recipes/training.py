@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -83,8 +83,10 @@ class ExtractorConfig:
     """Which features are read.
 
     Attributes:
-        taps: tap names or block numbers; with feedback, those of the second pass.
-        timesteps: noise timesteps in [0, 1000).
+        taps: tap names, or numbers of the backbone's blocks; with feedback, those of the second pass. When empty, the
+            block as deep as block 24 of ADM-256, `out04`, which the literature probes.
+        timesteps: noise timesteps of the backbone's schedule. When empty, one that suits the size of its images: 150 of
+            1000 from 256 pixels on, as the literature has it, and 50 for 32.
         feedback_taps: decoder taps that are fed back into the encoder (DifFeed).
         first_pass_taps: taps to read in the first pass besides, with feedback.
         seed: of the noise.
@@ -95,8 +97,8 @@ class ExtractorConfig:
         gate: start from the features without feedback.
     """
 
-    taps: tuple[int | str, ...] = (24,)
-    timesteps: tuple[int, ...] = (150,)
+    taps: tuple[int | str, ...] = ()
+    timesteps: tuple[int, ...] = ()
     feedback_taps: tuple[int | str, ...] = ()
     first_pass_taps: tuple[int | str, ...] = ()
     seed: int = 0
@@ -255,6 +257,7 @@ class TrainingConfig(LoopConfig):
         mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
         sync_batch_norm: on GPUs, batch statistics over all processes.
         early_stopping: evaluations without improvement after which to stop.
+        least_steps: where the epochs would be fewer steps, as with few labels, there are as many as that takes.
     """
 
     label_smoothing: float = 0.0
@@ -262,12 +265,14 @@ class TrainingConfig(LoopConfig):
     cutmix: float = 0.0
     sync_batch_norm: bool = True
     early_stopping: int | None = None
+    least_steps: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         as_switch("training.sync_batch_norm", self.sync_batch_norm)
-        if self.early_stopping is not None:
-            as_positive_integer("training.early_stopping", self.early_stopping)
+        for name in ("early_stopping", "least_steps"):
+            if getattr(self, name) is not None:
+                as_positive_integer(f"training.{name}", getattr(self, name))
         check_range("training.label_smoothing", self.label_smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
         for name in ("mixup", "cutmix"):
             check_range(f"training.{name}", getattr(self, name), lambda x: x >= 0, "at least 0")
@@ -357,3 +362,26 @@ class Recipe:
             )
         if self.training.early_stopping is not None and self.evaluation.validation is None:
             raise ValueError("training.early_stopping needs evaluation.validation")
+
+    def lengthened(self, images: int) -> "Recipe":
+        """The recipe for that many training images, of which few would otherwise leave the head with few steps.
+
+        Where the epochs are less than `training.least_steps`, there are as many as that takes, and what is counted in
+        epochs elsewhere takes the same part of them as before.
+        """
+        steps_an_epoch = max(1, math.ceil(images / self.training.batch_size))
+        epochs = math.ceil((self.training.least_steps or 0) / steps_an_epoch)
+        if epochs <= self.training.epochs:
+            return self
+        factor = epochs / self.training.epochs
+        schedule = replace(
+            self.schedule,
+            warmup_epochs=self.schedule.warmup_epochs * factor,
+            step_epochs=self.schedule.step_epochs * factor,
+        )
+        return replace(
+            self,
+            schedule=schedule,
+            training=replace(self.training, epochs=epochs),
+            evaluation=replace(self.evaluation, every=int(self.evaluation.every * factor)),
+        )

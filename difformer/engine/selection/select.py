@@ -10,6 +10,7 @@ from difformer.engine.accelerator import create_accelerator
 from difformer.engine.build import build_backbone
 from difformer.engine.evaluation.result_folder import ResultFolder, write_json
 from difformer.engine.recipes.computing import training_like
+from difformer.engine.recipes.evaluation import choice_note
 from difformer.engine.recipes.provenance import carried
 from difformer.engine.recipes.reading import dump
 from difformer.engine.recipes.sweep import SelectRecipe
@@ -60,6 +61,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
             "score": score,
             "passes": set_cost(pairs, costs),
         }
+    results["note"] = choice_note(recipe.data, recipe.validation) if recipe.labels else None
     results["recipe"] = carried(recipe)
     results["sources"] = {"weights": backbone.digest} | {name: images.digest for name, images in parts.images.items()}
     if accelerator.is_main_process:
@@ -125,11 +127,14 @@ def _write(folder: ResultFolder, recipe: SelectRecipe, results: Mapping[str, Any
     with folder.write() as temporary:
         write_json(temporary / "select.json", dict(results))
         (temporary / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
-        (temporary / "recommended.yaml").write_text(recommended, encoding="utf-8")
+        note = "" if results["note"] is None else f"# {results['note']}\n"
+        (temporary / "recommended.yaml").write_text(note + recommended, encoding="utf-8")
     chosen = results["best"]
     print(f"{chosen['tap']}, t = {chosen['t']}, pool {chosen['pool']}: {chosen['score']:.4f} ({results['score']})")
     print(f"at {results['cost']:.0%} of a sweep's cost")
     if "fused" in results:
         pairs = ", ".join(f"{pair['tap']} at {pair['t']}" for pair in results["fused"]["pairs"])
         print(f"to fuse: {pairs}: {results['fused']['score']:.2%}, {results['fused']['passes']:.2f} passes")
+    if results["note"] is not None:
+        print(results["note"])
     print(f"{folder.path}: select.json, recommended.yaml", flush=True)

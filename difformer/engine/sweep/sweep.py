@@ -19,6 +19,7 @@ from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.processes import on_main
 from difformer.engine.recipes.computing import training_like
+from difformer.engine.recipes.evaluation import choice_note
 from difformer.engine.recipes.reading import dump, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
@@ -207,8 +208,11 @@ def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], 
         folder.path / "pareto.png",
     )
     recipes = recommended_recipes(scores, backbone.taps)
+    note = choice_note(recipe.data, recipe.validation)
     for name, text in recipes.items():
-        folder.write_text(name, text)
+        folder.write_text(name, text if note is None else f"# {note}\n{text}")
     for score in ranked(scores)[:5]:
         print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {score.accuracy:.2%}, {score.gflop:.3g} GFLOP")
+    if note is not None:
+        print(note)
     print(f"{folder.path / 'scores.png'}; beside it scores.csv, pareto.png, {', '.join(recipes)}", flush=True)

@@ -48,7 +48,8 @@ def try_out_suite(recipe: TransferRecipe, *, fake_data: bool = False) -> float:
 
 def _list(run: PlannedRun, images: dict[str, Any], found: Costs) -> float:
     """Prints a run; returns its operations."""
-    epochs, train = run.recipe.training.epochs, len(images["train"])
+    train = len(images["train"])
+    epochs = run.recipe.lengthened(train).training.epochs
     measured = sum(len(dataset) for split, dataset in images.items() if split != "train")
     if run.recipe.evaluation.validation is not None:
         measured *= epochs

@@ -6,16 +6,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from difformer._optional import require
 from difformer.engine.accelerator import create_accelerator
 from difformer.engine.classification.run import Run
+from difformer.engine.extraction.extract import BATCH_SIZE
+from difformer.engine.extraction.plan import time_image
 from difformer.engine.loop.batches import check_batch_statistics
 from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.stopping import Stopped, StopRequest
 from difformer.engine.loop.trainer import Clock, Totals, Trainer
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.trial.costs import Costs, cache_bytes, costs, human_bytes, human_flops
+from difformer.engine.trial.step_memory import free_memory, images_at_once, step_bytes
 
 STEPS = 2
 _CPU_BATCH = 2
@@ -48,14 +52,13 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
         fake_data: random images, and random weights for the backbone, in place of the recipe's.
 
     Raises:
-        ValueError, OSError, ImportError, TrainingError: as `train`.
+        ValueError, OSError, ImportError, TrainingError: as `train`; and a step that does not fit into the memory.
     """
     RunFolder(recipe.output).check()
     accelerator = create_accelerator(recipe, trackers=False)
     batch = trial_batch(recipe.training.batch_size, accelerator)
-    # Live features, since a trial is not to write a cache.
-    trial = replace(recipe, features="live", training=replace(recipe.training, batch_size=batch))
-    run = Run(trial, accelerator, fake=fake_data)
+    run = Run(recipe, accelerator, fake=fake_data, at_once=batch)
+    recipe = run.recipe
     if not fake_data:
         # Of the recipe's batches, not of the trial's.
         check_batch_statistics(run.task.module, len(run.images["train"]), recipe.training, accelerator.num_processes)
@@ -63,6 +66,7 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     counts = {split: len(images) for split, images in run.images.items()}
     stand_ins = " (random stand-ins)" if fake_data else ""
     accelerator.print("\n".join(_sizes(recipe, run, found, counts, stand_ins)), flush=True)
+    _check_memory(run, batch)
     before = memory_in_use(accelerator.device)
     losses, seconds = two_steps(run.trainer, accelerator)
     optimizer = sum(
@@ -106,25 +110,102 @@ def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], st
     return lines
 
 
+def _check_memory(run: Run, batch: int) -> None:
+    """Raises ValueError where a step of so many images would not fit into the memory; counted before it is taken."""
+    recipe, device = run.recipe, run.accelerator.device
+    images = _at_once(recipe, batch, run)
+    checkpointing = bool(run.classifier.backbone.unet.gradient_checkpointing)  # type: ignore[attr-defined]
+    needed = step_bytes(recipe, run.classifier.class_names, images, checkpointing=checkpointing)
+    free = free_memory(device)
+    run.accelerator.print(
+        f"a step        about {human_bytes(needed)} with {images} images at once; {human_bytes(free)} are free",
+        flush=True,
+    )
+    if needed > free:
+        raise ValueError(
+            f"{images} images of {recipe.data.size} pixels at once need about {human_bytes(needed)} of memory, and "
+            f"{human_bytes(free)} are free; give a smaller data.size (that of the backbone is "
+            f"{run.classifier.backbone.config.image_size}), a lower extractor.chunk_size, or for DifFeed "  # type: ignore[attr-defined]
+            "backbone.gradient_checkpointing: true"
+        )
+
+
+def _at_once(recipe: Recipe, batch: int, run: Run) -> int:
+    """Images that go through the model together in one process, in a step of so many over all processes."""
+    recipe = replace(recipe, training=replace(recipe.training, batch_size=batch))
+    return images_at_once(recipe, len(run.images["train"]), run.accelerator.num_processes)
+
+
 def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds: float, batch: int) -> list[str]:
     """What the steps have shown."""
-    processes, accumulation = run.accelerator.num_processes, recipe.training.accumulation
     trained, optimizer = found.costs.trained_bytes, found.optimizer_bytes
-    at_once, whole = (max(1, size // processes // accumulation) for size in (batch, recipe.training.batch_size))
+    at_once = _at_once(recipe, batch, run)
+    # Extraction has its own number, and the steps after it hold pooled features alone.
+    cached = recipe.features == "cached"
+    whole = BATCH_SIZE if cached else _at_once(recipe, recipe.training.batch_size, run)
     averages = 1 if recipe.training.ema else 0
-    interval = require("tqdm", "the estimate").tqdm.format_interval
-    epoch = interval(seconds * found.images["train"])
-    scaled = f"; about {human_bytes(activations / at_once * whole)} with {whole}" if whole != at_once else ""
+    what = "in the extraction" if cached else f"of a batch of {recipe.training.batch_size}"
+    scaled = f"; about {human_bytes(activations / at_once * whole)} with {whole} {what}" if whole != at_once else ""
+    share = f" of each of {run.accelerator.num_processes} processes" if run.accelerator.num_processes > 1 else ""
     return [
         f"memory        backbone {human_bytes(found.costs.backbone_bytes)}, head and feedback {human_bytes(trained)}, "
-        f"gradients {human_bytes(trained)}, optimiser {human_bytes(optimizer)}",
-        f"activations   {human_bytes(activations)} with {at_once} images at once{scaled}",
-        f"peak memory   {human_bytes(found.peak_bytes)}",
+        f"gradients {human_bytes(trained)}, optimiser {human_bytes(optimizer)}{share}",
+        f"activations   {human_bytes(activations)} with {at_once} images at once{scaled}{share}",
+        f"peak memory   {human_bytes(found.peak_bytes)} of this process",
         f"disk          classifier {human_bytes(trained)}"
         f"{' (and the latest)' if recipe.evaluation.select == 'best' else ''}, training state "
         f"{human_bytes((1 + averages) * trained + optimizer)}",
-        f"time          {epoch} an epoch of training, at the last step's speed of {1 / seconds:.3g} images a second",
+        f"time          {_time_cached(run, found) if cached else _time_live(found, seconds)}",
     ]
+
+
+def _time_live(found: Trial, seconds: float) -> str:
+    epoch = _interval(seconds * found.images["train"])
+    return f"{epoch} an epoch of training, at the last step's speed of {1 / seconds:.3g} images a second"
+
+
+def _time_cached(run: Run, found: Trial) -> str:
+    """Of the extraction, which is done once, and of epochs that read what it has written."""
+    recipe, processes = run.recipe, run.accelerator.num_processes
+    views = {split: recipe.cache.views if split == "train" else 1 for split in found.images}
+    images = sum(views[split] * count for split, count in found.images.items())
+    extraction = (
+        images / processes * time_image(run.classifier, run.images["train"], BATCH_SIZE, recipe.training.workers)
+    )
+    epoch = found.images["train"] / processes * _head_seconds(run)
+    everything = _interval(extraction + recipe.training.epochs * epoch)
+    return (
+        f"{_interval(extraction)} for the features of {images:,} images, once; then {_interval(epoch)} an epoch; "
+        f"{everything} in all for {recipe.training.epochs} epochs, without evaluation"
+    )
+
+
+def _head_seconds(run: Run) -> float:
+    """Of an image of a step that reads cached features: the head forwards and backwards, and the optimiser."""
+    classifier, device = run.classifier, run.accelerator.device
+    head: Any = classifier.head
+    count = _at_once(run.recipe, run.recipe.training.batch_size, run)
+    features = {}
+    for key, spec in head.specs.items():
+        side = min(head.map_sizes[key] or spec.size, spec.size)
+        features[key] = torch.zeros(count, spec.channels, side, side, device=device)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    clock = Clock()
+    for _ in range(STEPS):
+        clock.lap()
+        with run.accelerator.autocast():
+            loss = F.cross_entropy(head(features).float(), labels)
+        run.accelerator.backward(loss)
+        run.trainer.optimizer.step()
+        run.trainer.optimizer.zero_grad()
+        # Waits for a GPU.
+        loss.item()
+    return clock.lap() / count
+
+
+def _interval(seconds: float) -> str:
+    interval: str = require("tqdm", "the estimate").tqdm.format_interval(seconds)
+    return interval
 
 
 def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:

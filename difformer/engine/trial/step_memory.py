@@ -49,7 +49,11 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
         classifier.train()
         x_0 = torch.empty(count, 3, recipe.data.size, recipe.data.size)
         # Else it would be computed from the images' numbers, which are looked at.
-        noise = {} if recipe.extractor.clean else dict.fromkeys(recipe.extractor.timesteps, torch.empty_like(x_0))
+        noise = (
+            {}
+            if recipe.extractor.clean
+            else dict.fromkeys(classifier.extractor.noising.timesteps, torch.empty_like(x_0))
+        )
         labels = torch.zeros(count, dtype=torch.int64)
         with TensorMemory() as memory:
             features = classifier.extractor(x_0, noise=noise)
