@@ -58,6 +58,16 @@ class ResumableBackbone(Backbone, Protocol):
         ...
 
 
+def check_backbone(backbone: Any) -> Any:
+    """The backbone; raises ValueError for anything that is none, such as a name or a bare network."""
+    if not isinstance(backbone, Backbone):
+        raise ValueError(
+            f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}; of a "
+            "network, create_backbone(network, schedule=…) makes one"
+        )
+    return backbone
+
+
 class UNetBackbone(nn.Module):
     """A frozen guided-diffusion U-Net with its noise schedule.
 
@@ -148,6 +158,14 @@ class UNetBackbone(nn.Module):
     ) -> dict[str, Tensor]:
         """Features of a pass that goes on from a prefix; see `UNet.forward_from`."""
         return self.unet.forward_from(prefix, taps, inject=inject)
+
+    def __repr__(self) -> str:
+        first, *_, last = self.taps
+        weights = sum(p.numel() for p in self.parameters())
+        return (
+            f"UNetBackbone({self.name!r}: {self.config.image_size} pixels, {len(self.taps)} taps {first} … {last}, "
+            f"{weights:,} weights, {self.dtype} on {next(self.parameters()).device})"
+        )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes a self-describing safetensors file that `create_backbone` reads with no further arguments.

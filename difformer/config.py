@@ -239,6 +239,11 @@ def as_switch(name: str, value: Any) -> bool:
     return bool(value)
 
 
+def listed(arguments: Mapping[str, Any]) -> str:
+    """Arguments as a call has them, `pool=2, batch_norm=False`, for the one line that an object is printed as."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} must be a sequence of numbers, got {value!r}")
