@@ -1,6 +1,5 @@
 """What evaluations have left of several classifiers."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.evaluation import EvaluationRecipe
 from difformer.engine.recipes.reading import build
 from difformer.files import expand_user
+from difformer.tables import read_rows
 
 _PREDICTIONS = "predictions.csv"
 
@@ -96,9 +96,10 @@ def _measured_weights(results: Path) -> str | None:
 def _read(results: Path, run: RunFolder, name: str) -> Measured:
     report = json.loads((results / METRICS).read_text(encoding="utf-8"))
     with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["id"]))
+        columns, *cells = read_rows(file)
     with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
-        header, *counts = csv.reader(file)
+        header, *counts = read_rows(file)
+    rows = sorted((dict(zip(columns, row, strict=True)) for row in cells), key=lambda row: int(row["id"]))
     finished = json.loads(run.results.read_text(encoding="utf-8")) if run.results.exists() else {}
     history = run.metrics.read_text(encoding="utf-8").splitlines() if run.metrics.exists() else []
     return Measured(

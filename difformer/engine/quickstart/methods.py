@@ -1,6 +1,5 @@
 """The methods of a quickstart, one after another, and what each reached."""
 
-import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.quickstart.pixels import classify_pixels
 from difformer.engine.quickstart.plan import KNN, SVM, Plan, PlannedRun
+from difformer.tables import read_rows
 
 SECONDS, FEATURES = "seconds.json", "features"
 # By what they are called in results; `Scores` says the rest.
@@ -106,7 +106,7 @@ def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
             run_probe(plan.knn)
     found = json.loads(file.read_text(encoding="utf-8"))
     with (folder.path / KNN / "confusion.csv").open(newline="", encoding="utf-8") as table:
-        confusion = [[int(cell) for cell in row[1:]] for row in list(csv.reader(table))[1:]]
+        confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
     return _single(KNN, found["test"] | {"confusion": confusion}, folder, f"k = {found['chosen']['k']:g}")
 
 
