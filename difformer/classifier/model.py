@@ -298,7 +298,8 @@ class DiffusionClassifier(nn.Module):
             token: of an account that may read the repository; the one logged in with when left out.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads from the hub are kept, in place of its own cache.
-            options: as for `load_classifier`; `download` is true when left out.
+            options: as for `load_classifier`. With `download` left out, the repository's file is fetched where it is
+                not on this machine, and the backbone is not.
 
         Raises:
             ValueError: a revision of a folder, or of a classifier that ships.
