@@ -1,5 +1,6 @@
 """Backbones: frozen diffusion models that hand out features by name."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -218,6 +219,8 @@ def create_backbone(
         AttentionUnavailable: the attention named cannot run on the device.
     """
     check_attention(attention)
+    if not isinstance(name_or_path, str | os.PathLike | nn.Module):
+        raise ValueError(f"a backbone is opened by name or path, or from a network, got {type(name_or_path).__name__}")
     if isinstance(name_or_path, nn.Module):
         if config is not None or folder is not None or download:
             raise ValueError(

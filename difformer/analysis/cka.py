@@ -93,7 +93,7 @@ class MinibatchCKA:
             self._rows, self._columns = (torch.zeros(len(side), dtype=torch.float64) for side in (xs, ys))
         if names != self._names or same != self._same:
             raise ValueError(f"the representations must be {self._names[0]} and {self._names[1]} in every batch")
-        count = len(next(iter(xs.values()))) if xs else 0
+        count = len(as_matrix("the features", next(iter(xs.values())))) if xs else 0
         if count < _FEWEST:
             raise ValueError(f"a batch must have at least {_FEWEST} images, got {count}")
         lefts = torch.stack([self._gram("x", name, values, count) for name, values in xs.items()])

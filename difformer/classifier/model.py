@@ -399,7 +399,7 @@ def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[Feature
 
 def _check_names(names: Iterable[str], classes: int) -> tuple[str, ...]:
     """The names of the classes as plain text, numpy's too; raises ValueError when they do not fit."""
-    given = (names,) if isinstance(names, str) else tuple(names)
+    given = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if len(given) != classes or len(set(given)) != classes or not all(isinstance(name, str) for name in given):
         raise ValueError(f"class_names must be {classes} different names, got {len(given)}: {given[:5]} …")
     return tuple(map(str, given))

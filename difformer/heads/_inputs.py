@@ -15,8 +15,12 @@ MapSides = tuple[tuple[int, int], ...]
 
 def check_specs(specs: Mapping[FeatureKey, TapSpec]) -> dict[FeatureKey, TapSpec]:
     """A copy of the specifications a head is built for; raises ValueError when there are none."""
+    if not isinstance(specs, Mapping) or not all(isinstance(spec, TapSpec) for spec in specs.values()):
+        raise ValueError(f"a head is built for an extractor's specs, some or all of them, got {type(specs).__name__}")
     if not specs:
         raise ValueError("a head needs at least one feature; give an extractor's specs")
+    if strangers := [key for key in specs if not isinstance(key, FeatureKey)]:
+        raise ValueError(f"the keys of specs must be FeatureKeys, as an extractor's are, got {strangers}")
     return dict(specs)
 
 
@@ -48,6 +52,8 @@ def select(head: Any, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey,
     missing = [key for key in specs if key not in features]
     if missing:
         raise ValueError(f"features lack {missing}; there are {list(features)}")
+    if any(not isinstance(features[key], Tensor) or not features[key].ndim for key in specs):
+        raise ValueError("features must be tensors (B, C, h, w) by key")
     batch = next(features[key].shape[0] for key in specs)
     for key, spec in specs.items():
         shape = tuple(features[key].shape)

@@ -281,6 +281,8 @@ class UNet(nn.Module):
 
     def _check_images(self, x_t: Tensor) -> None:
         channels, divisor = self.config.in_channels, self.config.downsampling
+        if not isinstance(x_t, Tensor):
+            raise ValueError(f"x_t must be a tensor (B, {channels}, H, W), got {type(x_t).__name__}")
         if x_t.ndim != 4 or x_t.shape[1] != channels or not x_t.is_floating_point():
             raise ValueError(
                 f"x_t must be floating-point images of shape (B, {channels}, H, W), got {x_t.dtype} "
