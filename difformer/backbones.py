@@ -1,5 +1,6 @@
 """Backbones: frozen diffusion models that hand out features by name."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -56,6 +57,16 @@ class ResumableBackbone(Backbone, Protocol):
     def forward_from(self) -> Callable[..., dict[str, Tensor]]:
         """As `UNet.forward_from(prefix, taps, *, inject=None)`."""
         ...
+
+
+def check_backbone(backbone: Any) -> Any:
+    """The backbone; raises ValueError for anything that is none, such as a name or a bare network."""
+    if not isinstance(backbone, Backbone):
+        raise ValueError(
+            f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}; of a "
+            "network, create_backbone(network, schedule=…) makes one"
+        )
+    return backbone
 
 
 class UNetBackbone(nn.Module):
@@ -149,6 +160,14 @@ class UNetBackbone(nn.Module):
         """Features of a pass that goes on from a prefix; see `UNet.forward_from`."""
         return self.unet.forward_from(prefix, taps, inject=inject)
 
+    def __repr__(self) -> str:
+        first, *_, last = self.taps
+        weights = sum(p.numel() for p in self.parameters())
+        return (
+            f"UNetBackbone({self.name!r}: {self.config.image_size} pixels, {len(self.taps)} taps {first} … {last}, "
+            f"{weights:,} weights, {self.dtype} on {next(self.parameters()).device})"
+        )
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes a self-describing safetensors file that `create_backbone` reads with no further arguments.
 
@@ -203,6 +222,8 @@ def create_backbone(
         AttentionUnavailable: the attention named cannot run on the device.
     """
     check_attention(attention)
+    if not isinstance(name_or_path, str | os.PathLike | nn.Module):
+        raise ValueError(f"a backbone is opened by name or path, or from a network, got {type(name_or_path).__name__}")
     if isinstance(name_or_path, nn.Module):
         if config is not None or entry is not None or folder is not None or download:
             raise ValueError(

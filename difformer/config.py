@@ -255,6 +255,11 @@ def _as_float(value: Any) -> float:
         return math.inf
 
 
+def listed(arguments: Mapping[str, Any]) -> str:
+    """Arguments as a call has them, `pool=2, batch_norm=False`, for the one line that an object is printed as."""
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} must be a sequence of numbers, got {value!r}")

@@ -74,18 +74,22 @@ def errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
         raise
 
 
-def check_target(target: Path, *, overwrite: bool = False) -> None:
+def check_target(target: Path, *, overwrite: bool = False, ending: str | None = None) -> None:
     """Finds out before long work that its result could not be written.
 
     Args:
         target: the file to write. A leading `~` is the home folder.
         overwrite: whether a file that is already there may be replaced.
+        ending: of the format that is written, such as ".png"; a name may have it or none.
 
     Raises:
+        ValueError: the name has another format's ending.
         FileExistsError: the target exists and may not be replaced, or is a folder.
         FileNotFoundError: the folder does not exist.
         OSError: nothing can be written in the folder.
     """
+    if ending is not None and target.suffix.lower() not in ("", ending):
+        raise ValueError(f"{target} would hold what {ending} files do; give it a name that ends in {ending}")
     _check_place(target, overwrite=overwrite)
     check_writable(expand_user(target).resolve().parent)
 
@@ -111,7 +115,9 @@ def _check_place(target: Path, *, overwrite: bool) -> None:
     if target.is_dir():
         raise FileExistsError(f"{target} is a folder; give a file name")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} exists already; remove it, choose another name or ask to overwrite it")
+        raise FileExistsError(
+            f"{target} exists already; remove it, choose another name, or overwrite it (--overwrite, overwrite=True)"
+        )
     if not target.resolve().parent.is_dir():
         raise FileNotFoundError(f"the folder {target.resolve().parent} does not exist; create it first")
 

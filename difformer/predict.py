@@ -1,17 +1,17 @@
 """Predictions for a folder of images, as a table."""
 
-import csv
 import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import find_images, in_words
 from difformer.files import check_target
+from difformer.tables import write_rows
 
 
 @dataclass
@@ -63,10 +63,9 @@ def predict_folder(
     # Rows go to a file of their own, which stays when the run does not reach its end.
     partial = table.with_name(table.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "label", "probability", *classifier.class_names])
+        write_rows(file, [["file", "label", "probability", *classifier.class_names]])
         try:
-            _write_rows(classifier, folder, paths, batch_size, writer, report)
+            _predict(classifier, folder, paths, batch_size, file, report)
         except KeyboardInterrupt:
             report.interrupted = True
     if not report.interrupted and not report.done:
@@ -88,8 +87,8 @@ def _list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     return sorted(folder / name for name in found.images), found.left_out
 
 
-def _write_rows(
-    classifier: DiffusionClassifier, folder: Path, paths: list[Path], size: int, writer: Any, report: Report
+def _predict(
+    classifier: DiffusionClassifier, folder: Path, paths: list[Path], size: int, file: TextIO, report: Report
 ) -> None:
     with require("tqdm", "the progress bar").tqdm(total=len(paths), unit="image") as bar:
         for start in range(0, len(paths), size):
@@ -101,8 +100,7 @@ def _write_rows(
                 except ImageError as error:
                     report.skipped.append(error)
             for path, found in zip(readable, classifier.predict(images, batch_size=size), strict=True):
-                writer.writerow(
-                    [path.relative_to(folder), found.label, found.probability, *found.probabilities.values()]
-                )
+                row = [path.relative_to(folder), found.label, found.probability, *found.probabilities.values()]
+                write_rows(file, [row])
                 report.done += 1
             bar.update(min(size, len(paths) - start))

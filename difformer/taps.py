@@ -55,8 +55,16 @@ class FeatureKey:
             object.__setattr__(self, name, as_integer(name, getattr(self, name)))
 
 
-# Feature maps (B, C, h, w) by where and when they were read.
-Features = dict[FeatureKey, Tensor]
+class Features(dict[FeatureKey, Tensor]):
+    """Feature maps (B, C, h, w) by where and when they were read; anything else than a `FeatureKey` is no key."""
+
+    def __missing__(self, key: object) -> Tensor:
+        """Raises KeyError, saying what there is."""
+        same = next((known for known in self if key in (known.tap, known.t)), next(iter(self), None))
+        raise KeyError(
+            f"no feature {key!r}: features are found by their FeatureKey, such as features[{same}]; "
+            f"there are {', '.join(map(str, self)) or 'none'}"
+        )
 
 
 def tap_names(num_encoder_blocks: int) -> tuple[str, ...]:

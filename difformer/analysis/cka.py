@@ -70,7 +70,7 @@ class MinibatchCKA:
         self.debiased = debiased
         self.bandwidth = bandwidth
         self._names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
-        self._scales: dict[tuple[str, str], float] = {}
+        self._medians: dict[tuple[str, str], float] = {}
         self._cross = self._rows = self._columns = torch.zeros(0)
         self._same = False
 
@@ -93,7 +93,7 @@ class MinibatchCKA:
             self._rows, self._columns = (torch.zeros(len(side), dtype=torch.float64) for side in (xs, ys))
         if names != self._names or same != self._same:
             raise ValueError(f"the representations must be {self._names[0]} and {self._names[1]} in every batch")
-        count = len(next(iter(xs.values()))) if xs else 0
+        count = len(as_matrix("the features", next(iter(xs.values())))) if xs else 0
         if count < _FEWEST:
             raise ValueError(f"a batch must have at least {_FEWEST} images, got {count}")
         lefts = torch.stack([self._gram("x", name, values, count) for name, values in xs.items()])
@@ -124,10 +124,10 @@ class MinibatchCKA:
         gram = rows @ rows.T
         if self.kernel == "rbf":
             squares = gram.diagonal()
-            distances = (squares[:, None] + squares[None, :] - 2 * gram).clamp(min=0)
-            scale = self._scales.setdefault((side, name), _median_off_diagonal(distances))
+            distances = (squares[:, None] + squares[None, :] - 2 * gram).clamp(min=0).sqrt()
+            scale = self.bandwidth * self._medians.setdefault((side, name), _median_off_diagonal(distances))
             # Where all images are the same, so is their similarity.
-            gram = torch.exp(-distances / (2 * self.bandwidth**2 * scale)) if scale > 0 else torch.ones_like(gram)
+            gram = torch.exp(-((distances / scale) ** 2) / 2) if scale > 0 else torch.ones_like(gram)
         return gram.fill_diagonal_(0) if self.debiased else gram
 
 
@@ -206,5 +206,6 @@ def _own(hsic: Callable[[Tensor, Tensor], Tensor], grams: Tensor) -> Tensor:
 
 
 def _median_off_diagonal(distances: Tensor) -> float:
-    places = ~torch.eye(len(distances), dtype=torch.bool, device=distances.device)
-    return float(distances[places].median())
+    pairs = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
+    # Of an even number torch gives the lower of the two in the middle, and so the upper of the negative ones.
+    return float(pairs.median() - (-pairs).median()) / 2

@@ -2,7 +2,7 @@
 Wu et al. 2018, "Unsupervised feature learning via non-parametric instance discrimination"."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -81,7 +81,7 @@ def _votes(logits: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 
 
 def _check_ks(ks: Sequence[int], available: int) -> tuple[int, ...]:
-    checked = tuple(as_positive_integer("k", k) for k in ks)
+    checked = tuple(as_positive_integer("k", k) for k in ks) if isinstance(ks, Iterable) else ()
     if not checked or len(set(checked)) < len(checked):
         raise ValueError(f"ks must be one or more different numbers, got {ks!r}")
     if max(checked) > available:

@@ -23,8 +23,9 @@ class ImageScores:
 
     Attributes:
         predicted: (N,) int64, the class of the largest logit; of equal ones the first.
-        rank: (N,) int64, how many classes stand before the label: 0 is a hit, less than 5 a top-5 hit. Equal logits
-            rank in the order of the classes, as for `predicted`.
+        rank: (N,) int64, how many classes stand before the label: 0 is a hit, less than 5 a top-5 hit. Classes with an
+            equal logit stand before it too, unless it is predicted: those that tie at nothing, such as classes without
+            a vote of k-NN, are no hits.
         confidence: (N,) float64 in (0, 1], the probability of the predicted class.
         nll: (N,) float64, minus the natural logarithm of the label's probability.
     """
@@ -213,10 +214,9 @@ def _chunk_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tenso
     logits, labels = logits.cpu().double(), labels.cpu()[:, None]
     log_p = logits.log_softmax(dim=1)
     own = logits.gather(1, labels)
-    tied_before = (logits == own) & (torch.arange(logits.shape[1]) < labels)
-    rank = ((logits > own) | tied_before).sum(dim=1)
     # torch.argmax gives the first of equal logits.
     predicted = logits.argmax(dim=1)
+    rank = ((logits >= own).sum(dim=1) - 1).masked_fill(predicted == labels[:, 0], 0)
     confidence = log_p.gather(1, predicted[:, None])[:, 0].exp()
     return predicted, rank, confidence, -log_p.gather(1, labels)[:, 0]
 

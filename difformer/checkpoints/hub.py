@@ -37,18 +37,19 @@ def locate_on_hub(
         raise ValueError(f"{address!r} is not a hub address; write hf://owner/name, hf://owner/name/file or …@revision")
     if named and revision and named != revision:
         raise ValueError(f"{address} names the revision {named}, which revision={revision!r} contradicts; give one")
+    wanted = {"revision": named or revision or None, "cache_dir": cache_dir}
     try:
-        found: str = hub.hf_hub_download(
-            f"{owner}/{name}",
-            file or _FILE,
-            revision=named or revision or None,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=not download,
-        )
+        if not download:
+            # The other function speaks to the hub even where it is told to take local files only.
+            cached = hub.try_to_load_from_cache(f"{owner}/{name}", file or _FILE, **wanted)
+            if isinstance(cached, str):
+                return Path(cached)
+            raise FileNotFoundError(
+                f"{address} is not on this machine; allow the download with download=True (--download)"
+            )
+        found: str = hub.hf_hub_download(f"{owner}/{name}", file or _FILE, token=token, **wanted)
     except hub.errors.LocalEntryNotFoundError as error:
-        allow = "the hub did not answer" if download else "allow the download with download=True (--download)"
-        raise FileNotFoundError(f"{address} is not on this machine; {allow}") from error
+        raise FileNotFoundError(f"{address} is not on this machine; the hub did not answer") from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
         raise FileNotFoundError(f"{address} cannot be had: {str(error).splitlines()[0]}") from error
     return Path(found)

@@ -80,9 +80,13 @@ def from_pretrained(
             kind = "a classifier that ships" if ships else "a folder here"
             raise ValueError(f"{name_or_path} is {kind}, which has no revision {revision!r}; leave that out")
         return load_classifier(name_or_path if ships else folder / _FILE, **options)
-    options = {"download": True, **options}
+    # Naming a repository asks for what is in it; its backbone, which may be large, has to be asked for.
     file = locate_on_hub(
-        f"hf://{name_or_path}", download=options["download"], revision=revision, token=token, cache_dir=cache_dir
+        f"hf://{name_or_path}",
+        download=options.get("download", True),
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
     )
     return load_classifier(file, **options)
 

@@ -1,22 +1,27 @@
 """A classifier: an extractor of diffusion features and a head."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone
 from difformer.config import as_positive_integer
 from difformer.data import Preprocessing, as_rgb, content_id, read_image
+from difformer.data.images import decode_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey
 
 C = TypeVar("C", bound="DiffusionClassifier")
-ImageLike = Any  # a path, a PIL image or a tensor (3, H, W) in [-1, 1]
+ImageLike = Any  # a path, a file's bytes, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ class DiffusionClassifier(nn.Module):
         extractor: a `FeatureExtractor` or `FeedbackExtractor`.
         head: built for (some of) the extractor's `specs`.
         class_names: in the order of the logits; the numbers when left out.
-        preprocessing: how image files are read; to the backbone's own image size when left out.
+        preprocessing: how image files are read; see the property when left out.
 
     Raises:
-        ValueError: the head reads features the extractor does not give, feedback does not reach what it reads, or the
-            class names do not fit.
+        ValueError: the parts are no extractor and head, the head reads features the extractor does not give, feedback
+            does not reach what it reads, or the class names do not fit.
     """
 
     # The three methods that write and read files import their work where they run: what is there builds this class.
@@ -61,6 +66,11 @@ class DiffusionClassifier(nn.Module):
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(extractor, FeatureExtractor | FeedbackExtractor) or not hasattr(head, "num_classes"):
+            raise ValueError(
+                "a classifier is made of an extractor and a head that says its num_classes, got "
+                f"{type(extractor).__name__} and {type(head).__name__}"
+            )
         missing = [key for key in getattr(head, "specs", ()) if key not in extractor.specs]
         if missing:
             raise ValueError(f"the head reads {missing}, but the extractor gives {list(extractor.specs)}")
@@ -70,9 +80,29 @@ class DiffusionClassifier(nn.Module):
         self.head = head
         classes = int(head.num_classes)  # type: ignore[arg-type]
         self.class_names = _check_names(map(str, range(classes)) if class_names is None else class_names, classes)
-        config = getattr(extractor.backbone, "config", None)
-        size = getattr(config, "image_size", None)
-        self.preprocessing = preprocessing or (Preprocessing(size) if size else None)
+        self._preprocessing = preprocessing
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.class_names[:5]) + ", …" * (len(self.class_names) > 5)
+        return f"DiffusionClassifier({len(self.class_names)} classes: {shown})\n  {self.extractor}\n  {self.head}"
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How image files are read: as was given; else to the size of the images that the head learned from; else,
+        where it has not learned in this process, to the backbone's own size. None where that is not known either.
+
+        Raises:
+            ValueError: the head learned from images of several sizes, or from maps that do not tell theirs.
+        """
+        if self._preprocessing is not None:
+            return self._preprocessing
+        own = getattr(getattr(self.backbone, "config", None), "image_size", None)
+        size = own if own is None else _learned_size(self.head, own) or own
+        return None if size is None else Preprocessing(size)
+
+    @preprocessing.setter
+    def preprocessing(self, value: Preprocessing | None) -> None:
+        self._preprocessing = value
 
     @property
     def backbone(self) -> Backbone:
@@ -121,7 +151,8 @@ class DiffusionClassifier(nn.Module):
         as they are needed, no more than a batch at a time.
 
         Args:
-            images: one or several of: path, PIL image, tensor (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
+            images: one or several of: path, a file's bytes, PIL image, array (H, W, 3) or (H, W) uint8, tensor
+                (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
             batch_size: most images to classify at once, at least 1; tensors only with neighbours of their own size.
 
         Returns:
@@ -129,10 +160,11 @@ class DiffusionClassifier(nn.Module):
 
         Raises:
             ImageError: a file cannot be read.
-            ValueError: no preprocessing is known for the backbone, or a bad batch_size.
+            ValueError: what is no image, a tensor of another size than the head learned from, no preprocessing is known
+                for the backbone, a bad batch_size, or logits that are no numbers.
         """
-        alone = isinstance(images, str | Path) or not isinstance(images, Iterable)
-        alone = alone or (isinstance(images, Tensor) and images.ndim == 3)
+        alone = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
+        alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
         tensors = map(self.preprocess, [images] if alone else images)
         with evaluation_mode(self):
             batches = _batches(tensors, as_positive_integer("batch_size", batch_size))
@@ -140,9 +172,14 @@ class DiffusionClassifier(nn.Module):
 
     def _predict_batch(self, batch: Tensor) -> list[Prediction]:
         device = next(self.head.parameters()).device
-        logits = self(batch.to(device), ids=[content_id(image) for image in batch])
+        logits = self(batch.to(device), ids=[content_id(image) for image in batch]).float().cpu()
+        if not logits.isfinite().all():
+            raise ValueError(
+                "the classifier's logits are not finite, so they say nothing: weights of the head are damaged, or the "
+                "backbone's precision overflows (open it with dtype=torch.float32)"
+            )
         predictions = []
-        for row in logits.float().softmax(dim=1).tolist():
+        for row in logits.softmax(dim=1).tolist():
             best = max(range(len(row)), key=row.__getitem__)
             by_name = dict(zip(self.class_names, row, strict=True))
             predictions.append(Prediction(self.class_names[best], row[best], by_name))
@@ -152,20 +189,37 @@ class DiffusionClassifier(nn.Module):
         """The backbone's input for one image.
 
         Args:
-            image: a path, a PIL image, or a tensor (3, H, W) in [-1, 1], which is taken as it is.
+            image: a path, a file's bytes, a PIL image, an array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W) in
+                [-1, 1], which is taken as it is.
 
         Returns:
             (3, H, W) float32 in [-1, 1], on the CPU unless it was a tensor elsewhere.
 
         Raises:
             ImageError: the file cannot be read.
-            ValueError: no preprocessing is known for the backbone.
+            ValueError: it is no image, a tensor of another size than the head learned from, or no preprocessing is
+                known for the backbone.
         """
         if isinstance(image, Tensor):
+            self._check_tensor(image)
             return image
         if self.preprocessing is None:
             raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
-        return self.preprocessing(read_image(image) if isinstance(image, str | Path) else as_rgb(image))
+        return self.preprocessing(_as_picture(image))
+
+    def _check_tensor(self, image: Tensor) -> None:
+        """Raises ValueError when a tensor is no picture in [-1, 1], or not of the size that the head learned from."""
+        if image.ndim != 3:
+            raise ValueError(f"the tensor of an image must be of shape (3, H, W), got {tuple(image.shape)}")
+        check_batch(image[None])
+        check_range(image)
+        known = self._preprocessing is not None or getattr(self.head, "learned_from", None)
+        size = self.preprocessing.size if known and self.preprocessing else None
+        if size is not None and image.shape[1:] != (size, size):
+            raise ValueError(
+                f"the head learned from images of {size}×{size}, got {image.shape[1]}×{image.shape[2]}: resize it; "
+                "files and PIL images are read at the right size, and classifier(images) takes images of any"
+            )
 
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
         """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
@@ -244,7 +298,8 @@ class DiffusionClassifier(nn.Module):
             token: of an account that may read the repository; the one logged in with when left out.
             revision: branch, tag or commit of the repository.
             cache_dir: where downloads from the hub are kept, in place of its own cache.
-            options: as for `load_classifier`; `download` is true when left out.
+            options: as for `load_classifier`. With `download` left out, the repository's file is fetched where it is
+                not on this machine, and the backbone is not.
 
         Raises:
             ValueError: a revision of a folder, or of a classifier that ships.
@@ -256,6 +311,27 @@ class DiffusionClassifier(nn.Module):
             cls, name_or_path, token=token, revision=revision, cache_dir=cache_dir, options=options
         )
         return cast(C, found)
+
+
+def _as_picture(image: ImageLike) -> Any:
+    """The PIL image, RGB and upright, of whatever else may be given as an image than a tensor.
+
+    Raises:
+        ImageError, ValueError: as `DiffusionClassifier.preprocess`.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(Path(image))
+    if isinstance(image, bytes):
+        return decode_image(image, "what was given as bytes")
+    array = isinstance(image, np.ndarray)
+    if array and image.dtype == np.uint8 and image.ndim >= 2 and image.shape[2:] in ((), (3,)) and image.size:
+        return decode_image(image, "the array")
+    if not hasattr(image, "getexif"):
+        raise ValueError(
+            "an image must be a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 or a tensor "
+            f"(3, H, W) in [-1, 1], got {f'{image.dtype} of shape {image.shape}' if array else type(image).__name__}"
+        )
+    return as_rgb(image)
 
 
 def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
@@ -271,6 +347,35 @@ def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
             batch = []
     if batch:
         yield torch.stack(batch)
+
+
+def _learned_size(head: Any, own: int) -> int | None:
+    """The side of the images that a head learned from, by the maps it saw; None where it has not learned.
+
+    Args:
+        head: any.
+        own: the backbone's image size, for which the sizes in the head's specs hold.
+
+    Raises:
+        ValueError: they had several sizes or were not square, or the maps, averaged beforehand, do not tell.
+    """
+    learned = getattr(head, "learned_from", None)
+    if not learned:
+        return None
+    averaged = tuple((side, side) for side in head.map_sizes.values())
+    found = {
+        Fraction(side * own, spec.size)
+        for maps in learned
+        for pair, spec in zip(maps, head.specs.values(), strict=True)
+        for side in pair
+    }
+    size = found.pop()
+    if found or size.denominator > 1 or (size < own and averaged in learned):
+        raise ValueError(
+            f"the head learned from maps of {', '.join(map(str, sorted(learned)))}, which do not tell one size of "
+            "images; say which they were read at: classifier.preprocessing = Preprocessing(size), from difformer.data"
+        )
+    return int(size)
 
 
 def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[FeatureKey]) -> None:
@@ -294,7 +399,7 @@ def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[Feature
 
 def _check_names(names: Iterable[str], classes: int) -> tuple[str, ...]:
     """The names of the classes as plain text, numpy's too; raises ValueError when they do not fit."""
-    given = (names,) if isinstance(names, str) else tuple(names)
+    given = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
     if len(given) != classes or len(set(given)) != classes or not all(isinstance(name, str) for name in given):
         raise ValueError(f"class_names must be {classes} different names, got {len(given)}: {given[:5]} …")
     return tuple(map(str, given))

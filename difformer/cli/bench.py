@@ -38,7 +38,7 @@ def bench(
     if quick and subjects is not None:
         raise ValueError("quick chooses the subjects; leave out one of quick and subjects")
     if json_file is not None:
-        check_target(json_file, overwrite=overwrite)
+        check_target(json_file, overwrite=overwrite, ending=".json")
     chosen = ("small",) if quick else tuple(subjects or BenchmarkConfig.subjects)
     config = BenchmarkConfig(chosen, repeats, batch_size, device, profile, compile)
     results = measure(config, say=lambda text: print(text, flush=True))

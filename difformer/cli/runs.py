@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from difformer._optional import require
@@ -40,7 +41,8 @@ class RecipeVerb:
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
         read: gives the values of a YAML file.
-        read_first: gives those of the first argument, where that is no YAML file.
+        read_first: gives those of the first argument, where that is no YAML file; it is told whether the switch
+            `download` is among the arguments.
     """
 
     description: str
@@ -48,14 +50,15 @@ class RecipeVerb:
     body: Callable[..., int | None]
     switches: Mapping[str, str]
     read: Reader = read_yaml
-    read_first: Reader | None = None
+    read_first: Callable[..., Mapping[str, Any]] | None = None
 
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
+        first = None if self.read_first is None else partial(self.read_first, download="--download" in arguments)
         configuration, given = parse(
-            parser, self.configuration, self.switches, arguments, read=self.read, read_first=self.read_first
+            parser, self.configuration, self.switches, arguments, read=self.read, read_first=first
         )
         if given.get("fake_data") and not given["dry_run"]:
             raise ValueError("--fake_data is for --dry_run")
@@ -88,7 +91,9 @@ def _print(lines: Sequence[str]) -> None:
     require("accelerate", "training").PartialState().print("\n".join(lines), flush=True)
 
 
-def _eval(recipe: EvaluationRecipe, *, overwrite: bool) -> None:
+def _eval(recipe: EvaluationRecipe, *, download: bool, overwrite: bool) -> None:
+    if download:
+        recipe = replace(recipe, backbone=replace(recipe.backbone, download=True))
     evaluate_classifier(recipe, overwrite=overwrite)
 
 
@@ -153,7 +158,7 @@ RECIPE_VERBS = {
         "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
         EvaluationRecipe,
         _eval,
-        {"overwrite": _REPLACE},
+        {"download": "allow the download of what is not on this machine", "overwrite": _REPLACE},
         read=_reads_training_recipes(EvaluationRecipe),
         read_first=classifier_values,
     ),

@@ -48,7 +48,7 @@ def sample(
         download: allow the download of what is not on this machine.
         overwrite: replace the picture if it exists.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, ending=".png")
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

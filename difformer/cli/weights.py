@@ -138,7 +138,7 @@ def convert(
         verify: check digests.
         overwrite: replace the output if it exists.
     """
-    check_target(out, overwrite=overwrite)
+    check_target(out, overwrite=overwrite, ending=".safetensors")
     path = locate(source, folder=folder, download=download)
     given = arch.given() if arch else None
     noise = _noise(schedule, num_timesteps, rescale_timesteps)
@@ -228,7 +228,7 @@ def predict(
         download: allow the download of what is not on this machine.
         overwrite: replace the table if it exists.
     """
-    check_target(csv, overwrite=overwrite)
+    check_target(csv, overwrite=overwrite, ending=".csv")
     classifier = load_classifier(model, backbone=backbone, folder=weights_folder, download=download, device=device)
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:

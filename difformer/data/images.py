@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -196,9 +195,10 @@ def content_id(image: Tensor) -> int:
     """A stable number for an image that has none: the first 63 bits of the SHA-256 of its pixels.
 
     Args:
-        image: (3, H, W) as it goes into the backbone.
+        image: (3, H, W) in [-1, 1]. Pixels count to 8 bits, so that the number does not depend on the type's rounding.
     """
-    return stable_id(image.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    pixels = ((image.detach().cpu().float() + 1) * 127.5).round() / 127.5 - 1
+    return stable_id(pixels.contiguous().numpy().tobytes())
 
 
 def stable_id(content: bytes) -> int:

@@ -37,6 +37,10 @@ def image_noise(x_0: Tensor, ids: Tensor | Sequence[int], t: int | Tensor, *, se
     Raises:
         ValueError: ids, timesteps, seed or draw of the wrong type, number or range.
     """
+    if not isinstance(x_0, Tensor) or not x_0.ndim:
+        raise ValueError(
+            f"x_0 must be a tensor (B, ...) of images, got {x_0 if isinstance(x_0, Tensor) else type(x_0)}"
+        )
     batch, elements = x_0.shape[0], x_0[0].numel() if len(x_0) else 0
     ids = _integers("ids", ids, batch, x_0.device)
     t = _integers("t", t, batch, x_0.device)

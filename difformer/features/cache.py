@@ -47,7 +47,8 @@ class FeatureBatch(NamedTuple):
 
 def collate_features(samples: Sequence[FeatureSample]) -> FeatureBatch:
     """Stacks samples; the `collate_fn` of a data loader."""
-    features = {key: torch.stack([sample.features[key] for sample in samples]) for key in samples[0].features}
+    keys = samples[0].features
+    features = Features((key, torch.stack([sample.features[key] for sample in samples])) for key in keys)
     labels, ids = (torch.tensor([sample[i] for sample in samples], dtype=torch.int64) for i in (1, 2))
     return FeatureBatch(features, labels, ids)
 

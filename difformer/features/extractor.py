@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difformer.backbones import Backbone
-from difformer.config import as_integer, as_positive_integer
+from difformer.backbones import Backbone, check_backbone
+from difformer.config import as_integer, as_positive_integer, listed
 from difformer.features.dtypes import as_dtype, dtype_name
+from difformer.features.images import ImageCheck
 from difformer.features.noising import Noising, repeat_conditioning
 from difformer.taps import FeatureKey, Features, TapSpec, resolve_taps
 
@@ -48,13 +49,14 @@ class FeatureExtractor(nn.Module):
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone = check_backbone(backbone)
         self.taps = resolve_taps(taps, backbone.taps)
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
         self.noising.check_schedule(backbone.schedule)
         self.seed = as_integer("seed", seed)
         self.chunk_size = None if chunk_size is None else as_positive_integer("chunk_size", chunk_size)
         self.dtype = as_dtype(dtype)
+        self._check_images = ImageCheck()
         self.specs: dict[FeatureKey, TapSpec] = {
             FeatureKey(tap, t): backbone.taps[tap] for t in self.noising.timesteps for tap in self.taps
         }
@@ -83,7 +85,8 @@ class FeatureExtractor(nn.Module):
         """Reads the features.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], on the backbone's device.
+            images: (B, 3, H, W) in [-1, 1], on the backbone's device. Values that no such picture has are refused,
+                and doubtful ones, such as all in [0, 1], warned of once.
             ids: (B,) the images' stable numbers, which their noise depends on; their places in the batch when left
                 out, so that their features then depend on the batch.
             noise: eps of the shape of x_0 by timestep, in place of the per-image noise there.
@@ -95,11 +98,15 @@ class FeatureExtractor(nn.Module):
         Raises:
             ValueError: images, ids, noise or conditioning that do not fit.
         """
+        self._check_images(images, training=self.training)
         x_0 = self.backbone.encode(images)
         x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
         maps = self._read(x_t, t, repeat_conditioning(conditioning, len(images), self.noising.repeats))
         by_tap = {tap: self.noising.separate(feature) for tap, feature in maps.items()}
-        return {key: by_tap[key.tap][key.t].to(self.dtype) for key in self.specs}
+        return Features((key, by_tap[key.tap][key.t].to(self.dtype)) for key in self.specs)
+
+    def __repr__(self) -> str:
+        return f"FeatureExtractor({listed(self.arguments)}) on {self.backbone}"
 
     def _read(self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> dict[str, Tensor]:
         size = max(1, min(self.chunk_size or len(x_t), len(x_t)))

@@ -6,9 +6,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from difformer.backbones import Backbone, ResumableBackbone
-from difformer.config import as_integer, as_switch
+from difformer.backbones import Backbone, ResumableBackbone, check_backbone
+from difformer.config import as_integer, as_switch, listed
 from difformer.features.dtypes import as_dtype, dtype_name
+from difformer.features.images import ImageCheck
 from difformer.features.noising import Noising, repeat_conditioning
 from difformer.taps import FeatureKey, Features, TapSpec, mirror, resolve_taps
 
@@ -89,11 +90,11 @@ class FeedbackExtractor(nn.Module):
         super().__init__()
         if norm not in get_args(FeedbackNorm):
             raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(FeedbackNorm))}")
-        self.backbone = backbone
+        self.backbone = check_backbone(backbone)
         self.feedback_taps = resolve_taps(feedback_taps, backbone.taps)
         self.taps = resolve_taps(taps, backbone.taps)
-        first_pass_taps = tuple(first_pass_taps)
-        self.first_pass_taps = resolve_taps(first_pass_taps, backbone.taps) if first_pass_taps else ()
+        first = tuple(first_pass_taps) if isinstance(first_pass_taps, list | tuple) else first_pass_taps
+        self.first_pass_taps = () if first == () else resolve_taps(first, backbone.taps)
         self.mirrors = {tap: mirror(tap, backbone.taps) for tap in self.feedback_taps}
         self._check_mirrors()
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
@@ -102,6 +103,7 @@ class FeedbackExtractor(nn.Module):
         self.norm = norm
         self.gate = as_switch("gate", gate)
         self.dtype = as_dtype(dtype)
+        self._check_images = ImageCheck()
         self.feedback = nn.ModuleList(
             FeedbackLayer(backbone.taps[tap].channels, backbone.taps[into].channels, norm, self.gate)
             for tap, into in self.mirrors.items()
@@ -142,13 +144,17 @@ class FeedbackExtractor(nn.Module):
 
         Args, Returns and Raises: as for `FeatureExtractor.forward`. Features of the second pass carry gradients.
         """
+        self._check_images(images, training=self.training)
         with torch.no_grad():
             x_0 = self.backbone.encode(images)
             x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
         first, second = self._two_passes(x_t, t, repeat_conditioning(conditioning, len(images), self.noising.repeats))
         maps = {(tap, 0): self.noising.separate(first[tap]) for tap in self.first_pass_taps}
         maps |= {(tap, 1): self.noising.separate(second[tap]) for tap in self.taps}
-        return {key: maps[key.tap, key.round][key.t].to(self.dtype) for key in self.specs}
+        return Features((key, maps[key.tap, key.round][key.t].to(self.dtype)) for key in self.specs)
+
+    def __repr__(self) -> str:
+        return f"FeedbackExtractor({listed(self.arguments)}) on {self.backbone}"
 
     def _two_passes(
         self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]

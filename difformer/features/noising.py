@@ -74,7 +74,7 @@ class Noising:
         Raises:
             ValueError: noise for a timestep that is not read, of another shape, or beside clean or several draws.
         """
-        given = dict(noise or {})
+        given = {} if noise is None else noise
         self._check_noise(given, x_0)
         ids = torch.arange(len(x_0)) if ids is None else ids
         batches = []
@@ -94,13 +94,16 @@ class Noising:
         return dict(zip(self.timesteps, by_draw.mean(dim=1) if self.draws > 1 else by_draw.squeeze(1), strict=True))
 
     def _check_noise(self, noise: Mapping[int, Tensor], x_0: Tensor) -> None:
+        if not isinstance(noise, Mapping):
+            raise ValueError(f"noise must be a mapping from timesteps to tensors, got {type(noise).__name__}")
         if noise and (self.clean or self.draws > 1):
             raise ValueError("explicit noise can only be given for one draw of noisy images")
         for t, eps in noise.items():
             if t not in self.timesteps:
                 raise ValueError(f"noise was given for t={t}, but the timesteps are {self.timesteps}")
-            if eps.shape != x_0.shape:
-                raise ValueError(f"noise for t={t} must have shape {tuple(x_0.shape)}, got {tuple(eps.shape)}")
+            if not isinstance(eps, Tensor) or eps.shape != x_0.shape:
+                found = tuple(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
+                raise ValueError(f"noise for t={t} must be a tensor of shape {tuple(x_0.shape)}, got {found}")
 
 
 def repeat_conditioning(conditioning: Mapping[str, Tensor], batch: int, repeats: int) -> dict[str, Tensor]:

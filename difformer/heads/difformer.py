@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from difformer.config import as_positive_integer, as_positive_number, as_rate, as_switch
-from difformer.heads._inputs import check_specs, select, single_key
+from difformer.heads._inputs import MapSides, check_specs, describe, select, single_key
 from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
 from difformer.heads.transformer import Summary
 from difformer.models.attention import AttentionName
@@ -68,6 +68,7 @@ class DifFormerHead(nn.Module):
     ) -> None:
         super().__init__()
         self.specs = check_specs(specs)
+        self.learned_from: set[MapSides] = set()
         self.num_classes = as_positive_integer("num_classes", num_classes)
         width, heads, layers, pool = (
             as_positive_integer(name, value)
@@ -107,6 +108,8 @@ class DifFormerHead(nn.Module):
         larger images may have more cells, up to `pool` a side.
         """
         return {key: min(spec.size, self.pool) for key, spec in self.specs.items()}
+
+    __repr__ = describe
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Classifies.
@@ -149,7 +152,7 @@ class DifFormerHead(nn.Module):
     def _token_groups(self, features: Mapping[FeatureKey, Tensor]) -> list[dict[FeatureKey, Tensor]]:
         """Tokens (B, N, width) by key, in groups that go through the transformer together."""
         tokens = {}
-        for key, feature in select(features, self.specs).items():
+        for key, feature in select(self, features).items():
             cells = self.tokenizers[key.tap](feature.to(self.fc.weight.dtype))
             tokens[key] = cells.flatten(2).transpose(1, 2)
             if self.embeddings is not None:
@@ -196,6 +199,13 @@ class AttentionHead(nn.Module):
     def map_sizes(self) -> dict[FeatureKey, int | None]:
         """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`."""
         return self.difformer.map_sizes
+
+    @property
+    def learned_from(self) -> set[MapSides]:
+        """The sides of the maps it learned from; see `select`."""
+        return self.difformer.learned_from
+
+    __repr__ = describe
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""

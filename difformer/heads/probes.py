@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difformer.config import as_positive_integer, as_positive_integers, as_rate, as_switch
-from difformer.heads._inputs import check_specs, select, single_key
+from difformer.heads._inputs import MapSides, check_specs, describe, select, single_key
 from difformer.taps import FeatureKey, TapSpec
 
 
@@ -30,6 +30,7 @@ class LinearHead(nn.Module):
     ) -> None:
         super().__init__()
         self.specs = check_specs(specs)
+        self.learned_from: set[MapSides] = set()
         self.key = single_key(specs)
         self.num_classes = as_positive_integer("num_classes", num_classes)
         self.pool = as_positive_integer("pool", pool)
@@ -47,9 +48,11 @@ class LinearHead(nn.Module):
         """
         return {self.key: self.pool}
 
+    __repr__ = describe
+
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
+        x = select(self, features)[self.key].to(next(self.fcs.parameters()).dtype)
         return self.fcs[0](self.norm(F.adaptive_avg_pool2d(x, self.pool).flatten(1)))
 
 
@@ -78,6 +81,7 @@ class MLPHead(nn.Module):
     ) -> None:
         super().__init__()
         self.specs = check_specs(specs)
+        self.learned_from: set[MapSides] = set()
         self.key = single_key(specs)
         self.num_classes = as_positive_integer("num_classes", num_classes)
         self.pool = as_positive_integer("pool", pool)
@@ -95,9 +99,11 @@ class MLPHead(nn.Module):
         """
         return {self.key: self.pool}
 
+    __repr__ = describe
+
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = select(features, self.specs)[self.key].to(next(self.fcs.parameters()).dtype)
+        x = select(self, features)[self.key].to(next(self.fcs.parameters()).dtype)
         x = F.adaptive_avg_pool2d(x, self.pool).flatten(1)
         *hidden, last = self.fcs
         for layer in hidden:
@@ -124,6 +130,7 @@ class CNNHead(nn.Module):
     ) -> None:
         super().__init__()
         self.specs = check_specs(specs)
+        self.learned_from: set[MapSides] = set()
         self.key = single_key(specs)
         self.num_classes = as_positive_integer("num_classes", num_classes)
         channels = as_positive_integers("channels", channels)
@@ -140,7 +147,9 @@ class CNNHead(nn.Module):
         """None for its map: convolutions read it as it is. See `DifFormerHead.map_sizes`."""
         return {self.key: None}
 
+    __repr__ = describe
+
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = self.convolutions(select(features, self.specs)[self.key].to(self.fc.weight.dtype))
+        x = self.convolutions(select(self, features)[self.key].to(self.fc.weight.dtype))
         return self.fc(x.mean(dim=(2, 3)))

@@ -281,6 +281,8 @@ class UNet(nn.Module):
 
     def _check_images(self, x_t: Tensor) -> None:
         channels, divisor = self.config.in_channels, self.config.downsampling
+        if not isinstance(x_t, Tensor):
+            raise ValueError(f"x_t must be a tensor (B, {channels}, H, W), got {type(x_t).__name__}")
         if x_t.ndim != 4 or x_t.shape[1] != channels or not x_t.is_floating_point():
             raise ValueError(
                 f"x_t must be floating-point images of shape (B, {channels}, H, W), got {x_t.dtype} "
@@ -297,10 +299,10 @@ class UNet(nn.Module):
                 raise ValueError("this network is not class-conditional; leave y out")
             return None
         if y is None:
-            raise ValueError(f"this network is class-conditional; give y, {batch} labels in [0, {classes})")
+            raise ValueError(f"this network is class-conditional; give y, a label in [0, {classes}) for each image")
         y = _as_tensor("y", y, None)
         if y.shape != (batch,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-            raise ValueError(f"y must be {batch} integer labels, got {y.dtype} of shape {tuple(y.shape)}")
+            raise ValueError(f"y must be integers, one an image, got {y.dtype} of shape {tuple(y.shape)}")
         y = y.long()  # an embedding reads no shorter integers
         if batch and not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")

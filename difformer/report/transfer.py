@@ -1,12 +1,13 @@
 """The tables of a transfer suite."""
 
-import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean, stdev
 from typing import Any
+
+from difformer.tables import write_rows
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,10 @@ class TransferRow:
 def csv_table(rows: Sequence[TransferRow], published: Mapping[str, Mapping[str, float]]) -> str:
     """One line for each data set and head."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
+    table: list[list[object]] = [
         ["dataset", "head", "metric", "mean", "std", "top1_mean", "top1_std", "mean_per_class_mean",
          "mean_per_class_std", "published_top1", "seeds", "seeds_planned", "chosen"]
-    )  # fmt: skip
+    ]  # fmt: skip
     for row in rows:
         numbers = [
             "" if number is None else f"{number:.4f}"
@@ -51,7 +51,8 @@ def csv_table(rows: Sequence[TransferRow], published: Mapping[str, Mapping[str, 
         beside = published.get(row.head, {}).get(row.dataset, "")
         done = len(row.scores.get(row.metric, ()))
         chosen = "" if row.chosen is None else json.dumps(dict(row.chosen))
-        writer.writerow([row.dataset, row.head, row.metric, *numbers, beside, done, row.planned, chosen])
+        table.append([row.dataset, row.head, row.metric, *numbers, beside, done, row.planned, chosen])
+    write_rows(out, table, end="\n")
     return out.getvalue()
 
 

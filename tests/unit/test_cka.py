@@ -53,13 +53,15 @@ def test_the_biased_estimate_is_that_of_centred_features():
     assert cka(x + 3, y - 1, debiased=False) == pytest.approx(expected, rel=1e-9)
 
 
-def test_the_rbf_kernel_measures_distances_against_their_median():
-    x, y = pair(2, n=6)
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 8])
+def test_the_rbf_kernel_measures_distances_against_their_median(n):
+    """Of an even number of pairs, as 4, 5 and 8 images have, it is the mean of the two in the middle."""
+    x, y = pair(2, n=n)
     grams = []
     for rows in (x, y):
-        squares = ((rows[:, None] - rows[None]) ** 2).sum(axis=2)
-        off = torch.from_numpy(squares[~np.eye(6, dtype=bool)]).median().item()
-        grams.append(np.exp(-squares / (2 * 0.7**2 * off)))
+        distances = np.array([[np.linalg.norm(a - b) for b in rows] for a in rows])
+        width = 0.7 * np.median([distances[i, j] for i in range(n) for j in range(i)])
+        grams.append(np.exp(-((distances / width) ** 2) / 2))
     cross, *own = (unbiased_by_definition(a, b) for a, b in ((grams[0], grams[1]), *((g, g) for g in grams)))
     assert cka(x, y, kernel="rbf", bandwidth=0.7) == pytest.approx(cross / np.sqrt(own[0] * own[1]), rel=1e-9)
 

@@ -248,12 +248,17 @@ def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch)
             shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
             return f"https://hub/{repo_id}"
 
-    def hf_hub_download(repo_id, file, *, local_files_only, **options):
-        calls.append((repo_id, not local_files_only, options))
+    def hf_hub_download(repo_id, file, **options):
+        calls.append((repo_id, True, options))
+        return str(tmp_path / repo_id / file)
+
+    def try_to_load_from_cache(repo_id, file, **options):
+        calls.append((repo_id, False, options))
         return str(tmp_path / repo_id / file)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", try_to_load_from_cache)
     assert classifier.push_to_hub("net", private=True, token="secret") == "https://hub/me/net"
     assert calls == [("create_repo", "net", True), ("upload_folder", "me/net", "Upload classifier", None, False)]
     assert 'from_pretrained("me/net")' in (tmp_path / "me/net/README.md").read_text()
@@ -274,7 +279,7 @@ def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch)
     nothing = {"revision": None, "token": None, "cache_dir": None}
     assert calls == [
         ("me/net", True, nothing),
-        ("me/net", False, given),
+        ("me/net", False, {name: given[name] for name in ("revision", "cache_dir")}),
         ("me/net", True, nothing | {"revision": "next"}),
     ]
     with pytest.raises(ValueError, match="names the revision old, which revision='next' contradicts"):

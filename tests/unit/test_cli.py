@@ -139,6 +139,31 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+def test_names_of_files_and_classes_are_no_formulas(model):
+    Image.new("RGB", (32, 32)).save("images/=1+1.png")
+    model.class_names = ("@SUM(A1)", "-c")
+    save_classifier("model.safetensors", model)
+    assert main(["predict", "model.safetensors", "images", "--csv", "out.csv"]) == 0
+    first = rows("out.csv")[0]
+    assert first["file"] == "'=1+1.png"
+    assert first["label"] in ("'@SUM(A1)", "'-c")
+    assert {"'@SUM(A1)", "'-c"} < set(first)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ending"),
+    [
+        (["sample", "model.safetensors", "grid.npz"], ".png"),
+        (["convert", "checkpoints/small.safetensors", "small.pt"], ".safetensors"),
+        (["predict", "model.safetensors", "images", "--csv", "out.xlsx"], ".csv"),
+        (["bench", "--json_file", "out.yaml"], ".json"),
+    ],
+)
+def test_a_name_that_says_another_format_is_refused(model, capsys, arguments, ending):
+    assert main(arguments) == 1
+    assert f"give it a name that ends in {ending}" in capsys.readouterr().err
+
+
 def test_predict_writes_a_table(model, capsys):
     assert main(["predict", "model.safetensors", "images", "--csv", "out.csv", "--batch_size=2"]) == 0
     assert "wrote out.csv: 5 of 5 images" in capsys.readouterr().out

@@ -153,13 +153,23 @@ def test_the_seed_reaches_the_interval_only():
     assert one == other
 
 
-def test_equal_logits_rank_in_the_order_of_the_classes():
+def test_of_equal_logits_the_first_is_predicted_and_the_others_are_no_hits():
     scores = image_scores(np.zeros((4, 7)), np.array([0, 1, 5, 6]))
     assert scores.predicted.tolist() == [0, 0, 0, 0]
-    assert scores.rank.tolist() == [0, 1, 5, 6]
+    assert scores.rank.tolist() == [0, 6, 6, 6]
     assert scores.correct.tolist() == [True, False, False, False]
     assert scores.confidence == pytest.approx([1 / 7] * 4)
     assert scores.nll == pytest.approx([math.log(7)] * 4)
+
+
+@pytest.mark.parametrize("label", [0, 2, 4, 11])
+def test_a_class_without_a_vote_is_no_top5_hit(label):
+    """Two classes of twelve have votes: whatever the others' numbers, none of them is among the first five."""
+    votes = np.zeros((1, 12))
+    votes[0, [3, 8]] = 0.75, 0.25
+    for logits in (votes, np.log(votes + 1e-12)):
+        assert image_scores(logits, np.array([label])).rank.item() >= 5
+        assert image_scores(logits, np.array([8])).rank.item() == 1
 
 
 def test_chunks_change_nothing(monkeypatch):

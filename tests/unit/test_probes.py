@@ -4,6 +4,7 @@ import torch
 
 from difformer.analysis.knn import knn_scores
 from difformer.analysis.linear import accuracy
+from difformer.analysis.metrics import classification_metrics
 from difformer.analysis.probes import Candidate, Labelled, best, compare, create_probe
 from difformer.analysis.ridge import ridge_path
 
@@ -35,6 +36,15 @@ def test_neighbours_are_compared_for_every_k_and_temperature():
         k, temperature = candidate.settings.values()
         scores = knn_scores(validation.features, train.features, train.labels, 3, ks=(int(k),), temperature=temperature)
         assert candidate.accuracy == accuracy(scores[int(k)], validation.labels)
+
+
+def test_one_neighbour_has_no_more_top5_than_top1_hits():
+    """Noise: classes without a vote would be hits by their number alone."""
+    rng = np.random.default_rng(0)
+    train, test = (Labelled(torch.from_numpy(rng.normal(size=(240, 6))), torch.arange(240) % 12) for _ in range(2))
+    [(_, logits)] = create_probe("knn", ks=(1,)).fit(train, 12)(test.features)
+    found = classification_metrics(logits, test.labels, list("abcdefghijkl"))
+    assert found.top5 == found.top1 < 0.2
 
 
 def test_votes_come_as_logarithms_of_probabilities():

@@ -234,12 +234,12 @@ def test_class_labels_are_wanted_exactly_where_the_network_has_classes(unet, x):
     for same in ([0, 4], y.short(), y.byte(), y.int()):
         assert torch.equal(conditional(x, 10, same), conditional(x, 10, y))
     for network, labels, message in [
-        (conditional, None, r"give y, 2 labels in \[0, 5\)"),
+        (conditional, None, r"give y, a label in \[0, 5\) for each image"),
         (unet, y, "not class-conditional"),
         (conditional, torch.tensor([0, 5]), r"must lie in \[0, 5\)"),
-        (conditional, torch.tensor([0]), "2 integer labels"),
-        (conditional, torch.tensor([0.0, 1.0]), "2 integer labels"),
-        (conditional, torch.tensor([False, True]), "2 integer labels"),
+        (conditional, torch.tensor([0]), "y must be integers, one an image"),
+        (conditional, torch.tensor([0.0, 1.0]), "y must be integers, one an image"),
+        (conditional, torch.tensor([False, True]), "y must be integers, one an image"),
         (conditional, ["cat", "dog"], "y must be"),
     ]:
         with pytest.raises(ValueError, match=message):

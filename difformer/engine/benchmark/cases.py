@@ -18,7 +18,7 @@ from difformer.engine.benchmark.openai import HookedNetwork
 from difformer.engine.extraction.plan import pool
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, DifFormerHead
-from difformer.taps import FeatureKey, Features
+from difformer.taps import FeatureKey
 
 CLASSES = 1000
 
@@ -176,11 +176,13 @@ class TrainingCase:
         """Logits before an update on the features that `extract` has kept."""
         return self._learn(self._kept)
 
-    def _learn(self, features: Features) -> dict[str, Tensor]:
+    def _learn(self, features: Mapping[FeatureKey, Tensor]) -> dict[str, Tensor]:
         return _step(self._head, features, self.setting.labels, self._update)
 
 
-def _step(head: nn.Module, features: Features, labels: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _step(
+    head: nn.Module, features: Mapping[FeatureKey, Tensor], labels: Tensor, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     logits = head(features)
     F.cross_entropy(logits, labels).backward()
     optimizer.step()

@@ -1,6 +1,5 @@
 """What evaluations have left of several classifiers."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.recipes.evaluation import EvaluationRecipe
 from difformer.engine.recipes.reading import build
 from difformer.files import expand_user
+from difformer.tables import read_rows
 
 _PREDICTIONS = "predictions.csv"
 _REMEDY = "`difformer eval … --overwrite` makes it anew"
@@ -97,9 +97,10 @@ def _measured_weights(results: Path) -> str | None:
 def _read(results: Path, run: RunFolder, name: str) -> Measured:
     report = read_measurements(results, METRICS, _REMEDY)
     with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: int(row["id"]))
+        columns, *cells = read_rows(file)
     with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
-        header, *counts = csv.reader(file)
+        header, *counts = read_rows(file)
+    rows = sorted((dict(zip(columns, row, strict=True)) for row in cells), key=lambda row: int(row["id"]))
     finished = run.read_results() if run.results.exists() else {}
     return Measured(
         name=name,

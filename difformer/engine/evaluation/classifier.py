@@ -6,6 +6,7 @@ from typing import Any
 
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, image_scores
 from difformer.checkpoints import locate, shipped
+from difformer.checkpoints.hub import HUB
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.data import ImageDataset
@@ -57,7 +58,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     """
     folder = ResultFolder(_output(recipe), (METRICS, *TABLES))
     folder.check(overwrite=overwrite)
-    file = classifier_file(recipe.classifier)
+    file = classifier_file(recipe.classifier, download=recipe.backbone.download)
     names = tuple(read_description(file)["class_names"])
     images = build_dataset(recipe.data, recipe.split, classes=names)
     check_same_classes(images.class_names, names, "of the data set", "of the classifier")
@@ -83,12 +84,13 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     return metrics
 
 
-def classifier_values(source: str) -> dict[str, Any]:
+def classifier_values(source: str, *, download: bool = False) -> dict[str, Any]:
     """What the first argument of `difformer eval` says: the values of an `EvaluationRecipe` that follow from it.
 
     Args:
         source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
             and say how images are read.
+        download: whether it may be fetched when it is not on this machine.
 
     Raises:
         FileNotFoundError: there is no such classifier, or the folder is no run.
@@ -98,24 +100,27 @@ def classifier_values(source: str) -> dict[str, Any]:
     recipe = RunFolder(source).recipe
     if recipe.exists():
         return take_from_training(read_yaml(recipe), EvaluationRecipe) | {"classifier": source}
-    description = read_description(classifier_file(source))
+    description = read_description(classifier_file(source, download=download))
     values: dict[str, Any] = {"classifier": source, "backbone": {"name": description["backbone"]["name"]}}
     preprocessing: Mapping[str, Any] | None = description["preprocessing"]
     return values | ({"data": dict(preprocessing)} if preprocessing else {})
 
 
-def classifier_file(source: str) -> Path:
+def classifier_file(source: str, *, download: bool = False) -> Path:
     """The file of a classifier, named by a run's folder, a folder of `save_pretrained`, itself, as one that ships or as
     hf://owner/name.
 
+    Args:
+        source: its name.
+        download: whether it may be fetched when it is not on this machine.
+
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it is not there, and may not be or cannot be fetched.
     """
     folder = RunFolder(source)
     if not folder.path.is_dir():
-        if source.startswith("hf://"):
-            # A classifier is small; it is the backbone whose download is to be asked for.
-            return locate(source, download=True)
+        if source.startswith(HUB):
+            return locate(source, download=download)
         if source in shipped() and not folder.path.is_file():
             return locate(source)
         if not folder.path.is_file():

@@ -1,7 +1,6 @@
 """Folders of results that appear whole or not at all."""
 
 import contextlib
-import csv
 import json
 import os
 import secrets
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from difformer.files import check_writable, errors_name, expand_user
+from difformer.tables import write_rows
 
 
 class ResultFolder:
@@ -81,9 +81,7 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
     """Writes a CSV file; of None, nothing is written."""
     # File names may hold bytes that are not UTF-8.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+        write_rows(file, [header, *rows])
 
 
 def _sync(folder: Path) -> None:

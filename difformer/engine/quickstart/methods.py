@@ -1,6 +1,5 @@
 """The methods of a quickstart, one after another, and what each reached."""
 
-import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from difformer.engine.loop.trainer import Clock
 from difformer.engine.quickstart.pixels import classify_pixels
 from difformer.engine.quickstart.plan import KNN, SVM, Plan, PlannedRun
 from difformer.files import read_json, sealed
+from difformer.tables import read_rows
 
 SECONDS, FEATURES = "seconds.json", "features"
 _REMEDY = "remove it, and the same command makes it anew"
@@ -108,7 +108,7 @@ def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
             run_probe(plan.knn)
     found = read_measurements(file.parent, file.name, _REMEDY)
     with (folder.path / KNN / "confusion.csv").open(newline="", encoding="utf-8") as table:
-        confusion = [[int(cell) for cell in row[1:]] for row in list(csv.reader(table))[1:]]
+        confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
     return _single(KNN, found["test"] | {"confusion": confusion}, folder, f"k = {found['chosen']['k']:g}")
 
 

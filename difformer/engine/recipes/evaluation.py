@@ -36,7 +36,7 @@ class EvaluationRecipe:
     """The evaluation of a classifier.
 
     Attributes:
-        classifier: folder of a run, classifier file, or hf://owner/name.
+        classifier: folder of a run, classifier file, or hf://owner/name, fetched where `backbone.download` allows it.
         data: which images.
         split: which of their splits.
         output: folder for the results; `eval-SPLIT` in the run's folder when null.

@@ -23,16 +23,19 @@ class TimmConfig:
 
     Attributes:
         name: such as resnet50 or vit_small_patch16_224.dino; none when null.
-        pretrained: with its published weights, which timm downloads.
-        checkpoint: a weight file for it.
+        pretrained: with its published weights.
+        checkpoint: a weight file for it, in place of those.
+        download: whether published weights that are not on this machine may be fetched.
     """
 
     name: str | None = None
     pretrained: bool = True
     checkpoint: str | None = None
+    download: bool = False
 
     def __post_init__(self) -> None:
-        as_switch("timm.pretrained", self.pretrained)
+        for name in ("pretrained", "download"):
+            as_switch(f"timm.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Images to several named vectors: of a diffusion model's blocks and timesteps, or of a timm model's blocks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.backbones import UNetBackbone
+from difformer.checkpoints.hub import HUB, locate_on_hub
 from difformer.engine.recipes.similarity import TimmConfig
 from difformer.features import FeatureExtractor
 from difformer.features.reduced import read_reduced
@@ -81,15 +83,19 @@ class TimmBlocks:
     Raises:
         ImportError: timm is missing.
         ValueError: timm has no such model, or it has no such interface.
-        FileNotFoundError: the checkpoint is not there.
+        FileNotFoundError: the checkpoint is not there, or published weights are not and may not be fetched.
     """
 
     def __init__(self, config: TimmConfig, pool: int | None, device: torch.device) -> None:
         timm: Any = require("timm", "comparing with a timm model")
         if config.name is None or not timm.is_model(config.name):
             raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` lists them")
-        pretrained = config.pretrained and config.checkpoint is None
-        model = timm.create_model(config.name, pretrained=pretrained, checkpoint_path=config.checkpoint or "")
+        weights: dict[str, Any] = {"checkpoint_path": config.checkpoint or ""}
+        if config.pretrained and config.checkpoint is None:
+            weights = {"pretrained": True}
+            if not config.download:
+                weights["pretrained_cfg_overlay"] = {"file": str(_cached_weights(timm, config.name))}
+        model = timm.create_model(config.name, **weights)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm's {config.name} gives no intermediate features (forward_intermediates)")
         self._model: nn.Module = model.to(device).eval()
@@ -118,6 +124,18 @@ class TimmBlocks:
         model: Any = self._model
         found: list[Tensor] = model.forward_intermediates(images, intermediates_only=True)
         return found
+
+
+def _cached_weights(timm: Any, name: str) -> Path:
+    """The file of a timm model's published weights in the hub's cache; raises FileNotFoundError without one."""
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    try:
+        return locate_on_hub(f"{HUB}{repository}", download=False)
+    except (FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"the weights of timm's {name} are not on this machine; allow the download with --timm.download true, give "
+            "a file with --timm.checkpoint, or take random weights with --timm.pretrained false"
+        ) from error
 
 
 def _flat(maps: Tensor, pool: int | None) -> Tensor:

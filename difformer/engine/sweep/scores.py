@@ -1,11 +1,11 @@
 """The scores of a sweep, and what follows from them."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from difformer.engine.recipes.reading import dotted
+from difformer.tables import write_rows
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ def csv_table(scores: Sequence[Score]) -> str:
     """One line a probe."""
     out = io.StringIO()
     rows = [dict(dotted(asdict(score))) for score in scores]
-    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    names = list(rows[0])
+    write_rows(out, [names, *([row.get(name) for name in names] for row in rows)], end="\n")
     return out.getvalue()

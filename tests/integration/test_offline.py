@@ -1,0 +1,135 @@
+"""Nothing is fetched unless the command or the recipe says so: every verb, without a network."""
+
+import socket
+
+import pytest
+import timm
+from PIL import Image
+from safetensors.torch import save_file
+from support import small_unet
+
+from difformer import NoiseSchedule, UNetBackbone
+from difformer.cli import main
+from difformer.cli.entry import VERBS
+from difformer.engine.similarity import representations
+
+HUB = "hf://nobody/nothing"
+DATA = [
+    "--data.name",
+    "folder",
+    "--data.root",
+    "images",
+    "--data.size",
+    "32",
+    "--data.splits",
+    '{"train": ".", "test": "."}',
+]
+RECIPE = [*DATA, "--backbone.name", HUB]
+PRESET = [*DATA, "--backbone.name", "adm256_uncond"]
+HEAD = ["--head.name", "linear", "--extractor.taps", "[mid]", "--extractor.timesteps", "[90]", "--output", "out"]
+NEITHER = "allow the download"
+
+# What each verb would have to fetch, and what it says instead.
+COMMANDS = [
+    (["info", HUB], NEITHER),
+    (["convert", HUB, "own.safetensors"], NEITHER),
+    (["convert", "adm256_uncond", "own.safetensors"], NEITHER),
+    (["predict", HUB, "images", "--csv", "out.csv"], NEITHER),
+    (["sample", HUB, "grid.png"], NEITHER),
+    (["sample", "lsun_cat", "grid.png"], NEITHER),
+    (["compare", HUB, f"{HUB}2", "--output", "out"], "neither the folder of a run"),
+    (["eval", HUB, *DATA, "--output", "out"], NEITHER),
+    (["eval", "--classifier", HUB, *DATA, "--output", "out"], NEITHER),
+    (["train", *RECIPE, *HEAD], NEITHER),
+    (["train", *PRESET, *HEAD], NEITHER),
+    (["extract", *RECIPE, *HEAD], NEITHER),
+    (["probe", *RECIPE, "--output", "out", "--data.holdout", "0.5"], NEITHER),
+    (["sweep", *RECIPE, "--output", "out", "--data.holdout", "0.5"], NEITHER),
+    (["select", *RECIPE, "--output", "out", "--data.holdout", "0.5"], NEITHER),
+    (["look", *RECIPE, "--output", "out"], NEITHER),
+    (["cka", *RECIPE, "--output", "out"], NEITHER),
+    (["cka", *DATA, "--backbone.name", "small.safetensors", "--other", HUB, "--output", "out"], NEITHER),
+    (["cka", *DATA, "--backbone.name", "small.safetensors", "--timm.name", "test_resnet", "--output", "out"], NEITHER),
+]
+# These read nothing by a name that could stand for another place: the options of their data sets alone do.
+LOCAL = {"quickstart", "bench", "pretrain", "transfer"}
+
+
+@pytest.fixture
+def attempts(tmp_path, monkeypatch):
+    """Addresses that something wanted to reach, in an empty workplace without a network."""
+    found = []
+
+    def refuse(*arguments, **options):
+        found.append(arguments)
+        raise OSError("there is no network")
+
+    for name in ("getaddrinfo", "create_connection", "gethostbyname"):
+        monkeypatch.setattr(socket, name, refuse)
+    connect = socket.socket.connect
+    monkeypatch.setattr(
+        socket.socket, "connect", lambda self, to: connect(self, to) if self.family == socket.AF_UNIX else refuse(to)
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("DIFFORMER_CHECKPOINTS", raising=False)
+    for kind in "ab":
+        for number in range(6):
+            path = tmp_path / "images" / kind / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (32, 32), (40 * number, 0, 90)).save(path)
+    UNetBackbone(small_unet(), NoiseSchedule.linear(), name="small").save("small.safetensors")
+    return found
+
+
+def test_every_verb_is_here():
+    assert {arguments[0] for arguments, _ in COMMANDS} | LOCAL == set(VERBS)
+
+
+@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(a[:2]) for a, _ in COMMANDS])
+def test_nothing_is_fetched_without_being_asked_for(attempts, capsys, arguments, message):
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err.lower()
+    assert attempts == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["eval", HUB, *DATA, "--output", "out", "--download"],
+        ["predict", HUB, "images", "--csv", "out.csv", "--download"],
+        ["cka", *DATA, "--backbone.name", "small.safetensors", "--timm.name", "test_resnet", "--timm.download", "true"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_is_asked_for_is(attempts, arguments):
+    assert main(arguments) == 1
+    assert attempts
+
+
+def test_weights_of_timm_that_are_here_are_read(attempts, monkeypatch):
+    """The file in the hub's cache is used, and no other."""
+    model = timm.create_model("test_resnet")
+    save_file(model.state_dict(), "model.safetensors")
+    asked = []
+
+    def locate(address, *, download):
+        asked.append((address, download))
+        return "model.safetensors"
+
+    monkeypatch.setattr(representations, "locate_on_hub", locate)
+    arguments = [
+        "--timm.name",
+        "test_resnet",
+        "--timesteps",
+        "[90]",
+        "--taps",
+        "[mid]",
+        "--output",
+        "out",
+        "--workers",
+        "0",
+    ]
+    assert main(["cka", *DATA, "--backbone.name", "small.safetensors", *arguments]) == 0
+    assert asked == [("hf://timm/test_resnet.r160_in1k", False)]
+    assert attempts == []
