@@ -7,10 +7,11 @@ from typing import Any
 
 from difformer._optional import require
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
-from difformer.checkpoints import read_weights
+from difformer.checkpoints import read_weights, weights_digest
 from difformer.classifier import DiffusionClassifier, save_classifier
 from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.classification.init import read_init, start_from
 from difformer.engine.classification.task import Classification
 from difformer.engine.evaluation.outputs import evaluate
 from difformer.engine.evaluation.results import check_same_classes
@@ -26,6 +27,9 @@ from difformer.engine.trial.fake import FakeImages
 from difformer.engine.trial.step_memory import needs_checkpointing
 from difformer.features import collate_features
 
+# What `Run.sources` calls the classifier that a recipe starts from.
+_INIT = "weights of the classifier it starts from"
+
 
 class Run:
     """The parts of one run.
@@ -33,11 +37,13 @@ class Run:
     Args:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
-        fake: random images and weights in place of the recipe's.
+        begun_with: the `sources` of the run that is to go on; None for one that begins.
+        fake: random images and weights in place of the recipe's, and of the classifier it starts from.
 
     Attributes:
         images: the data sets by split.
         inputs: the same, or their features where these are cached.
+        sources: digests, by name, of what it must go on with.
         classifier: what is trained.
         task: what its training means.
         trainer: what trains it.
@@ -46,7 +52,9 @@ class Run:
         ValueError, OSError, ImportError: as the parts; before the first step.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Any, *, fake: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, accelerator: Any, begun_with: Mapping[str, str] | None = None, *, fake: bool = False
+    ) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
@@ -54,9 +62,15 @@ class Run:
         backbone = build_backbone(
             recipe.backbone, precision=recipe.training.precision, device=accelerator.device, random_weights=fake
         )
-        self._backbone_digest = "random" if fake else backbone.digest
         classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
+        # Digests of what it is trained on.
+        self.sources = {
+            "training images": self.images["train"].digest,
+            "backbone's weights": "random" if fake else backbone.digest,
+        }
+        if recipe.init is not None and not fake:
+            self.sources[_INIT] = self._start_from(recipe.init, begun_with)
         if recipe.backbone.gradient_checkpointing == "auto":
             # Now that the weights have taken their part of the memory.
             backbone.unet.gradient_checkpointing = needs_checkpointing(
@@ -80,11 +94,6 @@ class Run:
             shuffle_buffer=recipe.data.shuffle_buffer,
             sync_batch_norm=recipe.training.sync_batch_norm,
         )
-
-    @property
-    def sources(self) -> dict[str, str]:
-        """Digests of what it is trained on."""
-        return {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
 
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
@@ -169,10 +178,24 @@ class Run:
             "metrics": dict(metrics),
             "recipe": carried(self.recipe),
         }
+        if _INIT in self.sources:
+            notes["init_sha256"] = self.sources[_INIT]
         if keep_latest:
             save_classifier(self.folder.latest, self.classifier, **notes)
         if chosen:
             save_classifier(self.folder.classifier, self.classifier, **notes)
+
+    def _start_from(self, init: str, begun_with: Mapping[str, str] | None) -> str:
+        """Takes the weights of a trained classifier, unless the run goes on with its own; returns their digest."""
+        try:
+            found = read_init(self.recipe, self.classifier.backbone)
+        except OSError:
+            if begun_with is not None and _INIT in begun_with:
+                return begun_with[_INIT]
+            raise
+        if begun_with is None:
+            start_from(self.classifier, found, init)
+        return weights_digest(found.trained_state())
 
     def _use_cache(self) -> None:
         self.collate = collate_features

@@ -51,7 +51,7 @@ class TrainingRun(Protocol):
 
 def carry_out(
     recipe: Any,
-    build: Callable[[Any, Any], TrainingRun],
+    build: Callable[[Any, Any, Mapping[str, str] | None], TrainingRun],
     may_change: Collection[str],
     *,
     overwrite: bool = False,
@@ -61,7 +61,7 @@ def carry_out(
 
     Args:
         recipe: with `output`, `training` and `trackers`.
-        build: makes the run's parts from recipe and accelerator.
+        build: makes the run's parts from recipe, accelerator and, of a run that goes on, the sources it began with.
         may_change: keys of the recipe that a run may go on with another value of.
         overwrite: start anew although there is a run in the folder.
         more_to_come: other runs follow in these processes, so they stay connected.
@@ -87,7 +87,8 @@ def carry_out(
     accelerator.wait_for_everyone()
     try:
         on_main(accelerator, folder.claim)
-        return _Course(recipe, folder, accelerator, build(recipe, accelerator), state).follow(overwrite=overwrite)
+        run = build(recipe, accelerator, None if state is None else state.sources)
+        return _Course(recipe, folder, accelerator, run, state).follow(overwrite=overwrite)
     finally:
         folder.release()
         if more_to_come:
@@ -136,8 +137,8 @@ class _Course:
         return results
 
     def _restore(self, state: TrainingState) -> None:
-        for name, digest in self.run.sources.items():
-            if state.sources.get(name) != digest:
+        for name in {**state.sources, **self.run.sources}:
+            if state.sources.get(name) != self.run.sources.get(name):
                 raise ValueError(
                     f"the {name} are not those that the run in {self.folder.path} was begun with; bring them back, or "
                     f"choose another --output"
