@@ -62,7 +62,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
     backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
     images = _open_images(plan)
-    _check_inits(plan, backbone, images[0].class_names)
+    check_inits(plan, backbone, images[0].class_names)
     plan = lengthened(plan, len(images[0]))
     record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, images)}
     if not overwrite:
@@ -115,8 +115,14 @@ def _open_images(plan: Plan) -> list[ImageDataset]:
     return [train, test]
 
 
-def _check_inits(plan: Plan, backbone: UNetBackbone, names: tuple[str, ...]) -> None:
-    """Raises ValueError when a method could not start from the one it is to start from."""
+def check_inits(plan: Plan, backbone: UNetBackbone, names: tuple[str, ...]) -> None:
+    """Raises ValueError when a method could not start from the one it is to start from.
+
+    Args:
+        plan: whose heads say from which.
+        backbone: of all.
+        names: of the classes.
+    """
     for method, recipe in plan.heads.items():
         if recipe.init is not None:
             trained, own = (outline_classifier(one, names, backbone) for one in (plan.heads[recipe.init], recipe))
