@@ -215,7 +215,7 @@ def test_the_small_backbone_is_a_file(workplace):
     folder, _ = workplace
     options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
     assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
-    for name in ("cifar10", "elpv", "elpv_diffeed"):
+    for name in ("cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed"):
         assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options]) == 0
 
 

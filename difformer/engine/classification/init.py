@@ -44,8 +44,9 @@ def read_init(recipe: Recipe, backbone: Backbone) -> DiffusionClassifier:
         raise FileNotFoundError(f"init: {error}") from error
     if file.resolve().parent == expand_user(recipe.output).resolve():
         raise ValueError(f"init: {recipe.init} is the run's own; choose another --output, so that it stays")
+    found = load_classifier(file, backbone=backbone)
     _warn_of_seen_images(file, recipe.data)
-    return load_classifier(file, backbone=backbone)
+    return found
 
 
 def start_from(classifier: DiffusionClassifier, found: DiffusionClassifier, source: str) -> None:
@@ -125,8 +126,9 @@ def _feedback(classifier: DiffusionClassifier) -> FeedbackExtractor | None:
 
 
 def _warn_of_seen_images(file: Path, data: DataConfig) -> None:
-    recipe = read_description(file)["metadata"].get("recipe")
-    before = recipe.get("data") if isinstance(recipe, Mapping) else None
+    before: Any = read_description(file)
+    for key in ("metadata", "recipe", "data"):
+        before = before.get(key) if isinstance(before, Mapping) else None
     if not isinstance(before, Mapping) or before.get("name") != data.name:
         return
     set_aside = [name for name in ("holdout", "test_fraction") if getattr(data, name)]

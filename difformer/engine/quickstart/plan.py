@@ -34,7 +34,7 @@ class QuickstartConfig:
         levels: of ELPV, the four levels of certainty in place of two classes.
         output: folder of everything; `runs/quickstart-…` when None.
         seeds: of each trained method.
-        diffeed_seeds: of DifFeed, which takes longest.
+        diffeed_seeds: of DifFeed, which takes longest; at most `seeds` where it starts from another method.
         k_shot: train on that many images of each class only; beside them, k-NN chooses its k on a tenth of the
             training images.
 
@@ -221,7 +221,7 @@ def _check_inits(config: QuickstartConfig, heads: Mapping[str, Recipe]) -> None:
         if wanted > there:
             raise ValueError(
                 f"{method} starts from {recipe.init} of the same seed, and is to have {wanted} seeds where that has "
-                f"{there}; ask for at least as many of {recipe.init}"
+                f"{there}; give --seeds {wanted}, or fewer of {method}"
             )
 
 
