@@ -31,7 +31,7 @@ def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> 
         section.pop("least_steps", None)
         feedback = "feedback_taps" in section["extractor"]
         section["extractor"] = {"taps": ["mid"], "timesteps": [50]}
-        section["extractor"] |= {"feedback_taps": ["out00"]} if feedback else {}
+        section["extractor"] |= {"feedback_taps": ["out00"], "gate": True} if feedback else {}
     values["heads"]["linear"]["head"]["arguments"] = {"pool": 2}
     values["heads"]["attention"]["head"]["arguments"] = SMALL
     values["heads"]["difformer"]["head"]["arguments"] = SMALL | {"variant": "joint"}

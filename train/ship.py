@@ -362,12 +362,18 @@ def _describe_classifier(name: str, description: Mapping[str, Any]) -> str:
     backbone, arguments = name.partition("/")[0], extractor["arguments"]
     taps, timesteps = (", ".join(map(str, arguments[key])) for key in ("taps", "timesteps"))
     fed_back = ", ".join(map(str, arguments.get("feedback_taps", ())))
+    metadata, init = description["metadata"], ""
+    if "init_sha256" in metadata:
+        init = (
+            f" It started from a trained classifier, `{metadata['recipe']['init']}` (weights "
+            f"`{metadata['init_sha256'][:12]}`), whose training comes before what is counted here."
+        )
     return (
         f"A classifier, {head['type']}, of {len(names)} classes ({', '.join(names)}) on features of "
         f"[{backbone}](../{backbone}.md) at {taps} and timesteps {timesteps}"
         f"{f', feeding back {fed_back}' if fed_back else ''}. "
         f'`load_classifier("{name}")` opens it; `difformer predict {name} FOLDER --csv out.csv` classifies '
-        f"images. The weights kept are those of epoch {description['metadata']['epoch']}."
+        f"images. The weights kept are those of epoch {metadata['epoch']}.{init}"
     )
 
 

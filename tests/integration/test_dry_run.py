@@ -252,9 +252,9 @@ def test_the_small_backbone_is_a_file(workplace):
     folder, _ = workplace
     options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
     assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
-    for name in ("cifar10", "elpv", "elpv_diffeed", "folder"):
+    for name in ("cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder"):
         taps = [] if name == "folder" else ["--extractor.taps", "out04"]
-        taps += ["--extractor.feedback_taps", "out02", "out05"] if name == "elpv_diffeed" else []
+        taps += ["--extractor.feedback_taps", "out02", "out05"] if name.endswith("diffeed") else []
         assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options, *taps]) == 0
 
 

@@ -22,7 +22,7 @@ from difformer.engine.build import build_classifier, build_extractor
 from difformer.engine.quickstart import methods
 from difformer.engine.quickstart import plan as plans
 from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
-from difformer.engine.quickstart.quickstart import quickstart
+from difformer.engine.quickstart.quickstart import check_inits, quickstart
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.training import Recipe
@@ -220,13 +220,16 @@ def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasure
         ({"knn.data": {"size": 16}}, {}, r"knn\.data: all methods share"),
         ({"heads.linear": 3}, {}, r"heads\.linear must hold keys and values, got 3"),
         ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
+        ({"heads.linear.init": "attention"}, {}, r"heads\.linear\.init must be a method before it, got 'attention'"),
+        ({"heads.diffeed.init": "runs/x"}, {}, r"init must be one of .* linear, attention, difformer, got 'runs/x'"),
+        ({}, {"seeds": 2, "diffeed_seeds": 3}, "is to have 3 seeds where that has 2; give --seeds 3"),
         ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
         ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
         ({"heads.attention.least_step": 9}, {}, "did you mean 'heads.attention.least_steps'"),
         ({"heads.attention.least_steps": 0}, {}, r"heads\.attention\.least_steps must be a positive integer"),
         ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
         (
-            dict.fromkeys(("heads.linear", "heads.attention", "heads.difformer")),
+            dict.fromkeys(("heads.linear", "heads.attention", "heads.difformer", "heads.diffeed.init")),
             {"diffeed_seeds": 0},
             "so nothing would be trained",
         ),
@@ -352,6 +355,8 @@ def test_its_recipes_fit_the_networks_they_name(name, config):
             heads[run.method] = build_classifier(run.recipe, backbone, ("one", "other")).head
         for extractor in (plan.knn.extractor, plan.pictured):
             build_extractor(extractor, backbone)
+    assert plan.heads["diffeed"].init == "attention"
+    check_inits(plan, backbone, ("one", "other"))
     # The others' features are among DifFormer's.
     read = {run.method: run.recipe.extractor for run in plan.runs}
     for method in ("linear", "attention"):
@@ -360,13 +365,18 @@ def test_its_recipes_fit_the_networks_they_name(name, config):
         assert heads[method].map_sizes.items() <= heads["difformer"].map_sizes.items()
 
 
-@pytest.mark.parametrize(("method", "name"), [("difformer", "cifar10"), ("diffeed", "cifar10_diffeed")])
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("attention", "cifar10_attention"), ("difformer", "cifar10"), ("diffeed", "cifar10_diffeed")],
+)
 def test_the_recipes_of_cifar10_train_the_heads_of_its_table(method, name):
     planned = plain(asdict(create_plan(QuickstartConfig(recipe=str(HEADS))).heads[method]))
     single = plain(asdict(build(Recipe, read_yaml(ROOT / "train" / "configs" / f"{name}.yaml"))))
     differing = {key for key in single if planned[key] != single[key]}
     unused = {"cache"} if single["features"] == "live" else set()
-    assert differing <= {"output", "trackers"} | unused
+    # There a method, here a run.
+    assert single["init"] == (planned["init"] and f"runs/cifar10_{planned['init']}")
+    assert differing <= {"output", "trackers", "init"} | unused
 
 
 @pytest.mark.browser

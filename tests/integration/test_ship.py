@@ -75,6 +75,16 @@ def copy(work, tmp_path):
     return tmp_path / "work"
 
 
+def test_a_card_says_where_training_started(copy):
+    values = yaml.safe_load((copy / "head" / "recipe.yaml").read_text())
+    train(make_recipe(values, output=str(copy / "next"), init=str(copy / "head"), training={"epochs": 1}))
+    commit(copy / "next", "0" * 40)
+    assert run(copy, "classifier", "next", "tiny/next", *OF_CLASSIFIER) == 0
+    digest = read_metadata(copy / "head" / "classifier.safetensors")["weights_sha256"]
+    card = (copy / "ships" / "tiny" / "next.md").read_text()
+    assert f"It started from a trained classifier, `head` (weights `{digest[:12]}`)" in card
+
+
 def test_a_backbone_ships_with_card_and_entry(work):
     folder = work / "ships"
     entry = read_manifest(folder)["tiny"]

@@ -11,7 +11,8 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.checkpoints import shipped
 from difformer.cli import main
-from difformer.engine.build import build_classifier, outline_classifier
+from difformer.engine.build import build_classifier, outline_backbone, outline_classifier
+from difformer.engine.classification.init import check_init
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import check_key, create_parser, dump, overlay, parse, read_values, read_yaml
 from difformer.engine.recipes.training import Recipe
@@ -28,9 +29,9 @@ HEADS = sorted((ROOT / "train" / "heads").glob("*.yaml"))
 NAMES = {
     "imagenet_linear", "imagenet_attention", "imagenet_difformer", "imagenet_diffeed", "imagenet_difformer_joint",
     "imagenet_1percent", "imagenet_10percent", "aircraft", "cars", "cub", "dogs", "flowers", "nabirds",
-    "cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder",
+    "cifar10", "cifar10_attention", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder",
 }  # fmt: skip
-SMALL = {"cifar10", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder"}
+SMALL = {"cifar10", "cifar10_attention", "cifar10_diffeed", "elpv", "elpv_diffeed", "folder"}
 TRANSFORMER = {"width": 1024, "heads": 8, "layers": 2, "mlp_ratio": 4, "pool": 16, "norm": "layer"}
 
 
@@ -102,6 +103,18 @@ def test_a_recipe_fits_the_published_network(path, read):
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_recipes_for_small_images_fit_a_small_network(name, read):
     build_classifier(read(CONFIGS / f"{name}.yaml"), create_backbone(small_unet(), schedule="linear"), ("a", "b"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_fits_what_it_starts_from(path, read):
+    recipe = read(path)
+    assert (recipe.init is not None) == (path.stem == "cifar10_diffeed")
+    if recipe.init is not None:
+        trained = read(CONFIGS / f"{Path(recipe.init).name}.yaml")
+        assert (trained.output, trained.data, trained.backbone) == (recipe.init, recipe.data, recipe.backbone)
+        assert recipe.extractor.gate
+        backbone = outline_backbone(recipe.backbone)
+        check_init(*(outline_classifier(one, numbered(10), backbone) for one in (trained, recipe)), recipe.init)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from difformer._optional import require
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
-from difformer.checkpoints import CheckpointError
+from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.data import ImageDataset, collate
 from difformer.engine.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.classification.init import read_init, start_from
 from difformer.engine.classification.task import Classification, Kept
 from difformer.engine.evaluation.outputs import evaluate
 from difformer.engine.evaluation.results import check_same_classes
@@ -40,6 +41,8 @@ _log = getLogger(__name__)
 
 # A linear layer takes about three times as many.
 _FEW_STEPS = 100
+# What `Run.sources` calls the classifier that a recipe starts from.
+_INIT = "weights of the classifier it starts from"
 
 
 class Run:
@@ -48,7 +51,8 @@ class Run:
     Args:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
-        fake: random images and weights in place of the recipe's.
+        begun_with: the `sources` of the run that is to go on; None for one that begins.
+        fake: random images and weights in place of the recipe's, and of the classifier it starts from.
         at_once: images of a step in place of the recipe's, for a trial, which writes no cache.
 
     Attributes:
@@ -61,7 +65,15 @@ class Run:
         ValueError, OSError, ImportError: as the parts; before the first step.
     """
 
-    def __init__(self, recipe: Recipe, accelerator: Any, *, fake: bool = False, at_once: int | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Any,
+        begun_with: Mapping[str, str] | None = None,
+        *,
+        fake: bool = False,
+        at_once: int | None = None,
+    ) -> None:
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
         self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe)
@@ -73,9 +85,10 @@ class Run:
         backbone = build_backbone(
             recipe.backbone, precision=recipe.training.precision, device=accelerator.device, random_weights=fake
         )
-        self._backbone_digest = "random" if fake else backbone.digest
         classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
+        starts = recipe.init is not None and not fake
+        self._init_digest = self._start_from(recipe.init, begun_with) if starts else None
         if recipe.backbone.gradient_checkpointing == "auto":
             # Now that the weights have taken their part of the memory.
             backbone.unet.gradient_checkpointing = needs_checkpointing(
@@ -128,8 +141,9 @@ class Run:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Digests of what it is trained on."""
-        return {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
+        """Digests, by name, of what it must go on with."""
+        sources = {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
+        return sources if self._init_digest is None else sources | {_INIT: self._init_digest}
 
     @property
     def outputs(self) -> tuple[Path, ...]:
@@ -237,8 +251,22 @@ class Run:
         # In place of the epoch's own: what is read again computes as evaluation does.
         self.classifier.extractor.seed = self.recipe.extractor.seed
         notes = {"epoch": record["epoch"], "metrics": dict(record), "recipe": carried(self.recipe)}
+        if self._init_digest is not None:
+            notes["init_sha256"] = self._init_digest
         for file in files:
             save_classifier(file, self.classifier, **notes)
+
+    def _start_from(self, init: str, begun_with: Mapping[str, str] | None) -> str:
+        """Takes the weights of a trained classifier, unless the run goes on with its own; returns their digest."""
+        try:
+            found = read_init(self.recipe, self.classifier.backbone)
+        except OSError:
+            if begun_with is not None and _INIT in begun_with:
+                return begun_with[_INIT]
+            raise
+        if begun_with is None:
+            start_from(self.classifier, found, init)
+        return weights_digest(found.trained_state())
 
     def _say_what_is_unusual(self, asked: Recipe) -> None:
         """Says what a user would not expect of the recipe that was asked for, with these images."""

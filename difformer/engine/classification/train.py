@@ -13,7 +13,7 @@ from difformer.engine.recipes.training import Recipe
 
 # What a run may go on with another value of: none of it changes the result.
 MAY_CHANGE = (
-    "output", "trackers", "training.workers", "training.save_minutes", "evaluation.batch_size", "data.root",
+    "output", "init", "trackers", "training.workers", "training.save_minutes", "evaluation.batch_size", "data.root",
     "data.download", "data.check_images", "backbone.folder", "backbone.download", "backbone.attention",
     "backbone.gradient_checkpointing", "extractor.chunk_size", "cache.folder",
 )  # fmt: skip
@@ -32,7 +32,8 @@ def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False
 
     Raises:
         ValueError: the recipe or the data is wrong, or the folder holds a run with another recipe.
-        OSError: something cannot be read or written.
+        OSError: something cannot be read or written, or the classifier to start from is not there.
+        CheckpointError: it is damaged, or of another backbone.
         TrainingError: the loss or a weight is not finite, or a data worker died.
         Stopped: a signal asked to stop; the state is saved.
     """

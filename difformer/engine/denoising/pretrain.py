@@ -50,7 +50,9 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, An
     Raises:
         As `difformer.engine.classification.train.train`.
     """
-    return carry_out(recipe, PretrainRun, MAY_CHANGE, overwrite=overwrite)
+    return carry_out(
+        recipe, lambda recipe, accelerator, _: PretrainRun(recipe, accelerator), MAY_CHANGE, overwrite=overwrite
+    )
 
 
 def closing_lines(recipe: PretrainRecipe, results: Mapping[str, Any]) -> list[str]:

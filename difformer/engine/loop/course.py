@@ -69,7 +69,7 @@ class TrainingRun(Protocol):
 
 def carry_out(
     recipe: Any,
-    build: Callable[[Any, Any], TrainingRun],
+    build: Callable[[Any, Any, Mapping[str, str] | None], TrainingRun],
     may_change: Collection[str],
     *,
     comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
@@ -80,7 +80,7 @@ def carry_out(
 
     Args:
         recipe: with `output`, `training` and `trackers`.
-        build: makes the run's parts from recipe and accelerator.
+        build: makes the run's parts from recipe, accelerator and, of a run that goes on, the sources it began with.
         may_change: keys of the recipe that a run may go on with another value of.
         comparable: brings a recipe's values into the form in which those of equal runs are equal.
         overwrite: start anew although there is a run in the folder.
@@ -107,7 +107,8 @@ def carry_out(
     accelerator.wait_for_everyone()
     try:
         on_main(accelerator, folder.claim)
-        return _Course(recipe, folder, accelerator, build(recipe, accelerator), saved).follow(overwrite=overwrite)
+        run = build(recipe, accelerator, None if saved is None else saved.state.sources)
+        return _Course(recipe, folder, accelerator, run, saved).follow(overwrite=overwrite)
     finally:
         if more_to_come:
             for tracker in accelerator.trackers:
@@ -156,12 +157,12 @@ class _Course:
         return on_main(self.accelerator, partial(self._write, results))
 
     def _restore(self, saved: SavedState) -> None:
-        state = saved.state
-        for name, digest in self.run.sources.items():
+        state, sources = saved.state, self.run.sources
+        for name in {**state.sources, **sources}:
             begun = state.sources.get(name)
             # Earlier versions had another digest of images.
-            same = begun == digest or (name == "training images" and begun == self.run.images["train"].former_digest)
-            if not same:
+            same = begun == sources.get(name)
+            if not same and not (name == "training images" and begun == self.run.images["train"].former_digest):
                 raise ValueError(
                     f"the {name} are not those that the run in {self.folder.path} was begun with; bring them back, or "
                     f"choose another --output"

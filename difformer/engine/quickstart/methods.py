@@ -37,7 +37,7 @@ class MethodResult:
         confusion: (C, C) counts over all seeds; rows are true classes.
         parameters: that were trained; None where the method has none.
         seconds: of all seeds; features that several methods read are written beforehand, and not in it.
-        note: what was chosen.
+        note: what was chosen, or where it starts.
     """
 
     method: str
@@ -82,7 +82,7 @@ def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -
             number += 1
             say(f"[{number}/{total}] {plan.titles[method]}, seed {run.seed}")
             found.append(_train(run, folder))
-        results.append(_together(method, runs, found, folder))
+        results.append(_together(plan, method, runs, found, folder))
     return results
 
 
@@ -137,16 +137,20 @@ def _train(run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
 
 
 def _together(
-    method: str, runs: Sequence[PlannedRun], found: Sequence[Mapping[str, Any]], folder: RunFolder
+    plan: Plan, method: str, runs: Sequence[PlannedRun], found: Sequence[Mapping[str, Any]], folder: RunFolder
 ) -> MethodResult:
     confusion = np.sum([results["test"]["confusion"] for results in found], axis=0)
     seconds = seconds_of(folder)
+    init = plan.heads[method].init
     return MethodResult(
         method,
         tuple(_scores(results["test"]) for results in found),
         tuple(map(tuple, confusion.tolist())),
         found[0]["trained_parameters"],
         sum(seconds.get(run.name, 0.0) for run in runs),
+        f"starts from {plan.titles[init]} of the same seed, whose epochs and seconds come before its own"
+        if init
+        else "",
     )
 
 

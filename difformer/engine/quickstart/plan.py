@@ -33,7 +33,7 @@ class QuickstartConfig:
         levels: of ELPV, the four levels of certainty in place of two classes.
         output: folder of everything; `runs/quickstart-…` when None.
         seeds: of each trained method.
-        diffeed_seeds: of DifFeed, which takes longest.
+        diffeed_seeds: of DifFeed, which takes longest; at most `seeds` where it starts from another method.
         k_shot: train on that many images of each class only; beside them, k-NN chooses its k on a tenth of the
             training images.
 
@@ -88,7 +88,8 @@ class Plan:
         titles: of the methods, by name, in the order of the table.
         data: which images.
         knn: the probe by nearest neighbours.
-        heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair.
+        heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair. An
+            `init` names the method whose run of the same seed a run starts from.
         runs: the trainings, at least one.
         pictured: the features of which the page shows principal components.
         published: rows of published results: name, and values by the table's columns.
@@ -140,6 +141,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
         )
         for method, section in file.heads.items()
     }
+    _check_inits(config, heads)
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
     _check_measuring(heads, knn)
     return Plan(
@@ -177,11 +179,32 @@ def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:
             raise ValueError(f"{key} must be {TEST}, on which all methods are measured, got {split!r}")
 
 
+def _check_inits(config: QuickstartConfig, heads: Mapping[str, Recipe]) -> None:
+    """Raises ValueError when a method is to start from one that does not come before it, or has too few seeds."""
+    methods = list(heads)
+    for place, (method, recipe) in enumerate(heads.items()):
+        if recipe.init is None:
+            continue
+        if recipe.init not in methods[:place]:
+            before = f"one of the methods before it, {', '.join(methods[:place])}" if place else "a method before it"
+            raise ValueError(f"heads.{method}.init must be {before}, got {recipe.init!r}")
+        wanted, there = _seeds(config, recipe), _seeds(config, heads[recipe.init])
+        if wanted > there:
+            raise ValueError(
+                f"{method} starts from {recipe.init} of the same seed, and is to have {wanted} seeds where that has "
+                f"{there}; give --seeds {wanted}, or fewer of {method}"
+            )
+
+
+def _seeds(config: QuickstartConfig, recipe: Recipe) -> int:
+    return config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds
+
+
 def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -> tuple[PlannedRun, ...]:
     runs = [
         _planned(method, seed, recipe, output)
         for method, recipe in heads.items()
-        for seed in range(config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds)
+        for seed in range(_seeds(config, recipe))
     ]
     if not runs:
         raise ValueError("all heads are DifFeed's and diffeed_seeds is 0, so nothing would be trained; ask for a seed")
@@ -192,6 +215,7 @@ def _planned(method: str, seed: int, recipe: Recipe, output: Path) -> PlannedRun
     recipe = replace(
         recipe,
         output=str(output / f"{method}-{seed}"),
+        init=recipe.init and str(output / f"{recipe.init}-{seed}"),
         cache=replace(recipe.cache, folder=str(output / "features")),
         training=replace(recipe.training, seed=seed),
     )

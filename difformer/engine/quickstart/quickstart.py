@@ -15,7 +15,8 @@ from difformer.backbones import UNetBackbone
 from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
 from difformer.engine.accelerator import create_accelerator
-from difformer.engine.build import build_backbone, build_dataset
+from difformer.engine.build import build_backbone, build_dataset, outline_classifier
+from difformer.engine.classification.init import check_init
 from difformer.engine.evaluation.results import check_same_classes
 from difformer.engine.loop.run_folder import RunFolder, changed_keys, environment
 from difformer.engine.quickstart.methods import SECONDS, measure_methods
@@ -61,6 +62,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
     backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
     images = _open_images(plan)
+    check_inits(plan, backbone, images[0].class_names)
     record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, images)}
     if not overwrite:
         _check_record(folder, record)
@@ -110,6 +112,20 @@ def _open_images(plan: Plan) -> list[ImageDataset]:
     # Of a few images a class, none can be held out; k-NN would say so after the first method.
     build_dataset(plan.knn.data, plan.knn.validation)
     return [train, test]
+
+
+def check_inits(plan: Plan, backbone: UNetBackbone, names: tuple[str, ...]) -> None:
+    """Raises ValueError when a method could not start from the one it is to start from.
+
+    Args:
+        plan: whose heads say from which.
+        backbone: of all.
+        names: of the classes.
+    """
+    for method, recipe in plan.heads.items():
+        if recipe.init is not None:
+            trained, own = (outline_classifier(one, names, backbone) for one in (plan.heads[recipe.init], recipe))
+            check_init(trained, own, f"{recipe.init} for {method}")
 
 
 def _made_with(plan: Plan, backbone: UNetBackbone, images: Sequence[ImageDataset]) -> dict[str, str]:

@@ -320,6 +320,9 @@ class Recipe:
 
     Attributes:
         output: folder of the run.
+        init: folder of a run, or a classifier, whose weights to start from in place of fresh ones. It must have the
+            same classes, backbone, features and head. DifFeed may start from a classifier without feedback; with
+            `extractor.gate: true` it then starts where that ended. A run that has begun can do without it.
         backbone: the diffusion model the features come from.
         extractor: which features are read.
         head: which head reads them.
@@ -335,6 +338,7 @@ class Recipe:
 
     data: DataConfig
     output: str = "runs/classifier"
+    init: str | None = None
     backbone: BackboneConfig = BackboneConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     head: HeadConfig = HeadConfig()
@@ -348,6 +352,8 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))
+        if self.init is not None and (not isinstance(self.init, str) or not self.init):
+            raise ValueError(f"init must name a run or a classifier, got {self.init!r}; leave it out to start anew")
         object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
         if self.features == "cached" and self.extractor.feedback_taps:
             raise ValueError(

@@ -102,6 +102,8 @@ def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], st
         f"an epoch      {human_flops(an_epoch)} of features; {recipe.training.epochs} epochs "
         f"{human_flops(recipe.training.epochs * an_epoch)}",
     ]
+    if recipe.init is not None:
+        lines.append(f"starts from   {recipe.init}{' (not read in a dry run with stand-ins)' if stand_ins else ''}")
     if recipe.features == "cached":
         head: Any = run.classifier.head
         one = cache_bytes(head.specs, head.map_sizes, getattr(torch, recipe.cache.dtype))
