@@ -107,6 +107,8 @@ class _Course:
         self.folder = folder
         self.accelerator = accelerator
         self.run = run
+        # Here, on every process: to know all images may take one longer than others would wait for its word.
+        self.sources = run.sources
         self.history: list[dict[str, Any]] = []
         if state is not None:
             self._restore(state)
@@ -136,7 +138,7 @@ class _Course:
         return results
 
     def _restore(self, state: TrainingState) -> None:
-        for name, digest in self.run.sources.items():
+        for name, digest in self.sources.items():
             begun = state.sources.get(name)
             # Earlier versions had another digest of images.
             same = begun == digest or (name == "training images" and begun == self.run.images["train"].former_digest)
@@ -161,7 +163,7 @@ class _Course:
         self.folder.write_history(self.history)
 
     def _save(self) -> None:
-        state = self.run.trainer.state(plain(asdict(self.recipe)), self.run.sources, self.history)
+        state = self.run.trainer.state(plain(asdict(self.recipe)), self.sources, self.history)
         state.save(self.folder.state)
 
     def _end_epoch(self, seconds: float, images: int) -> None:
