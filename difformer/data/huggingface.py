@@ -25,16 +25,16 @@ class _Rows:
 
     table: Any
     column: str
-    table_files: tuple[Path, ...]
+    table_files: tuple[str, ...]
 
     def __call__(self, index: int) -> Content:
         found = self._find(index)
         return found if isinstance(found, Path) else bytes(found)
 
-    def files(self, index: int) -> tuple[Path, ...]:
+    def files(self, index: int) -> tuple[str, ...]:
         """The file of an image, or those of the table that holds it."""
         found = self._find(index)
-        return (found,) if isinstance(found, Path) else self.table_files
+        return (str(found),) if isinstance(found, Path) else self.table_files
 
     def ends(self, index: int) -> Ends:
         """Without copying an image that is in the table. Raises OSError when it is a file that cannot be read."""
@@ -79,7 +79,7 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     # Images are decoded by the package's own reader, so that errors name the image.
     undecoded = require("datasets", "reading Hugging Face data sets").Image(decode=False)
     table = tables[split].select_columns([image]).cast_column(image, undecoded).with_format("arrow")
-    rows = _Rows(table, image, tuple(Path(file["filename"]) for file in tables[split].cache_files))
+    rows = _Rows(table, image, tuple(str(file["filename"]) for file in tables[split].cache_files))
     return Source(f"{title} {split}", labels, classes, rows, ends=rows.ends, files=rows.files)
 
 

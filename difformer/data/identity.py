@@ -2,10 +2,10 @@
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from logging import getLogger
-from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
@@ -36,8 +36,9 @@ def samples_digest(source: Source, indices: NDArray[np.int64]) -> str:
     is set by the system at every change, even where the former is set back; Windows does not have it). While these
     stay, the digest stands for the image; when one of them changes, the image is read again.
 
-    So the first call reads all images, which takes as long as one epoch without training, and later ones ask the disk
-    for each file: about ten seconds for ImageNet's 1.2 million on a local disk, and one question a shard.
+    So the first call reads all images, which takes as long as reading them in an epoch does (and 0.25 ms of processor
+    time for 110 KB), and later ones ask the disk about each file or shard: 10 µs an image, and so about ten seconds for
+    ImageNet's 1.2 million on a local disk, an eighth of what looking at both ends of each takes.
 
     Args:
         source: the full split.
@@ -182,9 +183,9 @@ def _stamps(source: Source, indices: NDArray[np.int64]) -> Stamps:
     return np.concatenate([np.empty((0, 4), dtype=np.int64), *each(look, blocks, "looking for images", unit="block")])
 
 
-def _stamp(paths: tuple[Path, ...]) -> tuple[int, int, int, int]:
+def _stamp(paths: tuple[str, ...]) -> tuple[int, int, int, int]:
     try:
-        found = [path.stat() for path in paths]
+        found = [os.stat(path) for path in paths]
     except OSError:
         found = []
     if not found:

@@ -1,6 +1,7 @@
 """What the readers give: one whole split of a data set, before labels are left out and images transformed."""
 
 import hashlib
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -80,8 +81,8 @@ class Source:
         ids: (N,) int64 stable numbers, all different; the index in the split when left out.
         ends: how the image of an index begins and ends, where that takes less than reading it. Picklable.
         shards: (N,) int64 the shard of each image, non-decreasing, where there are shards.
-        files: the files that the image of an index lies in, where there are any: one, or those of the table that holds
-            it. Picklable.
+        files: paths of the files that the image of an index lies in, where there are any: one, or those of the table
+            that holds it. Picklable.
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
 
     Raises:
@@ -96,7 +97,7 @@ class Source:
     ids: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     ends: Callable[[int], Ends] | None = None
     shards: NDArray[np.int64] | None = None
-    files: Callable[[int], tuple[Path, ...]] | None = None
+    files: Callable[[int], tuple[str, ...]] | None = None
     in_order: Callable[[Sequence[int]], Iterator[Content]] | None = None
 
     def __post_init__(self) -> None:
@@ -182,9 +183,9 @@ class Files:
     def __call__(self, index: int) -> Path:
         return self.root / self.names[index]
 
-    def files(self, index: int) -> tuple[Path, ...]:
+    def files(self, index: int) -> tuple[str, ...]:
         """The one file."""
-        return (self(index),)
+        return (os.path.join(self.root, self.names[index]),)
 
     def ends(self, index: int) -> Ends:
         """Raises OSError when the file cannot be read."""

@@ -63,9 +63,9 @@ class _Slices:
     def __call__(self, index: int) -> bytes:
         return next(self.in_order([index]))
 
-    def files(self, index: int) -> tuple[Path, ...]:
+    def files(self, index: int) -> tuple[str, ...]:
         """The shard."""
-        return (self.paths[self.shards[index]],)
+        return (str(self.paths[self.shards[index]]),)
 
     def ends(self, index: int) -> Ends:
         """Raises OSError when the shard cannot be read."""

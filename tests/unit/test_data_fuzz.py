@@ -62,6 +62,7 @@ def outcomes(content: bytes, count: int, read: Callable[[bytes], object]) -> Cou
         except EXPECTED as error:
             found[type(error).__name__] += 1
             messages.append(str(error))
+    print(dict(found))
     assert sum(found.values()) == count
     assert messages, "no damage was noticed"
     assert not [text for text in messages if " object at 0x" in text], "an address in memory says nothing to a reader"

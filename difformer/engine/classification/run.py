@@ -87,8 +87,8 @@ class Run:
         )
         classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
-        starts = recipe.init is not None and not fake
-        self._init_digest = self._start_from(recipe.init, begun_with) if starts else None
+        self._backbone_digest = "random" if fake else backbone.digest
+        self._init_digest = None if recipe.init is None or fake else self._start_from(recipe.init, begun_with)
         if recipe.backbone.gradient_checkpointing == "auto":
             # Now that the weights have taken their part of the memory.
             backbone.unet.gradient_checkpointing = needs_checkpointing(

@@ -128,6 +128,8 @@ class _Course:
         self.folder = folder
         self.accelerator = accelerator
         self.run = run
+        # Here, on every process: to know all images may take one longer than others would wait for its word.
+        self.sources = run.sources
         self.history: list[dict[str, Any]] = []
         self.resumed_from = None if saved is None else saved.file
         if saved is not None:
@@ -157,11 +159,11 @@ class _Course:
         return on_main(self.accelerator, partial(self._write, results))
 
     def _restore(self, saved: SavedState) -> None:
-        state, sources = saved.state, self.run.sources
-        for name in {**state.sources, **sources}:
+        state = saved.state
+        for name in {**state.sources, **self.sources}:
             begun = state.sources.get(name)
             # Earlier versions had another digest of images.
-            same = begun == sources.get(name)
+            same = begun == self.sources.get(name)
             if not same and not (name == "training images" and begun == self.run.images["train"].former_digest):
                 raise ValueError(
                     f"the {name} are not those that the run in {self.folder.path} was begun with; bring them back, or "
@@ -187,7 +189,7 @@ class _Course:
         self.folder.write_history(self.history)
 
     def _save(self) -> None:
-        state = self.run.trainer.state(carried(self.recipe), self.run.sources, self.history)
+        state = self.run.trainer.state(carried(self.recipe), self.sources, self.history)
         state.save(self.folder.state, self.folder.previous)
 
     def _end_epoch(self, seconds: float, images: int) -> None:
