@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import reprlib
 import threading
 import warnings
 import zipfile
@@ -344,12 +345,16 @@ def _named_tensors(content: Any, entry: str | None, source: str) -> dict[str, Te
         raise CheckpointError(f"{source} has no state dict {entry!r}; {_offer(choices) or 'it has none by name'}")
     chosen = content if entry is None else choices[entry]
     if not isinstance(chosen, dict) or not all(isinstance(value, Tensor) for value in chosen.values()):
-        kind = f"the entries {_some(list(map(str, chosen)))}" if isinstance(chosen, dict) else type(chosen).__name__
+        # Keys may be of any kind, and nested deeper than can be printed whole.
+        keys = (
+            [key if isinstance(key, str) else reprlib.repr(key) for key in chosen] if isinstance(chosen, dict) else []
+        )
+        kind = f"the entries {_some(keys)}" if keys else type(chosen).__name__
         raise CheckpointError(
             f"{source} must hold a flat state dict of named tensors, but holds {kind}"
             + (f"; {_offer(choices)}" if choices else "")
         )
-    nameless = [repr(name) for name in chosen if not isinstance(name, str)]
+    nameless = [reprlib.repr(name) for name in chosen if not isinstance(name, str)]
     if nameless:
         raise CheckpointError(f"{source} must hold tensors by name, but holds some under {_some(nameless)}")
     check_plain(chosen, source)

@@ -211,6 +211,16 @@ def test_state_dicts_that_nothing_can_be_done_with(tmp_path, content):
         read_weights(tmp_path / "other.pt")
 
 
+def test_keys_of_any_depth_are_named(tmp_path):
+    key = ()
+    for _ in range(300):
+        key = (key,)
+    for value in (torch.zeros(1), 3):
+        torch.save({key: value}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match=r"holds (some under|the entries) \(\(\(\("):
+            read_weights(tmp_path / "other.pt")
+
+
 def test_a_modules_own_integers_are_fine():
     module = torch.nn.BatchNorm2d(3)
     state = {name: tensor.clone() + 1 for name, tensor in module.state_dict().items()}
