@@ -66,7 +66,7 @@ class DiffusionClassifier(nn.Module):
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(extractor, FeatureExtractor | FeedbackExtractor) or not hasattr(head, "num_classes"):
+        if not (hasattr(extractor, "specs") and hasattr(extractor, "backbone") and hasattr(head, "num_classes")):
             raise ValueError(
                 "a classifier is made of an extractor and a head that says its num_classes, got "
                 f"{type(extractor).__name__} and {type(head).__name__}"

@@ -93,8 +93,9 @@ class FeedbackExtractor(nn.Module):
         self.backbone = check_backbone(backbone)
         self.feedback_taps = resolve_taps(feedback_taps, backbone.taps)
         self.taps = resolve_taps(taps, backbone.taps)
-        first = tuple(first_pass_taps) if isinstance(first_pass_taps, list | tuple) else first_pass_taps
-        self.first_pass_taps = () if first == () else resolve_taps(first, backbone.taps)
+        if isinstance(first_pass_taps, Iterable) and not isinstance(first_pass_taps, str):
+            first_pass_taps = tuple(first_pass_taps)
+        self.first_pass_taps = () if first_pass_taps == () else resolve_taps(first_pass_taps, backbone.taps)
         self.mirrors = {tap: mirror(tap, backbone.taps) for tap in self.feedback_taps}
         self._check_mirrors()
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
