@@ -106,14 +106,16 @@ def test_wrong_words(runs, sources, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_a_damaged_evaluation_says_what_to_do(runs, tmp_path):
+def test_a_damaged_evaluation_is_made_anew_or_says_what_to_do(runs, tmp_path):
     compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "one")
     file = runs / "bad" / "eval-test" / "predictions.csv"
     kept = file.read_text()
-    file.write_text("nonsense\n1\n")
-    with pytest.raises(ValueError, match=r"eval-test is damaged .*--overwrite"):
-        compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "two")
-    file.write_text(kept)
+    file.write_text(kept.replace("class1", "class2", 1))
+    with pytest.raises(ValueError, match=r"eval-test is damaged .*predictions\.csv.*--overwrite"):
+        compare_runs([str(runs / "good"), str(file.parent)], tmp_path / "two")
+    # Of a run, there is all that it takes.
+    compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "two")
+    assert file.read_text() == kept
 
 
 def test_names_are_as_short_as_they_can_be():

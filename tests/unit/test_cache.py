@@ -1,6 +1,7 @@
 """The feature cache on the disk, without extraction."""
 
 import json
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -204,6 +205,21 @@ class TestDamage:
         assert not is_whole(tmp_path, it, 0, 1)
         with pytest.raises(FeatureCacheError, match=r"view-00-shard-00001\.safetensors is truncated or damaged"):
             CachedFeatures(tmp_path)
+
+    @pytest.mark.parametrize("workers", [0, 1])
+    def test_a_shard_that_is_cut_off_while_it_is_read(self, tmp_path, workers):
+        """An error, where a mapped file would end the process."""
+        make(tmp_path, views=1)
+        cached = CachedFeatures(tmp_path)
+        loader = DataLoader(cached, batch_size=1, collate_fn=collate_features, num_workers=workers)
+        batches = iter(loader)
+        next(batches)
+        for shard in range(3):
+            os.truncate(shard_path(tmp_path, 0, shard), 100)
+        with pytest.raises(FeatureCacheError, match="was cut off while it was in use|is truncated or damaged"):
+            list(batches)
+        with pytest.raises(FeatureCacheError, match="view-00-shard-00000"):
+            cached.verify()
 
     def test_any_flipped_byte_is_found(self, tmp_path):
         it = make(tmp_path)

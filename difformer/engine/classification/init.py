@@ -39,7 +39,7 @@ def read_init(recipe: Recipe, backbone: Backbone) -> DiffusionClassifier:
     """
     assert recipe.init is not None
     try:
-        file = classifier_file(recipe.init)
+        file = classifier_file(recipe.init, download=recipe.backbone.download)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"init: {error}") from error
     if file.resolve().parent == expand_user(recipe.output).resolve():

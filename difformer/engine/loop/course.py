@@ -94,7 +94,6 @@ def carry_out(
     """
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)
-    folder.check()
     saved = None if overwrite else saved_state(folder, recipe, may_change, comparable)
     _check_same_disk(folder, accelerator, None if saved is None else vars(saved.state.progress))
     results = folder.finished() if saved is not None and saved.state.progress.finished else None
@@ -103,6 +102,7 @@ def carry_out(
             f"this run is finished; its results are in {folder.path}. For another, choose another --output"
         )
         return results
+    folder.check()
     # What the main process writes from here on must not be found by the others above.
     accelerator.wait_for_everyone()
     try:

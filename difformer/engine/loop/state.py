@@ -1,7 +1,6 @@
 """The training state: one file that is replaced when the next is whole, and beside it the one before."""
 
 import hashlib
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +142,9 @@ class TrainingState:
             FileNotFoundError: it is not there.
             CheckpointError: it is damaged, or no training state of this version.
         """
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(f"{path} cannot be read as a training state: it is damaged or cut off")
+        with path.open("rb") as file:
+            if file.read(2) != b"PK":
+                raise CheckpointError(f"{path} cannot be read as a training state: it is no archive")
         whole = _is_sealed(path)
         content = read_pickle(path, verify=not whole)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
