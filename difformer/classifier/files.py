@@ -20,7 +20,7 @@ from difformer.checkpoints import (
     weights_digest,
 )
 from difformer.checkpoints.store import CLASSIFIER_FORMAT, check_description, verify_digest, write_described
-from difformer.checkpoints.weights import outlined, read_metadata
+from difformer.checkpoints.weights import outlined
 from difformer.classifier.model import DiffusionClassifier
 from difformer.config import from_mapping
 from difformer.data import Preprocessing
@@ -151,7 +151,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, CheckpointError: as `load_classifier`.
     """
-    return _parse(read_metadata(Path(path)), str(path))
+    return _parse(read_weights(Path(path), verify=False, mapped=True).metadata, str(path))
 
 
 def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ ALLOWED = (ValueError, FileNotFoundError)
 SMALL = {"channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": (16,)}
 OUTCOMES = ("refused", "same", "altered")
 
-TIERS = [pytest.param(160, id="seconds"), pytest.param(8_000, id="minutes", marks=pytest.mark.slow)]
+TIERS = [pytest.param(160, id="seconds"), pytest.param(4_000, id="minutes", marks=pytest.mark.slow)]
 EXAMPLES = [pytest.param(40, id="seconds"), pytest.param(3_000, id="minutes", marks=pytest.mark.slow)]
 
 
