@@ -103,7 +103,7 @@ class Noising:
                 raise ValueError(f"noise was given for t={t}, but the timesteps are {self.timesteps}")
             if not isinstance(eps, Tensor) or eps.shape != x_0.shape:
                 found = tuple(eps.shape) if isinstance(eps, Tensor) else type(eps).__name__
-                raise ValueError(f"noise for t={t} must be a tensor of shape {tuple(x_0.shape)}, got {found}")
+                raise ValueError(f"noise for t={t} must have shape {tuple(x_0.shape)}, got {found}")
 
 
 def repeat_conditioning(conditioning: Mapping[str, Tensor], batch: int, repeats: int) -> dict[str, Tensor]:
