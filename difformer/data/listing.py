@@ -36,7 +36,7 @@ def is_hidden(name: str) -> bool:
 
 def is_data(path: str) -> bool:
     """Whether no part of a path, with forward slashes and relative to the folder of the data, is hidden."""
-    return not any(is_hidden(part) for part in path.split("/"))
+    return not any(is_hidden(part) for part in path.split("/") if part not in (".", ".."))
 
 
 def is_image_name(name: str) -> bool:

@@ -247,7 +247,7 @@ def _add_member(path: Path, samples: dict[str, _Members], member: tarfile.TarInf
     """Notes where a file of a sample lies: its key ends at the first dot of its name."""
     if member.size < 0 or member.issparse():
         raise DataError(f"{path}: the member {member.name} is {'damaged' if member.size < 0 else 'a sparse file'}")
-    if member.isdir() or not is_data(member.name.removeprefix("./")):
+    if member.isdir() or not is_data(member.name):
         return
     folder, _, name = member.name.rpartition("/")
     key, dot, suffix = name.partition(".")

@@ -67,6 +67,12 @@ class TestHidden:
         source = read_source(spec(tmp_path, name="webdataset", class_names=list("abcdef")), "train")
         assert source.labels.tolist() == [0, 5]
 
+    def test_folders_above_are_not_hidden(self, tmp_path):
+        write_shard(tmp_path / ".data/train-0.tar", [("0", 0, encoded(0))])
+        (tmp_path / ".data/other").mkdir()
+        for pattern in ("../train-*.tar", "../train-0.tar", ".././train-*.tar"):
+            assert len(create_dataset(spec(tmp_path / ".data/other", name="webdataset"), pattern)) == 1
+
     def test_nothing_of_a_set_that_torchvision_lists(self, tmp_path):
         counts = {"eurosat/2750/Forest": 3, "eurosat/2750/River": 3}
         make_folder(tmp_path, counts)
