@@ -279,6 +279,12 @@ def test_an_option_deep_in_a_mapping_leaves_the_rest_of_it(tmp_path):
     assert list(recipe.datasets) == ["aircraft", "cars", "cub", "dogs", "flowers", "nabirds"]
 
 
+def test_an_option_deep_in_what_is_no_mapping_is_an_error(tmp_path, capsys):
+    (tmp_path / "suite.yaml").write_text("heads: {b: {}}\ndatasets: {cub: 5}\n")
+    assert main(["transfer", str(tmp_path / "suite.yaml"), "--datasets.cub.root", "there"]) == 1
+    assert "cub.root: cub must hold keys and values, got 5" in capsys.readouterr().err
+
+
 def test_mappings_keep_the_order_of_the_file(tmp_path):
     (tmp_path / "suite.yaml").write_text("heads: {b: {}, a: {}}\ndatasets: {d: {name: cub}, c: {name: cub}}\n")
     recipe = parse(create_parser(TransferRecipe, "", "", {}), TransferRecipe, (), [str(tmp_path / "suite.yaml")])[0]

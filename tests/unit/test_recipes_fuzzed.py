@@ -1,7 +1,9 @@
 """Recipes and options of any kind: a configuration, or an error that says what is wrong, and nothing else."""
 
 from collections import Counter
-from dataclasses import is_dataclass
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict, is_dataclass
 from typing import get_type_hints
 
 import pytest
@@ -10,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from difformer.cli import main
+from difformer.data import DataConfig
 from difformer.engine.recipes.evaluation import ProbeRecipe, take_from_training
 from difformer.engine.recipes.options import option_kinds
-from difformer.engine.recipes.reading import create_parser, parse, read_yaml
+from difformer.engine.recipes.reading import create_parser, parse, plain, put, read_yaml
 from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
 from difformer.engine.recipes.training import Recipe
 from difformer.engine.transfer.suite import TransferRecipe
@@ -45,6 +48,23 @@ def sections(kind):
 
 
 recipes = st.sampled_from(CONFIGURATIONS).flatmap(lambda kind: st.tuples(st.just(kind), sections(kind)))
+# Whole ones, of which a few values are anything.
+DATA = DataConfig("folder")
+WHOLE = {kind: plain(asdict(kind(data=DATA))) for kind in CONFIGURATIONS if kind is not TransferRecipe}
+WHOLE[TransferRecipe] = plain(asdict(TransferRecipe(datasets={"a": {"name": "cub"}}, heads={"b": {}})))
+
+
+@st.composite
+def changed(draw):
+    kind = draw(st.sampled_from(CONFIGURATIONS))
+    values = deepcopy(WHOLE[kind])
+    keys = [name for name, _ in option_kinds(get_type_hints(kind))]
+    for key, value in draw(st.lists(st.tuples(st.sampled_from(keys), anything), min_size=1, max_size=2)):
+        with suppress(ValueError):
+            put(values, key, value)
+    return kind, values
+
+
 # Bits of YAML that mean something, in any order.
 tokens = st.sampled_from(
     ["data", "name", ":", " ", "\n", "  ", "- ", "{", "}", "[", "]", ",", "&a", "*a", "<<", "!!int", "!!set",
@@ -87,10 +107,10 @@ def fuzzed(test, examples):
     return settings(max_examples=examples, deadline=None, suppress_health_check=quiet, derandomize=True)(test)
 
 
-def read_structures(folder, examples):
+def read_structures(folder, examples, strategy=recipes):
     found = Counter()
 
-    @given(recipes)
+    @given(strategy)
     def one(recipe):
         configuration, values = recipe
         (folder / "recipe.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
@@ -124,14 +144,24 @@ def read_options(examples):
 
 
 def test_structures_texts_and_options_are_read_or_refused(tmp_path):
-    for found in (read_structures(tmp_path, 40), read_texts(tmp_path, 60), read_options(30)):
+    for found in (
+        read_structures(tmp_path, 40),
+        read_structures(tmp_path, 40, changed()),
+        read_texts(tmp_path, 60),
+        read_options(30),
+    ):
         assert set(found) <= EXPECTED
         assert found["ValueError"] > 10
 
 
 @pytest.mark.slow
 def test_many_structures_texts_and_options_are_read_or_refused(tmp_path):
-    for found in (read_structures(tmp_path, 3000), read_texts(tmp_path, 5000), read_options(2000)):
+    for found in (
+        read_structures(tmp_path, 1000),
+        read_structures(tmp_path, 2000, changed()),
+        read_texts(tmp_path, 3000),
+        read_options(500),
+    ):
         print(dict(found))
         assert set(found) <= EXPECTED
         assert found["ValueError"] > 100

@@ -209,12 +209,13 @@ def overlay(configuration: type, below: Mapping[str, Any], above: Mapping[str, A
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets a dotted key in nested mappings."""
+    """Sets a dotted key in nested mappings; raises ValueError where a part of it has a value that is no mapping."""
     *path, last = key.split(".")
     for name in path:
-        if not isinstance(values.get(name), dict):
-            values[name] = dict(values.get(name) or {})
-        values = values[name]
+        inner = values.get(name)
+        if inner is not None and not isinstance(inner, Mapping):
+            raise ValueError(f"{key}: {name} must hold keys and values, got {inner!r}")
+        values[name] = values = dict(inner or {})
     values[last] = value
 
 
