@@ -111,7 +111,8 @@ def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds
     processes, accumulation = run.accelerator.num_processes, recipe.training.accumulation
     trained, optimizer = found.costs.trained_bytes, found.optimizer_bytes
     at_once, whole = (max(1, size // processes // accumulation) for size in (batch, recipe.training.batch_size))
-    averages = 1 if recipe.training.ema else 0
+    best = recipe.evaluation.select == "best"
+    copies = 1 + bool(recipe.training.ema) + best
     interval = require("tqdm", "the estimate").tqdm.format_interval
     epoch = interval(seconds * found.images["train"])
     scaled = f"; about {human_bytes(activations / at_once * whole)} with {whole}" if whole != at_once else ""
@@ -121,8 +122,8 @@ def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds
         f"activations   {human_bytes(activations)} with {at_once} images at once{scaled}",
         f"peak memory   {human_bytes(found.peak_bytes)}",
         f"disk          classifier {human_bytes(trained)}"
-        f"{' (and the latest)' if recipe.evaluation.select == 'best' else ''}, training state "
-        f"{human_bytes((1 + averages) * trained + optimizer)}",
+        f"{' (and the latest)' if best else ''}, training state (and the one before) "
+        f"{human_bytes(copies * trained + optimizer)} each",
         f"time          {epoch} an epoch of training, at the last step's speed of {1 / seconds:.3g} images a second",
     ]
 
