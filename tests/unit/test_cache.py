@@ -216,7 +216,7 @@ class TestDamage:
         next(batches)
         for shard in range(3):
             os.truncate(shard_path(tmp_path, 0, shard), 100)
-        with pytest.raises(FeatureCacheError, match="was cut off while it was in use|is truncated or damaged"):
+        with pytest.raises(FeatureCacheError, match=r"was cut off while it was in use|is truncated or damaged"):
             list(batches)
         with pytest.raises(FeatureCacheError, match="view-00-shard-00000"):
             cached.verify()

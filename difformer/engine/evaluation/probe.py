@@ -67,7 +67,8 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
         overwrite: replace results that are there.
 
     Returns:
-        The content of `results.json` without its digests, on the main process; None on the others, which only help to read features.
+        The content of `results.json` without its digests, on the main process; None on the others, which only help to
+        read features.
 
     Raises:
         ValueError: a value in the recipe or in the data.

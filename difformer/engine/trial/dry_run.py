@@ -145,7 +145,8 @@ def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds
     # Extraction has its own number, and the steps after it hold pooled features alone.
     cached = recipe.features == "cached"
     whole = BATCH_SIZE if cached else _at_once(recipe, recipe.training.batch_size, run)
-    averages = 1 if recipe.training.ema else 0
+    best = recipe.evaluation.select == "best"
+    copies = 1 + bool(recipe.training.ema) + best
     what = "in the extraction" if cached else f"of a batch of {recipe.training.batch_size}"
     scaled = f"; about {human_bytes(activations / at_once * whole)} with {whole} {what}" if whole != at_once else ""
     share = f" of each of {run.accelerator.num_processes} processes" if run.accelerator.num_processes > 1 else ""
@@ -155,8 +156,8 @@ def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds
         f"activations   {human_bytes(activations)} with {at_once} images at once{scaled}{share}",
         f"peak memory   {human_bytes(found.peak_bytes)} of this process",
         f"disk          classifier {human_bytes(trained)}"
-        f"{' (and the latest)' if recipe.evaluation.select == 'best' else ''}, training state "
-        f"{human_bytes((1 + averages) * trained + optimizer)}",
+        f"{' (and the latest)' if best else ''}, training state (and the one before) "
+        f"{human_bytes(copies * trained + optimizer)} each",
         f"time          {_time_cached(run, found) if cached else _time_live(found, seconds)}",
     ]
 

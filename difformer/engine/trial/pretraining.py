@@ -41,7 +41,8 @@ def try_out_pretraining(recipe: PretrainRecipe, *, fake_data: bool = False) -> l
         f"network       {sum(p.numel() for p in parameters):,} parameters, {human_bytes(size)}\n"
         f"training      {human_flops(step)} an image; {recipe.training.epochs} epochs "
         f"{human_flops(step * images * recipe.training.epochs)}\n"
-        f"disk          backbone {human_bytes(size)}, training state up to {human_bytes(copies * size)}",
+        f"disk          backbone {human_bytes(size)}, training state (and the one before) up to "
+        f"{human_bytes(copies * size)} each",
         flush=True,
     )
     losses, seconds = two_steps(run.trainer, accelerator)
