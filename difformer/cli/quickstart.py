@@ -31,8 +31,8 @@ def quickstart(
         output: the folder of everything; runs/quickstart-… by default.
         seeds: of each trained method.
         diffeed_seeds: of DifFeed, which takes longest; 0 leaves it out.
-        k_shot: train on that many images of each class only; beside them, k-NN chooses its k on a tenth of the
-            training images.
+        k_shot: train on that many images of each class only, drawn anew for each seed; beside them, k-NN chooses its k
+            on a tenth of the training images.
         overwrite: start anew although there is a quickstart in the folder.
     """
     carry_out(
