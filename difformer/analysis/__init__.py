@@ -19,6 +19,7 @@ from difformer.analysis.retrieval import nearest_images, precision_at_k
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
 from difformer.analysis.scatter import view_criterion
 from difformer.analysis.sgd import SGDFit, sgd_grids
+from difformer.analysis.wilson import images_of_equal_weight, share_interval
 
 __all__ = [
     "ClassMetrics",
@@ -42,6 +43,7 @@ __all__ = [
     "classification_metrics",
     "confusion_matrix",
     "image_scores",
+    "images_of_equal_weight",
     "knn_scores",
     "logistic_path",
     "nearest_images",
@@ -51,5 +53,6 @@ __all__ = [
     "principal_components",
     "ridge_path",
     "sgd_grids",
+    "share_interval",
     "view_criterion",
 ]

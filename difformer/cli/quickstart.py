@@ -32,8 +32,8 @@ def quickstart(
         seeds: of each trained method.
         diffeed_seeds: of DifFeed, which takes longest and starts from attention of the same seed, so at most as many as
             seeds; 0 leaves it out.
-        k_shot: train on that many images of each class only; beside them, k-NN chooses its k on a tenth of the
-            training images.
+        k_shot: train on that many images of each class only, drawn anew for each seed; beside them, k-NN chooses its k
+            on a tenth of the training images.
         overwrite: start anew although there is a quickstart in the folder.
     """
     carry_out(

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from difformer.engine.build import build_classifier, build_extractor
 from difformer.engine.quickstart import methods
 from difformer.engine.quickstart import plan as plans
 from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
-from difformer.engine.quickstart.quickstart import check_inits, quickstart
+from difformer.engine.quickstart.quickstart import _made_with, check_inits, quickstart
 from difformer.engine.recipes.pretraining import PretrainRecipe
 from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.training import Recipe
@@ -179,6 +180,48 @@ def test_seeds_may_be_added_to_a_method_that_had_none(pets, tmp_path, unmeasured
     config = QuickstartConfig(data=str(pets), diffeed_seeds=0, output=str(tmp_path / "out"))
     quickstart(config)
     quickstart(replace(config, diffeed_seeds=1))
+
+
+def test_few_images_are_drawn_anew_for_each_seed(pets):
+    config = QuickstartConfig(data=str(pets), seeds=2, diffeed_seeds=0, k_shot=4)
+    folder = quickstart(config).parent
+
+    def ids(name):
+        return json.loads((folder / name / "splits.json").read_text())["train"]["ids"]
+
+    assert ids("linear-0") == ids("attention-0") == ids("difformer-0")
+    assert ids("linear-1") == ids("attention-1") == ids("difformer-1")
+    assert set(ids("linear-0")) != set(ids("linear-1"))
+    results = json.loads((folder / "results.json").read_text())
+    # Methods without training, too: which images they have matters as much to them.
+    assert [len(result["scores"]) for result in results] == [2] * 5
+    for result in results:
+        assert np.sum(result["confusion"]) == 2 * 12
+    assert {path.name for path in folder.glob("*-[01]")} == {
+        f"{name}-{seed}" for name in METHODS[:5] for seed in (0, 1)
+    }
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "Each seed draws training images of its own" in page
+    # Every draw has features of its own, which its heads share.
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
+    assert len({path.parent for path in before if path.name == "manifest.json" and "train" in str(path)}) == 2
+    # One more seed leaves those that are there as they are.
+    quickstart(replace(config, seeds=3))
+    for name in ("svm-1", "knn-1", "linear-1", "difformer-0"):
+        assert all(path.stat().st_mtime_ns == t for path, t in before.items() if path.parent.name == name)
+    assert (folder / "knn-2" / "results.json").exists()
+
+
+def test_all_images_are_the_same_for_each_seed_and_few_of_an_earlier_version_are_not_gone_on_with(pets):
+    plan = create_plan(QuickstartConfig(data=str(pets), seeds=2))
+    assert list(plan.draws) == [""]
+    assert {run.recipe.data.seed for run in plan.runs} == {0}
+    few = create_plan(QuickstartConfig(data=str(pets), seeds=2, k_shot=4))
+    assert [data.seed for data in few.draws.values()] == [0, 1]
+    assert all(run.recipe.data.seed == run.seed for run in few.runs)
+    images = [create_dataset(few.data, split) for split in ("train", "test")]
+    backbone = SimpleNamespace(digest="")
+    assert _made_with(few, backbone, images) != _made_with(replace(few, draws={"": few.data}), backbone, images)
 
 
 def test_a_recipe_is_recognised_by_what_it_says(pets, tmp_path, monkeypatch, unmeasured):

@@ -9,7 +9,7 @@ import torch
 from training import launch, merged, write_images, write_subject, write_workplace
 
 from difformer import create_backbone
-from difformer.analysis import choose_leave_one_out, ridge_path
+from difformer.analysis import choose_leave_one_out, ridge_path, share_interval
 from difformer.cli import main
 from difformer.data import ImageDataset, create_dataset
 from difformer.engine.recipes.reading import build, plain, read_yaml
@@ -100,10 +100,21 @@ def test_features_come_from_no_more_timesteps_than_asked_for():
 def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
     (tmp_path / "select.yaml").write_text(json.dumps(values))
     assert main(["select", str(tmp_path / "select.yaml")]) == 0
-    assert "of a sweep's cost" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of a sweep's cost" in printed
     folder = tmp_path / "select"
     results = json.loads((folder / "select.json").read_text())
     assert set(results["sources"]) == {"weights", "train", "holdout"}
+    best, tried = results["best"], 3 * len(results["measured"])
+    low, high = best["interval"]
+    assert low < best["score"] < high
+    assert (low, high) == share_interval(best["score"], results["images"])
+    assert f"pool {best['pool']}: {best['score']:.2%} ({100 * low:.1f} … {100 * high:.1f})" in printed
+    assert f"by top1 of {results['images']} images of holdout, with 95 % intervals; the best of {tried}" in printed
+    text, pools = (folder / "recommended.yaml").read_text(), {pair["pool"] for pair in results["fused"]["pairs"]}
+    assert read_yaml(folder / "recommended.yaml")["head"]["arguments"]["pool"] == max(pools)
+    for pair in results["fused"]["pairs"]:
+        assert f"{pair['tap']} at t = {pair['t']} in pool {pair['pool']}" in text
     recommended = read_yaml(folder / "recommended.yaml")["extractor"]
     assert set(recommended["taps"]) == {pair["tap"] for pair in results["fused"]["pairs"]}
     assert set(recommended["timesteps"]) == {pair["t"] for pair in results["fused"]["pairs"]}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import torch
 import yaml
 from training import merged, write_subject
 
+from difformer.analysis import share_interval
 from difformer.analysis.probes import Labelled, create_probe
 from difformer.cli import main
 from difformer.engine.accelerator import solver_device
@@ -20,6 +22,7 @@ from difformer.engine.recipes.reading import build, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
 from difformer.engine.sweep import fitting
 from difformer.engine.sweep import sweep as module
+from difformer.engine.sweep.certainty import Chooser
 from difformer.engine.sweep.features import SplitFeatures
 from difformer.engine.sweep.fitting import fit_places
 from difformer.engine.sweep.recommending import recommend, recommended_recipes
@@ -28,6 +31,7 @@ from difformer.engine.sweep.sweep import sweep
 from difformer.taps import TapSpec
 
 ROOT = Path(__file__).parents[2]
+CHOOSER = Chooser(np.repeat([0, 1], [15, 5]), "holdout", "top1")
 
 
 @pytest.fixture
@@ -191,10 +195,13 @@ def test_of_equal_scores_the_cheapest_is_recommended_framed_and_printed_first(tm
     scores = [score(tap, t, 0.5, taps[tap].flops) for tap in taps for t in (10, 50)]
     framed = []
     monkeypatch.setattr(module, "draw_sweep", lambda accuracies, chosen, path: framed.append(chosen))
-    module._conclude(None, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path))
+    module._conclude(None, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path), CHOOSER)
     assert framed == [("c", 10, 1)]
-    assert capsys.readouterr().out.startswith("c      t = 10 ")
-    assert "The best single feature: c at t = 10" in (tmp_path / "recommended.yaml").read_text()
+    printed, written = capsys.readouterr().out, (tmp_path / "recommended.yaml").read_text()
+    assert printed.startswith("c      t = 10   pool 1: 50.00% (29.9 … 70.1), ")
+    for text in (printed, written):
+        assert "by top1 of 20 images of holdout, with 95 % intervals; the best of 6 owes some" in text
+    assert "# The best single feature: c at t = 10, pool 1: 50.00% (29.9 … 70.1)," in written
     assert recommend(scores, taps, 1) == (["c"], [10])
 
 
@@ -214,7 +221,7 @@ def test_the_recommended_recipes_read_what_scored_best():
     taps = {tap: TapSpec(tap, i + 1, 4, size, 1e9 * (i + 1)) for i, (tap, size) in enumerate(sizes.items())}
     level = {"in00": 0.1, "in01": 0.9, "mid": 0.2, "out00": 0.3, "out01": 0.8}
     scores = [score(tap, t, level[tap] - abs(t - 50) / 1000, 1.0) for tap in taps for t in (10, 50)]
-    found = {name: yaml.safe_load(text) for name, text in recommended_recipes(scores, taps).items()}
+    found = {name: yaml.safe_load(text) for name, text in recommended_recipes(scores, taps, CHOOSER).items()}
     assert found["recommended.yaml"]["extractor"] == {
         "taps": ["in01", "out00", "out01"], "timesteps": [10, 50], "feedback_taps": [],
     }  # fmt: skip
@@ -222,9 +229,16 @@ def test_the_recommended_recipes_read_what_scored_best():
         "feedback_taps": ["out00", "out01"], "taps": ["out01"], "timesteps": [50],
     }  # fmt: skip
     # Two timesteps to the last of the five blocks.
-    assert "These together take 10 GFLOP an image." in recommended_recipes(scores, taps)["recommended.yaml"]
+    assert "These together take 10 GFLOP an image." in recommended_recipes(scores, taps, CHOOSER)["recommended.yaml"]
     encoder = [s for s in scores if s.tap in ("in00", "in01", "mid")]
-    assert list(recommended_recipes(encoder, taps)) == ["recommended.yaml"]
+    assert list(recommended_recipes(encoder, taps, CHOOSER)) == ["recommended.yaml"]
+
+
+def test_a_mean_over_classes_is_as_certain_as_its_smallest_class_lets_it_be():
+    low, high = CHOOSER.interval(0.5)
+    balanced = replace(CHOOSER, criterion="mean_per_class")
+    assert high - low < np.subtract(*balanced.interval(0.5)[::-1])
+    assert balanced.interval(0.5) == share_interval(0.5, 15)
 
 
 @pytest.mark.parametrize("method", ["ridge", "logistic", "sgd"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -18,6 +18,7 @@ from difformer.engine.loop.run_folder import RunFolder
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.quickstart.pixels import classify_pixels
 from difformer.engine.quickstart.plan import KNN, SVM, Plan, PlannedRun
+from difformer.engine.recipes.training import Recipe
 from difformer.files import read_json, sealed
 from difformer.tables import read_rows
 
@@ -33,7 +34,7 @@ class MethodResult:
 
     Attributes:
         method: its name in the plan.
-        scores: one for each seed: the numbers that `METRICS` names, in [0, 1].
+        scores: one for each seed, or draw of images: the numbers that `METRICS` names, in [0, 1].
         confusion: (C, C) counts over all seeds; rows are true classes.
         parameters: that were trained; None where the method has none.
         seconds: of all seeds; features that several methods read are written beforehand, and not in it.
@@ -87,44 +88,75 @@ def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -
 
 
 def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
-    file = folder.path / SVM / "results.json"
-    if not file.exists():
-        with _timed(folder, SVM):
-            splits = [build_dataset(plan.data, split) for split in ("train", TEST)]
-            fitted = classify_pixels(*splits)
-        file.parent.mkdir(exist_ok=True)
-        written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
-        folder.write_json(f"{SVM}/results.json", sealed(written))
-    found = read_json(file, _REMEDY)
+    found = {}
+    for suffix, data in plan.draws.items():
+        name = f"{SVM}{suffix}"
+        file = folder.path / name / "results.json"
+        if not file.exists():
+            with _timed(folder, name):
+                fitted = classify_pixels(*(build_dataset(data, split) for split in ("train", TEST)))
+            file.parent.mkdir(exist_ok=True)
+            written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
+            folder.write_json(f"{name}/results.json", sealed(written))
+        found[name] = read_json(file, _REMEDY)
     # Folders of earlier versions do not say how many.
-    images = f", of {found['train_images']:,} training images" if "train_images" in found else ""
-    return _single(SVM, found["test"], folder, f"C = {found['C']:g}{images}")
+    images = {f"{result['train_images']:,}" for result in found.values() if "train_images" in result}
+    note = f", of {' or '.join(sorted(images))} training images" if images else ""
+    strengths = ", ".join(f"{result['C']:g}" for result in found.values())
+    return _untrained(SVM, {name: result["test"] for name, result in found.items()}, folder, f"C = {strengths}{note}")
 
 
 def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
-    file = folder.path / KNN / "results.json"
-    if not file.exists():
-        with _timed(folder, KNN):
-            run_probe(plan.knn)
-    found = read_measurements(file.parent, file.name, _REMEDY)
-    with (folder.path / KNN / "confusion.csv").open(newline="", encoding="utf-8") as table:
-        confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
-    return _single(KNN, found["test"] | {"confusion": confusion}, folder, f"k = {found['chosen']['k']:g}")
+    found, chosen = {}, []
+    for suffix, data in plan.draws.items():
+        name = f"{KNN}{suffix}"
+        own = folder.path / name
+        if not (own / "results.json").exists():
+            with _timed(folder, name):
+                run_probe(replace(plan.knn, data=data, output=str(own)))
+        result = read_measurements(own, "results.json", _REMEDY)
+        with (own / "confusion.csv").open(newline="", encoding="utf-8") as table:
+            confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
+        found[name] = result["test"] | {"confusion": confusion}
+        chosen.append(f"{result['chosen']['k']:g}")
+    return _untrained(KNN, found, folder, f"k = {', '.join(chosen)}")
 
 
 def _extract(plan: Plan, folder: RunFolder) -> None:
-    """Writes the features of the head that reads most; the others find theirs among them, if they are there."""
-    cached = [run for run in plan.runs if run.recipe.features == "cached"]
-    if all(RunFolder(run.recipe.output).finished() for run in cached):
-        return
-    richest = max(cached, key=lambda run: len(run.recipe.extractor.taps) * len(run.recipe.extractor.timesteps))
-    with _timed(folder, FEATURES):
-        extract(richest.recipe)
+    """Writes the features of the head that reads most; the others find theirs among them, if they are there.
+
+    For each draw of images by itself, as far as any run still reads them.
+    """
+    by_draw: dict[int, list[Recipe]] = {}
+    for run in plan.runs:
+        if run.recipe.features == "cached":
+            by_draw.setdefault(run.recipe.data.seed, []).append(run.recipe)
+    for recipes in by_draw.values():
+        if not all(RunFolder(recipe.output).finished() for recipe in recipes):
+            richest = max(recipes, key=lambda recipe: len(recipe.extractor.taps) * len(recipe.extractor.timesteps))
+            with _timed(folder, FEATURES):
+                extract(richest)
 
 
-def _single(method: str, test: Mapping[str, Any], folder: RunFolder, note: str) -> MethodResult:
-    confusion = tuple(map(tuple, test["confusion"]))
-    return MethodResult(method, (_scores(test),), confusion, None, seconds_of(folder).get(method, 0.0), note)
+def _untrained(method: str, tests: Mapping[str, Mapping[str, Any]], folder: RunFolder, note: str) -> MethodResult:
+    """Of a method that is measured once for each draw of images.
+
+    Args:
+        method: its name in the plan.
+        tests: what it reached, by the name of its folder.
+        folder: of everything.
+        note: what was chosen.
+    """
+    confusion = np.sum([test["confusion"] for test in tests.values()], axis=0)
+    seconds = seconds_of(folder)
+    return MethodResult(
+        method,
+        tuple(map(_scores, tests.values())),
+        tuple(map(tuple, confusion.tolist())),
+        None,
+        sum(seconds.get(name, 0.0) for name in tests),
+        note,
+    )
 
 
 def _train(run: PlannedRun, folder: RunFolder) -> dict[str, Any]:

@@ -34,6 +34,7 @@ PAGE, PICTURES = "report.html", "pictures"
 # Whose predictions and attention are shown: fixed beforehand, not the best on the test images.
 SHOWN = "difformer"
 _EXAMPLES = 12
+_DRAWN = "Each seed draws training images of its own, so that the deviation has in it which these were. "
 
 
 def write_report(plan: Plan, results: Sequence[MethodResult], backbone: UNetBackbone, folder: RunFolder) -> Path:
@@ -75,7 +76,7 @@ def _results(plan: Plan, results: Sequence[MethodResult], shared: float) -> Sect
         f"Test images only, in %: mean ± standard deviation over seeds (up to {seeds}; one where there is no ±). "
         "Balanced accuracy is the mean of the classes' accuracies, F1 the mean of the classes' F1. Seconds are of all "
         f"seeds together; writing the features that heads share took {shared:.0f} s. Here nothing was chosen on "
-        f"the test images. {chosen}."
+        f"the test images. {_DRAWN if len(plan.draws) > 1 else ''}{chosen}."
     )
     table = Table(HEADER, rows, note=note, highlight=list(results).index(best_method(results)))
     return Section("Results", [table])

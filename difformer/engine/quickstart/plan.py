@@ -34,8 +34,8 @@ class QuickstartConfig:
         output: folder of everything; `runs/quickstart-…` when None.
         seeds: of each trained method.
         diffeed_seeds: of DifFeed, which takes longest; at most `seeds` where it starts from another method.
-        k_shot: train on that many images of each class only; beside them, k-NN chooses its k on a tenth of the
-            training images.
+        k_shot: train on that many images of each class only, drawn anew for each seed, by which all methods then
+            have a spread; beside them, k-NN chooses its k on a tenth of the training images.
 
     Raises:
         ValueError: a number out of range, or levels of a folder.
@@ -65,7 +65,7 @@ class PlannedRun:
 
     Attributes:
         method: its name in the YAML file, such as difformer.
-        seed: of head, order and dropout.
+        seed: of head, order and dropout; of the images, too, where only some of each class are kept.
         recipe: what is trained.
     """
 
@@ -86,7 +86,9 @@ class Plan:
     Attributes:
         title, about: of the page.
         titles: of the methods, by name, in the order of the table.
-        data: which images.
+        data: which images; where only some of each class are kept, those of the first seed.
+        draws: the images of each seed, by what is added to the names of methods without training: one, without a
+            name, where all seeds have the same.
         knn: the probe by nearest neighbours.
         heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair. An
             `init` names the method whose run of the same seed a run starts from.
@@ -100,6 +102,7 @@ class Plan:
     about: str
     titles: Mapping[str, str]
     data: DataConfig
+    draws: Mapping[str, DataConfig]
     knn: ProbeRecipe
     heads: Mapping[str, Recipe]
     runs: tuple[PlannedRun, ...]
@@ -149,6 +152,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
         about=file.about,
         titles=file.titles,
         data=data,
+        draws={f"-{seed}": _drawn(data, seed) for seed in range(config.seeds)} if _is_drawn(data) else {"": data},
         knn=knn,
         heads=heads,
         runs=_runs(config, heads, output),
@@ -214,12 +218,23 @@ def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -
 def _planned(method: str, seed: int, recipe: Recipe, output: Path) -> PlannedRun:
     recipe = replace(
         recipe,
+        data=_drawn(recipe.data, seed),
         output=str(output / f"{method}-{seed}"),
         init=recipe.init and str(output / f"{recipe.init}-{seed}"),
         cache=replace(recipe.cache, folder=str(output / "features")),
         training=replace(recipe.training, seed=seed),
     )
     return PlannedRun(method, seed, recipe)
+
+
+def _is_drawn(data: DataConfig) -> bool:
+    """Whether only some training images of each class are kept, at random."""
+    return data.k_shot is not None or data.percent is not None
+
+
+def _drawn(data: DataConfig, seed: int) -> DataConfig:
+    """The images of a seed. Which they are matters more than anything else that a seed decides."""
+    return replace(data, seed=data.seed + seed) if _is_drawn(data) else data
 
 
 def _read(config: QuickstartConfig) -> _File:

@@ -138,7 +138,8 @@ def _made_with(plan: Plan, backbone: UNetBackbone, images: Sequence[ImageDataset
     parts = {
         "recipes": json.dumps(recipes, sort_keys=True),
         "weights": backbone.digest,
-        "images": " ".join(dataset.digest for dataset in images),
+        # Earlier versions drew the same few images for every seed.
+        "images": " ".join([*(dataset.digest for dataset in images), *([] if "" in plan.draws else ["by seed"])]),
     }
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 

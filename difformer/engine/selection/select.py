@@ -18,6 +18,7 @@ from difformer.engine.selection.accuracy import Accuracy
 from difformer.engine.selection.parts import Pair, Parts
 from difformer.engine.selection.search import Search, set_cost
 from difformer.engine.selection.views import Views
+from difformer.engine.sweep.certainty import Chooser
 from difformer.taps import resolve_taps
 
 _FILES = ("select.json", "recommended.yaml", "recipe.yaml")
@@ -32,7 +33,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
 
     Returns:
         As in `select.json`: `best`, `measured` (on all images), `coarse` (on few), `cost` (share of a whole sweep's),
-        and with labels `fused`.
+        and with labels `images` (how many chose), the best's `interval`, of 95 %, and `fused`.
 
     Raises:
         ValueError: a value in the recipe or in the data.
@@ -52,8 +53,11 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     search = Search(measured.measure, recipe.timesteps, recipe.fused_timesteps)
     best = search.run()
     results = _found(recipe, search, best, measured.pools)
-    pairs = [best]
+    pairs, chooser = [best], None
     if isinstance(measured, Accuracy):
+        chooser = Chooser(parts.images[recipe.validation].labels, recipe.validation, recipe.criterion)
+        results["best"]["interval"] = chooser.interval(results["best"]["score"])
+        results["images"] = len(chooser.labels)
         candidates = _candidates(search.found, recipe.fused_timesteps)
         pairs, score = measured.fuse({pair: search.found[pair] for pair in candidates}, costs)
         results["fused"] = {
@@ -65,7 +69,8 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     results["recipe"] = carried(recipe)
     results["sources"] = {"weights": backbone.digest} | {name: images.digest for name, images in parts.images.items()}
     if accelerator.is_main_process:
-        _write(folder, recipe, results, _recommended(pairs, taps))
+        recommended = _recommended({pair: measured.pools[pair] for pair in pairs}, taps, pooled=recipe.labels)
+        _write(folder, recipe, results, recommended, chooser)
     return results
 
 
@@ -98,7 +103,7 @@ def _found(recipe: SelectRecipe, search: Search, best: Pair, pools: Mapping[Pair
         for (tap, t), score in search.found.items()
     }
     return {
-        "best": measured[best],
+        "best": dict(measured[best]),
         "score": f"{recipe.criterion} on {recipe.validation}"
         if recipe.labels
         else "1 - view criterion, without labels",
@@ -110,31 +115,46 @@ def _found(recipe: SelectRecipe, search: Search, best: Pair, pools: Mapping[Pair
     }
 
 
-def _recommended(pairs: Sequence[tuple[str, int]], taps: Sequence[str]) -> str:
-    """What to read, as a YAML file that goes over a recipe: all blocks at all timesteps that were chosen."""
-    chosen = {tap for tap, _ in pairs}
-    values = {
+def _recommended(pools: Mapping[Pair, int], taps: Sequence[str], *, pooled: bool) -> str:
+    """What to read, as a YAML file that goes over a recipe: all blocks at all timesteps that were chosen.
+
+    Args:
+        pools: of the features that were chosen.
+        taps: all, in network order.
+        pooled: whether poolings were compared. The head, which pools all maps alike, then takes the finest of them.
+    """
+    chosen = {tap for tap, _ in pools}
+    values: dict[str, Any] = {
         "extractor": {
             "taps": [tap for tap in taps if tap in chosen],
-            "timesteps": sorted({t for _, t in pairs}),
+            "timesteps": sorted({t for _, t in pools}),
             "feedback_taps": [],
-        }
+        },
     }
-    return yaml.safe_dump(values, sort_keys=False)
+    if pooled:
+        values["head"] = {"name": "difformer", "arguments": {"variant": "joint", "pool": max(pools.values())}}
+    found = ", ".join(f"{tap} at t = {t} in pool {pool}" for (tap, t), pool in pools.items())
+    return f"# Found: {found}.\n{yaml.safe_dump(values, sort_keys=False)}"
 
 
-def _write(folder: ResultFolder, recipe: SelectRecipe, results: Mapping[str, Any], recommended: str) -> None:
+def _write(
+    folder: ResultFolder, recipe: SelectRecipe, results: Mapping[str, Any], recommended: str, chooser: Chooser | None
+) -> None:
+    """Args: as found; `chooser` of the images by whose labels it was chosen, None without labels."""
     with folder.write() as temporary:
         write_json(temporary / "select.json", dict(results))
         (temporary / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         note = "" if results["note"] is None else f"# {results['note']}\n"
         (temporary / "recommended.yaml").write_text(note + recommended, encoding="utf-8")
     chosen = results["best"]
-    print(f"{chosen['tap']}, t = {chosen['t']}, pool {chosen['pool']}: {chosen['score']:.4f} ({results['score']})")
+    score = f"{chosen['score']:.4f} ({results['score']})" if chooser is None else chooser.certain(chosen["score"])
+    print(f"{chosen['tap']}, t = {chosen['t']}, pool {chosen['pool']}: {score}")
     print(f"at {results['cost']:.0%} of a sweep's cost")
-    if "fused" in results:
-        pairs = ", ".join(f"{pair['tap']} at {pair['t']}" for pair in results["fused"]["pairs"])
-        print(f"to fuse: {pairs}: {results['fused']['score']:.2%}, {results['fused']['passes']:.2f} passes")
+    if chooser is not None:
+        fused = results["fused"]
+        pairs = ", ".join(f"{pair['tap']} at {pair['t']} in pool {pair['pool']}" for pair in fused["pairs"])
+        print(f"to fuse: {pairs}: {chooser.certain(fused['score'])}, {fused['passes']:.2f} passes")
+        print(chooser.caution(len(results["measured"]) * len(recipe.pools)))
     if results["note"] is not None:
         print(results["note"])
     print(f"{folder.path}: select.json, recommended.yaml", flush=True)

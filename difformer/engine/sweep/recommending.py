@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from difformer.engine.sweep.certainty import Chooser
 from difformer.engine.sweep.scores import Score, best_score, ranked
 from difformer.taps import TapSpec
 
@@ -12,19 +13,20 @@ from difformer.taps import TapSpec
 _COUNT = 3
 
 
-def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> dict[str, str]:
+def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> dict[str, str]:
     """YAML files by name that `difformer train RECIPE --config FILE` takes.
 
     Args:
         scores: of the sweep.
         taps: the backbone's.
+        chooser: the images by which it chose.
 
     Returns:
         One for DifFormer, and one for DifFeed where the sweep has blocks of the decoder.
     """
-    recipes = {"recommended.yaml": _difformer(scores, taps)}
+    recipes = {"recommended.yaml": _difformer(scores, taps, chooser)}
     decoder = [score for score in scores if _is_in_decoder(score.tap, taps)]
-    return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps)} if decoder else {})
+    return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser)} if decoder else {})
 
 
 def recommend(scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = _COUNT) -> tuple[list[str], list[int]]:
@@ -58,7 +60,7 @@ def _is_in_decoder(tap: str, taps: Mapping[str, TapSpec]) -> bool:
     return list(taps).index(tap) > len(taps) // 2
 
 
-def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
+def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
     blocks, timesteps = recommend(scores, taps)
     # Attention finds the places that count among many, where a linear probe has a weight for each.
     arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
@@ -67,10 +69,10 @@ def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
         "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": []},
         "head": {"name": "difformer", "arguments": arguments},
     }
-    return _described(best_score(scores), f"These together take {gflop:.3g} GFLOP an image.", values)
+    return _described(scores, chooser, f"These together take {gflop:.3g} GFLOP an image.", values)
 
 
-def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
+def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
     """The best block of the decoder is read; at its timestep, the best of each map size are fed back."""
     best = best_score(decoder)
     at_best = [score.tap for score in ranked(decoder) if score.t == best.t]
@@ -84,9 +86,16 @@ def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec]) -> str:
         "features": "live",
         "head": {"name": "attention", "arguments": {"pool": max(score.pool for score in decoder)}},
     }
-    return _described(best, "It is read in the second pass, and the best of each map size are fed back.", values)
+    return _described(
+        decoder, chooser, "It is read in the second pass, and the best of each map size are fed back.", values
+    )
 
 
-def _described(best: Score, remark: str, values: Mapping[str, Any]) -> str:
-    single = f"{best.tap} at t = {best.t}, pool {best.pool}: {best.accuracy:.2%} of the validation images"
-    return f"# The best single feature: {single}.\n# {remark}\n{yaml.safe_dump(dict(values), sort_keys=False)}"
+def _described(scores: Sequence[Score], chooser: Chooser, remark: str, values: Mapping[str, Any]) -> str:
+    best = best_score(scores)
+    comments = [
+        f"The best single feature: {best.tap} at t = {best.t}, pool {best.pool}: {chooser.certain(best.accuracy)},",
+        f"{chooser.caution(len(scores))}.",
+        remark,
+    ]
+    return "".join(f"# {line}\n" for line in comments) + yaml.safe_dump(dict(values), sort_keys=False)

@@ -22,6 +22,7 @@ from difformer.engine.recipes.computing import training_like
 from difformer.engine.recipes.evaluation import choice_note
 from difformer.engine.recipes.reading import dump, plain, read_yaml
 from difformer.engine.recipes.sweep import SweepRecipe
+from difformer.engine.sweep.certainty import Chooser
 from difformer.engine.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.engine.sweep.fitting import fit_places
 from difformer.engine.sweep.recommending import recommended_recipes
@@ -68,7 +69,8 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         scores = []
         for t in recipe.timesteps:
             scores += _timestep(recipe, backbone, images, t, folder, accelerator)
-        on_main(accelerator, partial(_conclude, recipe, backbone, scores, folder))
+        chooser = Chooser(images[recipe.validation].labels, recipe.validation, recipe.criterion)
+        on_main(accelerator, partial(_conclude, recipe, backbone, scores, folder, chooser))
     finally:
         folder.release()
     if recipe.test is not None:
@@ -195,7 +197,9 @@ def _fit(
     return [found[place] for place in train.places]
 
 
-def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder) -> None:
+def _conclude(
+    recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder, chooser: Chooser
+) -> None:
     """Writes table, pictures and recommendation, and prints the best."""
     folder.write_text("scores.csv", csv_table(scores))
     accuracies = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
@@ -207,12 +211,14 @@ def _conclude(recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], 
         [(score.gflop, score.accuracy, f"{score.tap}, t = {score.t}, pool {score.pool}") for score in front],
         folder.path / "pareto.png",
     )
-    recipes = recommended_recipes(scores, backbone.taps)
+    recipes = recommended_recipes(scores, backbone.taps, chooser)
     note = choice_note(recipe.data, recipe.validation)
     for name, text in recipes.items():
         folder.write_text(name, text if note is None else f"# {note}\n{text}")
     for score in ranked(scores)[:5]:
-        print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {score.accuracy:.2%}, {score.gflop:.3g} GFLOP")
+        accuracy = chooser.certain(score.accuracy)
+        print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {accuracy}, {score.gflop:.3g} GFLOP")
+    print(chooser.caution(len(scores)))
     if note is not None:
         print(note)
     print(f"{folder.path / 'scores.png'}; beside it scores.csv, pareto.png, {', '.join(recipes)}", flush=True)
