@@ -116,7 +116,7 @@ class TestDamage:
             chosen = create_dataset(
                 {"name": "folder", "root": str(root), "size": 8, "list_file": str(tmp_path / "list.txt")}
             )
-            written = [Path(line).stem for line in content.decode("utf-8-sig", "replace").splitlines()]
+            written = [Path(line.strip()).stem for line in content.decode("utf-8-sig", "replace").splitlines()]
             assert {Path(name).stem for name in chosen.names} <= set(written), "an image that no line names"
 
         outcomes(lines, count, read)
