@@ -132,8 +132,8 @@ def test_what_cannot_end_well_is_refused_before_anything_is_read(values, changes
 def test_a_test_split_of_other_classes_is_refused_before_anything_is_read(values, monkeypatch):
     original = module.build_dataset
 
-    def build_other(config, split):
-        return SimpleNamespace(class_names=("cat",)) if split == "test" else original(config, split)
+    def build_other(config, split, **options):
+        return SimpleNamespace(class_names=("cat",)) if split == "test" else original(config, split, **options)
 
     monkeypatch.setattr(module, "build_dataset", build_other)
     with pytest.raises(ValueError, match=r"class names of test \(1\) are not those of train \(3\)"):

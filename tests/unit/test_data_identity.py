@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from difformer.data import create_dataset
 from difformer.data import identity as identity_module
+from difformer.engine.loop.course import _Course
 
 
 @pytest.fixture
@@ -152,6 +154,22 @@ def test_the_digest_of_pixels_is_as_it_was(tmp_path):
     digest = samples_digest(source, source.ids)
     assert digest == former_digest(source, source.ids)
     assert digest == "dfd5a932113fadadfbaa8e6e08c411ca20479ddbc1eeb381958c167e8fd69a8b"
+
+
+@pytest.mark.parametrize(("begun", "same"), [("new", True), ("former", True), ("other", False)])
+def test_a_run_of_an_earlier_version_is_the_same_run(begun, same):
+    images = SimpleNamespace(former_digest="former")
+    run = SimpleNamespace(
+        sources={"training images": "new"}, images={"train": images}, trainer=SimpleNamespace(restore=lambda *_: None)
+    )
+    progress = SimpleNamespace(finished=True)
+    state = SimpleNamespace(sources={"training images": begun}, history=[{"epoch": 1}], progress=progress)
+    folder = SimpleNamespace(path="run", state="run/state.pt")
+    if same:
+        assert _Course(None, folder, None, run, state).history == state.history
+    else:
+        with pytest.raises(ValueError, match="training images are not those that the run in run was begun with"):
+            _Course(None, folder, None, run, state)
 
 
 def test_the_time_of_the_last_change(root):
