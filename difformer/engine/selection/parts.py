@@ -37,8 +37,12 @@ class Parts:
         self.backbone = backbone
         self.taps = taps
         self.accelerator = accelerator
-        names = ("train", recipe.validation) if recipe.labels else ("train",)
-        self.images = {name: build_dataset(recipe.data, name, augment=not recipe.labels) for name in names}
+        train = build_dataset(recipe.data, "train", augment=not recipe.labels)
+        self.images = {"train": train}
+        if recipe.labels:
+            self.images[recipe.validation] = build_dataset(
+                recipe.data, recipe.validation, augment=False, classes=train.class_names
+            )
         # A timestep that the backbone does not have is refused here, not when its turn comes.
         FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps)
         counts = [len(images) for images in self.images.values()]
