@@ -91,7 +91,7 @@ class _Loader(yaml.SafeLoader):
             inner = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
             self._sizes[node] = 1 + sum(self._sizes[part] for part in inner)
         elif node not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for itself", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for itself", node.start_mark)
         if self._sizes[node] > _MOST_VALUES:
             problem = f"it stands for more than {_MOST_VALUES:,} values"
             raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
