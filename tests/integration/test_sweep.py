@@ -15,6 +15,7 @@ from training import merged, write_subject
 from difformer.analysis import share_interval
 from difformer.analysis.probes import Labelled, create_probe
 from difformer.cli import main
+from difformer.data import DataConfig
 from difformer.engine.accelerator import solver_device
 from difformer.engine.evaluation.probe import run_probe
 from difformer.engine.loop.run_folder import RunFolder
@@ -195,7 +196,8 @@ def test_of_equal_scores_the_cheapest_is_recommended_framed_and_printed_first(tm
     scores = [score(tap, t, 0.5, taps[tap].flops) for tap in taps for t in (10, 50)]
     framed = []
     monkeypatch.setattr(module, "draw_sweep", lambda accuracies, chosen, path: framed.append(chosen))
-    module._conclude(None, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path), CHOOSER)
+    recipe = SweepRecipe(DataConfig("folder"))
+    module._conclude(recipe, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path), CHOOSER)
     assert framed == [("c", 10, 1)]
     printed, written = capsys.readouterr().out, (tmp_path / "recommended.yaml").read_text()
     assert printed.startswith("c      t = 10   pool 1: 50.00% (29.9 … 70.1), ")

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from support import ADM256, small_config, small_unet
-from torch.utils.flop_counter import FlopCounterMode
 
 from difformer import DifFormerHead, FeatureExtractor, FeedbackExtractor, LinearHead, UNet, create_backbone
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.diffusion import NoiseSchedule
 from difformer.engine.trial.costs import cache_bytes, costs, flops_per_image, human_bytes, human_flops
+from difformer.engine.trial.memory import flop_counter
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def adm256():
 
 
 def counted(call):
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         result = call()
     return counter.get_total_flops(), result
 

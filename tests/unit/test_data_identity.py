@@ -14,6 +14,7 @@ from PIL import Image
 from difformer.data import create_dataset
 from difformer.data import identity as identity_module
 from difformer.engine.loop.course import _Course
+from difformer.engine.loop.run_folder import SavedState
 
 
 @pytest.fixture
@@ -160,16 +161,17 @@ def test_the_digest_of_pixels_is_as_it_was(tmp_path):
 def test_a_run_of_an_earlier_version_is_the_same_run(begun, same):
     images = SimpleNamespace(former_digest="former")
     run = SimpleNamespace(
-        sources={"training images": "new"}, images={"train": images}, trainer=SimpleNamespace(restore=lambda *_: None)
-    )
+        sources={"training images": "new"}, images={"train": images}, trainer=SimpleNamespace(restore=lambda *_: None),
+        resume=lambda: None,
+    )  # fmt: skip
     progress = SimpleNamespace(finished=True)
     state = SimpleNamespace(sources={"training images": begun}, history=[{"epoch": 1}], progress=progress)
     folder = SimpleNamespace(path="run", state="run/state.pt")
     if same:
-        assert _Course(None, folder, None, run, state).history == state.history
+        assert _Course(None, folder, None, run, SavedState(state, "run/state.pt")).history == state.history
     else:
         with pytest.raises(ValueError, match="training images are not those that the run in run was begun with"):
-            _Course(None, folder, None, run, state)
+            _Course(None, folder, None, run, SavedState(state, "run/state.pt"))
 
 
 def test_the_time_of_the_last_change(root):

@@ -31,7 +31,9 @@ def read(configuration, *arguments):
 
 @pytest.mark.parametrize("configuration", [EvaluationRecipe, ProbeRecipe])
 def test_what_is_written_is_read_again(configuration, tmp_path):
-    arguments = {"classifier": "c.safetensors"} if configuration is EvaluationRecipe else {"ks": (5, 7)}
+    # Taps that are left out are filled in for the backbone.
+    probe = {"ks": (5, 7), "extractor": ExtractorConfig(("out04",), (150,))}
+    arguments = {"classifier": "c.safetensors"} if configuration is EvaluationRecipe else probe
     recipe = configuration(data=DataConfig(**DATA, holdout=0.2), precision="no", **arguments)
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     assert read(configuration, str(tmp_path / "recipe.yaml")) == recipe

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from support import ADM256, recipe_input, small_unet
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from difformer import FeatureKey, UNet, UNetBackbone, create_backbone, q_sample
 from difformer.diffusion import NoiseSchedule
+from difformer.engine.trial.memory import flop_counter
 from difformer.features import FeedbackExtractor
 
 PUBLISHED = {"feedback_taps": [21, 24, 27, 30, 33, 36], "taps": [24], "timesteps": [150]}
@@ -133,7 +133,7 @@ def test_flops_of_adm256_with_the_published_list(adm256):
     """At most 1989 + 638 GFLOP, where two whole passes need 4476."""
     with torch.device("meta"):
         extractor = FeedbackExtractor(adm256, **PUBLISHED).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             extractor._two_passes(torch.zeros(1, 3, 256, 256), torch.zeros(1), {})
     taps = adm256.taps
     layers = sum(

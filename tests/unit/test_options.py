@@ -27,7 +27,6 @@ def printed(capsys, *arguments):
         (["--extractor.taps", "mid", "24", "out04"], ["mid", 24, "out04"]),
         (["--extractor.taps", "24"], [24]),
         (["--extractor.taps", "6", "9", "--output", "there"], [6, 9]),
-        (["--extractor.taps", "[]"], []),
     ],
 )
 def test_lists_are_written_in_three_ways(words, taps, capsys):
@@ -40,6 +39,7 @@ def test_lists_of_words_numbers_and_nothing(capsys):
     )
     assert values["data"]["class_names"] == ["tench, Tinca tinca", "2001"]
     assert values["trackers"] == ["tensorboard", "wandb"]
+    assert printed(capsys, *TRAIN, "--trackers", "[]")["trackers"] == []
     assert printed(capsys, *TRAIN, "--data.class_names", "null")["data"]["class_names"] is None
     swept = printed(capsys, "sweep", "--data.name", "folder", "--strengths", "1e-3", "1", "--pools", "1,2")
     assert (swept["strengths"], swept["pools"]) == ([0.001, 1.0], [1, 2])

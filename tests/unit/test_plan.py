@@ -3,10 +3,10 @@
 import pytest
 import torch
 from support import ADM256, small_config, small_unet
-from torch.utils.flop_counter import FlopCounterMode
 
 from difformer import PRESETS, UNet
 from difformer.checkpoints.presets import weight_shapes
+from difformer.engine.trial.memory import flop_counter
 from difformer.models.plan import tap_specs
 
 # facts of ADM-256 as the literature gives them: first block, last block, value
@@ -27,7 +27,7 @@ VARIANTS = [
 
 def flops_of(unet, taps, size=(32, 32)):
     x = torch.zeros(1, unet.config.in_channels, *size, device=next(unet.parameters()).device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         unet.forward_taps(x, torch.zeros(1, dtype=torch.long, device=x.device), taps)
     return counter.get_total_flops()
 
@@ -57,7 +57,7 @@ def test_early_stop_on_adm256_runs_nothing_after_the_deepest_tap():
     with torch.device("meta"):
         unet = UNet(ADM256)
         x, t = torch.zeros(1, 3, 256, 256), torch.zeros(1)
-        with FlopCounterMode(display=False) as whole, torch.no_grad():
+        with flop_counter() as whole, torch.no_grad():
             unet(x, t)
     share = flops_of(unet, ["mid", 24], (256, 256)) / whole.get_total_flops()
     assert flops_of(unet, ["mid", 24], (256, 256)) == unet.taps["out04"].flops

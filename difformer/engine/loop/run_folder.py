@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
@@ -293,7 +294,11 @@ def saved_state(
     saved = _last_whole(folder)
     if saved is None:
         return None
-    changed = changed_keys(comparable(without_places(saved.state.recipe)), comparable(carried(recipe)))
+    before, now = without_places(saved.state.recipe), carried(recipe)
+    if before.get("backbone") == now.get("backbone"):
+        # Where it lies, which is not in the state, tells what its blocks are called.
+        before["backbone"] = now["backbone"] = plain(asdict(recipe)).get("backbone")
+    changed = changed_keys(comparable(before), comparable(now))
     other = {key: values for key, values in changed.items() if key not in may_change}
     if other:
         listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())

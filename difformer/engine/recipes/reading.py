@@ -18,6 +18,9 @@ from difformer.files import expand_user
 C = TypeVar("C")
 Reader = Callable[[str], Mapping[str, Any]]
 
+# Of a file, far above any recipe.
+_MOST_VALUES = 100_000
+
 
 def create_parser(configuration: type, program: str, description: str, switches: Mapping[str, str]) -> Any:
     """A parser whose options are the dotted keys of a configuration dataclass.
@@ -42,7 +45,7 @@ def create_parser(configuration: type, program: str, description: str, switches:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file's mapping. Only `true` and `false` are truth values (`precision: no` means the word), and dates are
-    words. A key stands once, and there are no aliases (`*name`): a few lines of them could stand for gigabytes.
+    words. A key stands once, and what aliases (`*name`) stand for is bounded: a few lines of them could be gigabytes.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -77,21 +80,34 @@ class _Loader(yaml.SafeLoader):
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            problem = f"aliases are not taken; write out what *{event.anchor} stands for"
-            raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
-        return super().compose_node(parent, index)
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        # How many values each node stands for, with its aliases written out.
+        self._sizes: dict[yaml.Node, int] = {}
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        if len(mapping) < len(node.value):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            place = next(i for i, key in enumerate(keys) if key in keys[:i])
-            problem = f"the key {keys[place]!r} stands twice"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.value[place][0].start_mark)
-        return mapping
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        node: Any = super().compose_node(parent, index)
+        if not isinstance(event, yaml.AliasEvent):
+            items = [] if isinstance(node, yaml.ScalarNode) else node.value
+            inner = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
+            self._sizes[node] = 1 + sum(self._sizes[part] for part in inner)
+        elif node not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for itself", node.start_mark)
+        if self._sizes[node] > _MOST_VALUES:
+            problem = f"it stands for more than {_MOST_VALUES:,} values"
+            raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node: Any = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                problem = f"the key {key.value!r} stands twice"
+                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+            seen.add(key.value)
+        return node
 
 
 def parse(

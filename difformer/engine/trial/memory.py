@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
 class TensorMemory(TorchDispatchMode):
@@ -70,6 +70,23 @@ class Demand:
     peak_bytes: int
 
 
+def flop_counter() -> FlopCounterMode:
+    """Torch's counter of operations, which does not know the fused attention of CPUs by itself."""
+
+    def forward(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    def backward(out: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return int(sdpa_backward_flop_count(out, q, k, v))
+
+    operations = torch.ops.aten
+    mapping = {
+        operations._scaled_dot_product_flash_attention_for_cpu: forward,
+        operations._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    return FlopCounterMode(display=False, custom_mapping=mapping)
+
+
 def demand(work: Callable[[], object]) -> Demand:
     """Counts what a piece of work asks for.
 
@@ -78,6 +95,6 @@ def demand(work: Callable[[], object]) -> Demand:
     """
     with TensorMemory() as memory:
         work()
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         work()
     return Demand(float(counter.get_total_flops()), memory.peak)
