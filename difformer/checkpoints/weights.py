@@ -24,6 +24,7 @@ from difformer.files import write_atomically
 _LISTED = 8
 # The entry by which torch itself tells a TorchScript archive from a pickled one.
 _TORCHSCRIPT_ENTRY = "/constants.pkl"
+_FOLDER = 0x10  # of an entry's attributes, in archives of MS-DOS and all others
 # Where state dicts are looked for in a checkpoint that holds more than one.
 _ENTRY_DEPTH = 3
 # A tokenizer, of a tap that is read at several timesteps.
@@ -181,6 +182,9 @@ def check_archive(path: Path, *, verify: bool) -> None:
                 f"{path} was refused: its {size:,} bytes stand for {declared:,}, since entries are compressed or "
                 "overlap, which torch.save does not do; load it where you trust it, and save it again"
             )
+        # torch reads nothing, and leaves memory as it is, where the entry of a tensor is marked as a folder.
+        if any(entry.external_attr & _FOLDER and not entry.is_dir() for entry in entries):
+            raise CheckpointError(f"{path} is corrupt: entries with data are marked as folders")
         damaged = archive.testzip() if verify else None
     if damaged is not None:
         raise CheckpointError(f"{path} is corrupt: the checksum of its entry {damaged} is wrong")

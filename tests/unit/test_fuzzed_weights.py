@@ -213,7 +213,7 @@ def test_conversions_of_damaged_published_checkpoints(backbone, tmp_path, count,
 
     def read(path):
         if not is_published(path):
-            raise ValueError("another file")
+            raise ValueError(f"{path} is another file")
         return state_of(read_published(path, backbone, options).trained_parts)
 
     assert fuzz(path, read, count, "published head", record_property)["altered"] == 0

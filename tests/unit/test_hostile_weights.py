@@ -184,6 +184,22 @@ def test_entries_that_overlap_are_refused(tmp_path):
         read_weights(path)
 
 
+def test_tensors_marked_as_folders_are_refused(tmp_path):
+    """torch would leave whatever its memory held in their place."""
+    path = tmp_path / "own.pt"
+    torch.save({"w": torch.ones(2)}, path)
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entries, start = archive.infolist(), archive.start_dir
+    number = next(n for n, entry in enumerate(entries) if entry.filename.endswith("/data/0"))
+    for entry in entries[:number]:
+        start += 46 + len(entry.filename) + len(entry.extra) + len(entry.comment)
+    content[start + 38] |= 0x10
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"own\.pt is corrupt: entries with data are marked as folders"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_one_value_does_not_stand_for_many(tmp_path, legacy):
     path = tmp_path / "own.pt"
