@@ -32,12 +32,12 @@ from difformer.checkpoints import (
 from difformer.checkpoints.shipped import MANIFEST, SUFFIX, Kind, Training, read_manifest
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_classifier, write_classifier
-from difformer.engine.evaluation.results import readable
-from difformer.engine.loop.run_folder import RunFolder, changed_keys
-from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.provenance import carried, without_places
-from difformer.engine.recipes.reading import build, read_yaml
-from difformer.engine.recipes.training import Recipe
+from difformer.tasks.classification.results import readable
+from difformer.engine.runtime.run_folder import RunFolder, changed_keys
+from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.engine.config.provenance import carried, without_places
+from difformer.engine.config.reading import build, read_yaml
+from difformer.engine.config.training import Recipe
 from difformer.files import sha256, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from difformer.engine.benchmark.benchmark import BenchmarkConfig
-from difformer.engine.benchmark.benchmark import benchmark as measure
-from difformer.engine.benchmark.table import text_report
+from difformer.verbs.bench.benchmark import BenchmarkConfig
+from difformer.verbs.bench.benchmark import benchmark as measure
+from difformer.verbs.bench.table import text_report
 from difformer.files import check_target, write_atomically
 
 

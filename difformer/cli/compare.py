@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from difformer.engine.comparison.compare import compare_runs
+from difformer.verbs.compare.compare import compare_runs
 
 
 def compare(runs: list[str], *, output: Path, split: str = "test", seed: int = 0, overwrite: bool = False) -> None:

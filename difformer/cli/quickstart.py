@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from difformer.engine.quickstart.plan import QuickstartConfig
-from difformer.engine.quickstart.quickstart import quickstart as carry_out
+from difformer.verbs.quickstart.plan import QuickstartConfig
+from difformer.verbs.quickstart.quickstart import quickstart as carry_out
 
 
 def quickstart(

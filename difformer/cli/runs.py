@@ -6,29 +6,29 @@ from functools import partial
 from typing import Any
 
 from difformer._optional import require
-from difformer.engine.classification.train import closing_lines as train_ending
-from difformer.engine.classification.train import train
-from difformer.engine.denoising.pretrain import closing_lines as pretrain_ending
-from difformer.engine.denoising.pretrain import pretrain
-from difformer.engine.evaluation.classifier import classifier_values, evaluate_classifier
-from difformer.engine.evaluation.probe import run_probe
+from difformer.verbs.train.train import closing_lines as train_ending
+from difformer.verbs.train.train import train
+from difformer.verbs.pretrain.pretrain import closing_lines as pretrain_ending
+from difformer.verbs.pretrain.pretrain import pretrain
+from difformer.verbs.eval.evaluate import classifier_values, evaluate_classifier
+from difformer.verbs.probe.probe import run_probe
 from difformer.engine.extraction.extract import extract
-from difformer.engine.looking.look import look
-from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
-from difformer.engine.recipes.looking import LookRecipe
-from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.reading import Reader, create_parser, parse, read_yaml
-from difformer.engine.recipes.similarity import SimilarityRecipe
-from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
-from difformer.engine.recipes.training import Recipe
-from difformer.engine.selection.select import select
-from difformer.engine.similarity.cka import measure_cka
-from difformer.engine.sweep.sweep import sweep
-from difformer.engine.transfer.suite import TransferRecipe
-from difformer.engine.transfer.transfer import transfer
-from difformer.engine.transfer.trial import try_out_suite
-from difformer.engine.trial.dry_run import try_out
-from difformer.engine.trial.pretraining import try_out_pretraining
+from difformer.verbs.look.look import look
+from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.verbs.look.recipe import LookRecipe
+from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.engine.config.reading import Reader, create_parser, parse, read_yaml
+from difformer.verbs.cka.recipe import SimilarityRecipe
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.engine.config.training import Recipe
+from difformer.verbs.select.select import select
+from difformer.verbs.cka.cka import measure_cka
+from difformer.verbs.sweep.sweep import sweep
+from difformer.verbs.transfer.suite import TransferRecipe
+from difformer.verbs.transfer.transfer import transfer
+from difformer.verbs.transfer.trial import try_out_suite
+from difformer.verbs.train.dry_run import try_out
+from difformer.verbs.pretrain.dry_run import try_out_pretraining
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
 from difformer.files import check_target, sha256
 from difformer.models.plan import tap_specs
-from difformer.predict import predict_folder
-from difformer.published import PublishedOptions, is_published, read_published
+from difformer.verbs.predict.predict import predict_folder
+from difformer.classifier.published import PublishedOptions, is_published, read_published
 
 # Exit status when everything was done but for images that could not be read.
 SKIPPED = 3

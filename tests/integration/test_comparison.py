@@ -9,10 +9,10 @@ from training import make_recipe, write_images, write_workplace
 
 from difformer.analysis import paired_bootstrap
 from difformer.cli import main
-from difformer.engine.classification.train import train
-from difformer.engine.comparison import measured as module
-from difformer.engine.comparison.compare import compare_runs, short_names
-from difformer.engine.comparison.measured import read_measured
+from difformer.verbs.train.train import train
+from difformer.verbs.compare import measured as module
+from difformer.verbs.compare.compare import compare_runs, short_names
+from difformer.verbs.compare.measured import read_measured
 
 
 @pytest.fixture(scope="module")

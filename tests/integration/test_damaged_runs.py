@@ -13,12 +13,12 @@ from training import assert_same_run, interrupt_after, make_recipe, merged, run_
 from difformer import CheckpointError, create_backbone, load_classifier
 from difformer.checkpoints.weights import read_metadata
 from difformer.cli import main
-from difformer.engine.classification import run as run_module
-from difformer.engine.classification.train import train
+from difformer.verbs.train import run as run_module
+from difformer.verbs.train.train import train
 from difformer.engine.loop import state as state_module
 from difformer.engine.loop.state import TrainingState
-from difformer.engine.loop.stopping import Stopped
-from difformer.engine.recipes.reading import dump, plain
+from difformer.engine.runtime.stopping import Stopped
+from difformer.engine.config.reading import dump, plain
 from difformer.features import FeatureCacheError
 
 

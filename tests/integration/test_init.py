@@ -12,10 +12,10 @@ from training import assert_same_run, interrupt_after, make_recipe, merged, run_
 from difformer import create_backbone, load_classifier
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import read_description
-from difformer.engine.accelerator import create_accelerator
-from difformer.engine.classification.run import Run
-from difformer.engine.classification.train import train
-from difformer.engine.trial.dry_run import try_out
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.verbs.train.run import Run
+from difformer.verbs.train.train import train
+from difformer.verbs.train.dry_run import try_out
 
 FEEDBACK = {"feedback_taps": ["out03", "out01"], "taps": ["out02"], "timesteps": [90], "gate": True}
 HEAD = {"name": "attention", "arguments": {"width": 16, "heads": 2, "layers": 1, "pool": 2, "norm": "batch"}}

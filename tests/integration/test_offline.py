@@ -11,7 +11,7 @@ from support import small_unet
 from difformer import NoiseSchedule, UNetBackbone
 from difformer.cli import main
 from difformer.cli.entry import VERBS
-from difformer.engine.similarity import representations
+from difformer.verbs.cka import representations
 
 HUB = "hf://nobody/nothing"
 DATA = [

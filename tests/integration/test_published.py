@@ -9,7 +9,7 @@ from difformer.classifier import read_description
 from difformer.cli import main
 from difformer.diffusion import NoiseSchedule
 from difformer.files import sha256
-from difformer.published import PublishedOptions, is_published, read_published
+from difformer.classifier.published import PublishedOptions, is_published, read_published
 
 NAMES = ["linear_probe", "attention_head", "difformer", "diffeed"]
 

@@ -19,14 +19,14 @@ from difformer import NoiseSchedule, UNet, load_classifier
 from difformer.backbones import UNetBackbone
 from difformer.cli import main
 from difformer.data import collate, create_dataset
-from difformer.engine.build import build_classifier, build_extractor
-from difformer.engine.quickstart import methods
-from difformer.engine.quickstart import plan as plans
-from difformer.engine.quickstart.plan import QuickstartConfig, create_plan
-from difformer.engine.quickstart.quickstart import _made_with, check_inits, quickstart
-from difformer.engine.recipes.pretraining import PretrainRecipe
-from difformer.engine.recipes.reading import build, plain, read_yaml
-from difformer.engine.recipes.training import Recipe
+from difformer.engine.config.build import build_classifier, build_extractor
+from difformer.verbs.quickstart import methods
+from difformer.verbs.quickstart import plan as plans
+from difformer.verbs.quickstart.plan import QuickstartConfig, create_plan
+from difformer.verbs.quickstart.quickstart import _made_with, check_inits, quickstart
+from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.engine.config.reading import build, plain, read_yaml
+from difformer.engine.config.training import Recipe
 
 ROOT = Path(__file__).parents[2]
 HEADS = ROOT / "eval" / "configs" / "cifar10_heads.yaml"
@@ -45,7 +45,7 @@ def pets(tmp_path, monkeypatch):
 @pytest.fixture
 def unmeasured(monkeypatch):
     """Nothing is trained, measured or drawn; what is recorded is as ever."""
-    module = "difformer.engine.quickstart.quickstart"
+    module = "difformer.verbs.quickstart.quickstart"
     monkeypatch.setattr(f"{module}.measure_methods", lambda *_, **__: [])
     monkeypatch.setattr(f"{module}.write_report", lambda plan, *_: plan.output / "report.html")
 
@@ -368,7 +368,7 @@ def test_a_single_class_is_refused(pets, capsys):
 
 
 def test_says_what_to_install(pets, monkeypatch, capsys):
-    monkeypatch.setattr("difformer.engine.quickstart.quickstart.find_spec", lambda name: None)
+    monkeypatch.setattr("difformer.verbs.quickstart.quickstart.find_spec", lambda name: None)
     assert main(["quickstart"]) == 1
     error = capsys.readouterr().err
     assert 'scikit-learn and elpv-dataset; in the clone, run: pip install -e ".[demo]"' in error

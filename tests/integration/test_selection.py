@@ -12,14 +12,15 @@ from difformer import create_backbone
 from difformer.analysis import choose_leave_one_out, ridge_path, share_interval
 from difformer.cli import main
 from difformer.data import ImageDataset, create_dataset
-from difformer.engine.recipes.reading import build, plain, read_yaml
-from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
-from difformer.engine.selection import accuracy, parts
-from difformer.engine.selection import select as module
-from difformer.engine.selection.parts import Parts
-from difformer.engine.selection.select import select
-from difformer.engine.sweep.features import SplitFeatures
-from difformer.engine.sweep.sweep import sweep
+from difformer.engine.config.reading import build, plain, read_yaml
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.verbs.select import accuracy
+from difformer.verbs.select import parts
+from difformer.verbs.select import select as module
+from difformer.verbs.select.parts import Parts
+from difformer.verbs.select.select import select
+from difformer.verbs.sweep.features import SplitFeatures
+from difformer.verbs.sweep.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
 TIMESTEPS = [10, 30, 50, 90, 150, 200, 300, 500]

@@ -21,11 +21,11 @@ from difformer import FeatureExtractor, create_backbone
 from difformer.analysis import MinibatchCKA, cka
 from difformer.cli import main
 from difformer.data import Sample, collate, create_dataset
-from difformer.engine.recipes.reading import build, plain
-from difformer.engine.recipes.similarity import SimilarityRecipe
-from difformer.engine.similarity import cka as module
-from difformer.engine.similarity.cka import measure_cka
-from difformer.engine.trial.memory import TensorMemory
+from difformer.engine.config.reading import build, plain
+from difformer.verbs.cka.recipe import SimilarityRecipe
+from difformer.verbs.cka import cka as module
+from difformer.verbs.cka.cka import measure_cka
+from difformer.engine.cost.memory import TensorMemory
 
 TIMM = "test_resnet"
 

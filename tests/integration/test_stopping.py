@@ -18,13 +18,13 @@ from training import assert_same_run, interrupt_after, make_recipe, run_result, 
 from difformer import CheckpointError, UNet, create_backbone
 from difformer.cli import main
 from difformer.data.samples import SampleReader
-from difformer.engine.build import build_classifier
-from difformer.engine.classification.task import Classification
-from difformer.engine.classification.train import train
+from difformer.engine.config.build import build_classifier
+from difformer.tasks.classification.task import Classification
+from difformer.verbs.train.train import train
 from difformer.engine.loop.state import TrainingState
-from difformer.engine.loop.stopping import Stopped
+from difformer.engine.runtime.stopping import Stopped
 from difformer.engine.loop.trainer import TrainingError
-from difformer.engine.recipes.reading import dump
+from difformer.engine.config.reading import dump
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,9 +34,9 @@ ZYGOTE = """
     from dataclasses import replace
     import torch
     torch.set_num_threads(1)
-    from difformer.engine.recipes.reading import create_parser, parse
-    from difformer.engine.recipes.training import Recipe
-    from difformer.engine.classification.train import train
+    from difformer.engine.config.reading import create_parser, parse
+    from difformer.engine.config.training import Recipe
+    from difformer.verbs.train.train import train
     import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchvision.transforms.v2
 
     recipe_file, trials = sys.argv[1], int(sys.argv[2])
@@ -288,7 +288,7 @@ def test_a_signal_during_an_evaluation_stops_at_once(workplace, finished, tmp_pa
         raise AssertionError("went on")
 
     with monkeypatch.context() as patch:
-        patch.setattr("difformer.engine.classification.run.evaluate", interrupted)
+        patch.setattr("difformer.verbs.train.run.evaluate", interrupted)
         with pytest.raises(Stopped, match="epoch 1 after step 3 of 3") as caught:
             train(recipe)
     assert caught.value.status == 128 + signal.SIGTERM

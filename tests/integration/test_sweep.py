@@ -16,19 +16,19 @@ from difformer.analysis import share_interval
 from difformer.analysis.probes import Labelled, create_probe
 from difformer.cli import main
 from difformer.data import DataConfig
-from difformer.engine.accelerator import solver_device
-from difformer.engine.evaluation.probe import run_probe
-from difformer.engine.loop.run_folder import RunFolder
-from difformer.engine.recipes.reading import build, plain, read_yaml
-from difformer.engine.recipes.sweep import SweepRecipe
-from difformer.engine.sweep import fitting
-from difformer.engine.sweep import sweep as module
-from difformer.engine.sweep.certainty import Chooser
-from difformer.engine.sweep.features import SplitFeatures
-from difformer.engine.sweep.fitting import fit_places
-from difformer.engine.sweep.recommending import recommend, recommended_recipes
-from difformer.engine.sweep.scores import Score, best_score, pareto_front
-from difformer.engine.sweep.sweep import sweep
+from difformer.engine.runtime.accelerator import solver_device
+from difformer.verbs.probe.probe import run_probe
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.engine.config.reading import build, plain, read_yaml
+from difformer.verbs.sweep.recipe import SweepRecipe
+from difformer.verbs.sweep import fitting
+from difformer.verbs.sweep import sweep as module
+from difformer.verbs.sweep.certainty import Chooser
+from difformer.verbs.sweep.features import SplitFeatures
+from difformer.verbs.sweep.fitting import fit_places
+from difformer.verbs.sweep.recommending import recommend, recommended_recipes
+from difformer.verbs.sweep.scores import Score, best_score, pareto_front
+from difformer.verbs.sweep.sweep import sweep
 from difformer.taps import TapSpec
 
 ROOT = Path(__file__).parents[2]

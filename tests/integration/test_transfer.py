@@ -11,11 +11,11 @@ from training import launch, write_images
 
 from difformer import create_backbone
 from difformer.cli import main
-from difformer.engine.classification.train import train
-from difformer.engine.recipes.reading import create_parser, dump, parse, read_values
-from difformer.engine.transfer import transfer as module
-from difformer.engine.transfer.suite import Suite, TransferRecipe
-from difformer.engine.transfer.transfer import transfer
+from difformer.verbs.train.train import train
+from difformer.engine.config.reading import create_parser, dump, parse, read_values
+from difformer.verbs.transfer import transfer as module
+from difformer.verbs.transfer.suite import Suite, TransferRecipe
+from difformer.verbs.transfer.transfer import transfer
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 
 ROOT = Path(__file__).parents[2]
@@ -276,7 +276,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(values, tmp_path, monkeypat
 
 def test_the_suite_that_ships_is_listed_without_weights_and_data(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("difformer.engine.transfer.trial.try_out", lambda *_, **__: None)
+    monkeypatch.setattr("difformer.verbs.transfer.trial.try_out", lambda *_, **__: None)
     assert main(["transfer", str(ROOT / "eval" / "configs" / "transfer.yaml"), "--dry_run", "--fake_data"]) == 0
     shown = capsys.readouterr().out
     line = next(line for line in shown.splitlines() if line.startswith("cub/linear/test-seed0"))

@@ -9,10 +9,10 @@ import torch
 
 from difformer import UNetConfig
 from difformer.cli import main
-from difformer.engine.benchmark import benchmark as module
-from difformer.engine.benchmark.benchmark import BenchmarkConfig, benchmark
-from difformer.engine.benchmark.side import Side, SideConfig
-from difformer.engine.benchmark.subjects import SUBJECTS, Subject, count_demands
+from difformer.verbs.bench import benchmark as module
+from difformer.verbs.bench.benchmark import BenchmarkConfig, benchmark
+from difformer.verbs.bench.side import Side, SideConfig
+from difformer.verbs.bench.subjects import SUBJECTS, Subject, count_demands
 
 pytestmark = pytest.mark.parity
 TINY = Subject(

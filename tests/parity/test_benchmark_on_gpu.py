@@ -2,7 +2,7 @@
 
 import pytest
 
-from difformer.engine.benchmark.benchmark import BenchmarkConfig, benchmark
+from difformer.verbs.bench.benchmark import BenchmarkConfig, benchmark
 
 
 @pytest.mark.gpu

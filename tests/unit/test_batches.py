@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from difformer.engine.loop.batches import EpochBatches, create_loader, divide, epoch_order
+from difformer.engine.runtime.batches import EpochBatches, create_loader, divide, epoch_order
 
 
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4))

@@ -8,8 +8,8 @@ from difformer import DifFormerHead, FeatureExtractor, FeedbackExtractor, Linear
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.trial.costs import cache_bytes, costs, flops_per_image, human_bytes, human_flops
-from difformer.engine.trial.memory import flop_counter
+from difformer.engine.cost.costs import cache_bytes, costs, flops_per_image, human_bytes, human_flops
+from difformer.engine.cost.memory import flop_counter
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from difformer import CheckpointError, FeatureKey
-from difformer.engine.evaluation.results import read_measurements, table_digests
+from difformer.tasks.classification.results import read_measurements, table_digests
 from difformer.engine.loop import state as state_module
-from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.engine.loop.state import Progress, TrainingState
-from difformer.engine.quickstart.methods import seconds_of
-from difformer.engine.sweep.scores import Score
-from difformer.engine.sweep.sweep import _read_scores
+from difformer.verbs.quickstart.methods import seconds_of
+from difformer.verbs.sweep.scores import Score
+from difformer.verbs.sweep.sweep import _read_scores
 from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path, write_shard
 from difformer.files import read_json, sealed
 

@@ -26,7 +26,7 @@ from difformer.data import (
 )
 from difformer.data.folder import _words
 from difformer.data.images import decode_image
-from difformer.engine.evaluation.results import check_same_classes
+from difformer.tasks.classification.results import check_same_classes
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from difformer.data import DataConfig
-from difformer.engine.recipes.evaluation import EvaluationRecipe, ProbeRecipe, choice_note, take_from_training
-from difformer.engine.recipes.looking import LookRecipe
-from difformer.engine.recipes.reading import build, create_parser, dump, parse, read_yaml
-from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
-from difformer.engine.recipes.training import ExtractorConfig
+from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, choice_note, take_from_training
+from difformer.verbs.look.recipe import LookRecipe
+from difformer.engine.config.reading import build, create_parser, dump, parse, read_yaml
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.engine.config.training import ExtractorConfig
 
 DATA = {"name": "folder", "root": "images"}
 TRAINING = {

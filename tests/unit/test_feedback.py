@@ -10,7 +10,7 @@ from torch import nn
 
 from difformer import FeatureKey, UNet, UNetBackbone, create_backbone, q_sample
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.trial.memory import flop_counter
+from difformer.engine.cost.memory import flop_counter
 from difformer.features import FeedbackExtractor
 
 PUBLISHED = {"feedback_taps": [21, 24, 27, 30, 33, 36], "taps": [24], "timesteps": [150]}

@@ -20,7 +20,7 @@ from difformer.checkpoints import (
     weights_digest,
     write_backbone,
 )
-from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import check_target, write_atomically
 
 

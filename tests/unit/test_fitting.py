@@ -10,10 +10,10 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.checkpoints import CheckpointError
 from difformer.cli import main
-from difformer.engine.build import build_backbone, build_extractor, outline_backbone
-from difformer.engine.recipes.fitting import fitting, with_named_taps
-from difformer.engine.recipes.reading import create_parser, parse
-from difformer.engine.recipes.training import BackboneConfig, ExtractorConfig, Recipe
+from difformer.engine.config.build import build_backbone, build_extractor, outline_backbone
+from difformer.engine.config.fitting import fitting, with_named_taps
+from difformer.engine.config.reading import create_parser, parse
+from difformer.engine.config.training import BackboneConfig, ExtractorConfig, Recipe
 from difformer.taps import corresponding_tap, tap_names
 
 ADM256 = tap_names(18)

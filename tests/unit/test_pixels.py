@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from difformer.data import create_dataset
-from difformer.engine.quickstart import pixels
-from difformer.engine.quickstart.pixels import classify_pixels
+from difformer.verbs.quickstart import pixels
+from difformer.verbs.quickstart.pixels import classify_pixels
 
 
 def write_images(root, counts, *, colour=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from difformer.cli import main
-from difformer.engine.processes import check_launcher, only_cpu
+from difformer.engine.runtime.processes import check_launcher, only_cpu
 
 
 @pytest.mark.parametrize(

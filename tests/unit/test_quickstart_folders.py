@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from difformer.data import DataConfig
-from difformer.engine.quickstart.folders import check_output, with_splits
+from difformer.verbs.quickstart.folders import check_output, with_splits
 
 
 def make(root: Path, *folders: str) -> Path:

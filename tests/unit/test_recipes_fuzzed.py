@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from difformer.cli import main
 from difformer.data import DataConfig
-from difformer.engine.recipes.evaluation import ProbeRecipe, take_from_training
-from difformer.engine.recipes.options import option_kinds
-from difformer.engine.recipes.reading import create_parser, parse, plain, put, read_yaml
-from difformer.engine.recipes.sweep import SelectRecipe, SweepRecipe
-from difformer.engine.recipes.training import Recipe
-from difformer.engine.transfer.suite import TransferRecipe
+from difformer.engine.config.evaluation import ProbeRecipe, take_from_training
+from difformer.engine.config.options import option_kinds
+from difformer.engine.config.reading import create_parser, parse, plain, put, read_yaml
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.engine.config.training import Recipe
+from difformer.verbs.transfer.suite import TransferRecipe
 
 CONFIGURATIONS = (Recipe, ProbeRecipe, SweepRecipe, SelectRecipe, TransferRecipe)
 PARSERS = {configuration: create_parser(configuration, "", "", {}) for configuration in CONFIGURATIONS}

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from difformer.engine.evaluation.result_folder import ResultFolder, write_json, write_table
-from difformer.engine.evaluation.results import check_same_classes
-from difformer.engine.loop.run_folder import RunFolder
+from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
+from difformer.tasks.classification.results import check_same_classes
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.report import draw_confusion
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difformer.engine.selection.search import Search, greedy_set, set_cost
+from difformer.verbs.select.search import Search, greedy_set, set_cost
 
 TAPS = [f"in{i:02}" for i in range(8)] + ["mid"] + [f"out{i:02}" for i in range(8)]
 TIMESTEPS = [10, 30, 50, 90, 150, 200, 300, 500]

@@ -21,7 +21,7 @@ from difformer import (
 from difformer.checkpoints import locate, shipped
 from difformer.checkpoints.presets import search_folders
 from difformer.cli import main
-from difformer.engine.evaluation.classifier import classifier_file, classifier_values
+from difformer.verbs.eval.evaluate import classifier_file, classifier_values
 from difformer.files import sha256
 
 NAMES = ["small", "small/linear"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, ImageError
-from difformer.engine.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
 from difformer.engine.extraction.plan import (
     DIFFEED,
     CachePlan,
@@ -27,9 +27,9 @@ from difformer.engine.extraction.plan import (
     plan_cache,
     time_image,
 )
-from difformer.engine.loop.batches import create_loader
-from difformer.engine.processes import Processes, check_launcher, leave_at_exit, on_all, on_main, only_cpu
-from difformer.engine.recipes.training import Recipe
+from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.processes import Processes, check_launcher, leave_at_exit, on_all, on_main, only_cpu
+from difformer.engine.config.training import Recipe
 from difformer.features import CachedFeatures, FeatureCacheError
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
 from difformer.taps import FeatureKey

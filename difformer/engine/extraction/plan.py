@@ -19,9 +19,9 @@ from difformer._optional import require
 from difformer.backbones import Backbone
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, Sample, collate, transform_description
-from difformer.engine.build import epoch_seed
-from difformer.engine.recipes.training import Recipe
-from difformer.engine.trial.costs import human_bytes
+from difformer.engine.config.build import epoch_seed
+from difformer.engine.config.training import Recipe
+from difformer.engine.cost.costs import human_bytes
 from difformer.features import FeatureCacheError, FeatureExtractor, FeedbackExtractor
 from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.shards import MANIFEST, MAX_SHARD_BYTES, CacheManifest, Shape, is_whole

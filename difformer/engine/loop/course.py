@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 from difformer._optional import require
 from difformer.data import ImageDataset
-from difformer.engine.accelerator import create_accelerator
+from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.loop.epochs import run_epochs
-from difformer.engine.loop.run_folder import RunFolder, SavedState, environment, flat, saved_state
+from difformer.engine.runtime.run_folder import RunFolder, SavedState, environment, flat, saved_state
 from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer
-from difformer.engine.processes import on_main
-from difformer.engine.recipes.provenance import carried
-from difformer.engine.recipes.reading import dump
+from difformer.engine.runtime.processes import on_main
+from difformer.engine.config.provenance import carried
+from difformer.engine.config.reading import dump
 from difformer.report.curves import draw_curves
 
 
@@ -90,7 +90,7 @@ def carry_out(
         The results, as in `results.json`.
 
     Raises:
-        As `difformer.engine.classification.train.train`.
+        As `difformer.verbs.train.train.train`.
     """
     accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from difformer.engine.loop.state import Progress
-from difformer.engine.loop.stopping import Stopped, StopRequest
+from difformer.engine.runtime.stopping import Stopped, StopRequest
 from difformer.engine.loop.trainer import Clock, Totals, Trainer, progress_bar
 
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.data.images import stable_id
-from difformer.engine.loop.batches import EpochBatches, Part, check_batch_statistics, create_loader, epoch_order
+from difformer.engine.runtime.batches import EpochBatches, Part, check_batch_statistics, create_loader, epoch_order
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.state import Progress, TrainingState, restore, snapshot
-from difformer.engine.loop.stopping import StopRequest
-from difformer.engine.recipes.training import LoopConfig, OptimizerConfig, ScheduleConfig
+from difformer.engine.runtime.stopping import StopRequest
+from difformer.engine.config.training import LoopConfig, OptimizerConfig, ScheduleConfig
 
 # What may help against numbers that are not finite.
 _CALMER = "Try a lower optimizer.lr, optimizer.clip_norm, or training.precision no"

@@ -1,0 +1,206 @@
+"""From a recipe to the things it names: backbone, extractor, head, classifier, data sets."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difformer.backbones import Backbone, UNetBackbone, create_backbone
+from difformer.checkpoints import CheckpointError, describe
+from difformer.classifier import DiffusionClassifier
+from difformer.config import UNetConfig
+from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
+from difformer.data.images import stable_id
+from difformer.diffusion import NoiseSchedule
+from difformer.engine.config.fitting import fitting
+from difformer.engine.config.training import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
+from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
+from difformer.models import UNet
+from difformer.taps import FeatureKey, TapSpec
+
+Extractor = FeatureExtractor | FeedbackExtractor
+HEADS = {
+    "linear": LinearHead,
+    "mlp": MLPHead,
+    "cnn": CNNHead,
+    "attention": AttentionHead,
+    "difformer": DifFormerHead,
+}
+_PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def torso_dtype(config: BackboneConfig, precision: str) -> torch.dtype:
+    """What the backbone's convolutions compute in: what its configuration says, or else as the head's precision."""
+    dtype: torch.dtype = getattr(torch, config.dtype) if config.dtype else _PRECISION_DTYPES[precision]
+    return dtype
+
+
+def build_backbone(
+    config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu", random_weights: bool = False
+) -> UNetBackbone:
+    """Opens the backbone.
+
+    Args:
+        config: which, and how; `gradient_checkpointing: auto` counts as false.
+        precision: no, bf16 or fp16; what the dtype follows where the configuration leaves it out.
+        device: where it is to run.
+        random_weights: use the architecture alone, for a trial run on a machine that has no weights.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
+    """
+    how: dict[str, Any] = {
+        "dtype": torso_dtype(config, precision),
+        "device": device,
+        "attention": config.attention,
+        # `auto` is for those who train to decide; elsewhere nothing is kept for a gradient.
+        "gradient_checkpointing": config.gradient_checkpointing is True,
+    }
+    if random_weights:
+        architecture, schedule = _describe(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)
+            unet = UNet(architecture)
+        backbone = create_backbone(unet, schedule=schedule, **how)
+    else:
+        with _says_how_to_convert(config):
+            backbone = create_backbone(config.name, folder=config.folder, download=config.download, **how)
+    if config.compile:
+        backbone.compile()
+    return backbone
+
+
+def outline_backbone(config: BackboneConfig) -> UNetBackbone:
+    """The backbone on the meta device: shapes and costs, without weights. Named presets need no file.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
+    """
+    architecture, schedule = _describe(config)
+    with torch.device("meta"):
+        return UNetBackbone(UNet(architecture, attention=config.attention), schedule)  # type: ignore[arg-type]
+
+
+def _describe(config: BackboneConfig) -> tuple[UNetConfig, NoiseSchedule]:
+    with _says_how_to_convert(config):
+        return describe(config.name, folder=Path(config.folder) if config.folder else None)
+
+
+@contextmanager
+def _says_how_to_convert(config: BackboneConfig) -> Iterator[None]:
+    """Recipes cannot say what the weights of a foreign file do not show; the verb that can is named in errors."""
+    try:
+        yield
+    except CheckpointError as error:
+        path = Path(config.name)
+        if path.suffix == ".safetensors" or not path.suffix:
+            raise
+        target = path.with_suffix(".safetensors")
+        raise CheckpointError(
+            f"{error}\nA recipe takes weights that say all of it themselves: write them once with `difformer convert "
+            f"{path} {target}` and the options above, then give --backbone.name {target}"
+        ) from error
+
+
+def outline_classifier(
+    recipe: Recipe, class_names: tuple[str, ...], backbone: Backbone | None = None
+) -> DiffusionClassifier:
+    """The classifier on the meta device, in no time and no memory.
+
+    Args:
+        recipe: what it is made of.
+        class_names: its classes.
+        backbone: from `outline_backbone`, to use one for several.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `outline_backbone` and `build_classifier`.
+    """
+    with torch.device("meta"):
+        return build_classifier(recipe, backbone or outline_backbone(recipe.backbone), class_names)
+
+
+def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
+    """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
+
+    Raises:
+        ValueError: as theirs.
+    """
+    image_size = getattr(getattr(backbone, "config", None), "image_size", None)
+    config = fitting(config, backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=image_size)
+    common: dict[str, Any] = {
+        "taps": config.taps,
+        "timesteps": config.timesteps,
+        "seed": config.seed,
+        "draws": config.draws,
+        "clean": config.clean,
+    }
+    if not config.feedback_taps:
+        return FeatureExtractor(backbone, chunk_size=config.chunk_size, **common)
+    return FeedbackExtractor(
+        backbone,
+        feedback_taps=config.feedback_taps,
+        first_pass_taps=config.first_pass_taps,
+        norm=config.norm,  # type: ignore[arg-type]
+        gate=config.gate,
+        **common,
+    )
+
+
+def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_classes: int) -> torch.nn.Module:
+    """The head, for features as an extractor's `specs` describe them.
+
+    Raises:
+        ValueError: an argument the head does not have (the message names the nearest), or as the head.
+    """
+    kind = HEADS[config.name]
+    known = [name for name in inspect.signature(kind).parameters if name not in ("specs", "num_classes")]
+    for name in config.arguments:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1, cutoff=0.4)
+            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
+    return kind(specs, num_classes, **config.arguments)
+
+
+def build_classifier(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...]) -> DiffusionClassifier:
+    """An untrained classifier, whose initial weights depend on the recipe's seed alone.
+
+    Raises:
+        ValueError: as extractor, head and classifier.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.training.seed)
+        extractor = build_extractor(recipe.extractor, backbone)
+        head = build_head(recipe.head, extractor.specs, len(class_names))
+    data = recipe.data
+    preprocessing = Preprocessing(data.size, data.resize)
+    return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing)
+
+
+def build_dataset(
+    config: DataConfig,
+    split: str,
+    *,
+    augment: bool = False,
+    subset: LabelSubset | None = None,
+    classes: Sequence[str] | None = None,
+) -> ImageDataset:
+    """A split with random access, which sampling and resuming in the middle of an epoch need; see `create_dataset`.
+
+    Raises:
+        FileNotFoundError, DataError, ImageError, ValueError, ImportError: as `create_dataset`.
+    """
+    dataset = create_dataset(replace(config, stream=False), split, augment=augment, subset=subset, classes=classes)
+    assert isinstance(dataset, ImageDataset)
+    return dataset
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The noise seed of a training epoch, counted from 0; evaluation uses `seed` itself."""
+    return stable_id(f"noise {seed} {epoch}".encode())

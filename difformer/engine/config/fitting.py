@@ -1,0 +1,209 @@
+"""What recipes leave to the backbone that is opened, and recipes that were made for another."""
+
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+from difformer.checkpoints import describe
+from difformer.config import UNetConfig
+from difformer.data import canonical_name
+from difformer.diffusion import NoiseSchedule
+from difformer.engine.config.training import ExtractorConfig
+from difformer.models.plan import tap_specs
+from difformer.taps import LITERATURE_ENCODER_BLOCKS, TapSpec, corresponding_tap, resolve_tap, tap_names
+
+_log = getLogger(__name__)
+
+_LITERATURE = tap_names(LITERATURE_ENCODER_BLOCKS)
+_PROBED = "out04"
+# Timesteps of 1000 that suit images of these sizes: the literature's, and those of a sweep on CIFAR-10. Between them
+# they rise with each doubling, since larger images show more through the same noise.
+_SMALL, _LARGE = (32, 50), (256, 150)
+_TAPS = ("taps", "feedback_taps", "first_pass_taps")
+# What says of a data set how it is to be read, and of no other.
+_OF_DATA_SET = ("class_names", "splits", "configuration", "image_column", "label_column")
+
+
+def fitting(
+    config: ExtractorConfig, names: Iterable[str], *, num_timesteps: int, image_size: int | None
+) -> ExtractorConfig:
+    """The same with taps by name, and with a tap and a timestep that suit a network where there are none.
+
+    Args:
+        config: which features are read.
+        names: of the network's taps, in its order.
+        num_timesteps: of its schedule.
+        image_size: side in pixels of the images it was trained on; None where it is not known.
+
+    Raises:
+        ValueError: a tap that the network does not have.
+    """
+    known = list(names)
+    read, fed_back, first = (
+        tuple(_named(f"extractor.{key}", tap, known) for tap in getattr(config, key)) for key in _TAPS
+    )
+    return replace(
+        config,
+        taps=read or (corresponding_tap(_PROBED, _LITERATURE, known),),
+        timesteps=config.timesteps or (_suitable_timestep(num_timesteps, image_size or _LARGE[0]),),
+        feedback_taps=fed_back,
+        first_pass_taps=first,
+    )
+
+
+def with_named_taps(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A training recipe's values with its extractor `fitting` its backbone, where that is on this machine.
+
+    So recipes are told apart by what they read, and not by how they write it: 24 is `out04`, as is nothing, of ADM-256.
+    """
+    found = _described(values.get("backbone", {}))
+    if found is None or "extractor" not in values:
+        return dict(values)
+    config, schedule = found
+    extractor = fitting(
+        ExtractorConfig(**values["extractor"]),
+        tap_specs(config),
+        num_timesteps=schedule.num_timesteps,
+        image_size=config.image_size,
+    )
+    return {**values, "extractor": asdict(extractor)}
+
+
+def fit_to_backbone(
+    values: Mapping[str, Any], options: Collection[str], files: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A configuration's values, as files and options give them, for the backbone and the data set that they name.
+
+    Where nothing says how large images are, or what is read, it is as suits the backbone. What a file says of the
+    classes and splits of its data set does not concern another one that is given over it.
+
+    Args:
+        values: of the configuration.
+        options: names of those that were given on the command line.
+        files: values of the files, the first below the others.
+
+    Raises:
+        ValueError: a file names taps of the backbone it was made for, and another backbone is given, whose blocks lie
+            elsewhere; the message says which correspond.
+    """
+    fitted = dict(values)
+    # A classifier's classes are its own, whatever it is measured on.
+    if isinstance(fitted.get("data"), Mapping) and "classifier" not in fitted:
+        fitted["data"] = _own_data(fitted["data"], options, files)
+    backbone = fitted.get("backbone")
+    found = _described(backbone) if isinstance(backbone, Mapping) else None
+    if found is None or not isinstance(backbone, Mapping):
+        return fitted
+    config, schedule = found
+    _check_taps(str(backbone["name"]), config, options, files)
+    extractor = fitted.get("extractor")
+    if isinstance(extractor, Mapping):
+        suited = fitting(
+            ExtractorConfig(), tap_specs(config), num_timesteps=schedule.num_timesteps, image_size=config.image_size
+        )
+        left_out = {key: getattr(suited, key) for key in ("taps", "timesteps") if not extractor.get(key)}
+        fitted["extractor"] = {**extractor, **left_out}
+    data = fitted.get("data")
+    if isinstance(data, Mapping) and "size" in data:
+        if not _is_given("data.size", options, files):
+            fitted["data"] = {**data, "size": config.image_size}
+        elif data["size"] != config.image_size:
+            _log.warning(
+                "data.size is %s, and %s was trained on images of %d pixels: its blocks see another scale, and each "
+                "image takes %.3g times the work; leave data.size out for the backbone's own",
+                data["size"], backbone["name"], config.image_size, (data["size"] / config.image_size) ** 2,
+            )  # fmt: skip
+    return fitted
+
+
+def _named(option: str, tap: int | str, known: Sequence[str]) -> str:
+    try:
+        name = resolve_tap(tap, known)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+    if str(tap) != name and len(known) != len(_LITERATURE) and int(tap) <= len(_LITERATURE):
+        meant = resolve_tap(tap, _LITERATURE)
+        _log.warning(
+            "%s: block %s of this network is %s; if the literature's is meant, which is %s of ADM-256, %s corresponds",
+            option, tap, name, meant, corresponding_tap(meant, _LITERATURE, known),
+        )  # fmt: skip
+    return name
+
+
+def _suitable_timestep(num_timesteps: int, image_size: int) -> int:
+    (small, least), (large, most) = _SMALL, _LARGE
+    doublings = math.log2(min(large, max(small, image_size)) / small) / math.log2(large / small)
+    return int(round(least + (most - least) * doublings, -1) * num_timesteps / 1000)
+
+
+def _described(backbone: Mapping[str, Any]) -> tuple[UNetConfig, NoiseSchedule] | None:
+    """What a backbone's section names; None where that is not known yet, which is reported when it is opened."""
+    folder = backbone.get("folder")
+    try:
+        return describe(str(backbone["name"]), folder=Path(folder) if folder else None)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError):
+        return None
+
+
+def _own_data(
+    data: Mapping[str, Any], options: Collection[str], files: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """The data section without what files say of another data set than the one that is given over them."""
+    kept = dict(data)
+    for place, file in enumerate(files):
+        below = _at(file, "data") if isinstance(_at(file, "data"), Mapping) else {}
+        if "name" not in below or canonical_name(str(below["name"])) == canonical_name(str(data.get("name"))):
+            continue
+        for key in _OF_DATA_SET:
+            if below.get(key) and not _is_given(f"data.{key}", options, files[place + 1 :]):
+                kept[key] = {} if key == "splits" else None
+    return kept
+
+
+def _check_taps(name: str, config: UNetConfig, options: Collection[str], files: Sequence[Mapping[str, Any]]) -> None:
+    """Raises ValueError where taps of a file are those of another backbone."""
+    made_for: Any = None
+    wrong: dict[str, list[str]] = {}
+    for file in files:
+        made_for = _at(file, "backbone.name") or made_for
+        for key in ("taps", *(f"extractor.{key}" for key in _TAPS)):
+            taps = _at(file, key)
+            if isinstance(taps, list | tuple) and not _is_given(key, options, []):
+                wrong[key] = [] if made_for in (None, name) else _elsewhere(taps, file, str(made_for), config)
+    listed = " ".join(f"--{key} {' '.join(taps)}" for key, taps in wrong.items() if taps)
+    if listed:
+        raise ValueError(
+            f"the recipe names blocks of {made_for}, and those of {name} lie elsewhere. As deep lie {listed}; give "
+            f"these options, or others: `difformer info {name}` lists the blocks"
+        )
+
+
+def _elsewhere(taps: Sequence[Any], file: Mapping[str, Any], made_for: str, config: UNetConfig) -> list[str]:
+    """The taps of a network that correspond to those of another; none where all lie in the same places."""
+    found = _described({**(_at(file, "backbone") or {}), "name": made_for})
+    if found is None:
+        return []
+    other = found[0]
+    there, here = tap_specs(other), tap_specs(config)
+    if _places(there, other) == _places(here, config):
+        return []
+    return list(dict.fromkeys(corresponding_tap(tap, there, here) for tap in taps))
+
+
+def _places(specs: Mapping[str, TapSpec], config: UNetConfig) -> list[float]:
+    """Where the blocks lie: sides of their maps, as parts of the image's."""
+    return [spec.size / config.image_size for spec in specs.values()]
+
+
+def _is_given(key: str, options: Collection[str], files: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether an option or a file says something of a key, alone or with its whole section."""
+    return key in options or key.partition(".")[0] in options or any(_at(file, key) is not None for file in files)
+
+
+def _at(values: Any, dotted: str) -> Any:
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values

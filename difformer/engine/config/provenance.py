@@ -1,0 +1,48 @@
+"""What weights carry of the recipe they were trained with."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import PurePath
+from typing import Any
+
+from difformer.engine.config.reading import plain
+from difformer.files import expand_user
+
+# Where things lie on one machine: it says nothing of the weights, and is nobody else's business.
+_PLACES = ("output", "data.root", "data.list_file", "cache.folder", "backbone.folder")
+
+
+def carried(recipe: Any) -> dict[str, Any]:
+    """A recipe as the weights carry it, in JSON types and without the folders of this machine; see `without_places`."""
+    stripped: dict[str, Any] = without_places(plain(asdict(recipe)))
+    return stripped
+
+
+def without_places(value: Any, key: str = "") -> Any:
+    """A recipe's values without where things lie on one machine.
+
+    The folders are left out, but for data that comes from a hub. Of any other path that leads out of the working
+    folder, such as a backbone's, the last name is kept.
+
+    Args:
+        value: the recipe as nested mappings; what is so already stays as it is.
+        key: the dotted key the value stands under.
+    """
+    if isinstance(value, Mapping):
+        left_out = set(_PLACES) - ({"data.root"} if key == "data" and _on_the_hub(value) else set())
+        dotted = {name: f"{key}.{name}" if key else str(name) for name in value}
+        return {
+            name: without_places(item, dotted[name]) for name, item in value.items() if dotted[name] not in left_out
+        }
+    if isinstance(value, list | tuple):
+        return [without_places(item, key) for item in value]
+    return PurePath(value).name if isinstance(value, str) and _leads_out(value) else value
+
+
+def _on_the_hub(data: Mapping[str, Any]) -> bool:
+    root = data.get("root")
+    return data.get("name") == "huggingface" and isinstance(root, str) and not expand_user(root).exists()
+
+
+def _leads_out(text: str) -> bool:
+    return expand_user(text).is_absolute() or ".." in PurePath(text).parts

@@ -1,0 +1,1 @@
+"""What a run takes of time and memory, known beforehand."""

@@ -1,0 +1,140 @@
+"""What a step of training takes of the memory, counted before it is taken, and whether it has to do with less."""
+
+import os
+from dataclasses import replace
+from functools import partial
+from logging import getLogger
+
+import torch
+import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from difformer._optional import require
+from difformer.classifier import DiffusionClassifier
+from difformer.engine.config.build import outline_backbone, outline_classifier, torso_dtype
+from difformer.engine.runtime.batches import divide
+from difformer.engine.runtime.processes import Processes, on_main
+from difformer.engine.config.training import Recipe
+from difformer.engine.cost.costs import human_bytes
+from difformer.engine.cost.memory import TensorMemory
+
+_log = getLogger(__name__)
+
+# The rest is for the optimiser, the scratch memory of operations, and what lies between two allocations.
+_SHARE = 0.8
+
+
+def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, checkpointing: bool) -> int:
+    """Bytes of a training step's activations and gradients at their most, counted on tensors that hold nothing.
+
+    Neither weights nor optimiser are in it, nor is the scratch memory of single operations. Several noise draws count
+    as as many images, although the head sees their mean.
+
+    Args:
+        recipe: its backbone, extractor, head, image size and precision count; no weights are read.
+        class_names: of the data.
+        images: that go through the model at once, at least 1.
+        checkpointing: recompute the backbone's activations in place of keeping them.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `outline_classifier`.
+    """
+    count = images * recipe.extractor.draws
+    recipe = replace(recipe, extractor=replace(recipe.extractor, draws=1))
+    classifier = _outline(recipe, class_names, checkpointing)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        shapes = classifier.state_dict()
+        classifier.load_state_dict({name: torch.empty_like(t, device="cpu") for name, t in shapes.items()}, assign=True)
+        classifier.train()
+        x_0 = torch.empty(count, 3, recipe.data.size, recipe.data.size)
+        # Else it would be computed from the images' numbers, which are looked at.
+        noise = (
+            {}
+            if recipe.extractor.clean
+            else dict.fromkeys(classifier.extractor.noising.timesteps, torch.empty_like(x_0))
+        )
+        labels = torch.zeros(count, dtype=torch.int64)
+        with TensorMemory() as memory:
+            features = classifier.extractor(x_0, noise=noise)
+            with torch.autocast("cpu", dtype=half, enabled=half is not None):
+                logits = classifier.head(features)
+            F.cross_entropy(logits.float(), labels).backward()
+    return memory.peak
+
+
+def needs_checkpointing(recipe: Recipe, class_names: tuple[str, ...], images: int, processes: Processes) -> bool:
+    """Whether a step would not fit without gradient checkpointing, for a backbone that is in memory already.
+
+    Only DifFeed has activations of the backbone to keep. Logs what was decided, and warns where a step will hardly fit
+    with it either.
+
+    Args:
+        recipe: with its batch size and accumulation.
+        class_names: of the data.
+        images: of the training split.
+        processes: Accelerate's. That with the least free memory decides for all.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError: as `step_bytes`.
+    """
+    if not recipe.extractor.feedback_taps:
+        return False
+    free = [free_memory(processes.device)]
+    if processes.num_processes > 1:
+        free = require("accelerate.utils", "several processes", install="accelerate").gather_object(free)
+    at_once = images_at_once(recipe, images, processes.num_processes)
+    return on_main(processes, partial(_decide, recipe, class_names, at_once, min(free)))
+
+
+def images_at_once(recipe: Recipe, images: int, processes: int) -> int:
+    """Images that go through the model together in a step of training.
+
+    Args:
+        recipe: with its batch size and accumulation.
+        images: of the training split.
+        processes: that share a batch.
+    """
+    batch = range(min(recipe.training.batch_size, images))
+    # The first part of the first process is never smaller than another.
+    return len(divide(batch, 0, processes, recipe.training.accumulation)[0].indices)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process can still have on a GPU; on a CPU, its share of what the machine has left."""
+    if device.type == "cuda":
+        # What torch keeps for later is in use to the driver.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    # Accelerate brings psutil.
+    available = require("psutil", "the memory estimate").virtual_memory().available
+    return int(available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def _outline(recipe: Recipe, class_names: tuple[str, ...], checkpointing: bool) -> DiffusionClassifier:
+    """The classifier on the meta device, with the backbone as it will compute."""
+    # Of the others none keeps a weight for each pair of places, and xformers takes no tensors without values.
+    attention = "math" if recipe.backbone.attention == "math" else "sdpa"
+    backbone = outline_backbone(replace(recipe.backbone, attention=attention))
+    backbone.unet.cast_torso(torso_dtype(recipe.backbone, recipe.training.precision))
+    backbone.unet.gradient_checkpointing = checkpointing
+    return outline_classifier(recipe, class_names, backbone)
+
+
+def _decide(recipe: Recipe, class_names: tuple[str, ...], images: int, free: int) -> bool:
+    kept = step_bytes(recipe, class_names, images, checkpointing=False)
+    if kept <= _SHARE * free:
+        _log.info("no gradient checkpointing: a step takes %s of %s free", human_bytes(kept), human_bytes(free))
+        return False
+    recomputed = step_bytes(recipe, class_names, images, checkpointing=True)
+    _log.info(
+        "gradient checkpointing: a step takes %s of %s free, and would take %s without",
+        human_bytes(recomputed), human_bytes(free), human_bytes(kept),
+    )  # fmt: skip
+    if recomputed > _SHARE * free:
+        _log.warning(
+            "a step with %d images at once takes about %s even with gradient checkpointing, and %s are free; it may "
+            "not fit. Give a training.accumulation above %d",
+            images, human_bytes(recomputed), human_bytes(free), recipe.training.accumulation,
+        )  # fmt: skip
+    return True

@@ -1,1 +1,0 @@
-"""Evaluation of classifiers, and classifiers without a training loop."""

@@ -1,0 +1,1 @@
+"""Processes, folders of runs and results, reading data, passing it through models."""

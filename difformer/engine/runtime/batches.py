@@ -1,0 +1,164 @@
+"""Which images each step takes, and which of them each process: a function of seed, epoch and data alone."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from difformer.engine.config.training import LoopConfig
+
+Indices = NDArray[np.int64]
+
+# Different uses of one seed must not draw the same numbers.
+_ORDER = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a process passes through the model at once.
+
+    Attributes:
+        indices: places in the data set.
+        counts: false for a stand-in, where a process's share of the batch is too small: its loss is not to count, but
+            the processes must keep step.
+    """
+
+    indices: tuple[int, ...]
+    counts: bool = True
+
+
+def epoch_order(
+    length: int, seed: int, epoch: int, *, shards: Indices | None = None, shuffle_buffer: int = 1000
+) -> Indices:
+    """A random order of a data set for one epoch.
+
+    Samples of shards come shard by shard, the shards in random order, and each sample up to `shuffle_buffer` places
+    from there, so that reading stays local.
+
+    Args:
+        length: images.
+        seed, epoch: not negative; what the order depends on.
+        shards: (length,) the shard of each image, where there are shards.
+        shuffle_buffer: how far to shuffle, with shards.
+
+    Returns:
+        (length,) places in the data set.
+    """
+    rng = np.random.default_rng([_ORDER, seed, epoch])
+    if shards is None:
+        return rng.permutation(length)
+    rank = rng.permutation(int(shards.max()) + 1)
+    line = np.argsort(rank[shards], kind="stable")
+    return line[np.argsort(np.arange(length) + rng.random(length) * shuffle_buffer)]
+
+
+def divide(batch: Sequence[int] | Indices, process_index: int, num_processes: int, accumulation: int) -> list[Part]:
+    """A process's share of a batch, in at most `accumulation` parts; every process has as many, since they wait for
+    each other in each (for gradients, and for batch statistics).
+    """
+    places = np.asarray(batch)
+    share = np.array_split(places, num_processes)[process_index]
+    count = min(accumulation, -(-len(places) // num_processes))
+    stand_in = Part((int(places[0]),), counts=False)
+    return [Part(tuple(part.tolist())) if len(part) else stand_in for part in np.array_split(share, count)]
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The parts of one process, step by step; a data loader's `batch_sampler`.
+
+    Set to another epoch or step, it is the next pass over the loader that follows, running workers included.
+
+    Args:
+        batch_size: images a step, over all processes.
+        process_index, num_processes: which process this is, and how many there are.
+        accumulation: parts a share goes through the model in.
+    """
+
+    def __init__(self, batch_size: int, process_index: int = 0, num_processes: int = 1, accumulation: int = 1) -> None:
+        self.batch_size = batch_size
+        self._division = (process_index, num_processes, accumulation)
+        self._order: Indices = np.empty(0, dtype=np.int64)
+        self._first = 0
+
+    def set(self, order: Indices, first_step: int = 0) -> None:
+        """Args: the places in the order they are to come, and the first step that is still to do."""
+        self._order = order
+        self._first = first_step
+
+    @property
+    def steps(self) -> int:
+        """Steps of a whole epoch."""
+        return -(-len(self._order) // self.batch_size)
+
+    def size(self, number: int) -> int:
+        """Images of a step, over all processes."""
+        return min(self.batch_size, len(self._order) - number * self.batch_size)
+
+    def step(self, number: int) -> list[Part]:
+        """The parts of a step."""
+        start = number * self.batch_size
+        return divide(self._order[start : start + self.batch_size], *self._division)
+
+    def __len__(self) -> int:
+        return sum(len(self.step(number)) for number in range(self._first, self.steps))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(self._first, self.steps):
+            for part in self.step(number):
+                yield list(part.indices)
+
+
+def check_batch_statistics(module: nn.Module, images: int, loop: LoopConfig, num_processes: int) -> None:
+    """Refuses parts of one image for layers that normalise over images, which would fail in the last step.
+
+    Args:
+        module: what learns.
+        images: of the training split.
+        loop: says in which parts they go through.
+        num_processes: that share them.
+
+    Raises:
+        ValueError: batch statistics would be taken of a single image.
+    """
+    last = images % loop.batch_size or loop.batch_size
+    parts = (
+        divide(range(size), process, num_processes, loop.accumulation)
+        for size in {min(images, loop.batch_size), last}
+        for process in range(num_processes)
+    )
+    alone = any(len(part.indices) == 1 for share in parts for part in share)
+    if alone and any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
+        raise ValueError(
+            f"the {images} images leave a process one at a time, of which batch norm has no statistics; "
+            f"choose another training.batch_size or training.accumulation"
+        )
+
+
+def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: int, *, pin: bool) -> DataLoader[Any]:
+    """A data loader whose workers stay for all epochs and leave signals to their parent."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals,
+        pin_memory=pin,
+        # Seeds of the workers, which no sample depends on; by default they are drawn from the global generator.
+        generator=torch.Generator(),
+    )
+
+
+def _leave_signals(worker: int) -> None:
+    # Signals often go to the whole process group; the parent finishes its step first and then ends its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+    if hasattr(os, "setsid"):
+        os.setsid()

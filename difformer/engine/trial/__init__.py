@@ -1,1 +1,0 @@
-"""Trying recipes out: stand-in data, costs, dry runs."""

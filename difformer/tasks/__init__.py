@@ -1,0 +1,1 @@
+"""What is learned: losses, what is measured, and what is written of it."""

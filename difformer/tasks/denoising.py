@@ -1,0 +1,100 @@
+"""What training a denoiser means for the loop."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from difformer._optional import require
+from difformer.data import Batch
+from difformer.diffusion import (
+    LossAwareTimesteps,
+    NoiseSchedule,
+    UniformTimesteps,
+    denoising_losses,
+    image_noise,
+    q_sample,
+)
+from difformer.engine.config.build import epoch_seed
+from difformer.engine.loop.trainer import Place
+from difformer.verbs.pretrain.recipe import ObjectiveConfig
+from difformer.models import UNet
+
+# Different uses of one seed must not draw the same numbers.
+_TIMESTEPS = 6
+
+
+class Denoising:
+    """The loss of a denoiser at timesteps of its own choice.
+
+    Timestep, noise and dropped labels of an image are functions of seed, epoch and id, so that they do not depend on
+    the number of processes.
+
+    Args:
+        unet: trained in place.
+        noise: the forward process.
+        config: the objective.
+        seed: of timesteps and noise.
+        processes: Accelerate's, to share what is learned about timesteps.
+    """
+
+    def __init__(self, unet: UNet, noise: NoiseSchedule, config: ObjectiveConfig, *, seed: int, processes: Any) -> None:
+        self.module: nn.Module = unet
+        self.parts: nn.Module = unet
+        self._classes = unet.config.num_classes
+        self._noise = noise
+        self._config = config
+        self._seed = seed
+        self._epoch = 0
+        self._processes = processes
+        self._learns = config.timesteps == "loss_aware"
+        self._timesteps = (LossAwareTimesteps if self._learns else UniformTimesteps)(noise.num_timesteps)
+        self._seen: list[tuple[Any, Any]] = []
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Fresh timesteps and noise for each epoch."""
+        self._epoch = epoch
+
+    def losses(self, model: Any, batch: Batch, device: torch.device, place: Place) -> tuple[Tensor, Tensor]:
+        """(B,) losses, and false throughout: there is nothing to get right."""
+        x_0 = batch.images.to(device, non_blocking=True)
+        ids = batch.ids.to(device, non_blocking=True)
+        chances = np.stack([self._chances(int(number)) for number in batch.ids])
+        steps, weights = self._timesteps.choose(chances[:, 0])
+        t = torch.from_numpy(steps).to(device)
+        eps = image_noise(x_0, ids, t, seed=epoch_seed(self._seed, self._epoch))
+        x_t = q_sample(x_0, t, eps, self._noise)
+        output = model(x_t, t, self._labels(batch.labels, chances[:, 1], device))
+        found = denoising_losses(output, x_0, x_t, t, eps, self._noise)
+        losses = found.hybrid(self._config.bound_weight, self._noise.num_timesteps)
+        if place.counts and self._learns:
+            self._seen.append((steps, losses.detach().double().cpu().numpy()))
+        return losses * torch.from_numpy(weights).to(losses), torch.zeros(len(losses), dtype=torch.bool)
+
+    def end_step(self) -> None:
+        """Learns which timesteps have large losses, from all processes."""
+        if not self._learns:
+            return
+        seen, self._seen = self._seen, []
+        if self._processes.num_processes > 1:
+            seen = require("accelerate.utils", "several processes", install="accelerate").gather_object(seen)
+        for steps, losses in seen:
+            self._timesteps.update(steps, losses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learned beside the weights."""
+        return self._timesteps.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+        self._timesteps.load_state_dict(state)
+
+    def _chances(self, number: int) -> Any:
+        return np.random.default_rng([_TIMESTEPS, self._seed, self._epoch, number]).random(2)
+
+    def _labels(self, labels: Tensor, chances: Any, device: torch.device) -> Tensor | None:
+        if self._classes is None:
+            return None
+        dropped = torch.from_numpy(chances < self._config.label_dropout)
+        return torch.where(dropped, self._classes - 1, labels).to(device)

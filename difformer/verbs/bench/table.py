@@ -1,0 +1,67 @@
+"""A benchmark's results to read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from difformer.engine.cost.costs import human_bytes, human_flops
+
+_HEADER = (
+    "case",
+    "images/s",
+    "baseline",
+    "ratio",
+    "by operations",
+    "spread",
+    "speed",
+    "of ceiling",
+    "peak",
+    "baseline",
+)
+
+
+def text_report(results: Mapping[str, Any]) -> str:
+    """A table a subject, and what it was measured on.
+
+    Args:
+        results: from `benchmark`.
+    """
+    machine, rows = results["machine"], results["rows"]
+    lines = [
+        f"{machine['device']}, {machine['threads']} threads, {machine['precision']}, torch {machine['torch']}"
+        f"{', ours compiled' if machine['compiled'] else ''}, "
+        f"{machine['date']}; matrix product {human_flops(machine['matrix_product_flops'])}/s"
+    ]
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        chosen = [row for row in rows if row["subject"] == subject]
+        lines += ["", subject, *_table([list(_HEADER), *map(_cells, chosen)])]
+        for row in chosen:
+            if row["operations"]:
+                shares = ", ".join(f"{name} {share:.0%}" for name, share in row["operations"])
+                lines.append(f"{row['case']}: {shares}")
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    return [
+        row["case"],
+        f"{row['ours']:.3g}",
+        f"{row['theirs']:.3g}",
+        f"{row['ratio']:.2f}",
+        f"{row['flops_ratio']:.2f}",
+        f"{row['spread']:.0%}",
+        f"{human_flops(row['flops_per_second'])}/s",
+        f"{row['ceiling_share']:.0%}",
+        human_bytes(row["our_peak"]),
+        human_bytes(row["their_peak"]),
+    ]
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if column == 0 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]

@@ -1,0 +1,154 @@
+"""CKA between blocks, timesteps and models; the body of `difformer cka`."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from difformer._optional import require
+from difformer.analysis import MinibatchCKA
+from difformer.data import ImageDataset
+from difformer.data.subset import evenly_spaced
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.config.build import build_backbone, build_dataset
+from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.run_folder import environment
+from difformer.engine.config.computing import training_like
+from difformer.engine.config.reading import dump
+from difformer.verbs.cka.recipe import SimilarityRecipe
+from difformer.verbs.cka.representations import DiffusionBlocks, Representations, TimmBlocks
+from difformer.report.similarity import draw_similarities
+
+_FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
+# The unbiased estimator needs as many.
+_FEWEST = 4
+# Different uses of one seed must not draw the same numbers.
+_BATCHES = 7
+
+
+def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray[np.float64]:
+    """Compares all representations with each other, batch by batch, and draws the matrices.
+
+    Args:
+        recipe: everything about it.
+        overwrite: replace results that are there.
+
+    Returns:
+        (rows, columns): blocks outermost, then timesteps; columns are those of the other model, where there is one.
+
+    Raises:
+        ValueError: a value in the recipe or in the data, or several processes.
+        OSError: something cannot be read or written.
+        ImageError: an image cannot be read, and such are not to be skipped.
+    """
+    folder = ResultFolder(recipe.output, _FILES)
+    folder.check(overwrite=overwrite)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    if accelerator.num_processes > 1:
+        raise ValueError("similarities are computed in one process; run `difformer cka` without accelerate launch")
+    images = build_dataset(recipe.data, recipe.split)
+    batches = _batches(recipe, len(images))
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    rows = DiffusionBlocks(backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+    columns = _columns(recipe, accelerator.device)
+    matrix = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
+    with folder.write() as temporary:
+        _write(temporary, recipe, matrix, rows, columns, accelerator.device)
+    print(f"{folder.path}: CKA of {len(rows.names)} × {matrix.shape[1]} representations", flush=True)
+    return matrix
+
+
+def _columns(recipe: SimilarityRecipe, device: torch.device) -> Representations | None:
+    """What the blocks are compared with, where it is not themselves."""
+    if recipe.timm.name is not None:
+        return TimmBlocks(recipe.timm, recipe.pool, device)
+    if recipe.other is None:
+        return None
+    other = build_backbone(replace(recipe.backbone, name=recipe.other), precision=recipe.precision, device=device)
+    return DiffusionBlocks(other, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+
+
+def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:
+    """Places of evenly spaced images in a random order; raises ValueError when there are too few.
+
+    Data sets are often sorted by class, and batches of few classes have another CKA than all images.
+    """
+    chosen = evenly_spaced(length, length if recipe.images is None else recipe.images)
+    if len(chosen) < _FEWEST:
+        raise ValueError(f"CKA needs at least {_FEWEST} images, but there are {len(chosen)} of {recipe.split}")
+    # As for the noise, a negative seed is the same as its unsigned equivalent.
+    places = np.random.default_rng([_BATCHES, recipe.seed % 2**64]).permutation(chosen).tolist()
+    batches = [places[i : i + recipe.batch_size] for i in range(0, len(places), recipe.batch_size)]
+    # What is left over would have far more variance than a whole batch.
+    return [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]
+
+
+def _accumulate(
+    recipe: SimilarityRecipe,
+    images: ImageDataset,
+    batches: list[list[int]],
+    rows: Representations,
+    columns: Representations | None,
+    device: torch.device,
+) -> NDArray[np.float64]:
+    found = MinibatchCKA(kernel=recipe.kernel, bandwidth=recipe.bandwidth)
+    loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
+    for batch in require("tqdm", "the progress bar").tqdm(loader, total=len(batches), unit="batch"):
+        if batch is None or len(batch.ids) < _FEWEST:
+            continue
+        inputs = batch.images.to(device, non_blocking=True), batch.ids
+        with torch.no_grad():
+            found.update(rows.read(*inputs), None if columns is None else columns.read(*inputs))
+    return found.compute().numpy()
+
+
+def _write(
+    folder: Path,
+    recipe: SimilarityRecipe,
+    matrix: NDArray[np.float64],
+    rows: DiffusionBlocks,
+    columns: Representations | None,
+    device: torch.device,
+) -> None:
+    names = rows.names if columns is None else columns.names
+    write_table(folder / "cka.csv", ["", *names], [(name, *row) for name, row in zip(rows.names, matrix, strict=True)])
+    np.save(folder / "cka.npy", matrix)
+    (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
+    write_json(folder / "environment.json", environment(1, device))
+    if columns is None:
+        _draw_by_timestep(recipe, matrix, rows, rows, folder / "blocks.png")
+        _draw_by_block(recipe, matrix, rows, folder / "timesteps.png")
+    else:
+        _draw_by_timestep(recipe, matrix, rows, columns, folder / "models.png")
+
+
+def _draw_by_timestep(
+    recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: Representations, columns: Representations, path: Path
+) -> None:
+    """Blocks by blocks, one panel a timestep, which both models share; a timm model is the same in all of them."""
+    panels = {
+        f"t = {t}": matrix[np.ix_([*rows.places(t).values()], [*columns.places(t).values()])] for t in recipe.timesteps
+    }
+    first = recipe.timesteps[0]
+    titles = ("", "") if rows is columns else _titles(recipe)
+    draw_similarities(panels, list(rows.places(first)), list(columns.places(first)), path, titles=titles)
+
+
+def _draw_by_block(recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: DiffusionBlocks, path: Path) -> None:
+    """Timesteps by timesteps, one panel a block, where there are several timesteps."""
+    steps = [str(t) for t in recipe.timesteps]
+    if len(steps) > 1:
+        by_timestep = [rows.places(t) for t in recipe.timesteps]
+        places = {block: [found[block] for found in by_timestep] for block in by_timestep[0]}
+        draw_similarities({block: matrix[np.ix_(own, own)] for block, own in places.items()}, steps, steps, path)
+
+
+def _titles(recipe: SimilarityRecipe) -> tuple[str, str]:
+    """Whose blocks the rows and the columns are."""
+    if recipe.other is None:
+        return f"backbone: {Path(recipe.backbone.name).name}", f"timm: {recipe.timm.name}"
+    return f"backbone: {Path(recipe.backbone.name).name}", f"other: {Path(recipe.other).name}"

@@ -1,0 +1,100 @@
+"""What a comparison of representations is made of."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from difformer.config import as_integer, as_positive_integer, as_switch
+from difformer.data import DataConfig
+from difformer.engine.config.computing import check_computing
+from difformer.engine.config.training import (
+    BackboneConfig,
+    Precision,
+    as_tuple,
+    check_choice,
+    check_range,
+)
+
+KernelName = Literal["linear", "rbf"]
+
+
+@dataclass(frozen=True)
+class TimmConfig:
+    """A model of timm's to compare with.
+
+    Attributes:
+        name: such as resnet50 or vit_small_patch16_224.dino; none when null.
+        pretrained: with its published weights.
+        checkpoint: a weight file for it, in place of those.
+        download: whether published weights that are not on this machine may be fetched.
+    """
+
+    name: str | None = None
+    pretrained: bool = True
+    checkpoint: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("pretrained", "download"):
+            as_switch(f"timm.{name}", getattr(self, name))
+
+
+@dataclass(frozen=True)
+class SimilarityRecipe:
+    """A comparison of representations by CKA.
+
+    Attributes:
+        data: which images.
+        split: of them.
+        images: how many at most, evenly spaced; all when null. They come in a random order, so that batches of a data
+            set that is sorted by class are mixed.
+        output: folder for the results.
+        backbone: the diffusion model whose blocks and timesteps are the rows.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps.
+        other: another diffusion model for the columns, opened as the backbone is; null for none. It must have the taps
+            that are given, and the timesteps; when none are given, all of its own are compared.
+        timm: a model of timm's for the columns.
+        pool: side to which maps are averaged; as they are when null.
+        kernel: linear or rbf.
+        bandwidth: of the rbf kernel, over the median distance.
+        seed: of the noise and of the order.
+        precision: no, bf16 or fp16 for the backbones.
+        batch_size: images whose similarities are compared with each other; the memory depends on it, and on it alone.
+        workers: of the data loader.
+
+    Raises:
+        ValueError: a value out of range, or both an other backbone and a timm model.
+    """
+
+    data: DataConfig
+    split: str = "test"
+    images: int | None = None
+    output: str = "runs/cka"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    taps: tuple[int | str, ...] = ()
+    timesteps: tuple[int, ...] = (10, 50, 150, 300, 500)
+    other: str | None = None
+    timm: TimmConfig = field(default_factory=TimmConfig)
+    pool: int | None = 4
+    kernel: KernelName = "linear"
+    bandwidth: float = 1.0
+    seed: int = 0
+    precision: Precision = "no"
+    batch_size: int = 256
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "timesteps"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        if not self.timesteps:
+            raise ValueError("timesteps must be at least one")
+        check_choice("kernel", self.kernel, get_args(KernelName))
+        check_range("bandwidth", self.bandwidth, lambda x: x > 0, "above 0")
+        for name in ("images", "pool"):
+            if getattr(self, name) is not None:
+                as_positive_integer(name, getattr(self, name))
+        check_range("batch_size", as_positive_integer("batch_size", self.batch_size), lambda x: x >= 4, "at least 4")
+        as_integer("seed", self.seed)
+        check_computing(self)
+        if self.other is not None and self.timm.name is not None:
+            raise ValueError("give one of other and timm.name: there is one set of columns")

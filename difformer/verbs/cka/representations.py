@@ -1,0 +1,145 @@
+"""Images to several named vectors: of a diffusion model's blocks and timesteps, or of a timm model's blocks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difformer._optional import require
+from difformer.backbones import UNetBackbone
+from difformer.checkpoints.hub import HUB, locate_on_hub
+from difformer.verbs.cka.recipe import TimmConfig
+from difformer.features import FeatureExtractor
+from difformer.features.reduced import read_reduced
+from difformer.taps import FeatureKey
+
+
+class Representations(Protocol):
+    """What is compared."""
+
+    @property
+    def names(self) -> list[str]:
+        """In the order of the rows or columns."""
+        ...
+
+    def places(self, t: int) -> dict[str, int]:
+        """Where among the names the blocks at a timestep are, by block."""
+        ...
+
+    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        """Args: images (B, 3, H, W) in [-1, 1], ids (B,). Returns (B, D) by name."""
+        ...
+
+
+class DiffusionBlocks:
+    """The blocks of a diffusion model at several timesteps.
+
+    Args:
+        backbone: the model.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps.
+        seed: of the noise.
+        pool: side to which maps are averaged; as they are when None.
+
+    Attributes:
+        keys: of the features, blocks outermost.
+    """
+
+    def __init__(
+        self, backbone: UNetBackbone, taps: Sequence[int | str], timesteps: Sequence[int], seed: int, pool: int | None
+    ) -> None:
+        self._extractor = FeatureExtractor(backbone, taps=taps or tuple(backbone.taps), timesteps=timesteps, seed=seed)
+        self._pool = pool
+        self.keys = [FeatureKey(tap, t) for tap in self._extractor.taps for t in timesteps]
+
+    @property
+    def names(self) -> list[str]:
+        """See `Representations`."""
+        return [f"{key.tap}, t = {key.t}" for key in self.keys]
+
+    def places(self, t: int) -> dict[str, int]:
+        """See `Representations`."""
+        return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
+
+    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        """See `Representations`."""
+        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: _flat(maps, self._pool)})
+        return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
+
+
+class TimmBlocks:
+    """The blocks of a model of timm's, by its own interface for intermediate features.
+
+    Images are resized and normalised as the model expects.
+
+    Args:
+        config: which model.
+        pool: side to which maps are averaged; as they are when None.
+        device: where it runs.
+
+    Raises:
+        ImportError: timm is missing.
+        ValueError: timm has no such model, or it has no such interface.
+        FileNotFoundError: the checkpoint is not there, or published weights are not and may not be fetched.
+    """
+
+    def __init__(self, config: TimmConfig, pool: int | None, device: torch.device) -> None:
+        timm: Any = require("timm", "comparing with a timm model")
+        if config.name is None or not timm.is_model(config.name):
+            raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` lists them")
+        weights: dict[str, Any] = {"checkpoint_path": config.checkpoint or ""}
+        if config.pretrained and config.checkpoint is None:
+            weights = {"pretrained": True}
+            if not config.download:
+                weights["pretrained_cfg_overlay"] = {"file": str(_cached_weights(timm, config.name))}
+        model = timm.create_model(config.name, **weights)
+        if not hasattr(model, "forward_intermediates"):
+            raise ValueError(f"timm's {config.name} gives no intermediate features (forward_intermediates)")
+        self._model: nn.Module = model.to(device).eval()
+        self._pool = pool
+        expected = timm.data.resolve_model_data_config(model)
+        self._size = expected["input_size"][1:]
+        mean, deviation = (torch.tensor(expected[name], device=device).view(1, 3, 1, 1) for name in ("mean", "std"))
+        self._mean, self._deviation = mean, deviation
+        with torch.no_grad():
+            count = len(self._maps(torch.zeros(1, 3, *self._size, device=device)))
+        self.names = [f"{config.name}, {number}" for number in range(count)]
+
+    def places(self, t: int) -> dict[str, int]:
+        """See `Representations`; all of them at every timestep, since no noise is added to the images."""
+        return {str(number): number for number in range(len(self.names))}
+
+    @torch.no_grad()
+    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        """See `Representations`."""
+        images = F.interpolate(images, size=self._size, mode="bicubic", antialias=True, align_corners=False)
+        maps = self._maps(((images + 1) / 2 - self._mean) / self._deviation)
+        return {name: _flat(feature, self._pool) for name, feature in zip(self.names, maps, strict=True)}
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
+        """(B, C, h, w) of each block."""
+        model: Any = self._model
+        found: list[Tensor] = model.forward_intermediates(images, intermediates_only=True)
+        return found
+
+
+def _cached_weights(timm: Any, name: str) -> Path:
+    """The file of a timm model's published weights in the hub's cache; raises FileNotFoundError without one."""
+    repository = timm.get_pretrained_cfg(name).hf_hub_id
+    try:
+        return locate_on_hub(f"{HUB}{repository}", download=False)
+    except (FileNotFoundError, ValueError) as error:
+        raise FileNotFoundError(
+            f"the weights of timm's {name} are not on this machine; allow the download with --timm.download true, give "
+            "a file with --timm.checkpoint, or take random weights with --timm.pretrained false"
+        ) from error
+
+
+def _flat(maps: Tensor, pool: int | None) -> Tensor:
+    maps = maps.float()
+    if pool is not None:
+        maps = F.adaptive_avg_pool2d(maps, (min(pool, maps.shape[2]), min(pool, maps.shape[3])))
+    return maps.flatten(1)

@@ -1,0 +1,116 @@
+"""What evaluations have left of several classifiers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from difformer.checkpoints.weights import read_metadata
+from difformer.verbs.eval.evaluate import (
+    METRICS,
+    classifier_file,
+    classifier_values,
+    evaluate_classifier,
+)
+from difformer.tasks.classification.results import read_measurements
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.engine.config.evaluation import EvaluationRecipe
+from difformer.engine.config.reading import build
+from difformer.files import expand_user
+from difformer.tables import read_rows
+
+_PREDICTIONS = "predictions.csv"
+_REMEDY = "`difformer eval … --overwrite` makes it anew"
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A classifier on a split.
+
+    Attributes:
+        name: what it is called here.
+        metrics: as in `metrics.json`.
+        split: whose images they are of.
+        digest: of the split.
+        ids: (N,) of the images, ascending.
+        correct: (N,) whether each was recognised.
+        confusion: (C, C) counts.
+        class_names: C.
+        parameters: that were trained; None where no run says so.
+        history: records of the run's epochs; empty where there is no run.
+    """
+
+    name: str
+    metrics: Mapping[str, Any]
+    split: str
+    digest: str
+    ids: NDArray[np.int64]
+    correct: NDArray[np.bool_]
+    confusion: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    parameters: int | None
+    history: Sequence[Mapping[str, Any]]
+
+
+def read_measured(source: str, split: str, name: str) -> Measured:
+    """The measurements of a run, which are made where they are missing or of other weights than the run has now, or
+    those that `difformer eval` has left.
+
+    Args:
+        source: the run's folder, or that of an evaluation.
+        split: of a run.
+        name: what to call it.
+
+    Raises:
+        FileNotFoundError: it is neither, or a run that has no classifier yet.
+        ValueError: the tables in it are damaged.
+        And as `evaluate_classifier`.
+    """
+    folder = expand_user(source)
+    run = RunFolder(folder)
+    results = folder
+    if run.recipe.exists():
+        results = folder / f"eval-{split}"
+        if _measured_weights(results) != read_metadata(classifier_file(source))["weights_sha256"]:
+            recipe = build(EvaluationRecipe, {**classifier_values(source), "split": split})
+            evaluate_classifier(recipe, overwrite=True)
+    elif not (folder / METRICS).exists():
+        raise FileNotFoundError(f"{source} is neither the folder of a run nor one that `difformer eval` wrote")
+    try:
+        return _read(results, run, name)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(f"{results} is damaged ({error!r}); `difformer eval … --overwrite` makes it anew") from error
+
+
+def _measured_weights(results: Path) -> str | None:
+    """The digest of the weights that an evaluation measured; None where there is none that says so."""
+    try:
+        digest: str = read_measurements(results, METRICS, _REMEDY)["classifier"]["weights_sha256"]
+        return digest
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(results: Path, run: RunFolder, name: str) -> Measured:
+    report = read_measurements(results, METRICS, _REMEDY)
+    with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        columns, *cells = read_rows(file)
+    with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
+        header, *counts = read_rows(file)
+    rows = sorted((dict(zip(columns, row, strict=True)) for row in cells), key=lambda row: int(row["id"]))
+    finished = run.read_results() if run.results.exists() else {}
+    return Measured(
+        name=name,
+        metrics=report["metrics"],
+        split=report["data"]["split"],
+        digest=report["data"]["digest"],
+        ids=np.array([int(row["id"]) for row in rows]),
+        correct=np.array([row["label"] == row["predicted"] for row in rows]),
+        confusion=np.array([[int(cell) for cell in line[1:]] for line in counts]),
+        class_names=tuple(header[1:]),
+        parameters=finished.get("trained_parameters"),
+        history=run.read_history() if run.metrics.exists() else [],
+    )

@@ -1,0 +1,199 @@
+"""Evaluation of a classifier on a split; the body of `difformer eval`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, image_scores
+from difformer.checkpoints import locate, shipped
+from difformer.checkpoints.hub import HUB
+from difformer.checkpoints.weights import read_metadata
+from difformer.classifier import DiffusionClassifier, load_classifier, read_description
+from difformer.data import ImageDataset
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.config.build import build_backbone, build_dataset
+from difformer.tasks.classification.trainee import Trainee
+from difformer.engine.runtime.outputs import Outputs, evaluate
+from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.tasks.classification.results import (
+    TABLES,
+    check_same_classes,
+    describe_split,
+    readable,
+    scalars,
+    table_digests,
+    write_tables,
+)
+from difformer.engine.extraction.extract import open_or_extract
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.runtime.run_folder import RunFolder, environment
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.config.computing import training_like
+from difformer.engine.config.evaluation import EvaluationRecipe, take_from_training
+from difformer.engine.config.provenance import carried, without_places
+from difformer.engine.config.reading import read_yaml
+from difformer.engine.config.training import ExtractorConfig
+from difformer.features import collate_features
+from difformer.files import expand_user, sealed
+
+METRICS = "metrics.json"
+_EXPORTED = "model.safetensors"
+
+
+def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> ClassificationMetrics:
+    """Measures a classifier, each image of the split exactly once whatever the number of processes.
+
+    Args:
+        recipe: everything about the evaluation.
+        overwrite: replace results that are there.
+
+    Returns:
+        What `metrics.json` and the tables hold, on every process.
+
+    Raises:
+        ValueError: the data does not fit the classifier, or a value in the recipe.
+        OSError: something cannot be read or written.
+        CheckpointError: the classifier is damaged, or the backbone is not its own.
+        ImageError: an image cannot be read, and such are not to be skipped.
+    """
+    folder = ResultFolder(_output(recipe), (METRICS, *TABLES))
+    folder.check(overwrite=overwrite)
+    file = classifier_file(recipe.classifier, download=recipe.backbone.download)
+    names = tuple(read_description(file)["class_names"])
+    images = build_dataset(recipe.data, recipe.split, classes=names)
+    check_same_classes(images.class_names, names, "of the data set", "of the classifier")
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    classifier = load_classifier(file, backbone=backbone)
+    outputs, seconds = _classify(recipe, classifier, images, accelerator)
+    metrics = classification_metrics(outputs.values, outputs.labels, names)
+    if accelerator.is_main_process:
+        report = {
+            "classifier": _identity(recipe.classifier, file),
+            "data": describe_split(recipe.split, images, outputs.ids, outputs.skipped),
+            "metrics": scalars(metrics),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
+            "recipe": carried(recipe),
+            "environment": environment(accelerator.num_processes, accelerator.device),
+        }
+        with folder.write() as temporary:
+            write_tables(temporary, metrics, image_scores(outputs.values, outputs.labels), outputs, images)
+            write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
+        print("\n".join(_lines(report, folder)), flush=True)
+    return metrics
+
+
+def classifier_values(source: str, *, download: bool = False) -> dict[str, Any]:
+    """What the first argument of `difformer eval` says: the values of an `EvaluationRecipe` that follow from it.
+
+    Args:
+        source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
+            and say how images are read.
+        download: whether it may be fetched when it is not on this machine.
+
+    Raises:
+        FileNotFoundError: there is no such classifier, or the folder is no run.
+        CheckpointError: the file is damaged or no classifier.
+        ValueError: the recipe of the run is damaged.
+    """
+    recipe = RunFolder(source).recipe
+    if recipe.exists():
+        return take_from_training(read_yaml(recipe), EvaluationRecipe) | {"classifier": source}
+    description = read_description(classifier_file(source, download=download))
+    values: dict[str, Any] = {"classifier": source, "backbone": {"name": description["backbone"]["name"]}}
+    preprocessing: Mapping[str, Any] | None = description["preprocessing"]
+    return values | ({"data": dict(preprocessing)} if preprocessing else {})
+
+
+def classifier_file(source: str, *, download: bool = False) -> Path:
+    """The file of a classifier, named by a run's folder, a folder of `save_pretrained`, itself, as one that ships or as
+    hf://owner/name.
+
+    Args:
+        source: its name.
+        download: whether it may be fetched when it is not on this machine.
+
+    Raises:
+        FileNotFoundError: it is not there, and may not be or cannot be fetched.
+    """
+    folder = RunFolder(source)
+    if not folder.path.is_dir():
+        if source.startswith(HUB):
+            return locate(source, download=download)
+        if source in shipped() and not folder.path.is_file():
+            return locate(source)
+        if not folder.path.is_file():
+            raise FileNotFoundError(f"there is no run and no classifier {source}")
+        return folder.path
+    exported = folder.path / _EXPORTED
+    if exported.is_file() and not folder.recipe.exists():
+        return exported
+    if not folder.recipe.exists():
+        raise FileNotFoundError(
+            f"{source} is not the folder of a run: it has no {folder.recipe.name}; give one that `difformer train` "
+            f"wrote, or a classifier file"
+        )
+    if not folder.classifier.exists():
+        raise FileNotFoundError(f"the run in {source} has no {folder.classifier.name} yet; train it further")
+    return folder.classifier
+
+
+def _output(recipe: EvaluationRecipe) -> Path:
+    if recipe.output is not None:
+        return expand_user(recipe.output)
+    run = RunFolder(recipe.classifier)
+    if not run.recipe.exists():
+        raise ValueError("give --output, the folder for the results; only of a run are they kept in its own folder")
+    return run.path / f"eval-{recipe.split}"
+
+
+def _classify(
+    recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
+) -> tuple[Outputs, float]:
+    """The logits of all images, and the seconds they took."""
+    cached = recipe.features == "cached"
+    inputs, collate = _cached(recipe, classifier, images, accelerator) if cached else (images, collate_readable)
+    clock = Clock()
+    outputs = evaluate(
+        Trainee(classifier, on_features=cached),
+        inputs,
+        collate,
+        accelerator,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        progress=True,
+    )
+    return outputs, clock.seconds
+
+
+def _cached(
+    recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
+) -> tuple[Any, Any]:
+    """The features of images from the disk, and what makes batches of them."""
+    extractor = ExtractorConfig(seed=classifier.extractor.seed)
+    training = training_like(recipe, extractor=extractor, features=recipe.features, cache=recipe.cache)
+    features = open_or_extract(training, classifier, images, recipe.split, augment=False, accelerator=accelerator)
+    return features, collate_features
+
+
+def _identity(source: str, file: Path) -> dict[str, Any]:
+    backbone = read_description(file)["backbone"]
+    return {
+        "source": without_places(source),
+        "weights_sha256": read_metadata(file)["weights_sha256"],
+        "backbone": backbone["name"],
+        "backbone_sha256": backbone["digest"],
+    }
+
+
+def _lines(report: Mapping[str, Any], folder: ResultFolder) -> list[str]:
+    """What the console shows."""
+    data = report["data"]
+    skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
+    return [
+        f"{data['split']:<15}{data['images']:,} images{skipped}, {report['metrics']['num_classes']} classes",
+        *readable(report["metrics"]),
+        f"{'throughput':<15}{report['images_per_second']:,.1f} images/s",
+        f"results in {folder.path}",
+    ]

@@ -1,0 +1,1 @@
+"""Predictions for a folder of images."""

@@ -1,0 +1,1 @@
+"""Classifiers without a training loop, on pooled features."""

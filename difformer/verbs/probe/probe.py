@@ -1,0 +1,207 @@
+"""A k-NN or linear classifier on pooled features; the body of `difformer probe`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
+from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare, create_probe
+from difformer.data import ImageDataset
+from difformer.engine.runtime.accelerator import create_accelerator, solver_device
+from difformer.engine.config.build import build_backbone, build_dataset, build_extractor
+from difformer.engine.runtime.outputs import Outputs, evaluate
+from difformer.features.pooling import PooledFeatures
+from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.tasks.classification.results import (
+    TABLES,
+    check_same_classes,
+    describe_split,
+    readable,
+    scalars,
+    table_digests,
+    write_tables,
+)
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.runtime.run_folder import environment
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.config.computing import training_like
+from difformer.engine.config.evaluation import ProbeRecipe, choice_note
+from difformer.engine.config.provenance import carried
+from difformer.engine.config.reading import dump
+from difformer.files import sealed
+
+RESULTS, RECIPE = "results.json", "recipe.yaml"
+# What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates
+# targets.
+_MEANINGLESS = {"knn": ("nll",), "logistic": (), "ridge": ("nll", "ece"), "sgd": ()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Split:
+    """The images of a split and their pooled features."""
+
+    images: ImageDataset
+    outputs: Outputs
+
+    def labelled(self, device: torch.device) -> Labelled:
+        return Labelled(torch.from_numpy(self.outputs.values).to(device), torch.from_numpy(self.outputs.labels))
+
+
+@dataclass(frozen=True, eq=False)
+class _Test:
+    """What the settings that were chosen give on the test split."""
+
+    split: _Split
+    metrics: ClassificationMetrics
+    scores: ImageScores
+
+
+def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any] | None:
+    """Reads the features of every split, each image once; chooses settings on the validation split alone, and measures
+    the test split once.
+
+    Args:
+        recipe: everything about the probe.
+        overwrite: replace results that are there.
+
+    Returns:
+        The content of `results.json` without its digests, on the main process; None on the others, which only help to
+        read features.
+
+    Raises:
+        ValueError: a value in the recipe or in the data.
+        OSError: something cannot be read or written.
+        ImageError: an image cannot be read, and such are not to be skipped.
+    """
+    folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
+    folder.check(overwrite=overwrite)
+    images = _open_splits(recipe)
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
+    clock = Clock()
+    splits = {name: _read(recipe, model, name, dataset, accelerator) for name, dataset in images.items()}
+    seconds = clock.seconds
+    if not accelerator.is_main_process:
+        return None
+
+    device = solver_device(accelerator.device)
+    candidates, chosen = _choose(recipe, splits, device)
+    test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
+    results = _decision(recipe, candidates, chosen, test) | {
+        "note": choice_note(recipe.data, recipe.validation),
+        "features": [asdict(key) for key in model.extractor.specs],
+        "dimensions": splits["train"].outputs.values.shape[1],
+        "backbone": {"name": backbone.name, "sha256": backbone.digest},
+        "data": [describe_split(name, s.images, s.outputs.ids, s.outputs.skipped) for name, s in splits.items()],
+        "images_per_second": round(sum(len(s.outputs.ids) for s in splits.values()) / max(seconds, 1e-9), 2),
+        "recipe": carried(recipe),
+        "environment": environment(accelerator.num_processes, accelerator.device),
+    }
+    _write(recipe, folder, results, test)
+    print("\n".join([*_table(recipe, results), f"results in {folder.path}"]), flush=True)
+    return results
+
+
+def _open_splits(recipe: ProbeRecipe) -> dict[str, ImageDataset]:
+    """All of them without augmentation, before the first image is read."""
+    names = ["train", recipe.validation, *([recipe.test] if recipe.test else [])]
+    images: dict[str, ImageDataset] = {}
+    for name in names:
+        classes = images["train"].class_names if images else None
+        images[name] = build_dataset(recipe.data, name, classes=classes)
+        check_same_classes(images[name].class_names, images["train"].class_names, f"of {name}", "of train")
+    most = max(recipe.ks or (0,))
+    if recipe.method == "knn" and most > len(images["train"]):
+        raise ValueError(f"ks: {most} neighbours were asked for, but there are {len(images['train'])} training images")
+    return images
+
+
+def _read(recipe: ProbeRecipe, model: PooledFeatures, split: str, images: ImageDataset, accelerator: Any) -> _Split:
+    outputs = evaluate(
+        model,
+        images,
+        collate_readable,
+        accelerator,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        progress=True,
+        title=f"reading {split}",
+    )
+    return _Split(images, outputs)
+
+
+def _choose(
+    recipe: ProbeRecipe, splits: Mapping[str, _Split], device: torch.device
+) -> tuple[list[Candidate], Candidate]:
+    """All settings with their validation accuracies, and the best. The test split plays no part."""
+    train, validation = (splits[name].labelled(device) for name in ("train", recipe.validation))
+    classes = len(splits["train"].images.class_names)
+    candidates = compare(_probe(recipe), train, validation, classes, criterion=recipe.criterion)
+    return candidates, best(candidates)
+
+
+def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split], device: torch.device) -> _Test:
+    """What the settings that were chosen give on the test split."""
+    assert recipe.test is not None
+    train, validation, test = (splits[name].labelled(device) for name in ("train", recipe.validation, recipe.test))
+    names = splits["train"].images.class_names
+    fitted = _probe(recipe).only(chosen.settings).fit(train.joined(validation) if recipe.refits else train, len(names))
+    [(_, logits)] = fitted(test.features)
+    metrics = classification_metrics(logits, test.labels, names)
+    return _Test(splits[recipe.test], metrics, image_scores(logits, test.labels))
+
+
+def _probe(recipe: ProbeRecipe) -> Probe:
+    return create_probe(
+        recipe.method,
+        ks=recipe.ks,
+        temperatures=recipe.temperatures,
+        strengths=recipe.strengths,
+        rates=recipe.rates,
+    )
+
+
+def _decision(
+    recipe: ProbeRecipe, candidates: Sequence[Candidate], chosen: Candidate, test: _Test | None
+) -> dict[str, Any]:
+    """What was chosen and why, and what came of it."""
+    left_out = _MEANINGLESS[recipe.method]
+    measured = {} if test is None else scalars(test.metrics)
+    return {
+        "method": recipe.method,
+        "candidates": [{**candidate.settings, "validation": candidate.accuracy} for candidate in candidates],
+        "criterion": recipe.criterion,
+        "chosen": dict(chosen.settings),
+        "validation": chosen.accuracy,
+        "refit": recipe.refits,
+        "test": {name: value for name, value in measured.items() if name not in left_out} or None,
+    }
+
+
+def _write(recipe: ProbeRecipe, folder: ResultFolder, results: Mapping[str, Any], test: _Test | None) -> None:
+    with folder.write() as temporary:
+        tables = {}
+        if test is not None:
+            split, probabilities = test.split, recipe.method != "ridge"
+            write_tables(temporary, test.metrics, test.scores, split.outputs, split.images, probabilities=probabilities)
+            tables = table_digests(temporary)
+        (temporary / RECIPE).write_text(dump(recipe), encoding="utf-8")
+        write_json(temporary / RESULTS, sealed({**results, "tables": tables}))
+
+
+def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:
+    """The candidates, the best marked, and the test metrics."""
+    columns = list(results["chosen"])
+    lines = ["  ".join(f"{name:>11}" for name in [*columns, recipe.validation])]
+    for candidate in results["candidates"]:
+        numbers = [f"{candidate[name]:>11g}" for name in columns] + [f"{candidate['validation']:>11.1%}"]
+        mark = "  chosen" if all(candidate[name] == results["chosen"][name] for name in columns) else ""
+        lines.append("  ".join(numbers) + mark)
+    if results["note"] is not None:
+        lines.append(results["note"])
+    if results["test"] is not None:
+        lines += [f"{recipe.test:<15}{results['test']['num_images']:,} images", *readable(results["test"])]
+    return lines

@@ -1,0 +1,142 @@
+"""What the quickstart's page shows beside numbers, from the classifiers and the backbone as they lie in the folder."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from difformer._optional import require
+from difformer.backbones import UNetBackbone
+from difformer.classifier import DiffusionClassifier
+from difformer.data import Batch, DataConfig, ImageDataset, few_shot
+from difformer.data.dataset import TEST
+from difformer.diffusion import sample_ddim
+from difformer.engine.config.build import build_dataset, build_extractor
+from difformer.engine.extraction.plan import collate_readable
+from difformer.verbs.quickstart.plan import Plan
+from difformer.heads import DifFormerHead
+from difformer.report.feature_maps import draw_feature_maps
+from difformer.report.grids import draw_grid
+from difformer.taps import FeatureKey
+
+_BATCH = 64
+# Generated images, and the steps of DDIM they take.
+SAMPLES, STEPS = 16, 40
+# Images whose features are shown.
+_SHOWN = 4
+# Pixels a side of examples, which the networks see smaller.
+_EXAMPLE_SIZE = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a classifier says of the test images.
+
+    Attributes:
+        places: (N,) in the test split.
+        names: N file names, or ids where there are none.
+        labels: (N,).
+        probabilities: (N, C) float32.
+        attention: mean over all test images of the share of each feature; empty for heads without.
+    """
+
+    places: NDArray[np.int64]
+    names: tuple[str, ...]
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    attention: dict[FeatureKey, float]
+
+
+def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predictions:
+    """Runs a classifier on all test images that can be read, and notes where its head looked."""
+    places, labels, probabilities = [], [], []
+    shares: dict[FeatureKey, float] = {}
+    device = next(classifier.parameters()).device
+    for chosen, batch in _batches(images):
+        with torch.no_grad():
+            features = classifier.extractor(batch.images.to(device), batch.ids)
+            probabilities.append(classifier.head(features).float().softmax(1).cpu())
+            if isinstance(classifier.head, DifFormerHead):
+                for key, share in classifier.head.attention_share(features).items():
+                    shares[key] = shares.get(key, 0.0) + float(share.sum())
+        places += chosen
+        labels.append(batch.labels)
+    names = images.names
+    return Predictions(
+        np.array(places),
+        tuple(names[place] if names else str(images.ids[place]) for place in places),
+        torch.cat(labels).numpy(),
+        torch.cat(probabilities).numpy(),
+        {key: total / len(places) for key, total in shares.items()},
+    )
+
+
+def _batches(images: ImageDataset) -> Iterator[tuple[list[int], Batch]]:
+    """Places and batches of the images that can be read, with a progress bar when it takes long."""
+    starts = range(0, len(images), _BATCH)
+    for start in require("tqdm", "the progress bar").tqdm(
+        starts, desc="predicting", unit="batch", delay=2, leave=False
+    ):
+        samples = [(place, images[place]) for place in range(start, min(start + _BATCH, len(images)))]
+        there = [(place, sample) for place, sample in samples if sample is not None]
+        if batch := collate_readable([sample for _, sample in there]):
+            yield [place for place, _ in there], batch
+
+
+def choose_examples(predictions: Predictions, count: int, *, seed: int = 0) -> list[int]:
+    """Rows of predictions to show: drawn at random, half of them mistakes where there are as many, surest first."""
+    sure = predictions.probabilities.max(axis=1)
+    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    generator = np.random.default_rng(seed)
+    wrong, others = (generator.permutation(np.flatnonzero(rows)) for rows in (~right, right))
+    mistakes = min(len(wrong), max(count // 2, count - len(others)))
+    wrong, others = wrong[:mistakes], others[: count - mistakes]
+    return [int(row) for group in (others, wrong) for row in sorted(group, key=lambda row: -sure[row])]
+
+
+def draw_samples(backbone: UNetBackbone, path: Path) -> None:
+    """Draws what the backbone generates."""
+    config = backbone.config
+    shape = (SAMPLES, config.in_channels, config.image_size, config.image_size)
+    device = next(backbone.parameters()).device
+    images = sample_ddim(backbone, backbone.schedule, shape, steps=STEPS, eta=1.0, seed=0, device=device)
+    draw_grid(images, path, columns=SAMPLES // 2)
+
+
+def draw_images(images: ImageDataset, path: Path) -> bool:
+    """Draws as many of the images as `draw_samples` does, evenly spaced, for comparison; False if none can be read."""
+    places = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)
+    samples = [sample for place in places if (sample := images[int(place)]) is not None]
+    if samples:
+        draw_grid(torch.stack([sample.image for sample in samples]), path, columns=SAMPLES // 2)
+    return bool(samples)
+
+
+def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, path: Path) -> bool:
+    """Draws the principal components of features by block and timestep, of images of several classes; False, and no
+    file, if none of these can be read."""
+    places = few_shot(images.labels, -(-_SHOWN // len(images.class_names)), seed=0)[:_SHOWN]
+    batch = collate_readable([images[int(place)] for place in places])
+    if batch is None:
+        return False
+    extractor = build_extractor(plan.pictured, backbone).eval()
+    device = next(backbone.parameters()).device
+    with torch.no_grad():
+        features = extractor(batch.images.to(device), batch.ids)
+    draw_feature_maps(batch.images, {key: maps.float().cpu() for key, maps in features.items()}, path)
+    return True
+
+
+def write_examples(data: DataConfig, places: Sequence[int], folder: Path) -> list[Path]:
+    """Writes test images as PNGs, larger than the networks see them."""
+    images = build_dataset(replace(data, size=_EXAMPLE_SIZE, resize=None), TEST)
+    files = []
+    for number, place in enumerate(places):
+        sample = images[place]
+        assert sample is not None
+        files.append(folder / f"example-{number:02}.png")
+        draw_grid(sample.image[None], files[-1], columns=1, scale=1)
+    return files

@@ -1,0 +1,295 @@
+"""What a quickstart trains and measures: recipes for each method, from a YAML file of this folder."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from difformer.config import as_integer, as_positive_integer
+from difformer.data import DataConfig
+from difformer.data.dataset import TEST
+from difformer.verbs.quickstart.folders import check_output, with_splits
+from difformer.engine.config.evaluation import ProbeRecipe
+from difformer.engine.config.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
+from difformer.engine.config.training import ExtractorConfig, Recipe
+from difformer.files import expand_user
+
+SVM, KNN = "svm", "knn"
+RECIPES = Path(__file__).parent
+# Sections that all methods share, or their numbers could not be compared.
+_SHARED = ("data", "backbone")
+# What a head's section may say beside what recipes do, for training.
+_STEPS = "least_steps"
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """What a user says of a quickstart.
+
+    Attributes:
+        data: a folder of images with one folder a class, or with such folders in `train` and `test`; ELPV when None.
+            With `recipe`, the root of its data set.
+        recipe: a YAML file in the form of those beside this one, in place of them.
+        levels: of ELPV, the four levels of certainty in place of two classes.
+        output: folder of everything; `runs/quickstart-…` when None.
+        seeds: of each trained method.
+        diffeed_seeds: of DifFeed, which takes longest; at most `seeds` where it starts from another method.
+        k_shot: train on that many images of each class only, drawn anew for each seed, by which all methods then
+            have a spread; beside them, k-NN chooses its k on a tenth of the training images.
+
+    Raises:
+        ValueError: a number out of range, or levels of a folder.
+    """
+
+    data: str | None = None
+    recipe: str | None = None
+    levels: bool = False
+    output: str | None = None
+    seeds: int = 3
+    diffeed_seeds: int = 1
+    k_shot: int | None = None
+
+    def __post_init__(self) -> None:
+        as_positive_integer("seeds", self.seeds)
+        if as_integer("diffeed_seeds", self.diffeed_seeds) < 0:
+            raise ValueError(f"diffeed_seeds must be at least 0, got {self.diffeed_seeds}")
+        if self.k_shot is not None:
+            as_positive_integer("k_shot", self.k_shot)
+        if self.levels and (self.data or self.recipe) is not None:
+            raise ValueError("levels are ELPV's; leave out data and recipe, or levels")
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training.
+
+    Attributes:
+        method: its name in the YAML file, such as difformer.
+        seed: of head, order and dropout; of the images, too, where only some of each class are kept.
+        recipe: what is trained.
+    """
+
+    method: str
+    seed: int
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.method}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a quickstart does.
+
+    Attributes:
+        title, about: of the page.
+        titles: of the methods, by name, in the order of the table.
+        data: which images; where only some of each class are kept, those of the first seed.
+        draws: the images of each seed, by what is added to the names of methods without training: one, without a
+            name, where all seeds have the same.
+        knn: the probe by nearest neighbours.
+        heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair. An
+            `init` names the method whose run of the same seed a run starts from.
+        runs: the trainings, at least one.
+        pictured: the features of which the page shows principal components.
+        published: rows of published results: name, and values by the table's columns.
+        output: the folder of everything.
+    """
+
+    title: str
+    about: str
+    titles: Mapping[str, str]
+    data: DataConfig
+    draws: Mapping[str, DataConfig]
+    knn: ProbeRecipe
+    heads: Mapping[str, Recipe]
+    runs: tuple[PlannedRun, ...]
+    pictured: ExtractorConfig
+    published: tuple[Mapping[str, Any], ...]
+    output: Path
+
+
+@dataclass(frozen=True)
+class _File:
+    """The form of the YAML files."""
+
+    title: str
+    about: str
+    titles: Mapping[str, str]
+    base: Mapping[str, Any]
+    heads: Mapping[str, Any]
+    knn: Mapping[str, Any]
+    pictured: ExtractorConfig
+    published: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
+
+
+def create_plan(config: QuickstartConfig) -> Plan:
+    """The trainings and measurements of a quickstart.
+
+    Raises:
+        FileNotFoundError: there is no such folder, or no such recipe.
+        ValueError: a recipe with an unknown key, a missing one, or a bad value; or one that leaves nothing to train.
+    """
+    file = _read(config)
+    parser = create_parser(Recipe, "quickstart", "", {})
+    base = read_values(parser, Recipe, file.base)
+    data = _data(config, base.data)
+    output = expand_user(config.output or f"runs/quickstart-{_stem(config)}")
+    check_output(data, output)
+    heads = {
+        method: replace(
+            read_values(parser, Recipe, overlay(Recipe, file.base, _with_steps(method, section))), data=data
+        )
+        for method, section in file.heads.items()
+    }
+    _check_inits(config, heads)
+    knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
+    _check_measuring(heads, knn)
+    return Plan(
+        title=file.title.replace("{name}", _subject(config)),
+        about=file.about,
+        titles=file.titles,
+        data=data,
+        draws={f"-{seed}": _drawn(data, seed) for seed in range(config.seeds)} if _is_drawn(data) else {"": data},
+        knn=knn,
+        heads=heads,
+        runs=_runs(config, heads, output),
+        pictured=file.pictured,
+        published=() if config.levels else tuple(file.published),
+        output=output,
+    )
+
+
+def _with_steps(method: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's section as a recipe has it, where the least steps belong to training."""
+    values = {key: value for key, value in section.items() if key != _STEPS}
+    if _STEPS in section:
+        steps = as_positive_integer(f"heads.{method}.{_STEPS}", section[_STEPS])
+        values["training"] = {**(values.get("training") or {}), _STEPS: steps}
+    return values
+
+
+def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:
+    """Raises ValueError when a method would not be measured as the table and the page expect it."""
+    if knn.method != "knn":
+        raise ValueError(f"knn.method must be knn, got {knn.method!r}; other classifiers belong to heads")
+    measured = {"knn.test": knn.test} | {
+        f"evaluation.test of {name}": head.evaluation.test for name, head in heads.items()
+    }
+    for key, split in measured.items():
+        if split != TEST:
+            raise ValueError(f"{key} must be {TEST}, on which all methods are measured, got {split!r}")
+
+
+def _check_inits(config: QuickstartConfig, heads: Mapping[str, Recipe]) -> None:
+    """Raises ValueError when a method is to start from one that does not come before it, or has too few seeds."""
+    methods = list(heads)
+    for place, (method, recipe) in enumerate(heads.items()):
+        if recipe.init is None:
+            continue
+        if recipe.init not in methods[:place]:
+            before = f"one of the methods before it, {', '.join(methods[:place])}" if place else "a method before it"
+            raise ValueError(f"heads.{method}.init must be {before}, got {recipe.init!r}")
+        wanted, there = _seeds(config, recipe), _seeds(config, heads[recipe.init])
+        if wanted > there:
+            raise ValueError(
+                f"{method} starts from {recipe.init} of the same seed, and is to have {wanted} seeds where that has "
+                f"{there}; give --seeds {wanted}, or fewer of {method}"
+            )
+
+
+def _seeds(config: QuickstartConfig, recipe: Recipe) -> int:
+    return config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds
+
+
+def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -> tuple[PlannedRun, ...]:
+    runs = [
+        _planned(method, seed, recipe, output)
+        for method, recipe in heads.items()
+        for seed in range(_seeds(config, recipe))
+    ]
+    if not runs:
+        raise ValueError("all heads are DifFeed's and diffeed_seeds is 0, so nothing would be trained; ask for a seed")
+    return tuple(runs)
+
+
+def _planned(method: str, seed: int, recipe: Recipe, output: Path) -> PlannedRun:
+    recipe = replace(
+        recipe,
+        data=_drawn(recipe.data, seed),
+        output=str(output / f"{method}-{seed}"),
+        init=recipe.init and str(output / f"{recipe.init}-{seed}"),
+        cache=replace(recipe.cache, folder=str(output / "features")),
+        training=replace(recipe.training, seed=seed),
+    )
+    return PlannedRun(method, seed, recipe)
+
+
+def _is_drawn(data: DataConfig) -> bool:
+    """Whether only some training images of each class are kept, at random."""
+    return data.k_shot is not None or data.percent is not None
+
+
+def _drawn(data: DataConfig, seed: int) -> DataConfig:
+    """The images of a seed. Which they are matters more than anything else that a seed decides."""
+    return replace(data, seed=data.seed + seed) if _is_drawn(data) else data
+
+
+def _read(config: QuickstartConfig) -> _File:
+    path = RECIPES / ("elpv.yaml" if config.data is None else "folder.yaml")
+    file = build(_File, read_yaml(config.recipe or path))
+    _check_sections(file)
+    for name in (SVM, KNN, *file.heads):
+        if name not in file.titles:
+            raise ValueError(f"titles must name every method; there is none for {name}")
+    return file
+
+
+def _check_sections(file: _File) -> None:
+    """Raises ValueError when methods are missing, share a name or have what belongs to all of them."""
+    if not file.heads:
+        raise ValueError("heads must name at least one")
+    if taken := {SVM, KNN} & set(file.heads):
+        raise ValueError(f"heads.{min(taken)} has the name of another method; choose another name")
+    sections = {KNN: file.knn} | {f"heads.{method}": section for method, section in file.heads.items()}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ValueError(f"{name} must hold keys and values, got {section!r}")
+        for key in _SHARED:
+            if key in section:
+                raise ValueError(f"{name}.{key}: all methods share one {key}; give it as base.{key}")
+    for method, section in file.heads.items():
+        known = [f"heads.{method}.{key}" for key in (*(field.name for field in fields(Recipe)), _STEPS)]
+        for key in section:
+            if f"heads.{method}.{key}" not in known:
+                raise unknown_key(f"heads.{method}.{key}", known)
+
+
+def _stem(config: QuickstartConfig) -> str:
+    """Of the folder of results."""
+    return _subject(config) if config.recipe is None else expand_user(config.recipe).stem
+
+
+def _subject(config: QuickstartConfig) -> str:
+    if config.data is not None:
+        return expand_user(config.data).resolve().name
+    if config.recipe is not None:
+        return expand_user(config.recipe).stem
+    return "elpv-levels" if config.levels else "elpv"
+
+
+def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
+    """The images, with the test split they have or one set aside."""
+    if config.k_shot is not None:
+        base = replace(base, k_shot=config.k_shot)
+    if config.data is None:
+        return replace(base, name="elpvlevels") if config.levels else base
+    # Recipes that say how to find their splits, or need not, are left to it.
+    if config.recipe is not None and (base.name != "folder" or base.splits or base.test_fraction):
+        return replace(base, root=config.data)
+    root = expand_user(config.data)
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {config.data}; give one that holds a folder of images a class")
+    return with_splits(base, root)

@@ -1,0 +1,167 @@
+"""Everything on one data set, from pixels to a page; the body of `difformer quickstart`."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from difformer.backbones import UNetBackbone
+from difformer.data import ImageDataset
+from difformer.data.dataset import TEST
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.config.build import build_backbone, build_dataset, outline_classifier
+from difformer.verbs.train.init import check_init
+from difformer.tasks.classification.results import check_same_classes
+from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
+from difformer.verbs.quickstart.methods import SECONDS, measure_methods
+from difformer.verbs.quickstart.page import PAGE, PICTURES, write_report
+from difformer.verbs.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan
+from difformer.verbs.quickstart.tables import as_json, table_rows, text_table
+from difformer.engine.config.reading import plain, read_yaml
+
+RECORD, TABLE = "quickstart.yaml", "table.md"
+# What may be asked for differently of a folder that is there: seeds are added or left out; images, and what a recipe
+# says, are recognised wherever they lie.
+_MAY_CHANGE = ("output", "seeds", "diffeed_seeds", "data", "recipe")
+# Digests say nothing to a reader.
+_OTHERWISE = {
+    "made_with.recipes": "its methods or their settings were others (of another recipe, or version of difformer)",
+    "made_with.weights": "the weights of the backbone were others",
+    "made_with.images": "its images were others",
+}
+
+
+def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
+    """Trains and measures every method, prints the table and writes the page. What is done already is not done again.
+
+    Args:
+        config: on which images, and how often.
+        overwrite: start anew although there is a quickstart in the folder.
+
+    Returns:
+        The page, `report.html`; classifiers, pictures and `results.json` lie beside it.
+
+    Raises:
+        FileNotFoundError: weights or images are not there.
+        FileExistsError: the folder holds something else, or another quickstart is at work in it.
+        OSError: something cannot be read or written, or not be removed to start anew.
+        ValueError: it holds a quickstart of other images.
+        ImportError: a library of the demo extra is missing.
+        Stopped: a signal asked to stop; the same command goes on.
+    """
+    plan = create_plan(config)
+    _check_libraries(plan)
+    folder = RunFolder(plan.output, record=RECORD)
+    folder.check()
+    accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
+    backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
+    images = _open_images(plan)
+    check_inits(plan, backbone, images[0].class_names)
+    record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, images)}
+    if not overwrite:
+        _check_record(folder, record)
+    folder.claim()
+    try:
+        if overwrite:
+            _clear(plan, folder)
+        folder.write_text(RECORD, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
+        folder.write_json("environment.json", environment(1, accelerator.device))
+        return _carry_out(plan, backbone, folder)
+    finally:
+        folder.release()
+        accelerator.end_training()
+
+
+def _carry_out(plan: Plan, backbone: UNetBackbone, folder: RunFolder) -> Path:
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    say(f"{plan.title}: everything goes to {plan.output}")
+    results = measure_methods(plan, folder, say)
+    folder.write_json(folder.results.name, as_json(plan, results))
+    table = text_table(table_rows(plan, results))
+    folder.write_text(TABLE, table + "\n")
+    say("drawing the page")
+    page = write_report(plan, results, backbone, folder)
+    say(f"\n{table}\n\n{page}")
+    return page
+
+
+def _check_libraries(plan: Plan) -> None:
+    own = plan.data.name.startswith("elpv") and plan.data.root is None
+    needed = {"sklearn": "scikit-learn"} | ({"elpv_dataset": "elpv-dataset"} if own else {})
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise ImportError(f'the quickstart needs {" and ".join(missing)}; in the clone, run: pip install -e ".[demo]"')
+
+
+def _open_images(plan: Plan) -> list[ImageDataset]:
+    """Training and test images, looked at before the first minute of work."""
+    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
+    check_same_classes(test.class_names, train.class_names, "of test", "of train")
+    if len(train.class_names) < 2:
+        raise ValueError(
+            f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
+        )
+    # Of a few images a class, none can be held out; k-NN would say so after the first method.
+    build_dataset(plan.knn.data, plan.knn.validation)
+    return [train, test]
+
+
+def check_inits(plan: Plan, backbone: UNetBackbone, names: tuple[str, ...]) -> None:
+    """Raises ValueError when a method could not start from the one it is to start from.
+
+    Args:
+        plan: whose heads say from which.
+        backbone: of all.
+        names: of the classes.
+    """
+    for method, recipe in plan.heads.items():
+        if recipe.init is not None:
+            trained, own = (outline_classifier(one, names, backbone) for one in (plan.heads[recipe.init], recipe))
+            check_init(trained, own, f"{recipe.init} for {method}")
+
+
+def _made_with(plan: Plan, backbone: UNetBackbone, images: Sequence[ImageDataset]) -> dict[str, str]:
+    """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
+    # Of all heads, also of those without a run: seeds may be added later.
+    recipes = {method: plain(asdict(recipe)) for method, recipe in plan.heads.items()}
+    recipes[KNN] = plain(asdict(plan.knn))
+    for recipe in recipes.values():
+        recipe["output"] = recipe["data"]["root"] = None
+    parts = {
+        "recipes": json.dumps(recipes, sort_keys=True),
+        "weights": backbone.digest,
+        # Earlier versions drew the same few images for every seed.
+        "images": " ".join([*(dataset.digest for dataset in images), *([] if "" in plan.draws else ["by seed"])]),
+    }
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
+
+
+def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
+    """Raises ValueError when the folder has results of other images, recipes or weights."""
+    if not folder.recipe.exists():
+        return
+    changed = changed_keys(read_yaml(folder.recipe), record)
+    other = {key: values for key, values in changed.items() if key not in _MAY_CHANGE}
+    if other:
+        listed = "; ".join(
+            _OTHERWISE.get(key) or f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items()
+        )
+        raise ValueError(f"{folder.path} holds another quickstart: {listed}. Choose another --output, or --overwrite")
+
+
+def _clear(plan: Plan, folder: RunFolder) -> None:
+    """Removes results, those first that others are recognised by; raises OSError where one would stay and count."""
+    for name in (folder.results.name, SECONDS, TABLE, PAGE):
+        (folder.path / name).unlink(missing_ok=True)
+    folders = (path for method in plan.titles for path in folder.path.glob(f"{method}-[0-9]*"))
+    for path in (folder.path / PICTURES, *(folder.path / method for method in plan.titles), *folders):
+        if path.exists():
+            shutil.rmtree(path)

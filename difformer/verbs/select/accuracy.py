@@ -1,0 +1,155 @@
+"""How well ridge classification does on a part of the images, or on all of them."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from difformer.analysis import choose_leave_one_out, ridge_path
+from difformer.analysis.linear import Standardised, principal_axes
+from difformer.analysis.probes import Labelled, best, compare, create_probe
+from difformer.analysis.ridge import STRENGTHS
+from difformer.data import percentage
+from difformer.engine.runtime.accelerator import solver_device
+from difformer.engine.runtime.processes import on_main
+from difformer.verbs.select.parts import Pair, Parts
+from difformer.verbs.select.search import greedy_set
+from difformer.verbs.sweep.features import SplitFeatures
+
+# Of each feature, where several are joined: a fit to thousands of columns would take longer than reading them.
+_COMPONENTS = 256
+# Leaving one out says nothing of a class that has but one image.
+_FEWEST_OF_CLASS = 4
+
+
+class Accuracy:
+    """Measures by labels.
+
+    Args:
+        parts: reads the images.
+
+    Attributes:
+        pools: the best pooling of each feature that was measured on all images.
+
+    Raises:
+        ValueError: no class has two training images.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._device = solver_device(parts.accelerator.device)
+        self._kept: dict[Pair, dict[str, Tensor]] = {}
+        self._labels: dict[str, Tensor] = {}
+        self.pools: dict[Pair, int] = {}
+        train = parts.images["train"]
+        self._classes = len(train.class_names)
+        if np.bincount(train.labels).max() < 2:
+            raise ValueError(
+                "a search leaves one training image out to see whether others of its class find it, and no class has "
+                "two; give more images, set labels: false, or run `difformer sweep`"
+            )
+
+    def measure(self, t: int, share: float) -> tuple[Mapping[str, float], float]:
+        """Accuracy by tap in its best pooling: of some images by leaving one out, or of all on validation.
+
+        Args:
+            t: timestep.
+            share: of the images of both splits; below 1 that many are training images, at least some of each class.
+
+        Returns:
+            The accuracies, and the share of the images that was read.
+        """
+        parts = self._parts
+        if share < 1:
+            train = parts.images["train"]
+            percent = min(100.0, 100 * share / parts.cost(len(train)))
+            few = percentage(train.labels, percent, parts.recipe.data.seed, at_least=_FEWEST_OF_CLASS)
+            part = parts.read(train.part(few), t, title="train")
+            return on_main(parts.accelerator, partial(self._leave_one_out, part)), parts.cost(len(few))
+        splits = {name: parts.read(images, t, title=name) for name, images in parts.images.items()}
+        found = on_main(parts.accelerator, partial(self._keep, splits, t))
+        self.pools |= {(tap, t): pool for tap, (pool, _) in found.items()}
+        return {tap: score for tap, (_, score) in found.items()}, 1.0
+
+    def fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
+        """The features to read together, of some with their accuracies on all images, and their accuracy together.
+
+        The first is the best that the budget allows. Joined, features of many columns count by their first principal
+        components.
+        """
+        return on_main(self._parts.accelerator, partial(self._fuse, candidates, costs))
+
+    def _leave_one_out(self, train: SplitFeatures) -> dict[str, float]:
+        """By tap, in its best pooling."""
+        recipe, labels = self._parts.recipe, torch.from_numpy(train.labels)
+        strengths = recipe.strengths or STRENGTHS
+        scores: dict[str, float] = {}
+        for tap, pool in train.places:
+            features = train.of(tap, pool).to(self._device)
+            fits = ridge_path(features, labels, self._classes, strengths=strengths, criterion=recipe.criterion)
+            scores[tap] = max(scores.get(tap, 0.0), choose_leave_one_out(fits).leave_one_out)
+        return scores
+
+    def _keep(self, splits: Mapping[str, SplitFeatures], t: int) -> dict[str, tuple[int, float]]:
+        """Best pooling and its accuracy by tap; keeps its vectors for fusing."""
+        self._labels = {name: torch.from_numpy(split.labels) for name, split in splits.items()}
+        found = {}
+        for tap in self._parts.taps:
+            scores = {
+                pool: self._score({name: split.of(tap, pool) for name, split in splits.items()})
+                for pool in sorted(self._parts.recipe.pools)
+            }
+            # Of equal ones the first, which has the shortest vectors.
+            pool = max(scores, key=lambda pool: scores[pool])
+            found[tap] = pool, scores[pool]
+            self._kept[tap, t] = condense({name: split.of(tap, pool) for name, split in splits.items()}, self._device)
+        return found
+
+    def _fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
+        recipe = self._parts.recipe
+
+        def score(pairs: Sequence[Pair]) -> float:
+            return candidates[pairs[0]] if len(pairs) == 1 else self._joined_score(pairs)
+
+        chosen = greedy_set(score, list(candidates), costs, budget=recipe.budget, most=recipe.most)
+        return chosen, score(chosen)
+
+    def _joined_score(self, pairs: Sequence[Pair]) -> float:
+        return self._score({name: torch.cat([self._kept[p][name] for p in pairs], dim=1) for name in self._labels})
+
+    def _score(self, vectors: Mapping[str, Tensor]) -> float:
+        """On the validation split, after a fit on the other."""
+        recipe = self._parts.recipe
+        train, validation = (
+            Labelled(vectors[name].to(self._device), self._labels[name]) for name in ("train", recipe.validation)
+        )
+        probe = create_probe("ridge", strengths=recipe.strengths)
+        return best(compare(probe, train, validation, self._classes, criterion=recipe.criterion)).accuracy
+
+
+def condense(vectors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The first principal components of standardised vectors.
+
+    Args:
+        vectors: (N, D) by split; those of `train` say which components.
+        device: that can compute in float64.
+
+    Returns:
+        (N, k) float32 by split, k at most 256 and at most as many as the training vectors have; all D columns where
+        they are no more than 256.
+    """
+    if vectors["train"].shape[1] <= _COMPONENTS:
+        return {name: rows.clone() for name, rows in vectors.items()}
+    train = Standardised.of(vectors["train"].to(device), torch.float64)
+    # Ascending, so that the last explain most.
+    axes = principal_axes(train.x)[0][:, -_COMPONENTS:]
+    # Turned, as a fit standardises its columns again, which would blow the last components up to the first's size.
+    generator = torch.Generator().manual_seed(0)
+    turn, _ = torch.linalg.qr(torch.randn(axes.shape[1], axes.shape[1], generator=generator, dtype=torch.float64))
+    axes = axes @ turn.to(device)
+    return {
+        name: ((rows.to(device).double() - train.mean) / train.scale @ axes).float().cpu()
+        for name, rows in vectors.items()
+    }

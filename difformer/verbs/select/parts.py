@@ -1,0 +1,68 @@
+"""A part of the images, as all blocks and poolings see them at one timestep."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from difformer.backbones import UNetBackbone
+from difformer.data import ImageDataset
+from difformer.engine.config.build import build_dataset
+from difformer.engine.runtime.processes import on_main
+from difformer.verbs.sweep.recipe import SelectRecipe
+from difformer.verbs.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
+from difformer.features import FeatureExtractor
+
+# A feature: tap and timestep.
+Pair = tuple[str, int]
+
+
+class Parts:
+    """Reads parts of the images.
+
+    Args:
+        recipe: of the search.
+        backbone: gives the features.
+        taps: blocks to read, in network order.
+        accelerator: Accelerate's.
+
+    Attributes:
+        images: by split: train, and with labels the validation split.
+
+    Raises:
+        ValueError: a timestep that the backbone does not have, or features that do not fit into memory.
+    """
+
+    def __init__(self, recipe: SelectRecipe, backbone: UNetBackbone, taps: Sequence[str], accelerator: Any) -> None:
+        self.recipe = recipe
+        self.backbone = backbone
+        self.taps = taps
+        self.accelerator = accelerator
+        train = build_dataset(recipe.data, "train", augment=not recipe.labels)
+        self.images = {"train": train}
+        if recipe.labels:
+            self.images[recipe.validation] = build_dataset(
+                recipe.data, recipe.validation, augment=False, classes=train.class_names
+            )
+        # A timestep that the backbone does not have is refused here, not when its turn comes.
+        FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps)
+        counts = [len(images) for images in self.images.values()]
+        on_main(accelerator, partial(check_memory, self._model(recipe.timesteps[0], recipe.seed), counts))
+
+    def read(self, images: ImageDataset, t: int, *, title: str, seed: int | None = None) -> SplitFeatures:
+        """Reads images on all processes together; `seed` of the noise where it is not the recipe's."""
+        return read_split(
+            self._model(t, self.recipe.seed if seed is None else seed),
+            images,
+            self.accelerator,
+            batch_size=self.recipe.batch_size,
+            workers=self.recipe.workers,
+            title=f"t = {t}, {len(images)} images of {title}",
+        )
+
+    def cost(self, count: int) -> float:
+        """Of reading so many images, in passes over all images of all splits."""
+        return count / sum(len(images) for images in self.images.values())
+
+    def _model(self, t: int, seed: int) -> PooledInEveryWay:
+        extractor = FeatureExtractor(self.backbone, taps=self.taps, timesteps=[t], seed=seed)
+        return PooledInEveryWay(extractor, self.recipe.pools)

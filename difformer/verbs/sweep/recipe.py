@@ -1,0 +1,195 @@
+"""What a sweep over blocks and timesteps, and a search among them, are made of."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from difformer.config import as_positive_integer, as_switch
+from difformer.data import DataConfig
+from difformer.engine.config.computing import check_computing
+from difformer.engine.config.evaluation import HOLDOUT, ProbeCriterion, ProbeRecipe
+from difformer.engine.config.training import (
+    BackboneConfig,
+    BatchSize,
+    ExtractorConfig,
+    Precision,
+    as_batch_size,
+    as_tuple,
+    check_choice,
+    check_range,
+)
+
+SweepMethod = Literal["ridge", "logistic", "sgd"]
+
+
+@dataclass(frozen=True)
+class SweepRecipe:
+    """Linear probes of every block, timestep and pooling.
+
+    Attributes:
+        data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given; `k_shot` and
+            `percent` limit the images that probes learn from.
+        output: folder for the results.
+        backbone: the diffusion model the features come from.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps in [0, 1000).
+        pools: sides to which maps are averaged.
+        seed: of the noise.
+        method: ridge (closed form), logistic, or sgd (all settings of a probe trained at once).
+        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
+        rates: learning rates of sgd, to choose from likewise.
+        criterion: what is best on the validation split: top1 or mean_per_class.
+        validation: split that chooses, and alone does so.
+        test: split that the best probe is measured on, once, after the choice; none when null.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
+    """
+
+    data: DataConfig
+    output: str = "runs/sweep"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    taps: tuple[int | str, ...] = ()
+    timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
+    pools: tuple[int, ...] = (1, 2, 4)
+    seed: int = 0
+    method: SweepMethod = "ridge"
+    strengths: tuple[float, ...] | None = None
+    rates: tuple[float, ...] | None = None
+    criterion: ProbeCriterion = "top1"
+    validation: str = "holdout"
+    test: str | None = None
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "timesteps", "pools"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        _check_different("timesteps", self.timesteps)
+        _check_pools(self.pools)
+        check_choice("method", self.method, get_args(SweepMethod))
+        check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
+        check_computing(self)
+        if self.validation == "holdout" and not self.data.holdout:
+            object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
+        # The rest of what can be wrong with them is a probe's.
+        alone = self.probe(1, 0, 1)
+        for name in ("strengths", "rates"):
+            object.__setattr__(self, name, getattr(alone, name))
+
+    def probe(self, tap: int | str, t: int, pool: int, settings: Mapping[str, float] | None = None) -> ProbeRecipe:
+        """The recipe of one of its probes, alone.
+
+        Args:
+            tap, t, pool: its feature.
+            settings: in place of those to choose from.
+        """
+        settings = settings or {}
+        return ProbeRecipe(
+            data=self.data,
+            output=f"{self.output}/best",
+            backbone=self.backbone,
+            extractor=ExtractorConfig(taps=(tap,), timesteps=(t,), seed=self.seed),
+            pool=pool,
+            method=self.method,
+            strengths=(settings["l2"],) if "l2" in settings else self.strengths,
+            rates=(settings["rate"],) if "rate" in settings else self.rates,
+            criterion=self.criterion,
+            validation=self.validation,
+            test=self.test,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True)
+class SelectRecipe:
+    """A search for the best features by ridge classification, at a fraction of a sweep's cost. It reads no test images.
+
+    Attributes:
+        data: which images, as for a sweep.
+        output: folder for the results.
+        backbone: the diffusion model the features come from.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps in [0, 1000), ascending.
+        pools: sides to which maps are averaged, of which each feature's best counts: 1, 2 and 4 when empty. Without
+            labels it can be but one, which is 1 when empty.
+        seed: of the noise.
+        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
+        criterion: what is best: top1 or mean_per_class.
+        validation: split that chooses.
+        labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
+            together, and no set to fuse is chosen.
+        views: of each image, without labels.
+        budget: most that reading the features to fuse may cost, in whole passes of the network.
+        most: features to fuse.
+        fused_timesteps: how many timesteps features to fuse may come from at the most. At least as many are measured
+            on all images, each for a pass over them.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
+    """
+
+    data: DataConfig
+    output: str = "runs/select"
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    taps: tuple[int | str, ...] = ()
+    timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
+    pools: tuple[int, ...] = ()
+    seed: int = 0
+    strengths: tuple[float, ...] | None = None
+    criterion: ProbeCriterion = "top1"
+    validation: str = "holdout"
+    labels: bool = True
+    views: int = 4
+    budget: float = 1.0
+    most: int = 4
+    fused_timesteps: int = 1
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("taps", "timesteps", "pools"):
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
+            raise ValueError(f"timesteps must be one or more that ascend, got {list(self.timesteps)}")
+        if not as_switch("labels", self.labels) and len(self.pools) > 1:
+            raise ValueError(
+                f"pools must be a single one without labels, got {list(self.pools)}: the criterion does not compare "
+                "one pooling with another"
+            )
+        object.__setattr__(self, "pools", self.pools or ((1, 2, 4) if self.labels else (1,)))
+        _check_pools(self.pools)
+        as_positive_integer("fused_timesteps", self.fused_timesteps)
+        check_range("views", as_positive_integer("views", self.views), lambda x: x >= 2, "at least 2")
+        check_range("budget", self.budget, lambda x: x > 0, "above 0")
+        as_positive_integer("most", self.most)
+        # What else can be wrong is a probe's, and its holdout is theirs.
+        alone = ProbeRecipe(
+            data=self.data,
+            method="ridge",
+            strengths=self.strengths,
+            criterion=self.criterion,
+            validation=self.validation,
+            test=None,
+            precision=self.precision,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+        for name in ("data", "strengths", "batch_size"):
+            object.__setattr__(self, name, getattr(alone, name))
+
+
+def _check_different(name: str, values: Sequence[int]) -> None:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
+
+
+def _check_pools(pools: Sequence[int]) -> None:
+    _check_different("pools", pools)
+    for pool in pools:
+        as_positive_integer("pools", pool)

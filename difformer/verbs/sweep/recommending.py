@@ -1,0 +1,101 @@
+"""What follows from a sweep for training: the features that DifFormer fuses, and those that DifFeed feeds back."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from difformer.verbs.sweep.certainty import Chooser
+from difformer.verbs.sweep.scores import Score, best_score, ranked
+from difformer.taps import TapSpec
+
+# Blocks, and timesteps.
+_COUNT = 3
+
+
+def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> dict[str, str]:
+    """YAML files by name that `difformer train RECIPE --config FILE` takes.
+
+    Args:
+        scores: of the sweep.
+        taps: the backbone's.
+        chooser: the images by which it chose.
+
+    Returns:
+        One for DifFormer, and one for DifFeed where the sweep has blocks of the decoder.
+    """
+    recipes = {"recommended.yaml": _difformer(scores, taps, chooser)}
+    decoder = [score for score in scores if _is_in_decoder(score.tap, taps)]
+    return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser)} if decoder else {})
+
+
+def recommend(scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = _COUNT) -> tuple[list[str], list[int]]:
+    """Blocks and timesteps to fuse: the best block, then the best of other map sizes; the best timesteps of these.
+
+    Args:
+        scores: of the sweep.
+        taps: the backbone's.
+        count: of blocks, and of timesteps.
+
+    Returns:
+        Taps in network order, and ascending timesteps.
+    """
+    by_rank = ranked(scores)
+    best_taps = list(dict.fromkeys(score.tap for score in by_rank))
+    chosen = _of_different_sizes(best_taps, taps)[:count]
+    chosen += [tap for tap in best_taps if tap not in chosen][: count - len(chosen)]
+    best_timesteps = list(dict.fromkeys(score.t for score in by_rank if score.tap in chosen))
+    return [tap for tap in taps if tap in chosen], sorted(best_timesteps[:count])
+
+
+def _of_different_sizes(ordered: Sequence[str], taps: Mapping[str, TapSpec]) -> list[str]:
+    """The first tap of each map size, in the same order."""
+    first: dict[int, str] = {}
+    for tap in ordered:
+        first.setdefault(taps[tap].size, tap)
+    return list(first.values())
+
+
+def _is_in_decoder(tap: str, taps: Mapping[str, TapSpec]) -> bool:
+    return list(taps).index(tap) > len(taps) // 2
+
+
+def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
+    blocks, timesteps = recommend(scores, taps)
+    # Attention finds the places that count among many, where a linear probe has a weight for each.
+    arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
+    gflop = len(timesteps) * max(taps[tap].flops for tap in blocks) / 1e9
+    values = {
+        "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": []},
+        "head": {"name": "difformer", "arguments": arguments},
+    }
+    return _described(scores, chooser, f"These together take {gflop:.3g} GFLOP an image.", values)
+
+
+def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
+    """The best block of the decoder is read; at its timestep, the best of each map size are fed back."""
+    best = best_score(decoder)
+    at_best = [score.tap for score in ranked(decoder) if score.t == best.t]
+    fed_back = _of_different_sizes(list(dict.fromkeys(at_best)), taps)
+    values = {
+        "extractor": {
+            "feedback_taps": [tap for tap in taps if tap in fed_back],
+            "taps": [best.tap],
+            "timesteps": [best.t],
+        },
+        "features": "live",
+        "head": {"name": "attention", "arguments": {"pool": max(score.pool for score in decoder)}},
+    }
+    return _described(
+        decoder, chooser, "It is read in the second pass, and the best of each map size are fed back.", values
+    )
+
+
+def _described(scores: Sequence[Score], chooser: Chooser, remark: str, values: Mapping[str, Any]) -> str:
+    best = best_score(scores)
+    comments = [
+        f"The best single feature: {best.tap} at t = {best.t}, pool {best.pool}: {chooser.certain(best.accuracy)},",
+        f"{chooser.caution(len(scores))}.",
+        remark,
+    ]
+    return "".join(f"# {line}\n" for line in comments) + yaml.safe_dump(dict(values), sort_keys=False)

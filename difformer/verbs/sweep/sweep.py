@@ -1,0 +1,224 @@
+"""Probes of every block, timestep and pooling; the body of `difformer sweep`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difformer._optional import require
+from difformer.analysis.probes import Labelled, best, create_probe, judge
+from difformer.backbones import UNetBackbone
+from difformer.data import ImageDataset
+from difformer.engine.runtime.accelerator import create_accelerator, solver_device
+from difformer.engine.config.build import build_backbone, build_dataset
+from difformer.verbs.probe.probe import run_probe
+from difformer.tasks.classification.results import check_same_classes
+from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
+from difformer.engine.runtime.processes import on_main
+from difformer.engine.config.computing import training_like
+from difformer.engine.config.evaluation import choice_note
+from difformer.engine.config.reading import dump, plain, read_yaml
+from difformer.verbs.sweep.recipe import SweepRecipe
+from difformer.verbs.sweep.certainty import Chooser
+from difformer.verbs.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
+from difformer.verbs.sweep.fitting import fit_places
+from difformer.verbs.sweep.recommending import recommended_recipes
+from difformer.verbs.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
+from difformer.features import FeatureExtractor
+from difformer.files import read_json, sealed
+from difformer.report.sweep import draw_pareto, draw_sweep
+
+# What a sweep may go on with another value of.
+_MAY_CHANGE = (
+    "output", "timesteps", "workers", "batch_size", "test", "data.root", "data.download", "data.check_images",
+    "backbone.folder", "backbone.download", "backbone.attention", "backbone.gradient_checkpointing",
+)  # fmt: skip
+
+
+_REMEDY = "remove it, and the same command makes it anew"
+
+
+def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
+    """Fits all probes of one timestep after another, and says which features to use. What is done is not done again.
+
+    Args:
+        recipe: everything about it.
+        overwrite: start anew although there is a sweep in the folder.
+
+    Returns:
+        The scores, in the order of timesteps, blocks and poolings.
+
+    Raises:
+        ValueError: a value in the recipe or in the data, or the folder holds a sweep with another recipe.
+        OSError: something cannot be read or written.
+        ImageError: an image cannot be read, and such are not to be skipped.
+    """
+    images = _open_splits(recipe)
+    folder = RunFolder(recipe.output, record="sweep.yaml")
+    folder.check()
+    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    # A timestep that the backbone does not have is refused here, not when its turn comes.
+    _extractor(recipe, backbone, recipe.timesteps)
+    on_main(accelerator, folder.claim)
+    try:
+        on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
+        scores = []
+        for t in recipe.timesteps:
+            scores += _timestep(recipe, backbone, images, t, folder, accelerator)
+        chooser = Chooser(images[recipe.validation].labels, recipe.validation, recipe.criterion)
+        on_main(accelerator, partial(_conclude, recipe, backbone, scores, folder, chooser))
+    finally:
+        folder.release()
+    if recipe.test is not None:
+        chosen = best_score(scores)
+        alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
+        run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True)
+    return scores
+
+
+def _open_splits(recipe: SweepRecipe) -> dict[str, ImageDataset]:
+    """The splits that probes learn from and are chosen on; that of the test is only looked at."""
+    train = build_dataset(recipe.data, "train")
+    opened = {"train": train}
+    for split in filter(None, (recipe.validation, recipe.test)):
+        opened[split] = build_dataset(recipe.data, split, classes=train.class_names)
+        check_same_classes(opened[split].class_names, train.class_names, f"of {split}", "of train")
+    return {split: opened[split] for split in ("train", recipe.validation)}
+
+
+def _extractor(recipe: SweepRecipe, backbone: UNetBackbone, timesteps: Sequence[int]) -> FeatureExtractor:
+    return FeatureExtractor(backbone, taps=recipe.taps or tuple(backbone.taps), timesteps=timesteps, seed=recipe.seed)
+
+
+def _prepare(
+    folder: RunFolder,
+    recipe: SweepRecipe,
+    backbone: UNetBackbone,
+    images: Mapping[str, ImageDataset],
+    accelerator: Any,
+    overwrite: bool,
+) -> None:
+    """Makes sure that what is in the folder is of the same sweep.
+
+    Raises:
+        ValueError: it is of another recipe, of other images or weights.
+    """
+    sources = {"weights": backbone.digest} | {split: dataset.digest for split, dataset in images.items()}
+    record = {"recipe": plain(asdict(recipe)), "sources": sources}
+    known = folder.path / "sources.json"
+    if overwrite:
+        for file in folder.path.glob("scores-*.json"):
+            file.unlink()
+    elif folder.recipe.exists() and known.exists():
+        before = {"recipe": read_yaml(folder.recipe), "sources": read_json(known, _REMEDY)}
+        for split, dataset in images.items():
+            # Earlier versions had another digest of images.
+            found = before["sources"].get(split)
+            if found != dataset.digest and found == dataset.former_digest:
+                before["sources"][split] = dataset.digest
+        changed = changed_keys(before, record)
+        other = [key for key in changed if key.removeprefix("recipe.") not in _MAY_CHANGE]
+        if other:
+            listed = "; ".join(f"{key} was {changed[key][0]!r} and is now {changed[key][1]!r}" for key in other)
+            raise ValueError(f"{folder.path} holds another sweep: {listed}. Choose another --output, or --overwrite")
+    folder.write_text(folder.recipe.name, dump(recipe))
+    folder.write_json(known.name, sources)
+    folder.write_json("environment.json", environment(accelerator.num_processes, accelerator.device))
+
+
+def _timestep(
+    recipe: SweepRecipe,
+    backbone: UNetBackbone,
+    images: Mapping[str, ImageDataset],
+    t: int,
+    folder: RunFolder,
+    accelerator: Any,
+) -> list[Score]:
+    """The probes of one timestep, which are read where they are done."""
+    file = folder.path / f"scores-{t:04}.json"
+    found: list[Score] | None = on_main(accelerator, partial(_read_scores, file))
+    if found is not None:
+        return found
+    model = PooledInEveryWay(_extractor(recipe, backbone, [t]), recipe.pools)
+    on_main(accelerator, partial(check_memory, model, [len(dataset) for dataset in images.values()]))
+    splits = {
+        split: read_split(
+            model,
+            dataset,
+            accelerator,
+            batch_size=recipe.batch_size,
+            workers=recipe.workers,
+            title=f"t = {t}, reading {split}",
+        )
+        for split, dataset in images.items()
+    }
+    device = solver_device(accelerator.device)
+    scores = on_main(accelerator, partial(_fit, recipe, backbone, splits, images, t, device))
+    record = sealed({"scores": [asdict(score) for score in scores]})
+    on_main(accelerator, partial(folder.write_json, file.name, record))
+    return scores
+
+
+def _read_scores(file: Path) -> list[Score] | None:
+    if not file.exists():
+        return None
+    record = read_json(file, _REMEDY)
+    try:
+        # Earlier versions wrote the list alone.
+        return [Score(**values) for values in (record if isinstance(record, list) else record["scores"])]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged ({error!r}); {_REMEDY}") from error
+
+
+def _fit(
+    recipe: SweepRecipe,
+    backbone: UNetBackbone,
+    splits: Mapping[str, SplitFeatures],
+    images: Mapping[str, ImageDataset],
+    t: int,
+    device: torch.device,
+) -> list[Score]:
+    """Every block's and pooling's probe, each with the strength that is best on the validation images."""
+    train, validation = splits["train"], splits[recipe.validation]
+    labels = torch.from_numpy(validation.labels)
+    probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
+    fits = fit_places(probe, train, len(images["train"].class_names), device)
+    found = {}
+    tqdm = require("tqdm", "the progress bar").tqdm
+    for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
+        unseen = Labelled(validation.of(tap, pool).to(device), labels)
+        chosen = best(judge(scorer, unseen, criterion=recipe.criterion))
+        spec = backbone.taps[tap]
+        found[tap, pool] = Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9)
+    return [found[place] for place in train.places]
+
+
+def _conclude(
+    recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder, chooser: Chooser
+) -> None:
+    """Writes table, pictures and recommendation, and prints the best."""
+    folder.write_text("scores.csv", csv_table(scores))
+    accuracies = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
+    first = best_score(scores)
+    draw_sweep(accuracies, (first.tap, first.t, first.pool), folder.path / "scores.png")
+    front = pareto_front(scores)
+    draw_pareto(
+        [(score.gflop, score.accuracy) for score in scores],
+        [(score.gflop, score.accuracy, f"{score.tap}, t = {score.t}, pool {score.pool}") for score in front],
+        folder.path / "pareto.png",
+    )
+    recipes = recommended_recipes(scores, backbone.taps, chooser)
+    note = choice_note(recipe.data, recipe.validation)
+    for name, text in recipes.items():
+        folder.write_text(name, text if note is None else f"# {note}\n{text}")
+    for score in ranked(scores)[:5]:
+        accuracy = chooser.certain(score.accuracy)
+        print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {accuracy}, {score.gflop:.3g} GFLOP")
+    print(chooser.caution(len(scores)))
+    if note is not None:
+        print(note)
+    print(f"{folder.path / 'scores.png'}; beside it scores.csv, pareto.png, {', '.join(recipes)}", flush=True)

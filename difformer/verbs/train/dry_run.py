@@ -1,0 +1,260 @@
+"""Trying a recipe out: everything is built and two steps run, and nothing is written."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from difformer._optional import require
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.verbs.train.run import Run
+from difformer.engine.extraction.extract import BATCH_SIZE
+from difformer.engine.extraction.plan import time_image
+from difformer.engine.runtime.batches import check_batch_statistics
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.engine.runtime.stopping import Stopped, StopRequest
+from difformer.engine.loop.trainer import Clock, Totals, Trainer
+from difformer.engine.config.training import Recipe
+from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
+from difformer.engine.cost.step_memory import free_memory, images_at_once, step_bytes
+
+STEPS = 2
+_CPU_BATCH = 2
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a dry run found.
+
+    Attributes:
+        costs: as printed.
+        images: counted by split.
+        losses: of the steps.
+        optimizer_bytes: memory of the optimiser's state.
+        peak_bytes: most memory the process, or the GPU, had in use.
+    """
+
+    costs: Costs
+    images: Mapping[str, int]
+    losses: tuple[float, ...]
+    optimizer_bytes: int
+    peak_bytes: int
+
+
+def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
+    """Builds a run, prints its sizes and costs, and takes two steps.
+
+    Args:
+        recipe: the run.
+        fake_data: random images, and random weights for the backbone, in place of the recipe's.
+
+    Raises:
+        ValueError, OSError, ImportError, TrainingError: as `train`; and a step that does not fit into the memory.
+    """
+    RunFolder(recipe.output).check()
+    accelerator = create_accelerator(recipe, trackers=False)
+    batch = trial_batch(recipe.training.batch_size, accelerator)
+    run = Run(recipe, accelerator, fake=fake_data, at_once=batch)
+    recipe = run.recipe
+    if not fake_data:
+        # Of the recipe's batches, not of the trial's.
+        check_batch_statistics(run.task.module, len(run.images["train"]), recipe.training, accelerator.num_processes)
+    found = costs(run.classifier, recipe.data.size)
+    counts = {split: len(images) for split, images in run.images.items()}
+    stand_ins = " (random stand-ins)" if fake_data else ""
+    accelerator.print("\n".join(_sizes(recipe, run, found, counts, stand_ins)), flush=True)
+    _check_memory(run, batch)
+    before = memory_in_use(accelerator.device)
+    losses, seconds = two_steps(run.trainer, accelerator)
+    optimizer = sum(
+        value.numel() * value.element_size()
+        for state in run.trainer.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
+    result = Trial(found, counts, tuple(losses), optimizer, peak_memory(accelerator.device))
+    activations = max(0, result.peak_bytes - before - found.trained_bytes - optimizer)
+    accelerator.print("\n".join(_demands(recipe, run, result, activations, seconds, batch)), flush=True)
+    return result
+
+
+def trial_batch(batch_size: int, accelerator: Any) -> int:
+    """Images of a step, over all processes: on a CPU, a step of a large network takes minutes with a whole batch."""
+    return min(batch_size, _CPU_BATCH * accelerator.num_processes) if accelerator.device.type == "cpu" else batch_size
+
+
+def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], stand_ins: str) -> list[str]:
+    """What is known before the first step."""
+    images = ", ".join(f"{count:,} {split}" for split, count in counts.items())
+    flops = f"{found.flops / 1e9:,.1f} GFLOP an image; whole passes would be {found.full_flops / 1e9:,.1f}"
+    if found.gradient_flops:
+        flops += f"; gradients through the backbone about {found.gradient_flops / 1e9:,.1f} more"
+    an_epoch = counts["train"] * (found.flops + found.gradient_flops)
+    lines = [
+        f"output        {run.folder.path}",
+        f"images        {images}{stand_ins}; {len(run.classifier.class_names)} classes",
+        f"backbone      {recipe.backbone.name}, {found.backbone:,} parameters, frozen",
+        f"trained       {found.trained:,} parameters: head {found.head:,}, feedback {found.feedback:,}",
+        f"features      {flops}",
+        f"an epoch      {human_flops(an_epoch)} of features; {recipe.training.epochs} epochs "
+        f"{human_flops(recipe.training.epochs * an_epoch)}",
+    ]
+    if recipe.init is not None:
+        lines.append(f"starts from   {recipe.init}{' (not read in a dry run with stand-ins)' if stand_ins else ''}")
+    if recipe.features == "cached":
+        head: Any = run.classifier.head
+        one = cache_bytes(head.specs, head.map_sizes, getattr(torch, recipe.cache.dtype))
+        total = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in counts.items())
+        lines.append(f"cache         {human_bytes(one * total)} in {recipe.cache.folder}; not written in a dry run")
+    return lines
+
+
+def _check_memory(run: Run, batch: int) -> None:
+    """Raises ValueError where a step of so many images would not fit into the memory; counted before it is taken."""
+    recipe, device = run.recipe, run.accelerator.device
+    images = _at_once(recipe, batch, run)
+    checkpointing = bool(run.classifier.backbone.unet.gradient_checkpointing)  # type: ignore[attr-defined]
+    needed = step_bytes(recipe, run.classifier.class_names, images, checkpointing=checkpointing)
+    free = free_memory(device)
+    run.accelerator.print(
+        f"a step        about {human_bytes(needed)} with {images} images at once; {human_bytes(free)} are free",
+        flush=True,
+    )
+    if needed > free:
+        raise ValueError(
+            f"{images} images of {recipe.data.size} pixels at once need about {human_bytes(needed)} of memory, and "
+            f"{human_bytes(free)} are free; give a smaller data.size (that of the backbone is "
+            f"{run.classifier.backbone.config.image_size}), a lower extractor.chunk_size, or for DifFeed "  # type: ignore[attr-defined]
+            "backbone.gradient_checkpointing: true"
+        )
+
+
+def _at_once(recipe: Recipe, batch: int, run: Run) -> int:
+    """Images that go through the model together in one process, in a step of so many over all processes."""
+    recipe = replace(recipe, training=replace(recipe.training, batch_size=batch))
+    return images_at_once(recipe, len(run.images["train"]), run.accelerator.num_processes)
+
+
+def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds: float, batch: int) -> list[str]:
+    """What the steps have shown."""
+    trained, optimizer = found.costs.trained_bytes, found.optimizer_bytes
+    at_once = _at_once(recipe, batch, run)
+    # Extraction has its own number, and the steps after it hold pooled features alone.
+    cached = recipe.features == "cached"
+    whole = BATCH_SIZE if cached else _at_once(recipe, recipe.training.batch_size, run)
+    best = recipe.evaluation.select == "best"
+    copies = 1 + bool(recipe.training.ema) + best
+    what = "in the extraction" if cached else f"of a batch of {recipe.training.batch_size}"
+    scaled = f"; about {human_bytes(activations / at_once * whole)} with {whole} {what}" if whole != at_once else ""
+    share = f" of each of {run.accelerator.num_processes} processes" if run.accelerator.num_processes > 1 else ""
+    return [
+        f"memory        backbone {human_bytes(found.costs.backbone_bytes)}, head and feedback {human_bytes(trained)}, "
+        f"gradients {human_bytes(trained)}, optimiser {human_bytes(optimizer)}{share}",
+        f"activations   {human_bytes(activations)} with {at_once} images at once{scaled}{share}",
+        f"peak memory   {human_bytes(found.peak_bytes)} of this process",
+        f"disk          classifier {human_bytes(trained)}"
+        f"{' (and the latest)' if best else ''}, training state (and the one before) "
+        f"{human_bytes(copies * trained + optimizer)} each",
+        f"time          {_time_cached(run, found) if cached else _time_live(found, seconds)}",
+    ]
+
+
+def _time_live(found: Trial, seconds: float) -> str:
+    epoch = _interval(seconds * found.images["train"])
+    return f"{epoch} an epoch of training, at the last step's speed of {1 / seconds:.3g} images a second"
+
+
+def _time_cached(run: Run, found: Trial) -> str:
+    """Of the extraction, which is done once, and of epochs that read what it has written."""
+    recipe, processes = run.recipe, run.accelerator.num_processes
+    views = {split: recipe.cache.views if split == "train" else 1 for split in found.images}
+    images = sum(views[split] * count for split, count in found.images.items())
+    extraction = (
+        images / processes * time_image(run.classifier, run.images["train"], BATCH_SIZE, recipe.training.workers)
+    )
+    epoch = found.images["train"] / processes * _head_seconds(run)
+    everything = _interval(extraction + recipe.training.epochs * epoch)
+    return (
+        f"{_interval(extraction)} for the features of {images:,} images, once; then {_interval(epoch)} an epoch; "
+        f"{everything} in all for {recipe.training.epochs} epochs, without evaluation"
+    )
+
+
+def _head_seconds(run: Run) -> float:
+    """Of an image of a step that reads cached features: the head forwards and backwards, and the optimiser."""
+    classifier, device = run.classifier, run.accelerator.device
+    head: Any = classifier.head
+    count = _at_once(run.recipe, run.recipe.training.batch_size, run)
+    features = {}
+    for key, spec in head.specs.items():
+        side = min(head.map_sizes[key] or spec.size, spec.size)
+        features[key] = torch.zeros(count, spec.channels, side, side, device=device)
+    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    clock = Clock()
+    for _ in range(STEPS):
+        clock.lap()
+        with run.accelerator.autocast():
+            loss = F.cross_entropy(head(features).float(), labels)
+        run.accelerator.backward(loss)
+        run.trainer.optimizer.step()
+        run.trainer.optimizer.zero_grad()
+        # Waits for a GPU.
+        loss.item()
+    return clock.lap() / count
+
+
+def _interval(seconds: float) -> str:
+    interval: str = require("tqdm", "the estimate").tqdm.format_interval(seconds)
+    return interval
+
+
+def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:
+    """Takes two steps and prints them.
+
+    Returns:
+        The losses, and the seconds an image of the last step.
+
+    Raises:
+        Stopped: a signal asked to stop.
+    """
+    clock = Clock()
+    losses: list[float] = []
+    seconds = 0.0
+
+    def report(totals: Totals) -> None:
+        nonlocal seconds
+        lap = clock.lap()
+        seconds = lap / max(1, totals.counted)
+        losses.append(totals.loss_sum / max(1, totals.counted))
+        accelerator.print(
+            f"step {len(losses)}        {totals.counted} images, loss {losses[-1]:.4f}, {lap:.1f} s", flush=True
+        )
+
+    with StopRequest() as stop:
+        if not trainer.run_epoch(stop, report, until=STEPS):
+            raise Stopped("stopped; a dry run keeps nothing", int(stop.signal_seen() or 15))
+    return losses, seconds
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Of the GPU; on a CPU of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    # Accelerate brings psutil.
+    return int(require("psutil", "the memory estimate").Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory the GPU, or on a CPU the process, had in use."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return int(require("psutil", "the memory estimate").Process().memory_info().peak_wset)
+    import resource
+
+    # Kilobytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,316 @@
+"""A run: its parts, its evaluations, and what it keeps in its folder."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property, partial
+from logging import getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from difformer._optional import require
+from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
+from difformer.checkpoints import CheckpointError, weights_digest
+from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
+from difformer.data import ImageDataset, collate
+from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
+from difformer.verbs.train.init import read_init, start_from
+from difformer.tasks.classification.task import Classification, Kept
+from difformer.engine.runtime.outputs import evaluate
+from difformer.tasks.classification.results import check_same_classes
+from difformer.engine.extraction.extract import open_or_extract
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.runtime.batches import check_batch_statistics
+from difformer.engine.loop.optimisation import create_optimizer, create_schedule
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.engine.loop.state import Progress, restore, snapshot
+from difformer.engine.loop.trainer import Trainer
+from difformer.engine.runtime.processes import on_main
+from difformer.engine.config.evaluation import choice_note
+from difformer.engine.config.provenance import carried
+from difformer.engine.config.training import Recipe
+from difformer.data.fake import FakeImages
+from difformer.engine.cost.step_memory import needs_checkpointing
+from difformer.features import collate_features
+
+_log = getLogger(__name__)
+
+# A linear layer takes about three times as many.
+_FEW_STEPS = 100
+# What `Run.sources` calls the classifier that a recipe starts from.
+_INIT = "weights of the classifier it starts from"
+
+
+class Run:
+    """The parts of one run.
+
+    Args:
+        recipe: everything about it.
+        accelerator: from `create_accelerator`.
+        begun_with: the `sources` of the run that is to go on; None for one that begins.
+        fake: random images and weights in place of the recipe's, and of the classifier it starts from.
+        at_once: images of a step in place of the recipe's, for a trial, which writes no cache.
+
+    Attributes:
+        recipe: with as many epochs as its least steps take.
+        images: the data sets by split.
+        classifier: what is trained.
+        task: what its training means.
+
+    Raises:
+        ValueError, OSError, ImportError: as the parts; before the first step.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        accelerator: Any,
+        begun_with: Mapping[str, str] | None = None,
+        *,
+        fake: bool = False,
+        at_once: int | None = None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.folder = RunFolder(recipe.output)
+        self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe)
+        self.recipe = recipe.lengthened(len(self.images["train"]))
+        self._say_what_is_unusual(recipe)
+        recipe = self.recipe
+        if at_once is not None:
+            recipe = replace(recipe, features="live", training=replace(recipe.training, batch_size=at_once))
+        backbone = build_backbone(
+            recipe.backbone, precision=recipe.training.precision, device=accelerator.device, random_weights=fake
+        )
+        classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
+        self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
+        self._backbone_digest = "random" if fake else backbone.digest
+        self._init_digest = None if recipe.init is None or fake else self._start_from(recipe.init, begun_with)
+        if recipe.backbone.gradient_checkpointing == "auto":
+            # Now that the weights have taken their part of the memory.
+            backbone.unet.gradient_checkpointing = needs_checkpointing(
+                recipe, classifier.class_names, len(self.images["train"]), accelerator
+            )
+        self._training = recipe.training
+        self._cached = recipe.features == "cached"
+        self.task = Classification(
+            self.classifier, recipe.training, seed=recipe.extractor.seed, on_features=self._cached
+        )
+
+    @cached_property
+    def inputs(self) -> Mapping[str, Any]:
+        """What is read by split: the images, or their features where these are cached, which are extracted and
+        verified when they are first asked for.
+
+        Raises:
+            ValueError, OSError: as `open_or_extract`; and, before an extraction, for what could not be trained on.
+        """
+        if not self._cached:
+            return self.images
+        recipe, images = self.recipe, len(self.images["train"])
+        check_batch_statistics(self.task.module, images, recipe.training, self.accelerator.num_processes)
+        steps = -(-images // recipe.training.batch_size)
+        create_schedule(
+            create_optimizer(self.task.module, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
+        )
+        return {
+            split: open_or_extract(
+                recipe, self.classifier, images, split, augment=split == "train", accelerator=self.accelerator
+            )
+            for split, images in self.images.items()
+        }
+
+    @cached_property
+    def trainer(self) -> Trainer:
+        """What trains."""
+        recipe = self.recipe
+        return Trainer(
+            self.task,
+            self._training,
+            recipe.optimizer,
+            recipe.schedule,
+            self.accelerator,
+            self.inputs["train"],
+            collate_features if self._cached else collate,
+            shuffle_buffer=recipe.data.shuffle_buffer,
+            sync_batch_norm=recipe.training.sync_batch_norm,
+        )
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Digests, by name, of what it must go on with."""
+        sources = {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
+        return sources if self._init_digest is None else sources | {_INIT: self._init_digest}
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The weight files that results belong to."""
+        return (self.folder.classifier,)
+
+    def describe(self, progress: Progress) -> str:
+        """The progress bar's text."""
+        counted = max(1, progress.counted)
+        return f"loss {progress.loss_sum / counted:.3f}, top-1 {progress.correct / counted:.1%}"
+
+    def resume(self) -> None:
+        """Makes sure of the best classifier so far, which states of earlier versions do not hold.
+
+        Raises:
+            CheckpointError: its file, on which such a state relies, is damaged or of another epoch.
+            FileNotFoundError: it is missing.
+        """
+        progress = self.trainer.progress
+        best = progress.best_epoch
+        if self.recipe.evaluation.select == "best" and best is not None and self.task.kept is None:
+            file = self.folder.classifier
+            classifier = load_classifier(file, backbone=self.classifier.backbone)
+            notes = read_description(file)["metadata"]
+            # Of the current epoch where the run was killed between writing it and the state; it is then written again.
+            if notes.get("epoch") not in (best, progress.epoch + 1):
+                raise CheckpointError(f"{file} is of epoch {notes.get('epoch')}, not {best}, the best so far")
+            self.task.kept = Kept(_on_cpu(classifier.trained_parts), notes["metrics"])
+
+    def end_epoch(self, record: dict[str, Any]) -> bool:
+        """Evaluates, and keeps the classifier.
+
+        Args:
+            record: of the epoch; what was measured is added.
+
+        Returns:
+            Whether to stop early.
+        """
+        progress, evaluation, training = self.trainer.progress, self.recipe.evaluation, self.recipe.training
+        record["train_top1"] = progress.correct / max(1, progress.counted)
+        due = progress.epoch + 1 == training.epochs or (progress.epoch + 1) % evaluation.every == 0
+        improved = False
+        with self._as_kept():
+            if evaluation.validation is not None and due:
+                found = _summary(self.measure(evaluation.validation))
+                record |= {f"validation_{name}": value for name, value in found.items()}
+                improved = progress.note(found[evaluation.criterion], evaluation.criterion)
+            best = evaluation.select == "best"
+            if best and improved:
+                self.task.kept = Kept(_on_cpu(self.task.parts), record)
+            files = [self.folder.latest] if best else []
+            files += [self.folder.classifier] if improved or not best else []
+            on_main(self.accelerator, partial(self._save, files, record))
+        return training.early_stopping is not None and progress.waiting >= training.early_stopping
+
+    def finish(self, last: dict[str, Any]) -> dict[str, Any]:
+        """Writes the classifier that is kept, whatever has become of its file, and evaluates the test split with it,
+        once.
+        """
+        results: dict[str, Any] = {
+            "trained_parameters": sum(p.numel() for p in self.task.parts.parameters() if p.requires_grad),
+            "classifier": self.folder.classifier.name,
+        }
+        kept = self.task.kept
+        with self._as_kept():
+            if kept is not None:
+                restore(self.task.parts, kept.weights, "the best classifier")
+            record = last if kept is None else kept.record
+            on_main(self.accelerator, partial(self._save, [self.folder.classifier], record))
+            if self.recipe.evaluation.test is not None:
+                results["test"] = self.measure(self.recipe.evaluation.test).to_dict()
+        return results
+
+    def measure(self, split: str) -> ClassificationMetrics:
+        """Evaluates the classifier as it is, with the noise of evaluation."""
+        recipe = self.recipe
+        self.classifier.extractor.seed = recipe.extractor.seed
+        outputs = evaluate(
+            self.task.module,
+            self.inputs[split],
+            collate_features if self._cached else collate_readable,
+            self.accelerator,
+            batch_size=recipe.evaluation.batch_size or recipe.training.batch_size,
+            workers=recipe.training.workers,
+            progress=True,
+        )
+        return classification_metrics(outputs.values, outputs.labels, self.classifier.class_names)
+
+    @contextmanager
+    def _as_kept(self) -> Iterator[None]:
+        """Has the weights that are kept: the moving average, where there is one, and the main process's statistics."""
+        own = snapshot(self.task.parts)
+        if self.trainer.averaged is not None:
+            restore(self.task.parts, self.trainer.averaged, "the moving average")
+        if self.accelerator.num_processes > 1:
+            utilities = require("accelerate.utils", "several processes", install="accelerate")
+            utilities.broadcast(list(self.task.parts.buffers()))
+        try:
+            yield
+        finally:
+            restore(self.task.parts, own, "the weights in training")
+
+    def _save(self, files: Sequence[Path], record: Mapping[str, Any]) -> None:
+        """Writes the classifier as it is, with the record of its epoch."""
+        # In place of the epoch's own: what is read again computes as evaluation does.
+        self.classifier.extractor.seed = self.recipe.extractor.seed
+        notes = {"epoch": record["epoch"], "metrics": dict(record), "recipe": carried(self.recipe)}
+        if self._init_digest is not None:
+            notes["init_sha256"] = self._init_digest
+        for file in files:
+            save_classifier(file, self.classifier, **notes)
+
+    def _start_from(self, init: str, begun_with: Mapping[str, str] | None) -> str:
+        """Takes the weights of a trained classifier, unless the run goes on with its own; returns their digest."""
+        try:
+            found = read_init(self.recipe, self.classifier.backbone)
+        except OSError:
+            if begun_with is not None and _INIT in begun_with:
+                return begun_with[_INIT]
+            raise
+        if begun_with is None:
+            start_from(self.classifier, found, init)
+        return weights_digest(found.trained_state())
+
+    def _say_what_is_unusual(self, asked: Recipe) -> None:
+        """Says what a user would not expect of the recipe that was asked for, with these images."""
+        training, evaluation, images = self.recipe.training, self.recipe.evaluation, len(self.images["train"])
+        steps = training.epochs * math.ceil(images / training.batch_size)
+        if training.epochs > asked.training.epochs:
+            self.accelerator.print(
+                f"{training.epochs} epochs in place of {asked.training.epochs}, since {images} training images would "
+                f"be fewer steps than training.least_steps, {training.least_steps}"
+            )
+        elif steps < _FEW_STEPS and self.accelerator.is_main_process:
+            _log.warning(
+                "%d steps in all, of %d training images: a head learns little in so few; give training.least_steps, "
+                "such as 300, for as many epochs as that takes", steps, images,
+            )  # fmt: skip
+        note = choice_note(self.recipe.data, evaluation.validation) if evaluation.validation else None
+        if note is not None and evaluation.select == "best" and self.accelerator.is_main_process:
+            _log.warning("the classifier is %s", note)
+
+
+def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
+    images = {"train": build_dataset(recipe.data, "train", augment=True)}
+    names = images["train"].class_names
+    for split in (recipe.evaluation.validation, recipe.evaluation.test):
+        if split == "train":
+            raise ValueError("evaluation on train says nothing of new images; use holdout with data.holdout")
+        if split is not None and split not in images:
+            images[split] = build_dataset(recipe.data, split, classes=names)
+            check_same_classes(images[split].class_names, names, f"of {split}", "of train")
+    return images
+
+
+def _fake_splits(recipe: Recipe) -> dict[str, Any]:
+    evaluation = recipe.evaluation
+    names = dict.fromkeys(("train", evaluation.validation, evaluation.test))
+    length = 4 * recipe.training.batch_size
+    return {name: FakeImages(recipe.data, name, length) for name in names if name is not None}
+
+
+def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in snapshot(parts).items()}
+
+
+def _summary(metrics: ClassificationMetrics) -> dict[str, float]:
+    """The numbers of a line."""
+    line = {"loss": metrics.nll, "top1": metrics.top1, "mean_per_class": metrics.mean_per_class, "ece": metrics.ece}
+    return line if metrics.top5 is None else line | {"top5": metrics.top5}

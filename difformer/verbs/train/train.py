@@ -1,0 +1,65 @@
+"""A training run from a recipe to a folder with a classifier; the body of `difformer train`."""
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from difformer.verbs.train.run import Run
+from difformer.tasks.classification.results import readable
+from difformer.engine.loop.course import carry_out
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.engine.config.fitting import with_named_taps
+from difformer.engine.config.training import Recipe
+
+# What a run may go on with another value of: none of it changes the result.
+MAY_CHANGE = (
+    "output", "init", "trackers", "training.workers", "training.save_minutes", "evaluation.batch_size", "data.root",
+    "data.download", "data.check_images", "backbone.folder", "backbone.download", "backbone.attention",
+    "backbone.gradient_checkpointing", "extractor.chunk_size", "cache.folder",
+)  # fmt: skip
+
+
+def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False) -> dict[str, Any]:
+    """Trains, or goes on with a run that was interrupted; that ends as one that was not.
+
+    Args:
+        recipe: everything about the run.
+        overwrite: start anew although there is a run in the folder.
+        more_to_come: other runs follow in these processes, so they stay connected.
+
+    Returns:
+        The results, as in `results.json`.
+
+    Raises:
+        ValueError: the recipe or the data is wrong, or the folder holds a run with another recipe.
+        OSError: something cannot be read or written, or the classifier to start from is not there.
+        CheckpointError: it is damaged, or of another backbone.
+        TrainingError: the loss or a weight is not finite, or a data worker died.
+        Stopped: a signal asked to stop; the state is saved.
+    """
+    return carry_out(
+        recipe, Run, MAY_CHANGE, comparable=with_named_taps, overwrite=overwrite, more_to_come=more_to_come
+    )
+
+
+def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
+    """What the console says at the end: the score with its interval, the folder, and what can be done next."""
+    folder = RunFolder(recipe.output)
+    test = results.get("test")
+    if test is not None:
+        lines = [f"{recipe.evaluation.test:<15}{test['num_images']:,} images", *readable(test)]
+    else:
+        record = results.get("best", results["last"])
+        scores = {"validation_top1": recipe.evaluation.validation, "train_top1": "train"}
+        name = next(name for name in scores if name in record)
+        lines = [
+            f"{scores[name]:<15}{record[name]:6.1%} top-1 in epoch {record['epoch']}",
+            f"{'test':<15}not measured: give evaluation.test, or `difformer eval`",
+        ]
+    run, classifier, backbone = map(shlex.quote, (str(folder.path), str(folder.classifier), recipe.backbone.name))
+    return [
+        *lines,
+        f"{'results in':<15}{folder.path}",
+        f"{'next':<15}difformer eval {run}",
+        f"{'':<15}difformer predict {classifier} FOLDER --csv out.csv --backbone {backbone}",
+    ]

@@ -1,0 +1,236 @@
+"""A transfer suite: which data sets, heads and seeds, and the training runs that these make."""
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from difformer.config import as_integer
+from difformer.data import DataConfig
+from difformer.engine.config.reading import (
+    check_key,
+    check_keys,
+    create_parser,
+    dotted,
+    overlay,
+    plain,
+    put,
+    read_values,
+)
+from difformer.engine.config.training import Recipe
+from difformer.files import expand_user
+
+METRICS = ("top1", "mean_per_class")
+_OWN_KEYS = (
+    "output", "data.holdout", "evaluation.validation", "evaluation.select", "evaluation.criterion", "evaluation.test",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TransferRecipe:
+    """Heads that are trained on several data sets.
+
+    For each data set and head, every combination of the candidates is trained without a part of the training images
+    and measured on that part. The best is then trained on all training images, once for each seed, and measured on the
+    test images.
+
+    Attributes:
+        datasets: data sections by name.
+        heads: sections of a recipe by name, laid over `base`.
+        base: sections of a recipe.
+        output: folder of the suite.
+        root: folder in which relative roots of data sets lie.
+        candidates: lists of values by the recipe's dotted key, `{optimizer.lr: [0.01, 0.1]}`.
+        holdout: fraction of each class of the training images on which candidates are compared.
+        seeds: of the runs that are tested; the first is that of the comparisons.
+        seed_keys: what a seed is given to. With cached features, training.seed alone spares extracting them anew.
+        metrics: top1 or mean_per_class by data set, which is what chooses; top1 when left out.
+        published: test top-1 in % by row and data set, to stand beside; rows may be heads and others.
+        source: where the published numbers are from.
+    """
+
+    datasets: Mapping[str, Any]
+    heads: Mapping[str, Any]
+    base: Mapping[str, Any] = field(default_factory=dict)
+    output: str = "runs/transfer"
+    root: str | None = None
+    candidates: Mapping[str, Any] = field(default_factory=dict)
+    holdout: float = 0.1
+    seeds: tuple[int, ...] = (0, 1, 2)
+    seed_keys: tuple[str, ...] = ("training.seed", "data.seed", "extractor.seed")
+    metrics: Mapping[str, str] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "seed_keys"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be at least one number, each once, got {list(self.seeds)}")
+        for seed in self.seeds:
+            as_integer("seeds", seed)
+        if not 0 < self.holdout < 1:
+            raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
+        self._check_sections()
+        self._check_names()
+        for key in self.seed_keys:
+            check_key(Recipe, key)
+
+    def _check_sections(self) -> None:
+        object.__setattr__(self, "candidates", dict(dotted(self.candidates)))
+        for key, values in self.candidates.items():
+            check_key(Recipe, key, "candidates.")
+            if not isinstance(values, list | tuple) or not values:
+                raise ValueError(f"candidates.{key} must be a list of values, got {values!r}")
+        for name, section in self.datasets.items():
+            check_keys(DataConfig, _section("datasets", name, section), f"datasets.{name}.")
+        for kind, sections in (("heads", self.heads), ("base", {"base": self.base})):
+            for name, section in sections.items():
+                where = "base." if kind == "base" else f"heads.{name}."
+                check_keys(Recipe, _section(kind, name, section), where)
+                self._check_own(section, where)
+        self._check_own(self.candidates, "candidates.")
+
+    def _check_own(self, section: Mapping[str, Any], where: str) -> None:
+        for key, _ in dotted(section):
+            if key in (*_OWN_KEYS, *self.seed_keys):
+                raise ValueError(f"{where}{key} is set by the suite itself, from output, holdout, seeds and metrics")
+
+    def _check_names(self) -> None:
+        for kind, names in (("datasets", self.datasets), ("heads", self.heads)):
+            if not names:
+                raise ValueError(f"{kind} must name at least one")
+            for name in names:
+                if not re.fullmatch(r"\w[\w.-]*", str(name)):
+                    raise ValueError(f"{kind} must have names that folders can have, got {name!r}")
+        for name, metric in self.metrics.items():
+            if name not in self.datasets or metric not in METRICS:
+                raise ValueError(
+                    f"metrics must give one of {', '.join(METRICS)} for data sets of the suite, got {name}: {metric}"
+                )
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One training of a suite.
+
+    Attributes:
+        name: its folder in the suite's.
+        recipe: what is trained.
+        values: those of the candidates, by dotted key.
+        seed: of the suite's.
+    """
+
+    name: str
+    recipe: Recipe
+    values: Mapping[str, Any]
+    seed: int
+
+
+class Suite:
+    """The runs of a transfer recipe. All of them are built here, so that mistakes show before the first.
+
+    Args:
+        recipe: the suite's.
+
+    Attributes:
+        pairs: data set and head, in the order of the recipe.
+
+    Raises:
+        ValueError: a recipe of a run is wrong, or runs would differ in precision or share a folder.
+    """
+
+    def __init__(self, recipe: TransferRecipe) -> None:
+        self.recipe = recipe
+        self.pairs = list(product(recipe.datasets, recipe.heads))
+        self._parser = create_parser(Recipe, "transfer", "", {})
+        keys = list(recipe.candidates)
+        self._grid = [dict(zip(keys, values, strict=True)) for values in product(*recipe.candidates.values())]
+        planned = [
+            self.finals(*pair, values, seeds=recipe.seeds[:1])[0] for pair in self.pairs for values in self._grid
+        ]
+        if len({run.name for run in planned}) < len(planned):
+            raise ValueError("candidates must differ in more than punctuation, since their folders are named by them")
+        if len({run.recipe.training.precision for run in planned}) > 1:
+            raise ValueError("training.precision must be the same for all runs of a suite")
+
+    def metric(self, dataset: str) -> str:
+        """What is compared on a data set."""
+        return self.recipe.metrics.get(dataset, "top1")
+
+    def choices(self, dataset: str, head: str) -> list[PlannedRun]:
+        """The runs that compare the candidates; none where there is no choice."""
+        if len(self._grid) == 1:
+            return []
+        evaluation = {"validation": "holdout", "criterion": self.metric(dataset)}
+        return [
+            self._plan(dataset, head, "choice", values, self.recipe.seeds[0], evaluation, self.recipe.holdout)
+            for values in self._grid
+        ]
+
+    def finals(
+        self, dataset: str, head: str, values: Mapping[str, Any] | None = None, seeds: tuple[int, ...] | None = None
+    ) -> list[PlannedRun]:
+        """The runs that are tested, one for each seed.
+
+        Args:
+            dataset, head: a pair.
+            values: what was chosen of the candidates; the first of each when left out.
+            seeds: those of the suite when left out.
+        """
+        values = self._grid[0] if values is None else values
+        seeds = self.recipe.seeds if seeds is None else seeds
+        return [self._plan(dataset, head, "test", values, seed, {"test": "test"}, 0.0) for seed in seeds]
+
+    def __len__(self) -> int:
+        choices = len(self._grid) if len(self._grid) > 1 else 0
+        return len(self.pairs) * (choices + len(self.recipe.seeds))
+
+    def _plan(
+        self,
+        dataset: str,
+        head: str,
+        purpose: str,
+        values: Mapping[str, Any],
+        seed: int,
+        evaluation: Mapping[str, Any],
+        holdout: float,
+    ) -> PlannedRun:
+        words = [purpose, *([f"seed{seed}"] if purpose == "test" else [])]
+        words += [f"{key}={value}" for key, value in values.items()]
+        folder = re.sub(r"[^\w.=+-]+", "_", "-".join(words))
+        name = f"{dataset}/{head}/{folder}"
+        content = self._sections(dataset, head)
+        settings = {
+            **values,
+            **dict.fromkeys(self.recipe.seed_keys, seed),
+            **{f"evaluation.{key}": value for key, value in evaluation.items()},
+            "evaluation.select": "last",
+            "data.holdout": holdout,
+            "output": str(Path(self.recipe.output) / name),
+        }
+        for key, value in settings.items():
+            put(content, key, value)
+        try:
+            recipe = read_values(self._parser, Recipe, content)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        return PlannedRun(name, recipe, values, seed)
+
+    def _sections(self, dataset: str, head: str) -> dict[str, Any]:
+        """Base, head and data set, one over the other."""
+        suite = self.recipe
+        data = dict(suite.datasets[dataset])
+        if suite.root is not None:
+            data["root"] = str(expand_user(suite.root) / (data.get("root") or ""))
+        content = overlay(Recipe, overlay(Recipe, suite.base, suite.heads[head]), {"data": data})
+        return deepcopy(plain(content))
+
+
+def _section(kind: str, name: str, section: Any) -> Mapping[str, Any]:
+    if not isinstance(section, Mapping):
+        raise ValueError(f"{kind}: {name} must hold keys and values, got {section!r}")
+    return section

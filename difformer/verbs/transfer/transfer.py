@@ -1,0 +1,174 @@
+"""The transfer suite: choices on held-out training images, then every seed, then the tables."""
+
+import gc
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.verbs.train.train import train
+from difformer.engine.runtime.run_folder import RunFolder, environment
+from difformer.engine.loop.trainer import DivergedError
+from difformer.engine.config.reading import dump
+from difformer.verbs.transfer.suite import METRICS, PlannedRun, Suite, TransferRecipe
+from difformer.report.transfer import TransferRow, csv_table, markdown_table
+
+
+@dataclass
+class TransferResult:
+    """What a suite came to.
+
+    Attributes:
+        folder: of the suite, with table.md and table.csv.
+        rows: by data set and head.
+        failures: runs that failed, with their errors.
+    """
+
+    folder: Path
+    rows: list[TransferRow]
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+class _Runner:
+    """Trains runs of a suite one after another, and notes those that fail."""
+
+    def __init__(self, accelerator: Any, total: int, overwrite: bool) -> None:
+        self.accelerator = accelerator
+        self.failures: dict[str, str] = {}
+        self._total = total
+        self._overwrite = overwrite
+        self._number = 0
+
+    def skip(self, count: int, reason: str, pair: str) -> None:
+        self._number += count
+        self.fail(pair, f"not tested: {reason}")
+
+    def fail(self, name: str, message: str) -> None:
+        self.failures[name] = message
+        if self.accelerator.is_main_process:
+            print(f"difformer: failed: {name}: {message}", file=sys.stderr, flush=True)
+
+    def __call__(self, run: PlannedRun) -> dict[str, Any] | None:
+        """The run's results; None when it failed.
+
+        Raises:
+            DivergedError: its loss was not finite.
+            Exception: with several processes, of which the others would wait for ever.
+        """
+        self._number += 1
+        self.accelerator.print(f"[{self._number}/{self._total}] {run.name}", flush=True)
+        try:
+            return train(run.recipe, overwrite=self._overwrite, more_to_come=True)
+        except DivergedError:
+            raise
+        except Exception as error:
+            if self.accelerator.num_processes > 1:
+                raise
+            self.fail(run.name, f"{type(error).__name__}: {error}")
+            return None
+        finally:
+            # Runs hold each other's weights in circles, which would add up on a GPU.
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResult:
+    """Trains and tests every head on every data set; goes on with a suite that was interrupted.
+
+    A run that fails is reported, and the others go on; with several processes it ends the suite.
+
+    Args:
+        recipe: the suite's.
+        overwrite: start anew although runs are in the folder.
+
+    Raises:
+        ValueError: the recipe is wrong.
+        FileExistsError: the folder holds something else.
+        Stopped: a signal asked to stop; the same command goes on.
+    """
+    suite = Suite(recipe)
+    accelerator = create_accelerator(suite.finals(*suite.pairs[0])[0].recipe, trackers=False)
+    folder = RunFolder(recipe.output, record="transfer.yaml")
+    folder.check()
+    # What the main process writes now must not be found there by the others.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        folder.create()
+        folder.write_text(folder.recipe.name, dump(recipe))
+        folder.write_json("environment.json", environment(accelerator.num_processes, accelerator.device))
+    runner = _Runner(accelerator, len(suite), overwrite)
+    rows = [TransferRow(*pair, suite.metric(pair[0]), planned=len(recipe.seeds)) for pair in suite.pairs]
+    result = TransferResult(folder.path, rows, runner.failures)
+    try:
+        for place, pair in enumerate(suite.pairs):
+            rows[place] = _pair(suite, runner, *pair)
+            if accelerator.is_main_process:
+                _write(folder, recipe, result)
+    finally:
+        accelerator.end_training()
+    return result
+
+
+def _pair(suite: Suite, runner: _Runner, dataset: str, head: str) -> TransferRow:
+    """Chooses and tests one head on one data set."""
+    metric, planned = suite.metric(dataset), len(suite.recipe.seeds)
+    try:
+        chosen = _choose(suite, runner, dataset, head)
+    except _NoChoice as error:
+        runner.skip(planned, str(error), f"{dataset}/{head}")
+        return TransferRow(dataset, head, metric, planned=planned)
+    scores: dict[str, list[float]] = {name: [] for name in METRICS}
+    for run in suite.finals(dataset, head, chosen):
+        try:
+            found = runner(run)
+        except DivergedError as error:
+            runner.fail(run.name, str(error))
+            continue
+        if found is not None:
+            for name in METRICS:
+                scores[name].append(found["test"][name])
+    return TransferRow(dataset, head, metric, chosen, scores, planned)
+
+
+class _NoChoice(Exception):
+    """Candidates could not be compared."""
+
+
+def _choose(suite: Suite, runner: _Runner, dataset: str, head: str) -> Mapping[str, Any]:
+    """The best candidate on held-out images, the first of equals. One whose loss is not finite is out."""
+    runs = suite.choices(dataset, head)
+    if not runs:
+        return suite.finals(dataset, head)[0].values
+    scored: list[tuple[float, PlannedRun]] = []
+    failed = 0
+    for run in runs:
+        try:
+            found = runner(run)
+        except DivergedError as error:
+            runner.accelerator.print(f"{run.name}: {error}; it cannot be chosen", flush=True)
+            continue
+        if found is None:
+            failed += 1
+        else:
+            scored.append((found["last"][f"validation_{suite.metric(dataset)}"], run))
+    if failed:
+        # Chosen among the others, another one could be tested once this one has run.
+        raise _NoChoice(f"{failed} of {len(runs)} candidates failed; the same command tries them again")
+    if not scored:
+        raise _NoChoice("the loss of every candidate was not finite")
+    best, run = max(scored, key=lambda pair: pair[0])
+    runner.accelerator.print(f"chosen {run.name}: {suite.metric(dataset)} {best:.2%} on held-out images", flush=True)
+    return run.values
+
+
+def _write(folder: RunFolder, recipe: TransferRecipe, result: TransferResult) -> None:
+    folder.write_json(folder.results.name, {"rows": [asdict(row) for row in result.rows], "failures": result.failures})
+    folder.write_text("table.csv", csv_table(result.rows, recipe.published))
+    notes = [f"{name}: {message}" for name, message in result.failures.items()]
+    table = markdown_table(result.rows, recipe.published, source=recipe.source, holdout=recipe.holdout, notes=notes)
+    folder.write_text("table.md", table)
