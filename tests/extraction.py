@@ -13,10 +13,10 @@ from support import small_unet
 
 from difformer import Backbone, create_backbone
 from difformer.engine.config.build import build_classifier, build_dataset
-from difformer.engine.extraction.extract import extract_features
-from difformer.engine.extraction.plan import plan_cache
 from difformer.engine.config.reading import build
 from difformer.engine.config.training import Recipe
+from difformer.engine.extraction.extract import extract_features
+from difformer.engine.extraction.plan import plan_cache
 from difformer.features import CachedFeatures
 
 

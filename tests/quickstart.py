@@ -11,9 +11,8 @@ from training import write_images
 
 from difformer import NoiseSchedule
 from difformer.backbones import UNetBackbone
-from difformer.verbs.quickstart import pictures
-from difformer.verbs.quickstart import plan
 from difformer.engine.config.reading import read_yaml
+from difformer.verbs.quickstart import pictures, plan
 
 NAME = "adm32_cifar10"
 SMALL = {"width": 8, "heads": 2, "layers": 1, "pool": 2}

@@ -32,13 +32,13 @@ from difformer.checkpoints import (
 from difformer.checkpoints.shipped import MANIFEST, SUFFIX, Kind, Training, read_manifest
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_classifier, write_classifier
-from difformer.tasks.classification.results import readable
-from difformer.engine.runtime.run_folder import RunFolder, changed_keys
-from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.engine.config.provenance import carried, without_places
 from difformer.engine.config.reading import build, read_yaml
 from difformer.engine.config.training import Recipe
+from difformer.engine.runtime.run_folder import RunFolder, changed_keys
 from difformer.files import sha256, write_atomically
+from difformer.tasks.classification.results import readable
+from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"backbone": 25_000_000, "classifier": 10_000_000}

@@ -9,7 +9,8 @@ from difformer.analysis._inputs import Array
 
 
 def share_interval(share: float, count: float, *, level: float = 0.95) -> tuple[float, float]:
-    """The interval of a share of independent images (Wilson 1927, equation for p at a given normal deviate).
+    """The Wilson score interval of a share of independent images (E. B. Wilson 1927, "Probable inference, the law of
+    succession, and statistical inference").
 
     Args:
         share: that was found, in [0, 1].
@@ -35,7 +36,8 @@ def share_interval(share: float, count: float, *, level: float = 0.95) -> tuple[
 
 
 def images_of_equal_weight(labels: Array) -> float:
-    """As how many independent images a mean over classes is as certain, if all classes are as difficult.
+    """The number of independent images whose accuracy has the variance of a mean over classes, where all classes are
+    equally difficult.
 
     Its variance is the mean of the classes' variances over the number of classes, so that of C classes with n_c images
     it is C² / sum(1 / n_c): all images where classes are of one size, few where one class has few.

@@ -8,6 +8,7 @@ from difformer.checkpoints.sources import describe, locate, open_weights, read_b
 from difformer.checkpoints.store import StoredBackbone, write_backbone
 from difformer.checkpoints.weights import (
     CheckpointError,
+    UnderspecifiedError,
     check_fits,
     contiguous_state,
     load_strictly,
@@ -24,6 +25,7 @@ __all__ = [
     "Preset",
     "ShippedFile",
     "StoredBackbone",
+    "UnderspecifiedError",
     "check_fits",
     "contiguous_state",
     "describe",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from difformer.checkpoints.presets import PRESETS, Preset, weight_shapes
-from difformer.checkpoints.weights import CheckpointError
+from difformer.checkpoints.weights import CheckpointError, UnderspecifiedError
 from difformer.config import NORM_GROUPS, UNetConfig, as_integer, from_mapping
 
 _USUAL_HEAD_CHANNELS = (32, 64, 128)
@@ -46,7 +46,7 @@ class SeenArchitecture:
         if "num_heads" not in given and "num_head_channels" not in given:
             missing.append("num_heads or num_head_channels")
         if missing:
-            raise CheckpointError(self._question(missing))
+            raise UnderspecifiedError(self._question(missing))
         size = as_integer("image_size", given["image_size"])
         # A size too small for its levels is refused below; it should not fail for its attention first.
         sizes = tuple(max(1, size >> level) for level in self.attention_levels)

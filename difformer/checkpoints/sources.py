@@ -16,6 +16,7 @@ from difformer.checkpoints.shipped import SUFFIX, missing_hint, shipped, verify_
 from difformer.checkpoints.store import StoredBackbone, is_backbone_file, parse_metadata, verify_digest
 from difformer.checkpoints.weights import (
     CheckpointError,
+    UnderspecifiedError,
     Weights,
     check_fits,
     read_weights,
@@ -289,7 +290,7 @@ def _foreign_architecture(
     if not isinstance(schedule, NoiseSchedule):
         name = "linear" if schedule is None else as_schedule(schedule).name
         missing = "the noise schedule and its number of steps" if schedule is None else "the schedule's number of steps"
-        raise CheckpointError(
+        raise UnderspecifiedError(
             f"{weights.source}: weights cannot show {missing}; still to be given\n"
             f"  in Python: schedule=NoiseSchedule.{name}(1000), or cosine, with the steps it was trained with\n"
             f"  on the command line: --schedule {name} --num_timesteps 1000\n"

@@ -36,6 +36,10 @@ class CheckpointError(ValueError):
     """A weight file cannot be used; the message names the file and says what is wrong with it."""
 
 
+class UnderspecifiedError(CheckpointError):
+    """The weights are whole, but cannot show all that is to be known of them; the message says what to give."""
+
+
 @dataclass(frozen=True)
 class Weights:
     """What a weight file holds.

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
+from difformer.files import check_target, write_atomically
 from difformer.verbs.bench.benchmark import BenchmarkConfig
 from difformer.verbs.bench.benchmark import benchmark as measure
 from difformer.verbs.bench.table import text_report
-from difformer.files import check_target, write_atomically
 
 
 def bench(

@@ -6,29 +6,29 @@ from functools import partial
 from typing import Any
 
 from difformer._optional import require
-from difformer.verbs.train.train import closing_lines as train_ending
-from difformer.verbs.train.train import train
+from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
+from difformer.engine.config.reading import Reader, create_parser, parse, read_yaml
+from difformer.engine.config.training import Recipe
+from difformer.engine.extraction.extract import extract
+from difformer.verbs.cka.cka import measure_cka
+from difformer.verbs.cka.recipe import SimilarityRecipe
+from difformer.verbs.eval.evaluate import classifier_values, evaluate_classifier
+from difformer.verbs.look.look import look
+from difformer.verbs.look.recipe import LookRecipe
+from difformer.verbs.pretrain.dry_run import try_out_pretraining
 from difformer.verbs.pretrain.pretrain import closing_lines as pretrain_ending
 from difformer.verbs.pretrain.pretrain import pretrain
-from difformer.verbs.eval.evaluate import classifier_values, evaluate_classifier
-from difformer.verbs.probe.probe import run_probe
-from difformer.engine.extraction.extract import extract
-from difformer.verbs.look.look import look
-from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
-from difformer.verbs.look.recipe import LookRecipe
 from difformer.verbs.pretrain.recipe import PretrainRecipe
-from difformer.engine.config.reading import Reader, create_parser, parse, read_yaml
-from difformer.verbs.cka.recipe import SimilarityRecipe
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
-from difformer.engine.config.training import Recipe
+from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.select.select import select
-from difformer.verbs.cka.cka import measure_cka
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
+from difformer.verbs.train.dry_run import try_out
+from difformer.verbs.train.train import closing_lines as train_ending
+from difformer.verbs.train.train import train
 from difformer.verbs.transfer.suite import TransferRecipe
 from difformer.verbs.transfer.transfer import transfer
 from difformer.verbs.transfer.trial import try_out_suite
-from difformer.verbs.train.dry_run import try_out
-from difformer.verbs.pretrain.dry_run import try_out_pretraining
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class RecipeVerb:
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
         read: gives the values of a YAML file.
-        read_first: gives those of the first argument, where that is no YAML file; it is told whether the switch
-            `download` is among the arguments.
+        read_first: gives those of the first argument, where that is no YAML file; it is told whether a
+            download is allowed.
     """
 
     description: str
@@ -56,13 +56,20 @@ class RecipeVerb:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
-        first = None if self.read_first is None else partial(self.read_first, download="--download" in arguments)
+        first = None if self.read_first is None else partial(self.read_first, download=_allows_download(arguments))
         configuration, given = parse(
             parser, self.configuration, self.switches, arguments, read=self.read, read_first=first
         )
         if given.get("fake_data") and not given["dry_run"]:
             raise ValueError("--fake_data is for --dry_run")
         return self.body(configuration, **given)
+
+
+def _allows_download(arguments: Sequence[str]) -> bool:
+    """Whether what the first argument names may be fetched, which is read before the others are."""
+    values = dict(zip(arguments, [*arguments[1:], ""], strict=True))
+    key = "--backbone.download"
+    return "--download" in arguments or f"{key}=true" in arguments or values.get(key) == "true"
 
 
 def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:

@@ -17,6 +17,7 @@ from difformer.classifier import (
     save_classifier,
     write_classifier,
 )
+from difformer.classifier.published import PublishedOptions, is_published, read_published
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
@@ -24,7 +25,6 @@ from difformer.diffusion import NoiseSchedule
 from difformer.files import check_target, sha256
 from difformer.models.plan import tap_specs
 from difformer.verbs.predict.predict import predict_folder
-from difformer.classifier.published import PublishedOptions, is_published, read_published
 
 # Exit status when everything was done but for images that could not be read.
 SKIPPED = 3

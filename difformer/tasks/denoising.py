@@ -18,8 +18,8 @@ from difformer.diffusion import (
 )
 from difformer.engine.config.build import epoch_seed
 from difformer.engine.loop.trainer import Place
-from difformer.verbs.pretrain.recipe import ObjectiveConfig
 from difformer.models import UNet
+from difformer.verbs.pretrain.recipe import ObjectiveConfig
 
 # Different uses of one seed must not draw the same numbers.
 _TIMESTEPS = 6

@@ -9,10 +9,10 @@ from training import make_recipe, write_images, write_workplace
 
 from difformer.analysis import paired_bootstrap
 from difformer.cli import main
-from difformer.verbs.train.train import train
 from difformer.verbs.compare import measured as module
 from difformer.verbs.compare.compare import compare_runs, short_names
 from difformer.verbs.compare.measured import read_measured
+from difformer.verbs.train.train import train
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +111,18 @@ def test_a_damaged_evaluation_is_made_anew_or_says_what_to_do(runs, tmp_path):
     file = runs / "bad" / "eval-test" / "predictions.csv"
     kept = file.read_text()
     file.write_text(kept.replace("class1", "class2", 1))
-    with pytest.raises(ValueError, match=r"eval-test is damaged .*predictions\.csv.*--overwrite"):
+    with pytest.raises(ValueError, match=r"eval-test/predictions\.csv is damaged.*--overwrite"):
         compare_runs([str(runs / "good"), str(file.parent)], tmp_path / "two")
     # Of a run, there is all that it takes.
     compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "two")
     assert file.read_text() == kept
+    # What is wrong with the run itself is not laid upon the evaluation.
+    history = runs / "bad" / "metrics.jsonl"
+    kept = history.read_text()
+    history.write_text(kept + "\n")
+    with pytest.raises(ValueError, match=r"^\S*metrics\.jsonl is not what the run has written; the run's command"):
+        compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "two")
+    history.write_text(kept)
 
 
 def test_names_are_as_short_as_they_can_be():

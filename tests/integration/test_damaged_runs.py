@@ -3,6 +3,8 @@
 import json
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,14 @@ from training import assert_same_run, interrupt_after, make_recipe, merged, run_
 from difformer import CheckpointError, create_backbone, load_classifier
 from difformer.checkpoints.weights import read_metadata
 from difformer.cli import main
-from difformer.verbs.train import run as run_module
-from difformer.verbs.train.train import train
+from difformer.engine.config.reading import dump, plain
 from difformer.engine.loop import state as state_module
 from difformer.engine.loop.state import TrainingState
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.engine.runtime.stopping import Stopped
-from difformer.engine.config.reading import dump, plain
 from difformer.features import FeatureCacheError
+from difformer.verbs.train import run as run_module
+from difformer.verbs.train.train import closing_lines, train
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +44,11 @@ def stopped(workplace, tmp_path):
     recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
     interrupt_after(lambda: train(recipe), 4)
     return tmp_path / "run", recipe
+
+
+def contents(folder):
+    """The files of a run but its lock, by name."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name != ".lock"}
 
 
 def flip(file, place=None):
@@ -274,6 +282,48 @@ class TestCachedFeatures:
         with pytest.raises(ValueError, match="the backbone's weights are not those"):
             train(recipe)
         assert not (tmp_path / "features").exists()
+
+
+def test_a_run_that_cannot_begin_takes_nothing_from_the_one_before(workplace, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"), schedule={"warmup_epochs": 30})
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match="warmup_epochs"):
+        train(recipe, overwrite=True)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_finished_run_without_its_state_is_not_trained_over(workplace, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    for file in (tmp_path / "run").glob("state*.pt"):
+        file.unlink()
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
+    with pytest.raises(FileExistsError, match="holds a finished run whose training state is gone; choose another"):
+        train(recipe)
+    train(recipe, overwrite=True)
+    assert_same_run(finished, tmp_path / "run")
+
+
+def test_what_is_told_at_the_end_is_of_the_classifier_that_is_kept(workplace, tmp_path):
+    evaluation = {"select": "last", "test": None}
+    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"), evaluation=evaluation)
+    results = train(recipe)
+    better = {**results, "best": {**results["last"], "epoch": 1, "validation_top1": 0.99}}
+    assert f"{results['last']['validation_top1']:6.1%} top-1 in epoch 2" in closing_lines(recipe, better)[0]
+
+
+def test_another_process_leaves_the_files_of_a_run_at_work(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    folder.claim()
+    events = tmp_path / "run" / "difformer" / "events.out.tfevents.1700000000.host.12.0"
+    events.parent.mkdir()
+    events.touch()
+    command = "import sys; from difformer.engine.runtime.run_folder import RunFolder; RunFolder(sys.argv[1]).claim()"
+    other = subprocess.run([sys.executable, "-c", command, str(folder.path)], capture_output=True, text=True)
+    assert "another run is at work in" in other.stderr
+    assert events.exists()
+    folder.release()
+    assert not events.exists()
 
 
 def test_only_the_recipe_says_where_things_lie(workplace, tmp_path, monkeypatch):

@@ -14,14 +14,14 @@ from training import make_recipe, merged, write_workplace
 from difformer import UNet, UNetConfig, create_backbone
 from difformer.cli import main
 from difformer.data import DataConfig
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.data.fake import KNOWN, FakeImages
 from difformer.engine.config.build import build_dataset
-from difformer.verbs.train.run import Run
-from difformer.verbs.train.train import train
 from difformer.engine.config.reading import dump
+from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.verbs.train import dry_run
 from difformer.verbs.train.dry_run import try_out
-from difformer.data.fake import KNOWN, FakeImages
+from difformer.verbs.train.run import Run
+from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
 

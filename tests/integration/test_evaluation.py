@@ -15,12 +15,12 @@ from training import launch, make_recipe, merged, write_images, write_workplace
 from difformer import load_classifier
 from difformer.cli import main
 from difformer.engine.config.build import build_backbone, build_dataset, build_extractor
-from difformer.verbs.train.train import train
-from difformer.verbs.eval import evaluate as evaluation
-from difformer.features.pooling import PooledFeatures
-from difformer.verbs.probe.probe import run_probe
 from difformer.engine.config.evaluation import ProbeRecipe
 from difformer.engine.config.reading import build, dump
+from difformer.features.pooling import PooledFeatures
+from difformer.verbs.eval import evaluate as evaluation
+from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
 EVALUATION = {"confusion.csv", "confusion.png", "metrics.json", "per_class.csv", "predictions.csv"}

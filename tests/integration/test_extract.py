@@ -14,12 +14,12 @@ from training import assert_same_run, make_recipe, run_result, write_workplace
 from difformer import FeatureKey, create_backbone
 from difformer.data import ImageDataset, collate
 from difformer.engine.config.build import build_extractor, epoch_seed
-from difformer.verbs.train.train import train
 from difformer.engine.extraction import extract
 from difformer.engine.extraction import plan as caching
 from difformer.engine.extraction.extract import extract_features, open_or_extract
 from difformer.engine.extraction.plan import plan_cache
 from difformer.features import CachedFeatures, collate_features
+from difformer.verbs.train.train import train
 
 TRAIN, VAL = 13, 5
 HEADS = {

@@ -13,9 +13,9 @@ from difformer import create_backbone, load_classifier
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import read_description
 from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.train.run import Run
 from difformer.verbs.train.train import train
-from difformer.verbs.train.dry_run import try_out
 
 FEEDBACK = {"feedback_taps": ["out03", "out01"], "taps": ["out02"], "timesteps": [90], "gate": True}
 HEAD = {"name": "attention", "arguments": {"width": 16, "heads": 2, "layers": 1, "pool": 2, "norm": "batch"}}
@@ -160,6 +160,15 @@ def test_a_damaged_classifier_is_refused(work, diffeed, tmp_path):
 def test_a_run_does_not_start_from_itself(work, diffeed):
     with pytest.raises(ValueError, match="is the run's own; choose another --output"):
         built(diffeed(output=str(work[0] / "attention")))
+
+
+def test_a_run_that_has_begun_does_without_a_damaged_one(work, trained, diffeed, tmp_path):
+    shutil.copytree(work[0] / "attention", tmp_path / "source")
+    recipe = diffeed(init=str(tmp_path / "source"))
+    interrupt_after(lambda: train(recipe), steps=4)
+    (tmp_path / "source" / "classifier.safetensors").write_bytes(b"damaged")
+    train(recipe)
+    assert_same_run(trained, Path(recipe.output))
 
 
 @pytest.mark.parametrize("init", ["", 5])

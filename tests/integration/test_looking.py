@@ -12,12 +12,12 @@ from PIL import Image
 from training import merged, write_subject
 
 from difformer.cli import main
+from difformer.engine.config.reading import build, plain
+from difformer.taps import FeatureKey
 from difformer.verbs.look import look as module
 from difformer.verbs.look import sections
 from difformer.verbs.look.look import look
 from difformer.verbs.look.recipe import LookRecipe
-from difformer.engine.config.reading import build, plain
-from difformer.taps import FeatureKey
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from difformer import create_backbone
 from difformer.cli import main
 from difformer.data import Batch
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.verbs.pretrain.pretrain import PretrainRun, pretrain
-from difformer.tasks.denoising import Denoising
+from difformer.engine.config.reading import build, dump, plain
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.loop.trainer import Place, Trainer
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.tasks.denoising import Denoising
+from difformer.verbs.pretrain.pretrain import PretrainRun, pretrain
 from difformer.verbs.pretrain.recipe import ObjectiveConfig, PretrainRecipe
-from difformer.engine.config.reading import build, dump, plain
 
 ROOT = Path(__file__).parents[2]
 MODEL = {

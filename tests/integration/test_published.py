@@ -6,10 +6,10 @@ from support import config_from_openai, load_recipe, read_golden, recipe_tensor
 
 from difformer import CheckpointError, UNet, UNetBackbone, create_backbone, load_classifier
 from difformer.classifier import read_description
+from difformer.classifier.published import PublishedOptions, is_published, read_published
 from difformer.cli import main
 from difformer.diffusion import NoiseSchedule
 from difformer.files import sha256
-from difformer.classifier.published import PublishedOptions, is_published, read_published
 
 NAMES = ["linear_probe", "attention_head", "difformer", "diffeed"]
 

@@ -20,13 +20,13 @@ from difformer.backbones import UNetBackbone
 from difformer.cli import main
 from difformer.data import collate, create_dataset
 from difformer.engine.config.build import build_classifier, build_extractor
+from difformer.engine.config.reading import build, plain, read_yaml
+from difformer.engine.config.training import Recipe
+from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.verbs.quickstart import methods
 from difformer.verbs.quickstart import plan as plans
 from difformer.verbs.quickstart.plan import QuickstartConfig, create_plan
 from difformer.verbs.quickstart.quickstart import _made_with, check_inits, quickstart
-from difformer.verbs.pretrain.recipe import PretrainRecipe
-from difformer.engine.config.reading import build, plain, read_yaml
-from difformer.engine.config.training import Recipe
 
 ROOT = Path(__file__).parents[2]
 HEADS = ROOT / "eval" / "configs" / "cifar10_heads.yaml"

@@ -13,13 +13,12 @@ from difformer.analysis import choose_leave_one_out, ridge_path, share_interval
 from difformer.cli import main
 from difformer.data import ImageDataset, create_dataset
 from difformer.engine.config.reading import build, plain, read_yaml
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
-from difformer.verbs.select import accuracy
-from difformer.verbs.select import parts
+from difformer.verbs.select import accuracy, parts
 from difformer.verbs.select import select as module
 from difformer.verbs.select.parts import Parts
 from difformer.verbs.select.select import select
 from difformer.verbs.sweep.features import SplitFeatures
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
 
 ROOT = Path(__file__).parents[2]

@@ -14,11 +14,11 @@ from difformer import create_backbone, load_classifier
 from difformer.checkpoints.shipped import read_manifest
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
-from difformer.verbs.train.train import train
-from difformer.verbs.pretrain.pretrain import pretrain
-from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.engine.config.provenance import without_places
 from difformer.engine.config.reading import build
+from difformer.verbs.pretrain.pretrain import pretrain
+from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
 SPEC = importlib.util.spec_from_file_location("ship", ROOT / "train" / "ship.py")

@@ -22,10 +22,10 @@ from difformer.analysis import MinibatchCKA, cka
 from difformer.cli import main
 from difformer.data import Sample, collate, create_dataset
 from difformer.engine.config.reading import build, plain
-from difformer.verbs.cka.recipe import SimilarityRecipe
+from difformer.engine.cost.memory import TensorMemory
 from difformer.verbs.cka import cka as module
 from difformer.verbs.cka.cka import measure_cka
-from difformer.engine.cost.memory import TensorMemory
+from difformer.verbs.cka.recipe import SimilarityRecipe
 
 TIMM = "test_resnet"
 

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from training import assert_same_run, interrupt_after, make_recipe, merged, write_workplace
 
-from difformer.engine.runtime import processes
 from difformer.engine.config.build import build_backbone, build_classifier
-from difformer.verbs.train.run import Run
-from difformer.verbs.train.train import train
 from difformer.engine.config.training import BackboneConfig
 from difformer.engine.cost import step_memory
 from difformer.engine.cost.memory import TensorMemory
 from difformer.engine.cost.step_memory import free_memory, images_at_once, needs_checkpointing, step_bytes
+from difformer.engine.runtime import processes
+from difformer.verbs.train.run import Run
+from difformer.verbs.train.train import train
 
 NAMES = ("a", "b", "c")
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu"))

@@ -19,12 +19,12 @@ from difformer import CheckpointError, UNet, create_backbone
 from difformer.cli import main
 from difformer.data.samples import SampleReader
 from difformer.engine.config.build import build_classifier
+from difformer.engine.config.reading import dump
+from difformer.engine.loop.state import TrainingState
+from difformer.engine.loop.trainer import TrainingError
+from difformer.engine.runtime.stopping import Stopped
 from difformer.tasks.classification.task import Classification
 from difformer.verbs.train.train import train
-from difformer.engine.loop.state import TrainingState
-from difformer.engine.runtime.stopping import Stopped
-from difformer.engine.loop.trainer import TrainingError
-from difformer.engine.config.reading import dump
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,20 +16,20 @@ from difformer.analysis import share_interval
 from difformer.analysis.probes import Labelled, create_probe
 from difformer.cli import main
 from difformer.data import DataConfig
-from difformer.engine.runtime.accelerator import solver_device
-from difformer.verbs.probe.probe import run_probe
-from difformer.engine.runtime.run_folder import RunFolder
 from difformer.engine.config.reading import build, plain, read_yaml
-from difformer.verbs.sweep.recipe import SweepRecipe
+from difformer.engine.runtime.accelerator import solver_device
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.taps import TapSpec
+from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.sweep import fitting
 from difformer.verbs.sweep import sweep as module
 from difformer.verbs.sweep.certainty import Chooser
 from difformer.verbs.sweep.features import SplitFeatures
 from difformer.verbs.sweep.fitting import fit_places
+from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommend, recommended_recipes
 from difformer.verbs.sweep.scores import Score, best_score, pareto_front
 from difformer.verbs.sweep.sweep import sweep
-from difformer.taps import TapSpec
 
 ROOT = Path(__file__).parents[2]
 CHOOSER = Chooser(np.repeat([0, 1], [15, 5]), "holdout", "top1")

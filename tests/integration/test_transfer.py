@@ -11,12 +11,12 @@ from training import launch, write_images
 
 from difformer import create_backbone
 from difformer.cli import main
-from difformer.verbs.train.train import train
 from difformer.engine.config.reading import create_parser, dump, parse, read_values
+from difformer.report.transfer import TransferRow, csv_table, markdown_table
+from difformer.verbs.train.train import train
 from difformer.verbs.transfer import transfer as module
 from difformer.verbs.transfer.suite import Suite, TransferRecipe
 from difformer.verbs.transfer.transfer import transfer
-from difformer.report.transfer import TransferRow, csv_table, markdown_table
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,14 +12,14 @@ import yaml
 from torch import nn
 
 from difformer.data import DataConfig, Sample
+from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe
+from difformer.engine.config.reading import create_parser, parse
+from difformer.engine.config.training import EvaluationConfig, Recipe
+from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.runtime import outputs
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.outputs import evaluate
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe
-from difformer.engine.config.reading import create_parser, parse
 from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
-from difformer.engine.config.training import EvaluationConfig, Recipe
 
 CPU = torch.device("cpu")
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=CPU, autocast=nullcontext)

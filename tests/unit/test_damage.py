@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from difformer import CheckpointError, FeatureKey
-from difformer.tasks.classification.results import read_measurements, table_digests
 from difformer.engine.loop import state as state_module
-from difformer.engine.runtime.run_folder import RunFolder
 from difformer.engine.loop.state import Progress, TrainingState
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path, write_shard
+from difformer.files import read_json, sealed
+from difformer.tasks.classification.results import read_measurements, table_digests
 from difformer.verbs.quickstart.methods import seconds_of
 from difformer.verbs.sweep.scores import Score
 from difformer.verbs.sweep.sweep import _read_scores
-from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path, write_shard
-from difformer.files import read_json, sealed
 
 # Changes of each file, two thirds of them flips.
 COUNTS = [150, pytest.param(3000, marks=pytest.mark.slow)]

@@ -10,8 +10,8 @@ from PIL import Image
 
 from difformer.data import IMAGE_SUFFIXES, DataConfig, DataError, create_dataset, read_source
 from difformer.data.listing import find_images, in_words
-from difformer.verbs.quickstart.folders import with_splits
 from difformer.verbs.predict.predict import _list_images
+from difformer.verbs.quickstart.folders import with_splits
 
 HIDDEN = [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".hidden"]
 

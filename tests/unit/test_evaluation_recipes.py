@@ -4,10 +4,10 @@ import pytest
 
 from difformer.data import DataConfig
 from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, choice_note, take_from_training
-from difformer.verbs.look.recipe import LookRecipe
 from difformer.engine.config.reading import build, create_parser, dump, parse, read_yaml
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
 from difformer.engine.config.training import ExtractorConfig
+from difformer.verbs.look.recipe import LookRecipe
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
 
 DATA = {"name": "folder", "root": "images"}
 TRAINING = {
@@ -84,6 +84,13 @@ def test_a_split_that_a_recipe_reports_is_not_one_to_choose_on(evaluation, valid
     values = take_from_training({"data": DATA, "evaluation": evaluation}, ProbeRecipe)
     recipe = build(ProbeRecipe, {**values, "data": DataConfig(**DATA)})
     assert (recipe.validation, recipe.test) == (validation, test)
+
+
+def test_a_split_that_ends_training_early_is_not_reported():
+    training = {"early_stopping": 2}
+    values = {"data": DATA, "training": training, "evaluation": {"validation": "val"}}
+    assert take_from_training(values, EvaluationRecipe).get("split") is None
+    assert take_from_training(values, ProbeRecipe)["validation"] == "val"
 
 
 def test_a_choice_on_reported_images_is_said():

@@ -83,10 +83,12 @@ def test_taps_of_a_later_file_are_for_its_backbone(small, read, tmp_path):
     assert read(CUB, "--config", tmp_path / "own.yaml").extractor.taps == ("out02",)
 
 
-def test_numbers_say_which_block_they_are_where_papers_mean_another(caplog):
+def test_numbers_say_once_which_block_they_are_where_papers_mean_another(small, read, caplog):
     with caplog.at_level(logging.WARNING):
-        found = fitting(ExtractorConfig(taps=(11,)), tap_names(9), num_timesteps=1000, image_size=32)
+        config = read("--data.name", "folder", "--backbone.name", small, "--extractor.taps", "11").extractor
+        found = fitting(config, tap_names(9), num_timesteps=1000, image_size=32)
     assert found.taps == ("out00",)
+    assert caplog.text.count("of this network is") == 1
     assert "block 11 of this network is out00" in caplog.text
     assert "in10 of ADM-256, in05 corresponds" in caplog.text
     caplog.clear()
@@ -117,6 +119,13 @@ def test_classes_and_splits_of_a_recipe_are_those_of_its_data_set(read, tmp_path
     assert read(cifar10, "--config", tmp_path / "own.yaml").data.class_names == ("a", "b")
 
 
+def test_splits_given_as_options_stay_where_the_data_set_is_another(read, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("data: {name: imagenet, splits: {val: valid, test: val}}\n")
+    data = read(file, "--data.name", "folder", "--data.root", "x", "--data.splits.train", "foo").data
+    assert dict(data.splits) == {"train": "foo"}
+
+
 def test_recipes_are_the_same_by_what_they_read():
     values = {"backbone": {"name": "adm256_uncond"}, "extractor": {"taps": [19, 24], "timesteps": [150]}}
     named = with_named_taps(values)["extractor"]
@@ -132,6 +141,10 @@ def test_weights_that_do_not_say_all_are_to_be_converted(tmp_path, capsys):
     torch.save(small_unet().state_dict(), tmp_path / "own.pt")
     with pytest.raises(CheckpointError, match=r"(?s)num_head.*difformer convert .*own\.pt .*own\.safetensors"):
         build_backbone(BackboneConfig(name=str(tmp_path / "own.pt")))
+    (tmp_path / "bad.pt").write_bytes(b"nothing that torch can read")
+    with pytest.raises(CheckpointError, match=r"bad\.pt") as error:
+        build_backbone(BackboneConfig(name=str(tmp_path / "bad.pt")))
+    assert "convert" not in str(error.value)
     arguments = ["--data.name", "cub", "--backbone.name", str(tmp_path / "own.pt"), "--dry_run", "--fake_data"]
     assert main(["train", *arguments, "--output", str(tmp_path / "run")]) == 1
     assert f"--backbone.name {tmp_path / 'own.safetensors'}" in capsys.readouterr().err

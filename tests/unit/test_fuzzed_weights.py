@@ -31,8 +31,8 @@ from difformer import (
 from difformer.checkpoints import describe, read_weights
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
-from difformer.cli import main
 from difformer.classifier.published import PublishedOptions, is_published, read_published
+from difformer.cli import main
 
 # Nothing else may come out of reading a file: CheckpointError is a ValueError.
 ALLOWED = (ValueError, FileNotFoundError)

@@ -26,8 +26,8 @@ from difformer import (
 from difformer.checkpoints import describe, read_pickle, read_weights
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
-from difformer.heads import DifFormerHead, MLPHead
 from difformer.classifier.published import is_published
+from difformer.heads import DifFormerHead, MLPHead
 
 ZEROS = bytes(1 << 20)
 

@@ -26,6 +26,8 @@ def printed(capsys, *arguments):
         (["--extractor.taps", "[6, 9, 12]"], [6, 9, 12]),
         (["--extractor.taps", "mid", "24", "out04"], ["mid", 24, "out04"]),
         (["--extractor.taps", "24"], [24]),
+        (["--extractor.taps", "6,", "9,", "12"], [6, 9, 12]),
+        (["--extractor.taps", "[6,", "9,", "12]"], [6, 9, 12]),
         (["--extractor.taps", "6", "9", "--output", "there"], [6, 9]),
     ],
 )

@@ -11,16 +11,16 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.checkpoints import shipped
 from difformer.cli import main
+from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_classifier, outline_backbone, outline_classifier
-from difformer.verbs.train.init import check_init
-from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.engine.config.reading import check_key, create_parser, dump, overlay, parse, read_values, read_yaml
 from difformer.engine.config.training import Recipe
-from difformer.verbs.transfer.suite import Suite, TransferRecipe
 from difformer.engine.cost.costs import costs
-from difformer.data.fake import FakeImages
 from difformer.models.plan import tap_specs
 from difformer.taps import resolve_tap, resolve_taps, tap_names
+from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.verbs.train.init import check_init
+from difformer.verbs.transfer.suite import Suite, TransferRecipe
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "train" / "configs"

@@ -16,8 +16,8 @@ from difformer.data import DataConfig
 from difformer.engine.config.evaluation import ProbeRecipe, take_from_training
 from difformer.engine.config.options import option_kinds
 from difformer.engine.config.reading import create_parser, parse, plain, put, read_yaml
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
 from difformer.engine.config.training import Recipe
+from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
 from difformer.verbs.transfer.suite import TransferRecipe
 
 CONFIGURATIONS = (Recipe, ProbeRecipe, SweepRecipe, SelectRecipe, TransferRecipe)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from difformer.backbones import Backbone, UNetBackbone, create_backbone
-from difformer.checkpoints import CheckpointError, describe
+from difformer.checkpoints import UnderspecifiedError, describe
 from difformer.classifier import DiffusionClassifier
 from difformer.config import UNetConfig
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
@@ -97,12 +97,10 @@ def _says_how_to_convert(config: BackboneConfig) -> Iterator[None]:
     """Recipes cannot say what the weights of a foreign file do not show; the verb that can is named in errors."""
     try:
         yield
-    except CheckpointError as error:
+    except UnderspecifiedError as error:
         path = Path(config.name)
-        if path.suffix == ".safetensors" or not path.suffix:
-            raise
-        target = path.with_suffix(".safetensors")
-        raise CheckpointError(
+        target = path.with_name(f"{path.name.removesuffix('.pt')}.safetensors")
+        raise UnderspecifiedError(
             f"{error}\nA recipe takes weights that say all of it themselves: write them once with `difformer convert "
             f"{path} {target}` and the options above, then give --backbone.name {target}"
         ) from error

@@ -178,7 +178,7 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
         return dict(values)
     check_keys(Recipe, foreign)
     training, evaluation = foreign.get("training", {}), foreign.get("evaluation", {})
-    validation, test = _splits(evaluation)
+    validation, test = _splits(training, evaluation)
     found = {
         "precision": training.get("precision"),
         "workers": training.get("workers"),
@@ -202,12 +202,14 @@ def choice_note(data: DataConfig, validation: str) -> str | None:
     )
 
 
-def _splits(evaluation: Mapping[str, Any]) -> tuple[str | None, str | None]:
+def _splits(training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The split that chooses, and the one that is reported.
 
-    Where a recipe keeps the last classifier and has no test split, its validation split is what it reports.
+    Where a recipe keeps the last classifier of a number of epochs that nothing chooses, and has no test split, its
+    validation split is what it reports.
     """
     validation, test = evaluation.get("validation"), evaluation.get("test")
-    if test is None and validation != SET_ASIDE and evaluation.get("select", "last") == "last":
+    chooses = evaluation.get("select", "last") == "best" or training.get("early_stopping") is not None
+    if test is None and validation != SET_ASIDE and not chooses:
         return None, validation
     return validation, test

@@ -104,6 +104,7 @@ def fit_to_backbone(
         suited = fitting(
             ExtractorConfig(), tap_specs(config), num_timesteps=schedule.num_timesteps, image_size=config.image_size
         )
+        _warn_of_numbers(extractor, list(tap_specs(config)))
         left_out = {key: getattr(suited, key) for key in ("taps", "timesteps") if not extractor.get(key)}
         fitted["extractor"] = {**extractor, **left_out}
     data = fitted.get("data")
@@ -121,16 +122,22 @@ def fit_to_backbone(
 
 def _named(option: str, tap: int | str, known: Sequence[str]) -> str:
     try:
-        name = resolve_tap(tap, known)
+        return resolve_tap(tap, known)
     except ValueError as error:
         raise ValueError(f"{option}: {error}") from error
-    if str(tap) != name and len(known) != len(_LITERATURE) and int(tap) <= len(_LITERATURE):
-        meant = resolve_tap(tap, _LITERATURE)
-        _log.warning(
-            "%s: block %s of this network is %s; if the literature's is meant, which is %s of ADM-256, %s corresponds",
-            option, tap, name, meant, corresponding_tap(meant, _LITERATURE, known),
-        )  # fmt: skip
-    return name
+
+
+def _warn_of_numbers(extractor: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Warns where taps are numbers, which are other blocks than those that the literature calls so."""
+    for key, tap in ((name, tap) for name in _TAPS for tap in extractor.get(name) or ()):
+        name = _named(f"extractor.{key}", tap, known)
+        if str(tap) != name and len(known) != len(_LITERATURE) and int(tap) <= len(_LITERATURE):
+            meant = resolve_tap(tap, _LITERATURE)
+            _log.warning(
+                "extractor.%s: block %s of this network is %s; if the literature's is meant, which is %s of ADM-256, "
+                "%s corresponds",
+                key, tap, name, meant, corresponding_tap(meant, _LITERATURE, known),
+            )  # fmt: skip
 
 
 def _suitable_timestep(num_timesteps: int, image_size: int) -> int:
@@ -154,12 +161,16 @@ def _own_data(
     """The data section without what files say of another data set than the one that is given over them."""
     kept = dict(data)
     for place, file in enumerate(files):
-        below = _at(file, "data") if isinstance(_at(file, "data"), Mapping) else {}
+        below = value_at(file, "data") if isinstance(value_at(file, "data"), Mapping) else {}
         if "name" not in below or canonical_name(str(below["name"])) == canonical_name(str(data.get("name"))):
             continue
         for key in _OF_DATA_SET:
-            if below.get(key) and not _is_given(f"data.{key}", options, files[place + 1 :]):
-                kept[key] = {} if key == "splits" else None
+            if not below.get(key) or _is_given(f"data.{key}", options, files[place + 1 :]):
+                continue
+            if key == "splits":
+                kept[key] = {name: value for name, value in kept[key].items() if f"data.splits.{name}" in options}
+            else:
+                kept[key] = None
     return kept
 
 
@@ -168,9 +179,9 @@ def _check_taps(name: str, config: UNetConfig, options: Collection[str], files: 
     made_for: Any = None
     wrong: dict[str, list[str]] = {}
     for file in files:
-        made_for = _at(file, "backbone.name") or made_for
+        made_for = value_at(file, "backbone.name") or made_for
         for key in ("taps", *(f"extractor.{key}" for key in _TAPS)):
-            taps = _at(file, key)
+            taps = value_at(file, key)
             if isinstance(taps, list | tuple) and not _is_given(key, options, []):
                 wrong[key] = [] if made_for in (None, name) else _elsewhere(taps, file, str(made_for), config)
     listed = " ".join(f"--{key} {' '.join(taps)}" for key, taps in wrong.items() if taps)
@@ -183,7 +194,7 @@ def _check_taps(name: str, config: UNetConfig, options: Collection[str], files: 
 
 def _elsewhere(taps: Sequence[Any], file: Mapping[str, Any], made_for: str, config: UNetConfig) -> list[str]:
     """The taps of a network that correspond to those of another; none where all lie in the same places."""
-    found = _described({**(_at(file, "backbone") or {}), "name": made_for})
+    found = _described({**(value_at(file, "backbone") or {}), "name": made_for})
     if found is None:
         return []
     other = found[0]
@@ -200,10 +211,11 @@ def _places(specs: Mapping[str, TapSpec], config: UNetConfig) -> list[float]:
 
 def _is_given(key: str, options: Collection[str], files: Iterable[Mapping[str, Any]]) -> bool:
     """Whether an option or a file says something of a key, alone or with its whole section."""
-    return key in options or key.partition(".")[0] in options or any(_at(file, key) is not None for file in files)
+    return key in options or key.partition(".")[0] in options or any(value_at(file, key) is not None for file in files)
 
 
-def _at(values: Any, dotted: str) -> Any:
+def value_at(values: Any, dotted: str) -> Any:
+    """The value under a dotted key of nested mappings; None where there is none."""
     for key in dotted.split("."):
         values = values.get(key) if isinstance(values, Mapping) else None
     return values

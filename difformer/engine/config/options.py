@@ -72,10 +72,11 @@ def _element(kind: Any) -> Any:
 
 
 def _bracketed(values: Sequence[str], element: Any) -> str:
-    if len(values) == 1 and (values[0].startswith("[") or values[0] in ("", "null")):
-        return values[0]
+    if values[0].startswith("[") or list(values) in ([""], ["null"]):
+        return " ".join(values)
     # Of several words, a comma may be a part: `tench, Tinca tinca` is a class.
     parts = values if element is str and len(values) > 1 else [part.strip() for v in values for part in v.split(",")]
+    parts = [part for part in parts if part]
     return f"[{', '.join(part if element is not str and _is_number(part) else json.dumps(part) for part in parts)}]"
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from difformer._optional import require
-from difformer.engine.config.fitting import fit_to_backbone
+from difformer.engine.config.fitting import fit_to_backbone, value_at
 from difformer.engine.config.options import option_kinds, refuse_published, with_lists
 from difformer.files import expand_user
 
@@ -343,16 +343,10 @@ def _with_whole_mappings(
             kept.append(word)
             continue
         if owner not in whole:
-            found = [value for content in files if (value := _at(content, owner)) is not None]
+            found = [value for content in files if (value := value_at(content, owner)) is not None]
             whole[owner] = deepcopy(found[-1]) if found else {}
         put(whole[owner], name[len(owner) + 1 :], _read_value(text if equals else next(words, "")))
     return kept + [f"--{owner}={json.dumps(value)}" for owner, value in whole.items()]
-
-
-def _at(values: Any, dotted: str) -> Any:
-    for key in dotted.split("."):
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values
 
 
 def _read_value(text: str) -> Any:

@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.engine.config.build import outline_backbone, outline_classifier, torso_dtype
-from difformer.engine.runtime.batches import divide
-from difformer.engine.runtime.processes import Processes, on_main
 from difformer.engine.config.training import Recipe
 from difformer.engine.cost.costs import human_bytes
 from difformer.engine.cost.memory import TensorMemory
+from difformer.engine.runtime.batches import divide
+from difformer.engine.runtime.processes import Processes, on_main
 
 _log = getLogger(__name__)
 

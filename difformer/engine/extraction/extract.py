@@ -17,6 +17,7 @@ from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, ImageError
 from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.config.training import Recipe
 from difformer.engine.extraction.plan import (
     DIFFEED,
     CachePlan,
@@ -29,7 +30,6 @@ from difformer.engine.extraction.plan import (
 )
 from difformer.engine.runtime.batches import create_loader
 from difformer.engine.runtime.processes import Processes, check_launcher, leave_at_exit, on_all, on_main, only_cpu
-from difformer.engine.config.training import Recipe
 from difformer.features import CachedFeatures, FeatureCacheError
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
 from difformer.taps import FeatureKey

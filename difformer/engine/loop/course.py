@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 from difformer._optional import require
 from difformer.data import ImageDataset
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.engine.loop.epochs import run_epochs
-from difformer.engine.runtime.run_folder import RunFolder, SavedState, environment, flat, saved_state
-from difformer.engine.loop.state import Progress
-from difformer.engine.loop.trainer import Trainer
-from difformer.engine.runtime.processes import on_main
 from difformer.engine.config.provenance import carried
 from difformer.engine.config.reading import dump
+from difformer.engine.loop.epochs import run_epochs
+from difformer.engine.loop.state import Progress
+from difformer.engine.loop.trainer import Trainer
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.processes import on_main
+from difformer.engine.runtime.run_folder import RunFolder, SavedState, environment, flat, saved_state
 from difformer.report.curves import draw_curves
 
 
@@ -36,7 +36,7 @@ class TrainingRun(Protocol):
 
     @property
     def sources(self) -> dict[str, str]:
-        """Digests, by name, of what a run must go on with."""
+        """Digests, by name, of what must be the same where a run is resumed."""
         ...
 
     @property
@@ -80,7 +80,7 @@ def carry_out(
 
     Args:
         recipe: with `output`, `training` and `trackers`.
-        build: makes the run's parts from recipe, accelerator and, of a run that goes on, the sources it began with.
+        build: makes the run's parts from recipe, accelerator and, of a run that is resumed, the sources it began with.
         may_change: keys of the recipe that a run may go on with another value of.
         comparable: brings a recipe's values into the form in which those of equal runs are equal.
         overwrite: start anew although there is a run in the folder.
@@ -102,6 +102,10 @@ def carry_out(
             f"this run is finished; its results are in {folder.path}. For another, choose another --output"
         )
         return results
+    if saved is None and not overwrite and folder.results.exists():
+        raise FileExistsError(
+            f"{folder.path} holds a finished run whose training state is gone; choose another --output, or --overwrite"
+        )
     folder.check()
     # What the main process writes from here on must not be found by the others above.
     accelerator.wait_for_everyone()
@@ -137,16 +141,18 @@ class _Course:
 
     def follow(self, *, overwrite: bool) -> dict[str, Any]:
         """Trains to the end; returns the results."""
+        # Made before what an earlier run has left is removed: it may find that it cannot train.
+        trainer = self.run.trainer
         on_main(self.accelerator, partial(self._prepare, overwrite=overwrite))
         self.accelerator.init_trackers("difformer", config=flat(carried(self.recipe)))
         run_epochs(
-            self.run.trainer,
+            trainer,
             self.accelerator,
             save=partial(on_main, self.accelerator, self._save),
             end_epoch=self._end_epoch,
             describe=self.run.describe,
         )
-        progress = self.run.trainer.progress
+        progress = trainer.progress
         results = {
             "epochs": progress.epoch + 1,
             "images": progress.images,

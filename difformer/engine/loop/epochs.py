@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from difformer.engine.loop.state import Progress
-from difformer.engine.runtime.stopping import Stopped, StopRequest
 from difformer.engine.loop.trainer import Clock, Totals, Trainer, progress_bar
+from difformer.engine.runtime.stopping import Stopped, StopRequest
 
 
 def run_epochs(

@@ -13,11 +13,18 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.data.images import stable_id
-from difformer.engine.runtime.batches import EpochBatches, Part, check_batch_statistics, create_loader, epoch_order
+from difformer.engine.config.training import LoopConfig, OptimizerConfig, ScheduleConfig
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.state import Progress, TrainingState, restore, snapshot
+from difformer.engine.runtime.batches import (
+    EpochBatches,
+    Part,
+    check_batch_statistics,
+    create_loader,
+    epoch_order,
+    shares_statistics,
+)
 from difformer.engine.runtime.stopping import StopRequest
-from difformer.engine.config.training import LoopConfig, OptimizerConfig, ScheduleConfig
 
 # What may help against numbers that are not finite.
 _CALMER = "Try a lower optimizer.lr, optimizer.clip_norm, or training.precision no"
@@ -143,6 +150,7 @@ class Trainer:
         self.progress = Progress()
         self.unsaved = Clock()
         self._shuffle_buffer = shuffle_buffer
+        self._sync_batch_norm = sync_batch_norm
         self._clip_norm = optimizer.clip_norm
         cuda = accelerator.device.type == "cuda"
         self.batches = EpochBatches(
@@ -152,7 +160,7 @@ class Trainer:
         self.steps = self.batches.steps
         self.loader = create_loader(dataset, self.batches, collate, loop.workers, pin=cuda)
         module = task.module
-        if accelerator.num_processes > 1 and cuda and sync_batch_norm:
+        if sync_batch_norm and shares_statistics(accelerator):
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         created = create_optimizer(module, optimizer)
         self._set_rate = create_schedule(created, schedule, loop.epochs, self.steps)
@@ -222,7 +230,9 @@ class Trainer:
         """
         progress = self.progress
         if until is None:
-            check_batch_statistics(self.task.module, len(self.dataset), self.loop, self.accelerator.num_processes)
+            check_batch_statistics(
+                self.task.module, len(self.dataset), self.loop, self.accelerator, shared=self._sync_batch_norm
+            )
         self.dataset.set_epoch(progress.epoch)
         self.task.begin_epoch(progress.epoch)
         self.batches.set(self._order(progress.epoch), progress.step)

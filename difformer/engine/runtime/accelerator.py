@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from difformer._optional import require
-from difformer.engine.runtime.run_folder import RunFolder
-from difformer.engine.runtime.processes import check_launcher, leave_at_exit, only_cpu
-from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.engine.config.training import Recipe
+from difformer.engine.runtime.processes import check_launcher, leave_at_exit, only_cpu
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 
 def solver_device(device: torch.device) -> torch.device:

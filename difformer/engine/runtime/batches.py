@@ -115,18 +115,29 @@ class EpochBatches(Sampler[list[int]]):
                 yield list(part.indices)
 
 
-def check_batch_statistics(module: nn.Module, images: int, loop: LoopConfig, num_processes: int) -> None:
+def shares_statistics(accelerator: Any) -> bool:
+    """Whether processes can have batch statistics in common, which torch has for GPUs."""
+    return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
+
+
+def check_batch_statistics(
+    module: nn.Module, images: int, loop: LoopConfig, accelerator: Any, *, shared: bool = False
+) -> None:
     """Refuses parts of one image for layers that normalise over images, which would fail in the last step.
 
     Args:
         module: what learns.
         images: of the training split.
         loop: says in which parts they go through.
-        num_processes: that share them.
+        accelerator: Accelerate's, whose processes share them.
+        shared: whether statistics are over all processes where they can be, in which case no part is too small.
 
     Raises:
         ValueError: batch statistics would be taken of a single image.
     """
+    if shared and shares_statistics(accelerator):
+        return
+    num_processes = accelerator.num_processes
     last = images % loop.batch_size or loop.batch_size
     parts = (
         divide(range(size), process, num_processes, loop.accumulation)

@@ -17,9 +17,9 @@ import torch
 import difformer
 from difformer.checkpoints import CheckpointError, read_weights
 from difformer.data import ImageDataset
-from difformer.engine.loop.state import TrainingState
 from difformer.engine.config.provenance import carried, without_places
 from difformer.engine.config.reading import dotted, plain
+from difformer.engine.loop.state import TrainingState
 from difformer.files import check_writable, errors_name, expand_user, read_json, sealed, sha256, write_atomically
 
 _log = getLogger(__name__)
@@ -87,7 +87,9 @@ class RunFolder:
         try:
             _lock(self._lock)
         except (BlockingIOError, PermissionError) as error:
-            self.release()
+            # Not released: the other run's files are open.
+            self._lock.close()
+            self._lock = None
             raise FileExistsError(f"another run is at work in {self.path}; choose another --output") from error
         except OSError:
             # Some file systems have no locks.
@@ -112,7 +114,7 @@ class RunFolder:
 
     def clear(self) -> None:
         """Removes what a run has left, the state first."""
-        states = (self.state, self.previous)
+        states = (self.previous, self.state)
         single = (*states, self.results, self.classifier, self.latest, self.backbone, self.metrics, self.curves)
         patterns = ("subset-*.json", "samples*.png", _EVENTS)
         for file in (*single, *(file for pattern in patterns for file in self.path.glob(pattern))):
@@ -246,7 +248,7 @@ def _lock(file: IO[str]) -> None:
     """
     try:
         import fcntl
-    except ImportError:  # Windows has other locks, of which the run's folder does without.
+    except ImportError:  # Windows has other locks, which are not used here.
         return
     fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 

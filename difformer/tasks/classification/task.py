@@ -9,10 +9,10 @@ from torch import Tensor
 
 from difformer.classifier import DiffusionClassifier
 from difformer.engine.config.build import epoch_seed
-from difformer.tasks.classification.trainee import Trainee, inputs_of
+from difformer.engine.config.training import TrainingConfig
 from difformer.engine.loop.optimisation import Mixing
 from difformer.engine.loop.trainer import Place
-from difformer.engine.config.training import TrainingConfig
+from difformer.tasks.classification.trainee import Trainee, inputs_of
 
 
 @dataclass(frozen=True)

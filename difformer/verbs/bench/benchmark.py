@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from difformer.config import as_positive_integer
+from difformer.engine.config.reading import plain
+from difformer.engine.cost.memory import Demand
 from difformer.verbs.bench.machine import describe_machine
 from difformer.verbs.bench.measuring import Timing
 from difformer.verbs.bench.side import Outputs, Side, SideConfig
 from difformer.verbs.bench.subjects import CACHED, EPOCHS, SUBJECTS, TRAINING, count_demands
-from difformer.engine.config.reading import plain
-from difformer.engine.cost.memory import Demand
 
 # The largest relative difference of outputs at which a speed-up counts: rounding in float32, and of half precision.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}

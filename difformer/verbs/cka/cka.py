@@ -11,17 +11,17 @@ from difformer._optional import require
 from difformer.analysis import MinibatchCKA
 from difformer.data import ImageDataset
 from difformer.data.subset import evenly_spaced
-from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.runtime.batches import create_loader
-from difformer.engine.runtime.run_folder import environment
 from difformer.engine.config.computing import training_like
 from difformer.engine.config.reading import dump
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
+from difformer.engine.runtime.run_folder import environment
+from difformer.report.similarity import draw_similarities
 from difformer.verbs.cka.recipe import SimilarityRecipe
 from difformer.verbs.cka.representations import DiffusionBlocks, Representations, TimmBlocks
-from difformer.report.similarity import draw_similarities
 
 _FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
 # The unbiased estimator needs as many.

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from difformer._optional import require
 from difformer.backbones import UNetBackbone
 from difformer.checkpoints.hub import HUB, locate_on_hub
-from difformer.verbs.cka.recipe import TimmConfig
 from difformer.features import FeatureExtractor
 from difformer.features.reduced import read_reduced
 from difformer.taps import FeatureKey
+from difformer.verbs.cka.recipe import TimmConfig
 
 
 class Representations(Protocol):

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from difformer.analysis import PairedDifference, paired_bootstrap
-from difformer.verbs.compare.measured import Measured, read_measured
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.files import expand_user
 from difformer.report.confusion import draw_confusion
 from difformer.report.learning import draw_learning
 from difformer.report.page import Block, Picture, Row, Section, Table, write_page
+from difformer.verbs.compare.measured import Measured, read_measured
 
 PAGE = "compare.html"
 _RESULTS, _CURVES = "compare.json", "learning.png"

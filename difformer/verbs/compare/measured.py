@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difformer.checkpoints.weights import read_metadata
+from difformer.engine.config.evaluation import EvaluationRecipe
+from difformer.engine.config.reading import build
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.files import expand_user
+from difformer.tables import read_rows
+from difformer.tasks.classification.results import read_measurements
 from difformer.verbs.eval.evaluate import (
     METRICS,
     classifier_file,
     classifier_values,
     evaluate_classifier,
 )
-from difformer.tasks.classification.results import read_measurements
-from difformer.engine.runtime.run_folder import RunFolder
-from difformer.engine.config.evaluation import EvaluationRecipe
-from difformer.engine.config.reading import build
-from difformer.files import expand_user
-from difformer.tables import read_rows
 
 _PREDICTIONS = "predictions.csv"
 _REMEDY = "`difformer eval … --overwrite` makes it anew"
@@ -79,10 +79,13 @@ def read_measured(source: str, split: str, name: str) -> Measured:
             evaluate_classifier(recipe, overwrite=True)
     elif not (folder / METRICS).exists():
         raise FileNotFoundError(f"{source} is neither the folder of a run nor one that `difformer eval` wrote")
+    parameters = run.read_results().get("trained_parameters") if run.results.exists() else None
+    history = run.read_history() if run.metrics.exists() else []
+    report = read_measurements(results, METRICS, _REMEDY)
     try:
-        return _read(results, run, name)
+        return _read(results, report, name, parameters, history)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"{results} is damaged ({error!r}); `difformer eval … --overwrite` makes it anew") from error
+        raise ValueError(f"{results} is damaged ({error!r}); {_REMEDY}") from error
 
 
 def _measured_weights(results: Path) -> str | None:
@@ -94,14 +97,18 @@ def _measured_weights(results: Path) -> str | None:
         return None
 
 
-def _read(results: Path, run: RunFolder, name: str) -> Measured:
-    report = read_measurements(results, METRICS, _REMEDY)
+def _read(
+    results: Path,
+    report: Mapping[str, Any],
+    name: str,
+    parameters: int | None,
+    history: Sequence[Mapping[str, Any]],
+) -> Measured:
     with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         columns, *cells = read_rows(file)
     with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
         header, *counts = read_rows(file)
     rows = sorted((dict(zip(columns, row, strict=True)) for row in cells), key=lambda row: int(row["id"]))
-    finished = run.read_results() if run.results.exists() else {}
     return Measured(
         name=name,
         metrics=report["metrics"],
@@ -111,6 +118,6 @@ def _read(results: Path, run: RunFolder, name: str) -> Measured:
         correct=np.array([row["label"] == row["predicted"] for row in rows]),
         confusion=np.array([[int(cell) for cell in line[1:]] for line in counts]),
         class_names=tuple(header[1:]),
-        parameters=finished.get("trained_parameters"),
-        history=run.read_history() if run.metrics.exists() else [],
+        parameters=parameters,
+        history=history,
     )

@@ -10,11 +10,21 @@ from difformer.checkpoints.hub import HUB
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.data import ImageDataset
-from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.tasks.classification.trainee import Trainee
+from difformer.engine.config.computing import training_like
+from difformer.engine.config.evaluation import EvaluationRecipe, take_from_training
+from difformer.engine.config.provenance import carried, without_places
+from difformer.engine.config.reading import read_yaml
+from difformer.engine.config.training import ExtractorConfig
+from difformer.engine.extraction.extract import open_or_extract
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.runtime.outputs import Outputs, evaluate
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.engine.runtime.run_folder import RunFolder, environment
+from difformer.features import collate_features
+from difformer.files import expand_user, sealed
 from difformer.tasks.classification.results import (
     TABLES,
     check_same_classes,
@@ -24,17 +34,7 @@ from difformer.tasks.classification.results import (
     table_digests,
     write_tables,
 )
-from difformer.engine.extraction.extract import open_or_extract
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.runtime.run_folder import RunFolder, environment
-from difformer.engine.loop.trainer import Clock
-from difformer.engine.config.computing import training_like
-from difformer.engine.config.evaluation import EvaluationRecipe, take_from_training
-from difformer.engine.config.provenance import carried, without_places
-from difformer.engine.config.reading import read_yaml
-from difformer.engine.config.training import ExtractorConfig
-from difformer.features import collate_features
-from difformer.files import expand_user, sealed
+from difformer.tasks.classification.trainee import Trainee
 
 METRICS = "metrics.json"
 _EXPORTED = "model.safetensors"

@@ -7,20 +7,20 @@ from difformer._optional import require
 from difformer.analysis.retrieval import precision_at_k
 from difformer.data import Batch, ImageDataset
 from difformer.data.subset import evenly_spaced
-from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.engine.runtime.result_folder import ResultFolder, write_json
-from difformer.engine.extraction.plan import collate_readable
-from difformer.verbs.look.projection import check_projection
-from difformer.verbs.look.sections import components_section, map_section, neighbours_section, precision_section
-from difformer.engine.runtime.batches import create_loader
 from difformer.engine.config.computing import training_like
-from difformer.verbs.look.recipe import LookRecipe
 from difformer.engine.config.reading import dump
-from difformer.verbs.cka.representations import DiffusionBlocks
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.features import FeatureExtractor
 from difformer.report import write_page
 from difformer.taps import FeatureKey
+from difformer.verbs.cka.representations import DiffusionBlocks
+from difformer.verbs.look.projection import check_projection
+from difformer.verbs.look.recipe import LookRecipe
+from difformer.verbs.look.sections import components_section, map_section, neighbours_section, precision_section
 
 PAGE = "look.html"
 _FILES = (PAGE, "precision.json", "recipe.yaml", "precision.png", "components.png", "map.png", "image-*.png")

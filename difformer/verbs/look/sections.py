@@ -10,8 +10,6 @@ from torch import Tensor
 from difformer.analysis.retrieval import nearest_images
 from difformer.data import Batch, few_shot
 from difformer.data.subset import evenly_spaced
-from difformer.verbs.look.projection import TITLES, create_projector
-from difformer.verbs.look.recipe import LookRecipe
 from difformer.features import FeatureExtractor
 from difformer.report import Paragraph, Picture, Row, Section, Table
 from difformer.report.feature_maps import draw_feature_maps
@@ -19,6 +17,8 @@ from difformer.report.heat_maps import draw_heat_maps
 from difformer.report.neighbours import draw_neighbours
 from difformer.report.scatter import draw_scatter
 from difformer.taps import FeatureKey
+from difformer.verbs.look.projection import TITLES, create_projector
+from difformer.verbs.look.recipe import LookRecipe
 
 _NEIGHBOURS = 5
 _SHOWN = 4

@@ -2,13 +2,13 @@
 
 from dataclasses import replace
 
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.verbs.pretrain.pretrain import PretrainRun
-from difformer.engine.runtime.run_folder import RunFolder
-from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.engine.cost.costs import human_bytes, human_flops
-from difformer.verbs.train.dry_run import peak_memory, trial_batch, two_steps
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.models.plan import tap_specs
+from difformer.verbs.pretrain.pretrain import PretrainRun
+from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.verbs.train.dry_run import peak_memory, trial_batch, two_steps
 
 # A backward pass costs about twice the forward one.
 _PASSES = 3

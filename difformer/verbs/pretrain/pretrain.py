@@ -12,19 +12,19 @@ from torch import Tensor
 
 from difformer.backbones import UNetBackbone
 from difformer.data import collate
+from difformer.data.fake import FakeImages
 from difformer.diffusion import NoiseSchedule, sample_ddim
 from difformer.engine.config.build import build_dataset
-from difformer.tasks.denoising import Denoising
+from difformer.engine.config.provenance import carried
 from difformer.engine.loop.course import carry_out
-from difformer.engine.runtime.run_folder import RunFolder
 from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer
 from difformer.engine.runtime.processes import on_main
-from difformer.verbs.pretrain.recipe import PretrainRecipe
-from difformer.engine.config.provenance import carried
-from difformer.data.fake import FakeImages
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
+from difformer.tasks.denoising import Denoising
+from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 # What a run may go on with another value of: none of it changes the weights.
 MAY_CHANGE = (

@@ -9,11 +9,19 @@ import torch
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
 from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare, create_probe
 from difformer.data import ImageDataset
-from difformer.engine.runtime.accelerator import create_accelerator, solver_device
 from difformer.engine.config.build import build_backbone, build_dataset, build_extractor
+from difformer.engine.config.computing import training_like
+from difformer.engine.config.evaluation import ProbeRecipe, choice_note
+from difformer.engine.config.provenance import carried
+from difformer.engine.config.reading import dump
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.runtime.accelerator import create_accelerator, solver_device
 from difformer.engine.runtime.outputs import Outputs, evaluate
-from difformer.features.pooling import PooledFeatures
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.engine.runtime.run_folder import environment
+from difformer.features.pooling import PooledFeatures
+from difformer.files import sealed
 from difformer.tasks.classification.results import (
     TABLES,
     check_same_classes,
@@ -23,14 +31,6 @@ from difformer.tasks.classification.results import (
     table_digests,
     write_tables,
 )
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.runtime.run_folder import environment
-from difformer.engine.loop.trainer import Clock
-from difformer.engine.config.computing import training_like
-from difformer.engine.config.evaluation import ProbeRecipe, choice_note
-from difformer.engine.config.provenance import carried
-from difformer.engine.config.reading import dump
-from difformer.files import sealed
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
 # What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates

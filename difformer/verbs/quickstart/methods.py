@@ -10,17 +10,17 @@ import numpy as np
 
 from difformer.data.dataset import TEST
 from difformer.engine.config.build import build_dataset
-from difformer.verbs.train.train import train
-from difformer.verbs.probe.probe import run_probe
-from difformer.tasks.classification.results import read_measurements
-from difformer.engine.extraction.extract import extract
-from difformer.engine.runtime.run_folder import RunFolder
-from difformer.engine.loop.trainer import Clock
-from difformer.verbs.quickstart.pixels import classify_pixels
-from difformer.verbs.quickstart.plan import KNN, SVM, Plan, PlannedRun
 from difformer.engine.config.training import Recipe
+from difformer.engine.extraction.extract import extract
+from difformer.engine.loop.trainer import Clock
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import read_json, sealed
 from difformer.tables import read_rows
+from difformer.tasks.classification.results import read_measurements
+from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.quickstart.pixels import classify_pixels
+from difformer.verbs.quickstart.plan import KNN, SVM, Plan, PlannedRun
+from difformer.verbs.train.train import train
 
 SECONDS, FEATURES = "seconds.json", "features"
 _REMEDY = "remove it, and the same command makes it anew"
@@ -133,9 +133,14 @@ def _extract(plan: Plan, folder: RunFolder) -> None:
             by_draw.setdefault(run.recipe.data.seed, []).append(run.recipe)
     for recipes in by_draw.values():
         if not all(RunFolder(recipe.output).finished() for recipe in recipes):
-            richest = max(recipes, key=lambda recipe: len(recipe.extractor.taps) * len(recipe.extractor.timesteps))
+            richest = max(recipes, key=_features_read)
             with _timed(folder, FEATURES):
                 extract(richest)
+
+
+def _features_read(recipe: Recipe) -> int:
+    # None stands for the one that suits the backbone.
+    return max(1, len(recipe.extractor.taps)) * max(1, len(recipe.extractor.timesteps))
 
 
 def _untrained(method: str, tests: Mapping[str, Mapping[str, Any]], folder: RunFolder, note: str) -> MethodResult:

@@ -12,6 +12,11 @@ from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
 from difformer.engine.config.build import build_dataset
 from difformer.engine.runtime.run_folder import RunFolder
+from difformer.files import expand_user
+from difformer.report.attention import draw_attention
+from difformer.report.confusion import draw_confusion
+from difformer.report.learning import draw_learning
+from difformer.report.page import Block, Code, Gallery, GalleryItem, Paragraph, Picture, Row, Section, Table, write_page
 from difformer.verbs.quickstart.methods import FEATURES, MethodResult, seconds_of
 from difformer.verbs.quickstart.pictures import (
     Predictions,
@@ -24,11 +29,6 @@ from difformer.verbs.quickstart.pictures import (
 )
 from difformer.verbs.quickstart.plan import Plan, PlannedRun
 from difformer.verbs.quickstart.tables import HEADER, best_method, table_rows
-from difformer.files import expand_user
-from difformer.report.attention import draw_attention
-from difformer.report.confusion import draw_confusion
-from difformer.report.learning import draw_learning
-from difformer.report.page import Block, Code, Gallery, GalleryItem, Paragraph, Picture, Row, Section, Table, write_page
 
 PAGE, PICTURES = "report.html", "pictures"
 # Whose predictions and attention are shown: fixed beforehand, not the best on the test images.

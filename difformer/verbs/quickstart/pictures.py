@@ -16,11 +16,11 @@ from difformer.data.dataset import TEST
 from difformer.diffusion import sample_ddim
 from difformer.engine.config.build import build_dataset, build_extractor
 from difformer.engine.extraction.plan import collate_readable
-from difformer.verbs.quickstart.plan import Plan
 from difformer.heads import DifFormerHead
 from difformer.report.feature_maps import draw_feature_maps
 from difformer.report.grids import draw_grid
 from difformer.taps import FeatureKey
+from difformer.verbs.quickstart.plan import Plan
 
 _BATCH = 64
 # Generated images, and the steps of DDIM they take.

@@ -8,11 +8,11 @@ from typing import Any
 from difformer.config import as_integer, as_positive_integer
 from difformer.data import DataConfig
 from difformer.data.dataset import TEST
-from difformer.verbs.quickstart.folders import check_output, with_splits
 from difformer.engine.config.evaluation import ProbeRecipe
 from difformer.engine.config.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
 from difformer.engine.config.training import ExtractorConfig, Recipe
 from difformer.files import expand_user
+from difformer.verbs.quickstart.folders import check_output, with_splits
 
 SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent

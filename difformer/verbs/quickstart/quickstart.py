@@ -14,16 +14,16 @@ import yaml
 from difformer.backbones import UNetBackbone
 from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
-from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.config.build import build_backbone, build_dataset, outline_classifier
-from difformer.verbs.train.init import check_init
-from difformer.tasks.classification.results import check_same_classes
+from difformer.engine.config.reading import plain, read_yaml
+from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
+from difformer.tasks.classification.results import check_same_classes
 from difformer.verbs.quickstart.methods import SECONDS, measure_methods
 from difformer.verbs.quickstart.page import PAGE, PICTURES, write_report
 from difformer.verbs.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan
 from difformer.verbs.quickstart.tables import as_json, table_rows, text_table
-from difformer.engine.config.reading import plain, read_yaml
+from difformer.verbs.train.init import check_init
 
 RECORD, TABLE = "quickstart.yaml", "table.md"
 # What may be asked for differently of a folder that is there: seeds are added or left out; images, and what a recipe

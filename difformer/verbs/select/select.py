@@ -6,20 +6,20 @@ from typing import Any
 import yaml
 
 from difformer.backbones import UNetBackbone
-from difformer.engine.runtime.accelerator import create_accelerator
 from difformer.engine.config.build import build_backbone
-from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.config.computing import training_like
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.config.provenance import carried
 from difformer.engine.config.reading import dump
-from difformer.verbs.sweep.recipe import SelectRecipe
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.taps import resolve_taps
 from difformer.verbs.select.accuracy import Accuracy
 from difformer.verbs.select.parts import Pair, Parts
 from difformer.verbs.select.search import Search, set_cost
 from difformer.verbs.select.views import Views
 from difformer.verbs.sweep.certainty import Chooser
-from difformer.taps import resolve_taps
+from difformer.verbs.sweep.recipe import SelectRecipe
 
 _FILES = ("select.json", "recommended.yaml", "recipe.yaml")
 

@@ -23,7 +23,7 @@ class Chooser:
     criterion: str
 
     def interval(self, accuracy: float) -> tuple[float, float]:
-        """Of 95 %, for an accuracy in [0, 1] that was not chosen among others by it."""
+        """Of 95 %, for an accuracy in [0, 1]; too high where the accuracy is the best of many, see `caution`."""
         weigh = images_of_equal_weight if self.criterion == "mean_per_class" else len
         return share_interval(accuracy, weigh(self.labels))
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import yaml
 
+from difformer.taps import TapSpec
 from difformer.verbs.sweep.certainty import Chooser
 from difformer.verbs.sweep.scores import Score, best_score, ranked
-from difformer.taps import TapSpec
 
 # Blocks, and timesteps.
 _COUNT = 3

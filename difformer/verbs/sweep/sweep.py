@@ -12,24 +12,24 @@ from difformer._optional import require
 from difformer.analysis.probes import Labelled, best, create_probe, judge
 from difformer.backbones import UNetBackbone
 from difformer.data import ImageDataset
-from difformer.engine.runtime.accelerator import create_accelerator, solver_device
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.verbs.probe.probe import run_probe
-from difformer.tasks.classification.results import check_same_classes
-from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
-from difformer.engine.runtime.processes import on_main
 from difformer.engine.config.computing import training_like
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.config.reading import dump, plain, read_yaml
-from difformer.verbs.sweep.recipe import SweepRecipe
-from difformer.verbs.sweep.certainty import Chooser
-from difformer.verbs.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
-from difformer.verbs.sweep.fitting import fit_places
-from difformer.verbs.sweep.recommending import recommended_recipes
-from difformer.verbs.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
+from difformer.engine.runtime.accelerator import create_accelerator, solver_device
+from difformer.engine.runtime.processes import on_main
+from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
 from difformer.features import FeatureExtractor
 from difformer.files import read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
+from difformer.tasks.classification.results import check_same_classes
+from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.sweep.certainty import Chooser
+from difformer.verbs.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
+from difformer.verbs.sweep.fitting import fit_places
+from difformer.verbs.sweep.recipe import SweepRecipe
+from difformer.verbs.sweep.recommending import recommended_recipes
+from difformer.verbs.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
 
 # What a sweep may go on with another value of.
 _MAY_CHANGE = (

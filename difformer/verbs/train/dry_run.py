@@ -9,17 +9,17 @@ import torch
 import torch.nn.functional as F
 
 from difformer._optional import require
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.verbs.train.run import Run
-from difformer.engine.extraction.extract import BATCH_SIZE
-from difformer.engine.extraction.plan import time_image
-from difformer.engine.runtime.batches import check_batch_statistics
-from difformer.engine.runtime.run_folder import RunFolder
-from difformer.engine.runtime.stopping import Stopped, StopRequest
-from difformer.engine.loop.trainer import Clock, Totals, Trainer
 from difformer.engine.config.training import Recipe
 from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.cost.step_memory import free_memory, images_at_once, step_bytes
+from difformer.engine.extraction.extract import BATCH_SIZE
+from difformer.engine.extraction.plan import time_image
+from difformer.engine.loop.trainer import Clock, Totals, Trainer
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.batches import check_batch_statistics
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.engine.runtime.stopping import Stopped, StopRequest
+from difformer.verbs.train.run import Run
 
 STEPS = 2
 _CPU_BATCH = 2
@@ -61,7 +61,8 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     recipe = run.recipe
     if not fake_data:
         # Of the recipe's batches, not of the trial's.
-        check_batch_statistics(run.task.module, len(run.images["train"]), recipe.training, accelerator.num_processes)
+        images, shared = len(run.images["train"]), recipe.training.sync_batch_norm
+        check_batch_statistics(run.task.module, images, recipe.training, accelerator, shared=shared)
     found = costs(run.classifier, recipe.data.size)
     counts = {split: len(images) for split, images in run.images.items()}
     stand_ins = " (random stand-ins)" if fake_data else ""

@@ -17,25 +17,25 @@ from difformer.analysis.metrics import ClassificationMetrics, classification_met
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.data import ImageDataset, collate
+from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
-from difformer.verbs.train.init import read_init, start_from
-from difformer.tasks.classification.task import Classification, Kept
-from difformer.engine.runtime.outputs import evaluate
-from difformer.tasks.classification.results import check_same_classes
-from difformer.engine.extraction.extract import open_or_extract
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.runtime.batches import check_batch_statistics
-from difformer.engine.loop.optimisation import create_optimizer, create_schedule
-from difformer.engine.runtime.run_folder import RunFolder
-from difformer.engine.loop.state import Progress, restore, snapshot
-from difformer.engine.loop.trainer import Trainer
-from difformer.engine.runtime.processes import on_main
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.config.provenance import carried
 from difformer.engine.config.training import Recipe
-from difformer.data.fake import FakeImages
 from difformer.engine.cost.step_memory import needs_checkpointing
+from difformer.engine.extraction.extract import open_or_extract
+from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.loop.optimisation import create_optimizer, create_schedule
+from difformer.engine.loop.state import Progress, restore, snapshot
+from difformer.engine.loop.trainer import Trainer
+from difformer.engine.runtime.batches import check_batch_statistics
+from difformer.engine.runtime.outputs import evaluate
+from difformer.engine.runtime.processes import on_main
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features import collate_features
+from difformer.tasks.classification.results import check_same_classes
+from difformer.tasks.classification.task import Classification, Kept
+from difformer.verbs.train.init import read_init, start_from
 
 _log = getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Run:
     Args:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
-        begun_with: the `sources` of the run that is to go on; None for one that begins.
+        begun_with: the `sources` of the run that is resumed; None for one that begins.
         fake: random images and weights in place of the recipe's, and of the classifier it starts from.
         at_once: images of a step in place of the recipe's, for a trial, which writes no cache.
 
@@ -77,8 +77,10 @@ class Run:
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
         self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe)
-        self.recipe = recipe.lengthened(len(self.images["train"]))
-        self._say_what_is_unusual(recipe)
+        # Of stand-ins the number is made up.
+        self.recipe = recipe if fake else recipe.lengthened(len(self.images["train"]))
+        if not fake:
+            self._say_what_is_unusual(recipe)
         recipe = self.recipe
         if at_once is not None:
             recipe = replace(recipe, features="live", training=replace(recipe.training, batch_size=at_once))
@@ -94,6 +96,7 @@ class Run:
             backbone.unet.gradient_checkpointing = needs_checkpointing(
                 recipe, classifier.class_names, len(self.images["train"]), accelerator
             )
+        # Of what runs now, a trial maybe; the recipe is that of the run.
         self._training = recipe.training
         self._cached = recipe.features == "cached"
         self.task = Classification(
@@ -111,7 +114,9 @@ class Run:
         if not self._cached:
             return self.images
         recipe, images = self.recipe, len(self.images["train"])
-        check_batch_statistics(self.task.module, images, recipe.training, self.accelerator.num_processes)
+        check_batch_statistics(
+            self.task.module, images, recipe.training, self.accelerator, shared=recipe.training.sync_batch_norm
+        )
         steps = -(-images // recipe.training.batch_size)
         create_schedule(
             create_optimizer(self.task.module, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
@@ -141,7 +146,7 @@ class Run:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Digests, by name, of what it must go on with."""
+        """Digests, by name, of what must be the same where it is resumed."""
         sources = {"training images": self.images["train"].digest, "backbone's weights": self._backbone_digest}
         return sources if self._init_digest is None else sources | {_INIT: self._init_digest}
 
@@ -200,8 +205,8 @@ class Run:
         return training.early_stopping is not None and progress.waiting >= training.early_stopping
 
     def finish(self, last: dict[str, Any]) -> dict[str, Any]:
-        """Writes the classifier that is kept, whatever has become of its file, and evaluates the test split with it,
-        once.
+        """Writes the classifier that is kept, though its file may be there already, and evaluates the test split with
+        it, once.
         """
         results: dict[str, Any] = {
             "trained_parameters": sum(p.numel() for p in self.task.parts.parameters() if p.requires_grad),
@@ -257,10 +262,11 @@ class Run:
             save_classifier(file, self.classifier, **notes)
 
     def _start_from(self, init: str, begun_with: Mapping[str, str] | None) -> str:
-        """Takes the weights of a trained classifier, unless the run goes on with its own; returns their digest."""
+        """Takes the weights of a trained classifier, unless the run is resumed with its own; returns their digest."""
         try:
             found = read_init(self.recipe, self.classifier.backbone)
-        except OSError:
+        except (OSError, CheckpointError):
+            # A run that has begun has its own weights.
             if begun_with is not None and _INIT in begun_with:
                 return begun_with[_INIT]
             raise

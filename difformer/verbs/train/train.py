@@ -4,12 +4,12 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from difformer.verbs.train.run import Run
-from difformer.tasks.classification.results import readable
-from difformer.engine.loop.course import carry_out
-from difformer.engine.runtime.run_folder import RunFolder
 from difformer.engine.config.fitting import with_named_taps
 from difformer.engine.config.training import Recipe
+from difformer.engine.loop.course import carry_out
+from difformer.engine.runtime.run_folder import RunFolder
+from difformer.tasks.classification.results import readable
+from difformer.verbs.train.run import Run
 
 # What a run may go on with another value of: none of it changes the result.
 MAY_CHANGE = (
@@ -49,7 +49,7 @@ def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
     if test is not None:
         lines = [f"{recipe.evaluation.test:<15}{test['num_images']:,} images", *readable(test)]
     else:
-        record = results.get("best", results["last"])
+        record = results["best" if recipe.evaluation.select == "best" else "last"]
         scores = {"validation_top1": recipe.evaluation.validation, "train_top1": "train"}
         name = next(name for name in scores if name in record)
         lines = [

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.verbs.train.train import train
-from difformer.engine.runtime.run_folder import RunFolder, environment
-from difformer.engine.loop.trainer import DivergedError
 from difformer.engine.config.reading import dump
-from difformer.verbs.transfer.suite import METRICS, PlannedRun, Suite, TransferRecipe
+from difformer.engine.loop.trainer import DivergedError
+from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
+from difformer.verbs.train.train import train
+from difformer.verbs.transfer.suite import METRICS, PlannedRun, Suite, TransferRecipe
 
 
 @dataclass
