@@ -12,12 +12,12 @@ from accelerate import PartialState
 from support import small_unet
 
 from difformer import Backbone, create_backbone
+from difformer.config.reading import build
 from difformer.engine.config.build import build_classifier, build_dataset
-from difformer.engine.config.reading import build
-from difformer.engine.config.training import Recipe
-from difformer.engine.extraction.extract import extract_features
-from difformer.engine.extraction.plan import plan_cache
+from difformer.engine.config.recipe import Recipe
+from difformer.engine.extraction.extract import BATCH_SIZE, Job, announce, extract_missing, open_or_extract, plan_for
 from difformer.features import CachedFeatures
+from difformer.features.planning import CachePlan
 
 
 def recipe_for(root: Path, folder: Path, **changes: Any) -> Recipe:
@@ -46,17 +46,32 @@ def parts(recipe: Recipe, backbone: Backbone, split: str = "train") -> dict[str,
     augment = split == "train"
     dataset = build_dataset(recipe.data, split, augment=augment)
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
-    return {"recipe": recipe, "classifier": classifier, "dataset": dataset, "split": split, "augment": augment}
+    wanted = {"data": recipe.data, "cache": recipe.cache, "seed": recipe.extractor.seed, "augment": augment}
+    processes = PartialState(cpu=True)
+    return {"classifier": classifier, "dataset": dataset, "split": split, "processes": processes, **wanted}
+
+
+def plan_of(used: dict[str, Any]) -> CachePlan:
+    """What is wanted of the cache, from `parts`."""
+    return plan_for(**{name: value for name, value in used.items() if name != "processes"})
+
+
+def extracted(used: dict[str, Any], batch_size: int = BATCH_SIZE) -> CachedFeatures:
+    """What `difformer extract` does with one split, from `parts`: all of it is looked at, whatever is there."""
+    names = ("split", "classifier", "dataset", "processes")
+    job = Job(plan=plan_of(used), workers=0, batch_size=batch_size, **{name: used[name] for name in names})
+    announce([job])
+    return extract_missing(job)
 
 
 def run(recipe: Recipe, backbone: Backbone, split: str = "train", **options: Any) -> CachedFeatures:
     """Extracts, here."""
-    return extract_features(**parts(recipe, backbone, split), **options)
+    return extracted(parts(recipe, backbone, split), **options)
 
 
 def folder_of(recipe: Recipe, backbone: Backbone, split: str = "train") -> Path:
     """Where the features belong."""
-    return plan_cache(**parts(recipe, backbone, split)).folder
+    return plan_of(parts(recipe, backbone, split)).folder
 
 
 def run_in_child(
@@ -99,8 +114,10 @@ def _child(root: Path, folder: Path, shard_size: int, message: str | None, envir
     backbone = create_backbone(small_unet(), schedule="linear")
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
     try:
-        extract_features(recipe, classifier, dataset, "train", augment=True)
-        assert PartialState().num_processes == int(environment.get("WORLD_SIZE", 1))
+        state = PartialState(cpu=True)
+        wanted = {"data": recipe.data, "cache": recipe.cache, "seed": recipe.extractor.seed, "augment": True}
+        open_or_extract(classifier, dataset, "train", processes=state, **wanted)
+        assert state.num_processes == int(environment.get("WORLD_SIZE", 1))
     except ValueError as error:
         if message is None or message not in str(error):
             raise

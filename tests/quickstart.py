@@ -11,7 +11,7 @@ from training import write_images
 
 from difformer import NoiseSchedule
 from difformer.backbones import UNetBackbone
-from difformer.engine.config.reading import read_yaml
+from difformer.config.reading import read_yaml
 from difformer.verbs.quickstart import pictures, plan
 
 NAME = "adm32_cifar10"

@@ -17,8 +17,8 @@ from support import small_unet
 from torch import Tensor
 
 from difformer import create_backbone
-from difformer.engine.config.reading import build, plain
-from difformer.engine.config.training import Recipe
+from difformer.config.reading import build, plain
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.runtime.stopping import Stopped, StopRequest
 
 # What the records of two equal runs may differ in.

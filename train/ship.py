@@ -32,10 +32,10 @@ from difformer.checkpoints import (
 from difformer.checkpoints.shipped import MANIFEST, SUFFIX, Kind, Training, read_manifest
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_classifier, write_classifier
-from difformer.engine.config.provenance import carried, without_places
-from difformer.engine.config.reading import build, read_yaml
-from difformer.engine.config.training import Recipe
-from difformer.engine.runtime.run_folder import RunFolder, changed_keys
+from difformer.config.provenance import carried, changed_keys, without_places
+from difformer.config.reading import build, read_yaml
+from difformer.engine.config.recipe import Recipe
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import sha256, write_atomically
 from difformer.tasks.classification.results import readable
 from difformer.verbs.pretrain.recipe import PretrainRecipe

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +19,7 @@ from difformer.data.images import decode_image
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
-from difformer.taps import FeatureKey
+from difformer.taps import FeatureKey, Features
 
 C = TypeVar("C", bound="DiffusionClassifier")
 ImageLike = Any  # a path, a file's bytes, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) in [-1, 1]
@@ -111,7 +112,7 @@ class DiffusionClassifier(nn.Module):
 
     def forward(
         self,
-        images: Tensor,
+        images: Tensor | Features,
         ids: Tensor | Sequence[int] | None = None,
         *,
         noise: Mapping[int, Tensor] | None = None,
@@ -120,7 +121,7 @@ class DiffusionClassifier(nn.Module):
         """Classifies.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1].
+            images: (B, 3, H, W) in [-1, 1]; or the features of images, read beforehand, of which the rest says nothing.
             ids, noise, conditioning: as for `FeatureExtractor.forward`.
 
         Returns:
@@ -129,7 +130,27 @@ class DiffusionClassifier(nn.Module):
         Raises:
             ValueError: as the extractor and the head.
         """
-        return self.head(self.extractor(images, ids, noise=noise, **conditioning))
+        if isinstance(images, Tensor):
+            images = self.features(images, ids, noise=noise, **conditioning)
+        return self.head(images)
+
+    def features(
+        self,
+        images: Tensor,
+        ids: Tensor | Sequence[int] | None = None,
+        *,
+        noise: Mapping[int, Tensor] | None = None,
+        **conditioning: Tensor,
+    ) -> Features:
+        """What the head gets of images; Args and Raises as `forward`.
+
+        Mixed precision concerns the head alone: the backbone computes in its own, and norms, embeddings and feedback
+        layers in float32.
+        """
+        kind = images.device.type
+        mixed = torch.amp.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if mixed else nullcontext():
+            return self.extractor(images, ids, noise=noise, **conditioning)
 
     @property
     def trained_parts(self) -> nn.ModuleDict:

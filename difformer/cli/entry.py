@@ -17,7 +17,7 @@ from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
 from difformer.cli.sampling import sample
 from difformer.cli.weights import convert, info, predict
-from difformer.engine.config.options import option_kinds, refuse_published, with_lists
+from difformer.config.options import option_kinds, refuse_published, with_lists
 from difformer.engine.runtime.stopping import Stopped
 
 VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {

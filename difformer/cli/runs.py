@@ -6,13 +6,15 @@ from functools import partial
 from typing import Any
 
 from difformer._optional import require
-from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, take_from_training
-from difformer.engine.config.reading import Reader, create_parser, parse, read_yaml
-from difformer.engine.config.training import Recipe
-from difformer.engine.extraction.extract import extract
+from difformer.config.reading import Reader, create_parser, parse, read_yaml
+from difformer.engine.config.evaluation import take_from_training
+from difformer.engine.config.fitting import fit_to_backbone
+from difformer.engine.config.recipe import Recipe
 from difformer.verbs.cka.cka import measure_cka
 from difformer.verbs.cka.recipe import SimilarityRecipe
 from difformer.verbs.eval.evaluate import classifier_values, evaluate_classifier
+from difformer.verbs.eval.recipe import EvaluationRecipe
+from difformer.verbs.extract.extract import extract
 from difformer.verbs.look.look import look
 from difformer.verbs.look.recipe import LookRecipe
 from difformer.verbs.pretrain.dry_run import try_out_pretraining
@@ -20,8 +22,10 @@ from difformer.verbs.pretrain.pretrain import closing_lines as pretrain_ending
 from difformer.verbs.pretrain.pretrain import pretrain
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.probe.recipe import ProbeRecipe
+from difformer.verbs.select.recipe import SelectRecipe
 from difformer.verbs.select.select import select
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
 from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.train.train import closing_lines as train_ending
@@ -58,7 +62,13 @@ class RecipeVerb:
         configuration: Any
         first = None if self.read_first is None else partial(self.read_first, download=_allows_download(arguments))
         configuration, given = parse(
-            parser, self.configuration, self.switches, arguments, read=self.read, read_first=first
+            parser,
+            self.configuration,
+            self.switches,
+            arguments,
+            read=self.read,
+            read_first=first,
+            adapt=fit_to_backbone,
         )
         if given.get("fake_data") and not given["dry_run"]:
             raise ValueError("--fake_data is for --dry_run")

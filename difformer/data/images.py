@@ -1,6 +1,5 @@
 """From image files to tensors in [-1, 1], and a number for an image that has none."""
 
-import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from difformer._optional import require
 from difformer.config import as_positive_integer
+from difformer.streams import stable_id
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -199,8 +199,3 @@ def content_id(image: Tensor) -> int:
     """
     pixels = ((image.detach().cpu().float() + 1) * 127.5).round() / 127.5 - 1
     return stable_id(pixels.contiguous().numpy().tobytes())
-
-
-def stable_id(content: bytes) -> int:
-    """The first 63 bits of a SHA-256: a number in [0, 2**63) that is the same on every machine."""
-    return int.from_bytes(hashlib.sha256(content).digest()[:8], "big") >> 1

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.config import as_integer
-from difformer.data.images import IMAGE_SUFFIXES, ImageError, stable_id
+from difformer.data.images import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import is_data, is_hidden
 from difformer.data.source import DataError, Ends, Names, Source, find_root, numbered_labels, read_ends, unknown_split
 from difformer.data.spec import DataConfig
+from difformer.streams import stable_id
 
 _log = getLogger(__name__)
 

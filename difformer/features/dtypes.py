@@ -1,6 +1,10 @@
 """The type of features, by name where it is written down."""
 
+from typing import Literal
+
 import torch
+
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 def as_dtype(dtype: torch.dtype | str) -> torch.dtype:

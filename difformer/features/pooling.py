@@ -1,10 +1,16 @@
-"""Features of whole images: each map averaged to a few cells, all joined to one vector."""
+"""Features of whole images: maps averaged to a few cells, as vectors."""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difformer.engine.config.build import Extractor
+from difformer.backbones import UNetBackbone
+from difformer.features.extractor import FeatureExtractor
+from difformer.features.feedback import FeedbackExtractor
+from difformer.features.reduced import read_reduced
+from difformer.taps import FeatureKey
 
 
 class PooledFeatures(nn.Module):
@@ -16,7 +22,9 @@ class PooledFeatures(nn.Module):
         normalize: scale each feature to length 1 before they are joined.
     """
 
-    def __init__(self, extractor: Extractor, pool: int = 1, *, normalize: bool = False) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor | FeedbackExtractor, pool: int = 1, *, normalize: bool = False
+    ) -> None:
         super().__init__()
         self.extractor = extractor
         self.pool = pool
@@ -36,3 +44,47 @@ class PooledFeatures(nn.Module):
             features = self.extractor(images, ids)
         vectors = [F.adaptive_avg_pool2d(maps.float(), self.pool).flatten(1) for maps in features.values()]
         return torch.cat([F.normalize(vector) for vector in vectors] if self.normalize else vectors, dim=1)
+
+
+class DiffusionBlocks:
+    """The blocks of a diffusion model at several timesteps.
+
+    Args:
+        backbone: the model.
+        taps: tap names or block numbers; all when empty.
+        timesteps: noise timesteps.
+        seed: of the noise.
+        pool: side to which maps are averaged; as they are when None.
+
+    Attributes:
+        keys: of the features, blocks outermost.
+    """
+
+    def __init__(
+        self, backbone: UNetBackbone, taps: Sequence[int | str], timesteps: Sequence[int], seed: int, pool: int | None
+    ) -> None:
+        self._extractor = FeatureExtractor(backbone, taps=taps or tuple(backbone.taps), timesteps=timesteps, seed=seed)
+        self._pool = pool
+        self.keys = [FeatureKey(tap, t) for tap in self._extractor.taps for t in timesteps]
+
+    @property
+    def names(self) -> list[str]:
+        """See `Representations`."""
+        return [f"{key.tap}, t = {key.t}" for key in self.keys]
+
+    def places(self, t: int) -> dict[str, int]:
+        """See `Representations`."""
+        return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
+
+    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        """See `Representations`."""
+        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: flat(maps, self._pool)})
+        return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
+
+
+def flat(maps: Tensor, pool: int | None) -> Tensor:
+    """(B, C · h · w) float32 of maps (B, C, h, w), averaged to at most `pool` cells a side where that is given."""
+    maps = maps.float()
+    if pool is not None:
+        maps = F.adaptive_avg_pool2d(maps, (min(pool, maps.shape[2]), min(pool, maps.shape[3])))
+    return maps.flatten(1)

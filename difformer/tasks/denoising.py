@@ -1,12 +1,14 @@
 """What training a denoiser means for the loop."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from difformer._optional import require
+from difformer.config import check_choice, check_range
 from difformer.data import Batch
 from difformer.diffusion import (
     LossAwareTimesteps,
@@ -16,10 +18,34 @@ from difformer.diffusion import (
     image_noise,
     q_sample,
 )
-from difformer.engine.config.build import epoch_seed
 from difformer.engine.loop.trainer import Place
 from difformer.models import UNet
-from difformer.verbs.pretrain.recipe import ObjectiveConfig
+from difformer.streams import epoch_seed
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the network learns, and at which timesteps.
+
+    Attributes:
+        name: simple (eps alone) or hybrid (the variance too, through the variational bound).
+        bound_weight: of the bound in the hybrid loss.
+        timesteps: uniform, or loss_aware: those with large losses more often.
+        label_dropout: share of the labels that become the null label, for class-conditional networks, whose last class
+            is then the null label.
+    """
+
+    name: Literal["simple", "hybrid"] = "hybrid"
+    bound_weight: float = 0.001
+    timesteps: Literal["uniform", "loss_aware"] = "uniform"
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_choice("objective.name", self.name, ("simple", "hybrid"))
+        check_choice("objective.timesteps", self.timesteps, ("uniform", "loss_aware"))
+        check_range("objective.bound_weight", self.bound_weight, lambda x: x >= 0, "at least 0")
+        check_range("objective.label_dropout", self.label_dropout, lambda x: 0 <= x < 1, "in [0, 1)")
+
 
 # Different uses of one seed must not draw the same numbers.
 _TIMESTEPS = 6

@@ -15,7 +15,7 @@ from training import assert_same_run, interrupt_after, make_recipe, merged, run_
 from difformer import CheckpointError, create_backbone, load_classifier
 from difformer.checkpoints.weights import read_metadata
 from difformer.cli import main
-from difformer.engine.config.reading import dump, plain
+from difformer.config.reading import dump, plain
 from difformer.engine.loop import state as state_module
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.runtime.run_folder import RunFolder

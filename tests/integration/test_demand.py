@@ -17,7 +17,7 @@ from difformer import (
     UNet,
     UNetBackbone,
 )
-from difformer.engine.cost.memory import Demand, TensorMemory, demand
+from difformer.models.memory import Demand, TensorMemory, demand
 from difformer.models.plan import tap_specs
 
 CONFIG = PRESETS["adm256_uncond"].config

@@ -13,11 +13,11 @@ from training import make_recipe, merged, write_workplace
 
 from difformer import UNet, UNetConfig, create_backbone
 from difformer.cli import main
+from difformer.config.reading import dump
 from difformer.data import DataConfig
 from difformer.data.fake import KNOWN, FakeImages
 from difformer.engine.config.build import build_dataset
-from difformer.engine.config.reading import dump
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.verbs.train import dry_run
 from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.train.run import Run
@@ -135,7 +135,7 @@ def test_cached_features_are_extracted_once(workplace, empty, monkeypatch, capsy
 
 def test_a_head_alone_is_timed(workplace, empty):
     recipe = make_recipe(workplace[1], features="cached")
-    run = Run(recipe, create_accelerator(recipe, trackers=False), at_once=2)
+    run = Run(recipe, create_accelerator(recipe.training.precision), at_once=2)
     assert run.inputs is run.images
     assert 0 < dry_run._head_seconds(run) < 1
 

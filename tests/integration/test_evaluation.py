@@ -14,12 +14,12 @@ from training import launch, make_recipe, merged, write_images, write_workplace
 
 from difformer import load_classifier
 from difformer.cli import main
+from difformer.config.reading import build, dump
 from difformer.engine.config.build import build_backbone, build_dataset, build_extractor
-from difformer.engine.config.evaluation import ProbeRecipe
-from difformer.engine.config.reading import build, dump
 from difformer.features.pooling import PooledFeatures
 from difformer.verbs.eval import evaluate as evaluation
 from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.probe.recipe import ProbeRecipe
 from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 from data_sets import make_folder
-from extraction import bytes_of, folder_of, parts, recipe_for, run
+from extraction import bytes_of, extracted, folder_of, parts, plan_of, recipe_for, run
 from support import small_unet
 from training import assert_same_run, make_recipe, run_result, write_workplace
 
 from difformer import FeatureKey, create_backbone
 from difformer.data import ImageDataset, collate
-from difformer.engine.config.build import build_extractor, epoch_seed
-from difformer.engine.extraction import extract
-from difformer.engine.extraction import plan as caching
-from difformer.engine.extraction.extract import extract_features, open_or_extract
-from difformer.engine.extraction.plan import plan_cache
+from difformer.engine.config.build import build_extractor
+from difformer.engine.extraction.extract import open_or_extract
 from difformer.features import CachedFeatures, collate_features
+from difformer.features import planning as caching
+from difformer.streams import epoch_seed
+from difformer.verbs.extract.extract import extract
 from difformer.verbs.train.train import train
 
 TRAIN, VAL = 13, 5
@@ -106,7 +106,7 @@ def test_half_precision_is_closer_in_float16(recipe, backbone):
 def test_images_larger_than_the_backbone_was_trained_on(recipe, backbone):
     extractor = {"taps": ["mid", "out02"]}
     made = recipe(head=HEADS["joint"][0], extractor=extractor, cache={"dtype": "float32"}, data={"size": 64})
-    assert plan_cache(**parts(made, backbone)).manifest.shapes[FeatureKey("mid", 90)] == (64, 16, 16)
+    assert plan_of(parts(made, backbone)).manifest.shapes[FeatureKey("mid", 90)] == (64, 16, 16)
     found, live = logits(made, backbone, "train", 0)
     torch.testing.assert_close(found, live, rtol=1e-5, atol=1e-5)
 
@@ -171,11 +171,11 @@ def test_the_backbone_and_the_split_are_in_the_digest(recipe, backbone):
         recipe(extractor={"taps": taps}, head=HEADS["joint"][0]) for taps in (["mid", "out02"], ["out02", "mid"])
     ]
     assert folder_of(several[0], backbone) == folder_of(several[1], backbone)
-    renamed = plan_cache(**parts(recipe(data={"splits": {"other": "val"}}), backbone, "other"))
-    assert renamed.manifest.digest != plan_cache(**parts(recipe(), backbone, "val")).manifest.digest
+    renamed = plan_of(parts(recipe(data={"splits": {"other": "val"}}), backbone, "other"))
+    assert renamed.manifest.digest != plan_of(parts(recipe(), backbone, "val")).manifest.digest
     used = parts(recipe(), backbone)
     used["classifier"].extractor.dtype = torch.bfloat16
-    assert plan_cache(**used).folder != folder_of(recipe(), backbone)
+    assert plan_of(used).folder != folder_of(recipe(), backbone)
     resized = recipe(data={"resize": 40})
     assert folder_of(resized, backbone, "val") != folder_of(recipe(), backbone, "val")
     assert folder_of(recipe(data={"seed": 1}), backbone, "val") == folder_of(recipe(), backbone, "val")
@@ -219,7 +219,7 @@ def test_nothing_global_is_touched(recipe, backbone):
     used["classifier"].extractor.seed = 77
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    extract_features(**used)
+    extracted(used)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
     assert used["classifier"].extractor.seed == 77
@@ -231,13 +231,13 @@ def test_values_that_the_dtype_cannot_hold(recipe, backbone):
     extractor = used["classifier"].extractor
     extractor.register_forward_hook(lambda module, given, features: {k: v * 1e6 for k, v in features.items()})
     with pytest.raises(ValueError, match=r"not finite as float16; with cache\.dtype: float16 choose bfloat16"):
-        extract_features(**used)
+        extracted(used)
 
 
 def test_difffeed_is_refused(recipe, backbone):
     feedback = {"taps": ["out02"], "feedback_taps": ["out01"]}
     with pytest.raises(ValueError, match="DifFeed cannot be cached past its first pass"):
-        extract.extract(recipe(features="live", extractor=feedback))
+        extract(recipe(features="live", extractor=feedback))
     used = parts(recipe(features="live"), backbone)
     used["classifier"].extractor = build_extractor(recipe(features="live", extractor=feedback).extractor, backbone)
     with pytest.raises(ValueError, match="DifFeed cannot be cached past its first pass"):
@@ -251,7 +251,7 @@ def test_the_verb_says_what_it_takes_and_where_it_is(recipe, backbone, tmp_path,
         evaluation={"validation": "holdout", "test": "val"},
         data={"holdout": 0.25},
     )
-    caches = extract.extract(made)
+    caches = extract(made)
     lines = capsys.readouterr().out.splitlines()
     assert {name: len(cache) for name, cache in caches.items()} == {"train": 10, "holdout": 3, "val": VAL}
     assert (
@@ -262,13 +262,13 @@ def test_the_verb_says_what_it_takes_and_where_it_is(recipe, backbone, tmp_path,
     assert [path.name.rpartition("-")[0] for path in sorted((tmp_path / "cache").iterdir())] == [
         "folder-holdout", "folder-train-augmented", "folder-val",
     ]  # fmt: skip
-    extract.extract(made, splits=["val"])
+    extract(made, splits=["val"])
     assert capsys.readouterr().out.splitlines()[0].endswith("5 images in 1 views: 4.69 kB, all there")
 
 
 def test_shards_are_bounded_by_memory(recipe, backbone, monkeypatch):
     monkeypatch.setattr(caching, "MAX_SHARD_BYTES", 2 * (64 * 4 * 2 + 16) + 5)
-    assert plan_cache(**parts(recipe(), backbone)).manifest.shard_size == 2
+    assert plan_of(parts(recipe(), backbone)).manifest.shard_size == 2
 
 
 def test_training_is_the_same_as_live(tmp_path, capsys):

@@ -6,15 +6,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from data_sets import make_folder
-from extraction import bytes_of, kill_at, parts, recipe_for, run, run_in_child
+from extraction import bytes_of, extracted, kill_at, parts, plan_of, recipe_for, run, run_in_child
 from support import small_unet
 
 from difformer import create_backbone
 from difformer.data import ImageError
+from difformer.engine.extraction import estimate as caching
 from difformer.engine.extraction import extract
-from difformer.engine.extraction import plan as caching
-from difformer.engine.extraction.extract import extract_features, open_or_extract
-from difformer.engine.extraction.plan import plan_cache
+from difformer.engine.extraction.extract import open_or_extract
 from difformer.features import FeatureCacheError, collate_features
 from difformer.features import shards as shards_module
 from difformer.features.shards import shard_path, write_shard
@@ -90,24 +89,24 @@ class TestStopped:
 
     def test_a_whole_shard_with_the_wrong_images(self, recipe, backbone):
         used = parts(recipe(), backbone)
-        plan = plan_cache(**used)
-        cached = extract_features(**used)
+        plan = plan_of(used)
+        cached = extracted(used)
         batch = collate_features([cached[place] for place in (1, 0, 2, 3)])
         write_shard(cached.folder, plan.manifest, 0, 0, *batch)
         with pytest.raises(FeatureCacheError, match=r"shards 00000 in .* each once and in order"):
-            extract_features(**used)
+            extracted(used)
         batch = collate_features([cached[place] for place in (0, 1, 1, 3)])
         write_shard(cached.folder, plan.manifest, 0, 0, *batch)
         with pytest.raises(FeatureCacheError, match="each once and in order"):
-            extract_features(**used)
+            extracted(used)
         batch = collate_features([cached[place] for place in range(4)])
         write_shard(cached.folder, plan.manifest, 0, 0, *batch._replace(labels=1 - batch.labels))
         with pytest.raises(FeatureCacheError, match="each once and in order"):
-            extract_features(**used)
+            extracted(used)
         batch = collate_features([cached[place] for place in (0, 1, 3)])
         write_shard(cached.folder, plan.manifest, 0, 0, *batch)
         with pytest.raises(FeatureCacheError, match="lacks 1 images"):
-            extract_features(**used)
+            extracted(used)
 
     def test_what_was_left_half_written_is_removed(self, recipe, backbone, monkeypatch):
         folder = run(recipe(), backbone).folder
@@ -122,11 +121,11 @@ class TestStopped:
         monkeypatch.setattr(caching.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
         with pytest.raises(OSError, match=r"the features need 11 kB more, but the disk of .* 67\.1 MB free"):
             open_or_extract(**used)
-        assert not plan_cache(**used).folder.exists()
+        assert not plan_of(used).folder.exists()
         free += 12_000
         cached = open_or_extract(**used)
         free = 0
-        assert extract_features(**used).folder == cached.folder, "nothing is missing"
+        assert extracted(used).folder == cached.folder, "nothing is missing"
 
     def test_a_disk_that_fills_up(self, recipe, backbone, monkeypatch, caplog):
         used = parts(recipe(), backbone)
@@ -142,7 +141,7 @@ class TestStopped:
         with pytest.raises(OSError, match=r"view-00-shard-00002\.safetensors could not be written: No space left"):
             open_or_extract(**used)
         assert "2 of 4 shards are whole" in caplog.text
-        assert not list(plan_cache(**used).folder.glob(".*"))
+        assert not list(plan_of(used).folder.glob(".*"))
         assert len(open_or_extract(**used)) == TRAIN
 
 
@@ -182,13 +181,13 @@ class TestImages:
     def test_a_folder_that_vanishes(self, recipe, backbone, root, tmp_path, caplog):
         copy = shutil.copytree(root, tmp_path / "copy")
         used = parts(recipe(data={"root": str(copy)}), backbone)
-        plan_cache(**used)
+        plan_of(used)
         (copy / "train/b").rename(tmp_path / "b")
         with pytest.raises(ImageError, match=r"b_\d\.png"):
-            extract_features(**used)
+            extracted(used)
         assert "1 of 4 shards are whole" in caplog.text
         (tmp_path / "b").rename(copy / "train/b")
-        assert len(extract_features(**used)) == TRAIN
+        assert len(extracted(used)) == TRAIN
 
 
 def test_two_processes_write_the_files_of_one(recipe, backbone, root, tmp_path):

@@ -12,7 +12,7 @@ from training import assert_same_run, interrupt_after, make_recipe, merged, run_
 from difformer import create_backbone, load_classifier
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import read_description
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.train.run import Run
 from difformer.verbs.train.train import train
@@ -56,7 +56,7 @@ def diffeed(work, tmp_path):
 
 def built(recipe):
     """The run before its first step."""
-    return Run(recipe, create_accelerator(recipe, trackers=False))
+    return Run(recipe, create_accelerator(recipe.training.precision))
 
 
 def logits(classifier):

@@ -12,7 +12,7 @@ from PIL import Image
 from training import merged, write_subject
 
 from difformer.cli import main
-from difformer.engine.config.reading import build, plain
+from difformer.config.reading import build, plain
 from difformer.taps import FeatureKey
 from difformer.verbs.look import look as module
 from difformer.verbs.look import sections

@@ -9,15 +9,15 @@ from training import interrupt_after, launch, merged, records_of, write_images
 
 from difformer import create_backbone
 from difformer.cli import main
+from difformer.config.reading import build, dump, plain
 from difformer.data import Batch
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.config.reading import build, dump, plain
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.loop.trainer import Place, Trainer
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.tasks.denoising import Denoising
+from difformer.engine.runtime.processes import create_accelerator
+from difformer.tasks.denoising import Denoising, ObjectiveConfig
 from difformer.verbs.pretrain.pretrain import PretrainRun, pretrain
-from difformer.verbs.pretrain.recipe import ObjectiveConfig, PretrainRecipe
+from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 ROOT = Path(__file__).parents[2]
 MODEL = {
@@ -198,7 +198,7 @@ def test_labels_are_dropped_at_random_and_become_the_null_label(values):
     recipe = make_recipe(values)
     network = _Recorder(recipe.model)
     config = ObjectiveConfig(label_dropout=0.25)
-    accelerator = create_accelerator(recipe)
+    accelerator = create_accelerator(recipe.training.precision)
     task = Denoising(network, NoiseSchedule.cosine(4), config, seed=0, processes=accelerator)
     batch = Batch(torch.zeros(400, 3, 2, 2), torch.arange(400) % 3, torch.arange(400))
     for epoch in (0, 0, 1):

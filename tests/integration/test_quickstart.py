@@ -18,10 +18,10 @@ from training import interrupt_after
 from difformer import NoiseSchedule, UNet, load_classifier
 from difformer.backbones import UNetBackbone
 from difformer.cli import main
+from difformer.config.reading import build, plain, read_yaml
 from difformer.data import collate, create_dataset
 from difformer.engine.config.build import build_classifier, build_extractor
-from difformer.engine.config.reading import build, plain, read_yaml
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.recipe import Recipe
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.verbs.quickstart import methods
 from difformer.verbs.quickstart import plan as plans

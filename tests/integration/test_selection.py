@@ -11,14 +11,15 @@ from training import launch, merged, write_images, write_subject, write_workplac
 from difformer import create_backbone
 from difformer.analysis import choose_leave_one_out, ridge_path, share_interval
 from difformer.cli import main
+from difformer.config.reading import build, plain, read_yaml
 from difformer.data import ImageDataset, create_dataset
-from difformer.engine.config.reading import build, plain, read_yaml
+from difformer.engine.extraction.pooled import SplitFeatures
 from difformer.verbs.select import accuracy, parts
 from difformer.verbs.select import select as module
 from difformer.verbs.select.parts import Parts
+from difformer.verbs.select.recipe import SelectRecipe
 from difformer.verbs.select.select import select
-from difformer.verbs.sweep.features import SplitFeatures
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
 
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ from difformer import create_backbone, load_classifier
 from difformer.checkpoints.shipped import read_manifest
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
-from difformer.engine.config.provenance import without_places
-from difformer.engine.config.reading import build
+from difformer.config.provenance import without_places
+from difformer.config.reading import build
 from difformer.verbs.pretrain.pretrain import pretrain
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.verbs.train.train import train

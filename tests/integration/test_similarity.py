@@ -20,9 +20,9 @@ from training import merged, write_images, write_subject
 from difformer import FeatureExtractor, create_backbone
 from difformer.analysis import MinibatchCKA, cka
 from difformer.cli import main
+from difformer.config.reading import build, plain
 from difformer.data import Sample, collate, create_dataset
-from difformer.engine.config.reading import build, plain
-from difformer.engine.cost.memory import TensorMemory
+from difformer.models.memory import TensorMemory
 from difformer.verbs.cka import cka as module
 from difformer.verbs.cka.cka import measure_cka
 from difformer.verbs.cka.recipe import SimilarityRecipe

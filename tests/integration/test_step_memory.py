@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from training import assert_same_run, interrupt_after, make_recipe, merged, write_workplace
 
 from difformer.engine.config.build import build_backbone, build_classifier
-from difformer.engine.config.training import BackboneConfig
+from difformer.engine.config.recipe import BackboneConfig
 from difformer.engine.cost import step_memory
-from difformer.engine.cost.memory import TensorMemory
 from difformer.engine.cost.step_memory import free_memory, images_at_once, needs_checkpointing, step_bytes
 from difformer.engine.runtime import processes
+from difformer.models.memory import TensorMemory
 from difformer.verbs.train.run import Run
 from difformer.verbs.train.train import train
 

@@ -17,9 +17,9 @@ from training import assert_same_run, interrupt_after, make_recipe, run_result, 
 
 from difformer import CheckpointError, UNet, create_backbone
 from difformer.cli import main
+from difformer.config.reading import dump
 from difformer.data.samples import SampleReader
 from difformer.engine.config.build import build_classifier
-from difformer.engine.config.reading import dump
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.loop.trainer import TrainingError
 from difformer.engine.runtime.stopping import Stopped
@@ -34,8 +34,8 @@ ZYGOTE = """
     from dataclasses import replace
     import torch
     torch.set_num_threads(1)
-    from difformer.engine.config.reading import create_parser, parse
-    from difformer.engine.config.training import Recipe
+    from difformer.config.reading import create_parser, parse
+    from difformer.engine.config.recipe import Recipe
     from difformer.verbs.train.train import train
     import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchvision.transforms.v2
 

@@ -15,16 +15,16 @@ from training import merged, write_subject
 from difformer.analysis import share_interval
 from difformer.analysis.probes import Labelled, create_probe
 from difformer.cli import main
+from difformer.config.reading import build, plain, read_yaml
 from difformer.data import DataConfig
-from difformer.engine.config.reading import build, plain, read_yaml
-from difformer.engine.runtime.accelerator import solver_device
+from difformer.engine.extraction.pooled import SplitFeatures
+from difformer.engine.runtime.processes import solver_device
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.taps import TapSpec
+from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.sweep import fitting
 from difformer.verbs.sweep import sweep as module
-from difformer.verbs.sweep.certainty import Chooser
-from difformer.verbs.sweep.features import SplitFeatures
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommend, recommended_recipes

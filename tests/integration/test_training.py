@@ -19,8 +19,8 @@ from training import (
 
 from difformer import create_backbone, load_classifier
 from difformer.cli import main
+from difformer.config.reading import dump, read_yaml
 from difformer.data import collate, create_dataset
-from difformer.engine.config.reading import dump, read_yaml
 from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]

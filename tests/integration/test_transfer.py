@@ -11,7 +11,7 @@ from training import launch, write_images
 
 from difformer import create_backbone
 from difformer.cli import main
-from difformer.engine.config.reading import create_parser, dump, parse, read_values
+from difformer.config.reading import create_parser, dump, parse, read_values
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 from difformer.verbs.train.train import train
 from difformer.verbs.transfer import transfer as module

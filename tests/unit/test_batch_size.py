@@ -11,15 +11,18 @@ import torch
 import yaml
 from torch import nn
 
+from difformer.config.reading import create_parser, parse
 from difformer.data import DataConfig, Sample
-from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe
-from difformer.engine.config.reading import create_parser, parse
-from difformer.engine.config.training import EvaluationConfig, Recipe
-from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.config.fitting import fit_to_backbone
+from difformer.engine.config.recipe import EvaluationConfig, Recipe
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.runtime import outputs
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.outputs import evaluate
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.verbs.eval.recipe import EvaluationRecipe
+from difformer.verbs.probe.recipe import ProbeRecipe
+from difformer.verbs.select.recipe import SelectRecipe
+from difformer.verbs.sweep.recipe import SweepRecipe
 
 CPU = torch.device("cpu")
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=CPU, autocast=nullcontext)
@@ -203,7 +206,9 @@ def test_files_and_options_can_ask_for_it(configuration, tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
 
     def read(*options):
-        return parse(parser, configuration, (), [str(tmp_path / "recipe.yaml"), *options])[0].batch_size
+        return parse(parser, configuration, (), [str(tmp_path / "recipe.yaml"), *options], adapt=fit_to_backbone)[
+            0
+        ].batch_size
 
     assert (read(), read("--batch_size", "7"), read("--batch_size=7", "--batch_size", "auto")) == ("auto", 7, "auto")
     assert configuration.batch_size == 128
@@ -218,7 +223,7 @@ def test_training_can_ask_for_both(tmp_path):
     )
 
     def read(*options):
-        recipe = parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml"), *options])[0]
+        recipe = parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml"), *options], adapt=fit_to_backbone)[0]
         return recipe.backbone.gradient_checkpointing, recipe.evaluation.batch_size
 
     assert read() == ("auto", "auto")

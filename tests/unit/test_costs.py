@@ -9,7 +9,7 @@ from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.diffusion import NoiseSchedule
 from difformer.engine.cost.costs import cache_bytes, costs, flops_per_image, human_bytes, human_flops
-from difformer.engine.cost.memory import flop_counter
+from difformer.models.memory import flop_counter
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from PIL import Image
 from difformer.data import create_dataset
 from difformer.data import identity as identity_module
 from difformer.engine.loop.course import _Course
-from difformer.engine.runtime.run_folder import SavedState
+from difformer.engine.loop.resuming import SavedState
 
 
 @pytest.fixture

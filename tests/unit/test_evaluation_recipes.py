@@ -2,12 +2,15 @@ from pathlib import Path
 
 import pytest
 
+from difformer.config.reading import build, create_parser, dump, parse, read_yaml
 from difformer.data import DataConfig
-from difformer.engine.config.evaluation import EvaluationRecipe, ProbeRecipe, choice_note, take_from_training
-from difformer.engine.config.reading import build, create_parser, dump, parse, read_yaml
-from difformer.engine.config.training import ExtractorConfig
+from difformer.engine.config.evaluation import choice_note, take_from_training
+from difformer.engine.config.recipe import ExtractorConfig
+from difformer.verbs.eval.recipe import EvaluationRecipe
 from difformer.verbs.look.recipe import LookRecipe
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.verbs.probe.recipe import ProbeRecipe
+from difformer.verbs.select.recipe import SelectRecipe
+from difformer.verbs.sweep.recipe import SweepRecipe
 
 DATA = {"name": "folder", "root": "images"}
 TRAINING = {

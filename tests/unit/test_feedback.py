@@ -10,8 +10,8 @@ from torch import nn
 
 from difformer import FeatureKey, UNet, UNetBackbone, create_backbone, q_sample
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.cost.memory import flop_counter
 from difformer.features import FeedbackExtractor
+from difformer.models.memory import flop_counter
 
 PUBLISHED = {"feedback_taps": [21, 24, 27, 30, 33, 36], "taps": [24], "timesteps": [150]}
 SMALL = {"feedback_taps": ["out01", "out04", "out07"], "taps": ["out02"], "timesteps": [150]}

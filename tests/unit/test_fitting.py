@@ -10,10 +10,10 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.checkpoints import CheckpointError
 from difformer.cli import main
+from difformer.config.reading import create_parser, parse
 from difformer.engine.config.build import build_backbone, build_extractor, outline_backbone
-from difformer.engine.config.fitting import fitting, with_named_taps
-from difformer.engine.config.reading import create_parser, parse
-from difformer.engine.config.training import BackboneConfig, ExtractorConfig, Recipe
+from difformer.engine.config.fitting import fit_to_backbone, fitting, with_named_taps
+from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, Recipe
 from difformer.taps import corresponding_tap, tap_names
 
 ADM256 = tap_names(18)
@@ -24,7 +24,9 @@ CUB = CONFIGS / "cub.yaml"
 @pytest.fixture(scope="module")
 def read():
     parser = create_parser(Recipe, "train", "", {})
-    return lambda *arguments: parse(parser, Recipe, (), [str(argument) for argument in arguments])[0]
+    return lambda *arguments: parse(
+        parser, Recipe, (), [str(argument) for argument in arguments], adapt=fit_to_backbone
+    )[0]
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from support import recipe_input, small_unet
 
 from difformer import DiffusionClassifier, create_backbone
 from difformer.data import Preprocessing, content_id
-from difformer.data.images import stable_id
 from difformer.features.images import ImageCheck
 from difformer.heads import LinearHead
+from difformer.streams import stable_id
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from difformer.cli import main
-from difformer.engine.config.options import option_kinds, with_lists
+from difformer.config.options import option_kinds, with_lists
 
 TRAIN = ("train", "--data.name", "folder")
 

@@ -6,7 +6,7 @@ from support import ADM256, small_config, small_unet
 
 from difformer import PRESETS, UNet
 from difformer.checkpoints.presets import weight_shapes
-from difformer.engine.cost.memory import flop_counter
+from difformer.models.memory import flop_counter
 from difformer.models.plan import tap_specs
 
 # facts of ADM-256 as the literature gives them: first block, last block, value

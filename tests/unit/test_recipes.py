@@ -11,10 +11,11 @@ from support import small_unet
 from difformer import create_backbone
 from difformer.checkpoints import shipped
 from difformer.cli import main
+from difformer.config.reading import check_key, create_parser, dump, overlay, parse, read_values, read_yaml
 from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_classifier, outline_backbone, outline_classifier
-from difformer.engine.config.reading import check_key, create_parser, dump, overlay, parse, read_values, read_yaml
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.fitting import fit_to_backbone
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import costs
 from difformer.models.plan import tap_specs
 from difformer.taps import resolve_tap, resolve_taps, tap_names
@@ -43,7 +44,7 @@ def parser():
 @pytest.fixture(scope="module")
 def read(parser):
     def read(*arguments):
-        return parse(parser, Recipe, (), [str(argument) for argument in arguments])[0]
+        return parse(parser, Recipe, (), [str(argument) for argument in arguments], adapt=fit_to_backbone)[0]
 
     return read
 
@@ -224,7 +225,7 @@ def test_a_section_holds_keys_and_values(section, tmp_path, parser):
     for value, message in (("null", f"{section} must not be null"), ("5", "got 5"), ("[1]", r"got \[1\]")):
         (tmp_path / "recipe.yaml").write_text(f"{'' if section == 'data' else 'data: {name: cub}'}\n{section}: {value}")
         with pytest.raises(ValueError, match=message):
-            parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")])
+            parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")], adapt=fit_to_backbone)
     with pytest.raises(ValueError, match=f"{section} must hold keys and values, got 'x'"):
         read_values(parser, Recipe, {"data": {"name": "cub"}, section: "x"})
 
@@ -246,7 +247,7 @@ def test_a_section_holds_keys_and_values(section, tmp_path, parser):
 def test_files_that_say_no_recipe_are_refused(text, message, tmp_path, parser):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
-        parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")])
+        parse(parser, Recipe, (), [str(tmp_path / "recipe.yaml")], adapt=fit_to_backbone)
 
 
 def test_a_few_lines_that_stand_for_gigabytes_take_no_time(tmp_path):
@@ -279,7 +280,9 @@ def test_an_option_deep_in_a_mapping_leaves_the_rest_of_it(tmp_path):
         "--datasets.cub.root", "/cub", "--datasets.cars.splits.train=all", "--heads.linear.head.arguments.pool", "4",
         "--base.optimizer.weight_decay", "1e-4", "--candidates", "{optimizer.lr: [1.0]}",
     ]  # fmt: skip
-    recipe = parse(parser, TransferRecipe, (), [str(ROOT / "eval/configs/transfer.yaml"), *arguments])[0]
+    recipe = parse(
+        parser, TransferRecipe, (), [str(ROOT / "eval/configs/transfer.yaml"), *arguments], adapt=fit_to_backbone
+    )[0]
     assert recipe.datasets["cub"] == {"name": "cub", "root": "/cub"}
     assert recipe.datasets["cars"] == {"name": "cars", "root": "cars", "splits": {"train": "all"}}
     assert recipe.heads["linear"]["head"] == {"name": "linear", "arguments": {"pool": 4}}

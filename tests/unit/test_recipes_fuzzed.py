@@ -12,12 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from difformer.cli import main
+from difformer.config.options import option_kinds
+from difformer.config.reading import create_parser, parse, plain, put, read_yaml
 from difformer.data import DataConfig
-from difformer.engine.config.evaluation import ProbeRecipe, take_from_training
-from difformer.engine.config.options import option_kinds
-from difformer.engine.config.reading import create_parser, parse, plain, put, read_yaml
-from difformer.engine.config.training import Recipe
-from difformer.verbs.sweep.recipe import SelectRecipe, SweepRecipe
+from difformer.engine.config.evaluation import take_from_training
+from difformer.engine.config.recipe import Recipe
+from difformer.verbs.probe.recipe import ProbeRecipe
+from difformer.verbs.select.recipe import SelectRecipe
+from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.transfer.suite import TransferRecipe
 
 CONFIGURATIONS = (Recipe, ProbeRecipe, SweepRecipe, SelectRecipe, TransferRecipe)

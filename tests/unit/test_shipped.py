@@ -21,8 +21,9 @@ from difformer import (
 from difformer.checkpoints import locate, shipped
 from difformer.checkpoints.presets import search_folders
 from difformer.cli import main
+from difformer.engine.runtime.locating import classifier_file
 from difformer.files import sha256
-from difformer.verbs.eval.evaluate import classifier_file, classifier_values
+from difformer.verbs.eval.evaluate import classifier_values
 
 NAMES = ["small", "small/linear"]
 

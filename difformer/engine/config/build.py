@@ -15,10 +15,9 @@ from difformer.checkpoints import UnderspecifiedError, describe
 from difformer.classifier import DiffusionClassifier
 from difformer.config import UNetConfig
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
-from difformer.data.images import stable_id
 from difformer.diffusion import NoiseSchedule
 from difformer.engine.config.fitting import fitting
-from difformer.engine.config.training import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
+from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
 from difformer.models import UNet
@@ -197,8 +196,3 @@ def build_dataset(
     dataset = create_dataset(replace(config, stream=False), split, augment=augment, subset=subset, classes=classes)
     assert isinstance(dataset, ImageDataset)
     return dataset
-
-
-def epoch_seed(seed: int, epoch: int) -> int:
-    """The noise seed of a training epoch, counted from 0; evaluation uses `seed` itself."""
-    return stable_id(f"noise {seed} {epoch}".encode())

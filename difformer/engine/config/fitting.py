@@ -9,9 +9,10 @@ from typing import Any
 
 from difformer.checkpoints import describe
 from difformer.config import UNetConfig
+from difformer.config.reading import value_at
 from difformer.data import canonical_name
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.config.training import ExtractorConfig
+from difformer.engine.config.recipe import ExtractorConfig
 from difformer.models.plan import tap_specs
 from difformer.taps import LITERATURE_ENCODER_BLOCKS, TapSpec, corresponding_tap, resolve_tap, tap_names
 
@@ -212,10 +213,3 @@ def _places(specs: Mapping[str, TapSpec], config: UNetConfig) -> list[float]:
 def _is_given(key: str, options: Collection[str], files: Iterable[Mapping[str, Any]]) -> bool:
     """Whether an option or a file says something of a key, alone or with its whole section."""
     return key in options or key.partition(".")[0] in options or any(value_at(file, key) is not None for file in files)
-
-
-def value_at(values: Any, dotted: str) -> Any:
-    """The value under a dotted key of nested mappings; None where there is none."""
-    for key in dotted.split("."):
-        values = values.get(key) if isinstance(values, Mapping) else None
-    return values

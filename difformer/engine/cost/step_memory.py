@@ -12,11 +12,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.engine.config.build import outline_backbone, outline_classifier, torso_dtype
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import human_bytes
-from difformer.engine.cost.memory import TensorMemory
 from difformer.engine.runtime.batches import divide
 from difformer.engine.runtime.processes import Processes, on_main
+from difformer.models.memory import TensorMemory
 
 _log = getLogger(__name__)
 
@@ -56,9 +56,8 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
         )
         labels = torch.zeros(count, dtype=torch.int64)
         with TensorMemory() as memory:
-            features = classifier.extractor(x_0, noise=noise)
             with torch.autocast("cpu", dtype=half, enabled=half is not None):
-                logits = classifier.head(features)
+                logits = classifier(x_0, noise=noise)
             F.cross_entropy(logits.float(), labels).backward()
     return memory.peak
 

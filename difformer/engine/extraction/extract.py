@@ -15,22 +15,12 @@ from torch import Tensor
 
 from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
-from difformer.data import Batch, ImageDataset, ImageError
-from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
-from difformer.engine.config.training import Recipe
-from difformer.engine.extraction.plan import (
-    DIFFEED,
-    CachePlan,
-    check_disk,
-    collate_readable,
-    device_of,
-    estimate,
-    plan_cache,
-    time_image,
-)
+from difformer.data import Batch, DataConfig, ImageDataset, ImageError
+from difformer.engine.extraction.estimate import check_disk, collate_readable, device_of, estimate, time_image
 from difformer.engine.runtime.batches import create_loader
-from difformer.engine.runtime.processes import Processes, check_launcher, leave_at_exit, on_all, on_main, only_cpu
+from difformer.engine.runtime.processes import Processes, on_all, on_main
 from difformer.features import CachedFeatures, FeatureCacheError
+from difformer.features.planning import CacheConfig, CachePlan, plan_cache
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
 from difformer.taps import FeatureKey
 
@@ -42,7 +32,7 @@ BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """The extraction of one split."""
 
     split: str
@@ -66,13 +56,16 @@ class _Job:
 
 
 def open_or_extract(
-    recipe: Recipe,
     classifier: DiffusionClassifier,
     dataset: ImageDataset,
     split: str,
     *,
+    data: DataConfig,
+    cache: CacheConfig,
+    seed: int,
     augment: bool,
-    accelerator: Processes | None = None,
+    processes: Processes,
+    workers: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> CachedFeatures:
     """The cached features of a split, which are extracted first where they are not there.
@@ -80,45 +73,17 @@ def open_or_extract(
     Either way all of it is read once, and compared with the digests it was written with. The cache of another recipe
     serves as well, where it holds the same features of the same images, and others besides.
 
-    Args, Returns and Raises: as `extract_features`.
-    """
-    job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
-    folder = job.plan.folder
-    if on_main(job.processes, job.plan.missing):
-        other = on_main(job.processes, partial(job.plan.covering, job.dataset))
-        if other is None:
-            on_main(job.processes, partial(_announce, [job]))
-            return _extract(job)
-        folder = other
-    on_all(job.processes, partial(_verify_shards, job, folder))
-    return CachedFeatures(folder, views=job.plan.views, keys=tuple(job.plan.manifest.shapes))
-
-
-def extract_features(
-    recipe: Recipe,
-    classifier: DiffusionClassifier,
-    dataset: ImageDataset,
-    split: str,
-    *,
-    augment: bool,
-    accelerator: Processes | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> CachedFeatures:
-    """Extracts a split's features: what is missing of them is computed, and everything is verified.
-
     View v of features for training is what live training reads in epoch v: its augmentation and its noise. Without
     `augment` there is one view, as evaluation reads it. Processes share the shards; the files are the same for any
-    number of them. An extraction that is stopped, killed or run by two at once leaves whole shards, and goes on with
-    the others when it is started again.
+    number of them. An extraction that is stopped, killed or run by two at once leaves whole shards, and the same call
+    computes the others.
 
     Args:
-        recipe: of the data, the noise seed, the cache and the data loaders' workers.
         classifier: whose extractor gives the features, and whose head says to which sizes they are pooled; on the
             device where it is to run.
-        dataset: as `build_dataset` gives it for recipe, split and augment.
-        split: its name.
-        augment: whether the features are for training.
-        accelerator: Accelerate's `Accelerator` or `PartialState`, which knows the processes.
+        dataset, split, data, cache, seed, augment: as for `plan_cache`.
+        processes: Accelerate's `Accelerator` or `PartialState`.
+        workers: of each process's data loader.
         batch_size: images that go through the backbone at once in each process. Changes rounding only.
 
     Returns:
@@ -130,85 +95,31 @@ def extract_features(
         ImageError: an image cannot be read, and such are not to be skipped.
         FeatureCacheError: a shard turned out to be damaged.
     """
-    job = _plan_job(recipe, classifier, dataset, split, augment, accelerator, batch_size)
-    on_main(job.processes, partial(_announce, [job]))
-    return _extract(job)
+    plan = plan_for(classifier, dataset, split, data=data, cache=cache, seed=seed, augment=augment)
+    job = Job(split, plan, classifier, dataset, processes, workers, batch_size)
+    folder = plan.folder
+    if on_main(processes, plan.missing):
+        other = on_main(processes, partial(plan.covering, dataset))
+        if other is None:
+            announce([job])
+            return extract_missing(job)
+        folder = other
+    on_all(processes, partial(_verify_shards, job, folder))
+    return CachedFeatures(folder, views=plan.views, keys=tuple(plan.manifest.shapes))
 
 
-def extract(
-    recipe: Recipe,
-    *,
-    splits: Sequence[str] | None = None,
-    estimate_only: bool = False,
-    random_weights: bool = False,
-    accelerator: Processes | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> dict[str, CachedFeatures]:
-    """Extracts what training and evaluation of a recipe read: says what it will take, then does it.
-
-    Args:
-        recipe: with `features` either way.
-        splits: `train` (with augmentation) and others (without); by default those the recipe trains on and evaluates.
-        estimate_only: say what it will take, and extract nothing.
-        random_weights: use the backbone's architecture alone, for a trial run.
-        accelerator, batch_size: as for `extract_features`.
-
-    Returns:
-        The features by split; none of them with `estimate_only`.
-
-    Raises:
-        As `extract_features`, `build_dataset` and `build_backbone`.
-    """
-    if recipe.extractor.feedback_taps:
-        raise ValueError(DIFFEED)
-    processes = accelerator or _accelerate_processes(recipe)
-    evaluated = [name for name in (recipe.evaluation.validation, recipe.evaluation.test) if name]
-    names = dict.fromkeys(splits or ["train", *evaluated])
-    datasets: dict[str, ImageDataset] = {}
-    for name in names:
-        known = datasets["train"].class_names if "train" in datasets else None
-        datasets[name] = build_dataset(recipe.data, name, augment=name == "train", classes=known)
-    backbone = build_backbone(
-        recipe.backbone, precision=recipe.training.precision, device=processes.device, random_weights=random_weights
-    )
-    classes = next(iter(datasets.values())).class_names
-    classifier = build_classifier(recipe, backbone, classes).to(processes.device).eval()
-    jobs = [
-        _plan_job(recipe, classifier, dataset, name, name == "train", processes, batch_size)
-        for name, dataset in datasets.items()
-    ]
-    on_main(processes, partial(_announce, jobs))
-    if estimate_only:
-        return {}
-    caches = {job.split: _extract(job) for job in jobs}
-    if processes.is_main_process:
-        for name, cache in caches.items():
-            print(f"{name}: {len(cache)} images in {cache.views} views, verified, in {cache.folder}", flush=True)
-    return caches
+def plan_for(classifier: DiffusionClassifier, dataset: ImageDataset, split: str, **wanted: Any) -> CachePlan:
+    """The cache of what a classifier's head reads; `wanted` as for `plan_cache`."""
+    head: Any = classifier.head
+    return plan_cache(classifier.extractor, head.map_sizes, dataset, split, **wanted)
 
 
-def _plan_job(
-    recipe: Recipe,
-    classifier: DiffusionClassifier,
-    dataset: ImageDataset,
-    split: str,
-    augment: bool,
-    accelerator: Processes | None,
-    batch_size: int,
-) -> _Job:
-    plan = plan_cache(recipe, classifier, dataset, split, augment=augment)
-    processes = accelerator or _accelerate_processes(recipe)
-    return _Job(split, plan, classifier, dataset, processes, recipe.training.workers, batch_size)
+def announce(jobs: Sequence[Job]) -> None:
+    """Says on the main process what extractions will take; raises OSError where the disk cannot hold them."""
+    on_main(jobs[0].processes, partial(_announce, jobs))
 
 
-def _accelerate_processes(recipe: Recipe) -> Processes:
-    check_launcher(recipe.training.precision)
-    leave_at_exit()
-    state: Processes = require("accelerate", "extraction").PartialState(cpu=only_cpu())
-    return state
-
-
-def _announce(jobs: Sequence[_Job]) -> None:
+def _announce(jobs: Sequence[Job]) -> None:
     """Says what the extraction will take, and refuses what the disk cannot hold."""
     missing = [job.plan.missing() for job in jobs]
     unfinished = [job for job, places in zip(jobs, missing, strict=True) if places]
@@ -222,7 +133,8 @@ def _announce(jobs: Sequence[_Job]) -> None:
     check_disk(jobs[0].plan.folder, needed)
 
 
-def _extract(job: _Job) -> CachedFeatures:
+def extract_missing(job: Job) -> CachedFeatures:
+    """Computes what a cache lacks, and verifies all of it; gives its features, on every process."""
     missing = on_main(job.processes, partial(_prepare, job.plan))
     with _says_how_to_go_on(job):
         if missing:
@@ -239,7 +151,7 @@ def _prepare(plan: CachePlan) -> list[tuple[int, int]]:
     return plan.missing()
 
 
-def _write_shards(job: _Job, share: Sequence[tuple[int, int]]) -> None:
+def _write_shards(job: Job, share: Sequence[tuple[int, int]]) -> None:
     """Computes and writes this process's shards, view by view."""
     extractor = job.classifier.extractor
     seed = extractor.seed
@@ -254,7 +166,7 @@ def _write_shards(job: _Job, share: Sequence[tuple[int, int]]) -> None:
         job.dataset.set_epoch(0)
 
 
-def _write_view(job: _Job, view: int, shards: Sequence[int], bar: Any) -> None:
+def _write_view(job: Job, view: int, shards: Sequence[int], bar: Any) -> None:
     manifest, size = job.plan.manifest, job.batch_size
     rows = {shard: list(manifest.rows(shard)) for shard in shards}
     batches = {shard: [places[i : i + size] for i in range(0, len(places), size)] for shard, places in rows.items()}
@@ -294,7 +206,7 @@ class _Rows:
         return {key: maps[: self.count] for key, maps in self.features.items()}, labels.clone(), ids.clone()
 
 
-def _verify_shards(job: _Job, folder: Path) -> None:
+def _verify_shards(job: Job, folder: Path) -> None:
     """Reads this process's share of the views that a job wants, from its own folder or one that covers it."""
     manifest = CacheManifest.read(folder)
     places = [(view, shard) for view in range(job.plan.views) for shard in range(manifest.num_shards)]
@@ -305,7 +217,7 @@ def _verify_shards(job: _Job, folder: Path) -> None:
             bar.update(len(manifest.rows(number)))
 
 
-def _open_checked(job: _Job) -> CachedFeatures:
+def _open_checked(job: Job) -> CachedFeatures:
     """The finished cache, in which every image of the split must be once, but for those that were to be skipped."""
     plan, dataset = job.plan, job.dataset
     cached = CachedFeatures(plan.folder, views=plan.views)
@@ -330,7 +242,7 @@ def _open_checked(job: _Job) -> CachedFeatures:
 
 
 @contextlib.contextmanager
-def _says_how_to_go_on(job: _Job) -> Iterator[None]:
+def _says_how_to_go_on(job: Job) -> Iterator[None]:
     try:
         yield
     except BaseException:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from difformer._optional import require
+from difformer.config.provenance import carried
+from difformer.config.reading import dump
 from difformer.data import ImageDataset
-from difformer.engine.config.provenance import carried
-from difformer.engine.config.reading import dump
 from difformer.engine.loop.epochs import run_epochs
+from difformer.engine.loop.resuming import SavedState, saved_state
 from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.engine.runtime.processes import on_main
-from difformer.engine.runtime.run_folder import RunFolder, SavedState, environment, flat, saved_state
+from difformer.engine.runtime.processes import create_accelerator, on_main
+from difformer.engine.runtime.run_folder import RunFolder, environment, flat
 from difformer.report.curves import draw_curves
 
 
@@ -92,8 +92,8 @@ def carry_out(
     Raises:
         As `difformer.verbs.train.train.train`.
     """
-    accelerator = create_accelerator(recipe)
     folder = RunFolder(recipe.output)
+    accelerator = create_accelerator(recipe.training.precision, trackers=recipe.trackers, folder=folder.path)
     saved = None if overwrite else saved_state(folder, recipe, may_change, comparable)
     _check_same_disk(folder, accelerator, None if saved is None else vars(saved.state.progress))
     results = folder.finished() if saved is not None and saved.state.progress.finished else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.data import isolated_generators
-from difformer.engine.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig
+from difformer.engine.config.recipe import OptimizerConfig, ScheduleConfig, TrainingConfig
 
 # timm calls Nesterov's variant sgd.
 _TIMM_NAMES = {"sgd": "momentum"}

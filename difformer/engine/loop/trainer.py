@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from difformer._optional import require
-from difformer.data.images import stable_id
-from difformer.engine.config.training import LoopConfig, OptimizerConfig, ScheduleConfig
+from difformer.engine.config.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.state import Progress, TrainingState, restore, snapshot
 from difformer.engine.runtime.batches import (
@@ -25,6 +24,7 @@ from difformer.engine.runtime.batches import (
     shares_statistics,
 )
 from difformer.engine.runtime.stopping import StopRequest
+from difformer.streams import stable_id
 
 # What may help against numbers that are not finite.
 _CALMER = "Try a lower optimizer.lr, optimizer.clip_norm, or training.precision no"
@@ -162,7 +162,8 @@ class Trainer:
         module = task.module
         if sync_batch_norm and shares_statistics(accelerator):
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        created = create_optimizer(module, optimizer)
+        # In the order of the parts, which is that of saved states.
+        created = create_optimizer(task.parts, optimizer)
         self._set_rate = create_schedule(created, schedule, loop.epochs, self.steps)
         self.model, self.optimizer = accelerator.prepare(module, created)
         self.averaged = snapshot(task.parts) if loop.ema else None
@@ -268,7 +269,7 @@ class Trainer:
         if not math.isfinite(loss_sum):
             self._refuse_loss(loss_sum, parts if not sums[0].isfinite() else [])
         if self._clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+            self.accelerator.clip_grad_norm_(self.task.parts.parameters(), self._clip_norm)
         self.optimizer.step()
         self._average(number)
         self.task.end_step()

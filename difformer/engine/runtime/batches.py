@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from difformer.engine.config.training import LoopConfig
+from difformer.data import Batch
+from difformer.engine.config.recipe import LoopConfig
 
 Indices = NDArray[np.int64]
 
@@ -165,6 +166,14 @@ def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: in
         # Seeds of the workers, which no sample depends on; by default they are drawn from the global generator.
         generator=torch.Generator(),
     )
+
+
+def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
+    """Inputs, labels and ids of a `Batch` of images or a `FeatureBatch`, on a device."""
+    labels, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.labels, batch.ids))
+    if isinstance(batch, Batch):
+        return batch.images.to(device, non_blocking=True), labels, ids
+    return {key: value.to(device, non_blocking=True) for key, value in batch.features.items()}, labels, ids
 
 
 def _leave_signals(worker: int) -> None:

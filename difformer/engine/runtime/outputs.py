@@ -10,11 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from difformer._optional import require
-from difformer.engine.config.training import BatchSize, as_batch_size
+from difformer.engine.config.recipe import BatchSize, as_batch_size
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
-from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.batches import create_loader, inputs_of
 from difformer.engine.runtime.processes import on_all
-from difformer.tasks.classification.trainee import inputs_of
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,7 +2,8 @@
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -84,6 +85,46 @@ def check_launcher(precision: str) -> None:
     for name, title in _DIVISIONS.items():
         if (asked(name) or "") in _YES:
             refuse(title, "every process has the whole network here: choose plain data parallelism (--multi_gpu)")
+
+
+def solver_device(device: torch.device) -> torch.device:
+    """Where probes are fitted to features from a device: solvers need float64, which Apple's GPUs lack."""
+    return device if device.type == "cuda" else torch.device("cpu")
+
+
+def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder: Path | None = None) -> Any:
+    """Accelerate's entry point.
+
+    Args:
+        precision: no, bf16 or fp16.
+        trackers: of Accelerate's: tensorboard, wandb, ….
+        folder: where these write.
+
+    Raises:
+        ValueError: a tracker that is unknown or not installed, or fp16 on a CPU; and as `check_launcher`.
+    """
+    accelerate = require("accelerate", "training")
+    check_launcher(precision)
+    cpu = only_cpu()
+    if cpu and precision == "fp16":
+        raise ValueError("training.precision: fp16 needs a GPU; use bf16 or no on a CPU")
+    known = require("accelerate.tracking", "training", install="accelerate").LOGGER_TYPE_TO_CLASS
+    available = [str(name) for name in require("accelerate.tracking", "training").get_available_trackers()]
+    for name in trackers:
+        if name not in available:
+            hint = f"pip install {name}" if name in known else f"known are {', '.join(known)}"
+            raise ValueError(f"the tracker {name!r} is not there; {hint}, or leave it out of trackers")
+    state = require("accelerate.state", "training", install="accelerate")
+    # A run of another precision in the same process; the connection of the processes stays.
+    if state.is_initialized() and state.AcceleratorState().mixed_precision != precision:
+        state.AcceleratorState._reset_state()
+    leave_at_exit()
+    return accelerate.Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        log_with=list(trackers) or None,
+        project_dir=None if folder is None else str(folder),
+    )
 
 
 def leave_at_exit() -> None:

@@ -5,21 +5,18 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from logging import getLogger
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import torch
 
 import difformer
 from difformer.checkpoints import CheckpointError, read_weights
+from difformer.config.reading import dotted
 from difformer.data import ImageDataset
-from difformer.engine.config.provenance import carried, without_places
-from difformer.engine.config.reading import dotted, plain
-from difformer.engine.loop.state import TrainingState
 from difformer.files import check_writable, errors_name, expand_user, read_json, sealed, sha256, write_atomically
 
 _log = getLogger(__name__)
@@ -270,75 +267,6 @@ def environment(processes: int, device: torch.device) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
-
-
-class SavedState(NamedTuple):
-    """A state to resume from, and the file it is in."""
-
-    state: TrainingState
-    file: Path
-
-
-def saved_state(
-    folder: RunFolder,
-    recipe: Any,
-    may_change: Collection[str],
-    comparable: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
-) -> SavedState | None:
-    """The state to resume from, or None where there is none.
-
-    That is the one before where the last one is damaged, or was not yet in its place when the run was killed.
-
-    Raises:
-        CheckpointError: none of those that are there can be used.
-        ValueError: it is of another recipe, in comparable values.
-    """
-    saved = _last_whole(folder)
-    if saved is None:
-        return None
-    before, now = without_places(saved.state.recipe), carried(recipe)
-    if before.get("backbone") == now.get("backbone"):
-        # Where it lies, which is not in the state, tells what its blocks are called.
-        before["backbone"] = now["backbone"] = plain(asdict(recipe)).get("backbone")
-    changed = changed_keys(comparable(before), comparable(now))
-    other = {key: values for key, values in changed.items() if key not in may_change}
-    if other:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
-        raise ValueError(
-            f"{folder.path} holds a run with another recipe: {listed}. Give the same to go on, choose another "
-            f"--output, or --overwrite"
-        )
-    return saved
-
-
-def _last_whole(folder: RunFolder) -> SavedState | None:
-    damage: list[str] = []
-    for file in (folder.state, folder.previous):
-        if not file.exists():
-            continue
-        try:
-            state = TrainingState.load(file)
-        except CheckpointError as error:
-            damage.append(str(error))
-            continue
-        if damage:
-            _log.warning("%s; resuming from the state before it, %s", damage[0], file)
-        return SavedState(state, file)
-    if damage:
-        raise CheckpointError(f"{'; '.join(damage)}. Bring a whole one back, choose another --output, or --overwrite")
-    return None
-
-
-def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """The dotted keys in which two configurations differ, with both values."""
-    changed: dict[str, tuple[Any, Any]] = {}
-    for key in {**before, **now}:
-        old, new = plain(before.get(key)), plain(now.get(key))
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            changed |= changed_keys(old, new, f"{prefix}{key}.")
-        elif old != new:
-            changed[f"{prefix}{key}"] = (old, new)
-    return changed
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer.classifier import DiffusionClassifier
-from difformer.engine.config.build import epoch_seed
-from difformer.engine.config.training import TrainingConfig
+from difformer.engine.config.recipe import TrainingConfig
 from difformer.engine.loop.optimisation import Mixing
 from difformer.engine.loop.trainer import Place
-from difformer.tasks.classification.trainee import Trainee, inputs_of
+from difformer.engine.runtime.batches import inputs_of
+from difformer.streams import epoch_seed
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,13 @@ class Classification:
         classifier: trained in place.
         config: label smoothing, mixup and cutmix.
         seed: of the extractor's noise; each epoch derives its own from it.
-        on_features: batches hold features in place of images.
 
     Attributes:
         kept: the best classifier so far, where the best is to be kept.
     """
 
-    def __init__(
-        self, classifier: DiffusionClassifier, config: TrainingConfig, *, seed: int, on_features: bool = False
-    ) -> None:
-        self.module = Trainee(classifier, on_features=on_features)
+    def __init__(self, classifier: DiffusionClassifier, config: TrainingConfig, *, seed: int) -> None:
+        self.module = classifier
         self.parts = classifier.trained_parts
         self.kept: Kept | None = None
         self._extractor = classifier.extractor

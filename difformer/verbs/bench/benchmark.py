@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from difformer.config import as_positive_integer
-from difformer.engine.config.reading import plain
-from difformer.engine.cost.memory import Demand
+from difformer.config.reading import plain
+from difformer.models.memory import Demand
 from difformer.verbs.bench.machine import describe_machine
 from difformer.verbs.bench.measuring import Timing
 from difformer.verbs.bench.side import Outputs, Side, SideConfig

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from difformer.backbones import UNetBackbone
 from difformer.diffusion import NoiseSchedule, q_sample
-from difformer.engine.extraction.plan import pool
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features.planning import pool
 from difformer.heads import AttentionHead, DifFormerHead
 from difformer.taps import FeatureKey
 from difformer.verbs.bench.openai import HookedNetwork

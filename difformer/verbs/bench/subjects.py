@@ -12,8 +12,8 @@ from difformer.backbones import UNetBackbone
 from difformer.checkpoints import PRESETS
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.cost.memory import Demand, demand
 from difformer.models import UNet
+from difformer.models.memory import Demand, demand
 from difformer.verbs.bench.cases import CLASSES, FeatureCase, FeedbackCase, Setting, TrainingCase, seeded
 from difformer.verbs.bench.openai import HookedNetwork
 

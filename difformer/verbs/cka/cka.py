@@ -9,19 +9,19 @@ from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.analysis import MinibatchCKA
+from difformer.config.reading import dump
 from difformer.data import ImageDataset
 from difformer.data.subset import evenly_spaced
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.engine.config.computing import training_like
-from difformer.engine.config.reading import dump
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
 from difformer.engine.runtime.run_folder import environment
+from difformer.features.pooling import DiffusionBlocks
 from difformer.report.similarity import draw_similarities
 from difformer.verbs.cka.recipe import SimilarityRecipe
-from difformer.verbs.cka.representations import DiffusionBlocks, Representations, TimmBlocks
+from difformer.verbs.cka.representations import Representations, TimmBlocks
 
 _FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
 # The unbiased estimator needs as many.
@@ -47,7 +47,7 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
-    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    accelerator = create_accelerator(recipe.precision)
     if accelerator.num_processes > 1:
         raise ValueError("similarities are computed in one process; run `difformer cka` without accelerate launch")
     images = build_dataset(recipe.data, recipe.split)

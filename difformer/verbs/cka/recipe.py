@@ -3,16 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer, as_switch
+from difformer.config import as_integer, as_positive_integer, as_switch, as_tuple, check_choice, check_range
 from difformer.data import DataConfig
-from difformer.engine.config.computing import check_computing
-from difformer.engine.config.training import (
-    BackboneConfig,
-    Precision,
-    as_tuple,
-    check_choice,
-    check_range,
-)
+from difformer.engine.config.recipe import BackboneConfig, Precision, check_computing
 
 KernelName = Literal["linear", "rbf"]
 

@@ -1,6 +1,5 @@
 """Images to several named vectors: of a diffusion model's blocks and timesteps, or of a timm model's blocks."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,11 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difformer._optional import require
-from difformer.backbones import UNetBackbone
 from difformer.checkpoints.hub import HUB, locate_on_hub
-from difformer.features import FeatureExtractor
-from difformer.features.reduced import read_reduced
-from difformer.taps import FeatureKey
+from difformer.features.pooling import flat
 from difformer.verbs.cka.recipe import TimmConfig
 
 
@@ -32,42 +28,6 @@ class Representations(Protocol):
     def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
         """Args: images (B, 3, H, W) in [-1, 1], ids (B,). Returns (B, D) by name."""
         ...
-
-
-class DiffusionBlocks:
-    """The blocks of a diffusion model at several timesteps.
-
-    Args:
-        backbone: the model.
-        taps: tap names or block numbers; all when empty.
-        timesteps: noise timesteps.
-        seed: of the noise.
-        pool: side to which maps are averaged; as they are when None.
-
-    Attributes:
-        keys: of the features, blocks outermost.
-    """
-
-    def __init__(
-        self, backbone: UNetBackbone, taps: Sequence[int | str], timesteps: Sequence[int], seed: int, pool: int | None
-    ) -> None:
-        self._extractor = FeatureExtractor(backbone, taps=taps or tuple(backbone.taps), timesteps=timesteps, seed=seed)
-        self._pool = pool
-        self.keys = [FeatureKey(tap, t) for tap in self._extractor.taps for t in timesteps]
-
-    @property
-    def names(self) -> list[str]:
-        """See `Representations`."""
-        return [f"{key.tap}, t = {key.t}" for key in self.keys]
-
-    def places(self, t: int) -> dict[str, int]:
-        """See `Representations`."""
-        return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
-
-    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """See `Representations`."""
-        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: _flat(maps, self._pool)})
-        return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
 
 
 class TimmBlocks:
@@ -117,7 +77,7 @@ class TimmBlocks:
         """See `Representations`."""
         images = F.interpolate(images, size=self._size, mode="bicubic", antialias=True, align_corners=False)
         maps = self._maps(((images + 1) / 2 - self._mean) / self._deviation)
-        return {name: _flat(feature, self._pool) for name, feature in zip(self.names, maps, strict=True)}
+        return {name: flat(feature, self._pool) for name, feature in zip(self.names, maps, strict=True)}
 
     def _maps(self, images: Tensor) -> list[Tensor]:
         """(B, C, h, w) of each block."""
@@ -136,10 +96,3 @@ def _cached_weights(timm: Any, name: str) -> Path:
             f"the weights of timm's {name} are not on this machine; allow the download with --timm.download true, give "
             "a file with --timm.checkpoint, or take random weights with --timm.pretrained false"
         ) from error
-
-
-def _flat(maps: Tensor, pool: int | None) -> Tensor:
-    maps = maps.float()
-    if pool is not None:
-        maps = F.adaptive_avg_pool2d(maps, (min(pool, maps.shape[2]), min(pool, maps.shape[3])))
-    return maps.flatten(1)

@@ -9,18 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from difformer.checkpoints.weights import read_metadata
-from difformer.engine.config.evaluation import EvaluationRecipe
-from difformer.engine.config.reading import build
+from difformer.config.reading import build
+from difformer.engine.runtime.locating import classifier_file
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import expand_user
 from difformer.tables import read_rows
 from difformer.tasks.classification.results import read_measurements
-from difformer.verbs.eval.evaluate import (
-    METRICS,
-    classifier_file,
-    classifier_values,
-    evaluate_classifier,
-)
+from difformer.verbs.eval.evaluate import METRICS, classifier_values, evaluate_classifier
+from difformer.verbs.eval.recipe import EvaluationRecipe
 
 _PREDICTIONS = "predictions.csv"
 _REMEDY = "`difformer eval … --overwrite` makes it anew"

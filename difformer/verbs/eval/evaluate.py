@@ -5,22 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, image_scores
-from difformer.checkpoints import locate, shipped
-from difformer.checkpoints.hub import HUB
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
+from difformer.config.provenance import carried, without_places
+from difformer.config.reading import read_yaml
 from difformer.data import ImageDataset
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.engine.config.computing import training_like
-from difformer.engine.config.evaluation import EvaluationRecipe, take_from_training
-from difformer.engine.config.provenance import carried, without_places
-from difformer.engine.config.reading import read_yaml
-from difformer.engine.config.training import ExtractorConfig
+from difformer.engine.config.evaluation import take_from_training
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.extraction.extract import open_or_extract
-from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.trainer import Clock
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.locating import classifier_file
 from difformer.engine.runtime.outputs import Outputs, evaluate
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import collate_features
@@ -34,10 +31,9 @@ from difformer.tasks.classification.results import (
     table_digests,
     write_tables,
 )
-from difformer.tasks.classification.trainee import Trainee
+from difformer.verbs.eval.recipe import EvaluationRecipe
 
 METRICS = "metrics.json"
-_EXPORTED = "model.safetensors"
 
 
 def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> ClassificationMetrics:
@@ -62,7 +58,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     names = tuple(read_description(file)["class_names"])
     images = build_dataset(recipe.data, recipe.split, classes=names)
     check_same_classes(images.class_names, names, "of the data set", "of the classifier")
-    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone)
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
@@ -106,39 +102,6 @@ def classifier_values(source: str, *, download: bool = False) -> dict[str, Any]:
     return values | ({"data": dict(preprocessing)} if preprocessing else {})
 
 
-def classifier_file(source: str, *, download: bool = False) -> Path:
-    """The file of a classifier, named by a run's folder, a folder of `save_pretrained`, itself, as one that ships or as
-    hf://owner/name.
-
-    Args:
-        source: its name.
-        download: whether it may be fetched when it is not on this machine.
-
-    Raises:
-        FileNotFoundError: it is not there, and may not be or cannot be fetched.
-    """
-    folder = RunFolder(source)
-    if not folder.path.is_dir():
-        if source.startswith(HUB):
-            return locate(source, download=download)
-        if source in shipped() and not folder.path.is_file():
-            return locate(source)
-        if not folder.path.is_file():
-            raise FileNotFoundError(f"there is no run and no classifier {source}")
-        return folder.path
-    exported = folder.path / _EXPORTED
-    if exported.is_file() and not folder.recipe.exists():
-        return exported
-    if not folder.recipe.exists():
-        raise FileNotFoundError(
-            f"{source} is not the folder of a run: it has no {folder.recipe.name}; give one that `difformer train` "
-            f"wrote, or a classifier file"
-        )
-    if not folder.classifier.exists():
-        raise FileNotFoundError(f"the run in {source} has no {folder.classifier.name} yet; train it further")
-    return folder.classifier
-
-
 def _output(recipe: EvaluationRecipe) -> Path:
     if recipe.output is not None:
         return expand_user(recipe.output)
@@ -156,7 +119,7 @@ def _classify(
     inputs, collate = _cached(recipe, classifier, images, accelerator) if cached else (images, collate_readable)
     clock = Clock()
     outputs = evaluate(
-        Trainee(classifier, on_features=cached),
+        classifier,
         inputs,
         collate,
         accelerator,
@@ -171,9 +134,17 @@ def _cached(
     recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
 ) -> tuple[Any, Any]:
     """The features of images from the disk, and what makes batches of them."""
-    extractor = ExtractorConfig(seed=classifier.extractor.seed)
-    training = training_like(recipe, extractor=extractor, features=recipe.features, cache=recipe.cache)
-    features = open_or_extract(training, classifier, images, recipe.split, augment=False, accelerator=accelerator)
+    features = open_or_extract(
+        classifier,
+        images,
+        recipe.split,
+        data=recipe.data,
+        cache=recipe.cache,
+        seed=classifier.extractor.seed,
+        augment=False,
+        processes=accelerator,
+        workers=recipe.workers,
+    )
     return features, collate_features
 
 

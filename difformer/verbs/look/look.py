@@ -5,19 +5,18 @@ from torch import Tensor
 
 from difformer._optional import require
 from difformer.analysis.retrieval import precision_at_k
+from difformer.config.reading import dump
 from difformer.data import Batch, ImageDataset
 from difformer.data.subset import evenly_spaced
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.engine.config.computing import training_like
-from difformer.engine.config.reading import dump
-from difformer.engine.extraction.plan import collate_readable
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.runtime.batches import create_loader
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.features import FeatureExtractor
+from difformer.features.pooling import DiffusionBlocks
 from difformer.report import write_page
 from difformer.taps import FeatureKey
-from difformer.verbs.cka.representations import DiffusionBlocks
 from difformer.verbs.look.projection import check_projection
 from difformer.verbs.look.recipe import LookRecipe
 from difformer.verbs.look.sections import components_section, map_section, neighbours_section, precision_section
@@ -44,7 +43,7 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
     check_projection(recipe)
-    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    accelerator = create_accelerator(recipe.precision)
     if accelerator.num_processes > 1:
         raise ValueError("features are looked at in one process; run `difformer look` without accelerate launch")
     images = build_dataset(recipe.data, recipe.split)

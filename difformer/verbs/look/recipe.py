@@ -3,15 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from difformer.config import as_positive_integer
+from difformer.config import as_positive_integer, as_tuple, check_choice
 from difformer.data import DataConfig
-from difformer.engine.config.computing import check_computing
-from difformer.engine.config.training import (
-    BackboneConfig,
-    Precision,
-    as_tuple,
-    check_choice,
-)
+from difformer.engine.config.recipe import BackboneConfig, Precision, check_computing
 
 Projection = Literal["auto", "tsne", "umap", "none"]
 

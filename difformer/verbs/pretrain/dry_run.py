@@ -3,12 +3,12 @@
 from dataclasses import replace
 
 from difformer.engine.cost.costs import human_bytes, human_flops
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.cost.trial import peak_memory, trial_batch, two_steps
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.models.plan import tap_specs
 from difformer.verbs.pretrain.pretrain import PretrainRun
 from difformer.verbs.pretrain.recipe import PretrainRecipe
-from difformer.verbs.train.dry_run import peak_memory, trial_batch, two_steps
 
 # A backward pass costs about twice the forward one.
 _PASSES = 3
@@ -28,7 +28,7 @@ def try_out_pretraining(recipe: PretrainRecipe, *, fake_data: bool = False) -> l
         ValueError, OSError, ImportError, TrainingError: as `pretrain`.
     """
     RunFolder(recipe.output).check()
-    accelerator = create_accelerator(recipe, trackers=False)
+    accelerator = create_accelerator(recipe.training.precision)
     batch = trial_batch(recipe.training.batch_size, accelerator)
     run = PretrainRun(replace(recipe, training=replace(recipe.training, batch_size=batch)), accelerator, fake=fake_data)
     images, parameters = len(run.images["train"]), list(run.unet.parameters())

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from difformer.backbones import UNetBackbone
+from difformer.config.provenance import carried
 from difformer.data import collate
 from difformer.data.fake import FakeImages
 from difformer.diffusion import NoiseSchedule, sample_ddim
 from difformer.engine.config.build import build_dataset
-from difformer.engine.config.provenance import carried
 from difformer.engine.loop.course import carry_out
 from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer

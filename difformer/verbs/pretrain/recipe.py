@@ -3,40 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from difformer.config import UNetConfig, as_integer, as_positive_integer, as_switch
+from difformer.config import UNetConfig, as_integer, as_positive_integer, as_switch, as_tuple, check_range
 from difformer.data import DataConfig
-from difformer.engine.config.training import (
-    LoopConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    as_tuple,
-    check_choice,
-    check_range,
-)
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """What the network learns, and at which timesteps.
-
-    Attributes:
-        name: simple (eps alone) or hybrid (the variance too, through the variational bound).
-        bound_weight: of the bound in the hybrid loss.
-        timesteps: uniform, or loss_aware: those with large losses more often.
-        label_dropout: share of the labels that become the null label, for class-conditional networks, whose last class
-            is then the null label.
-    """
-
-    name: Literal["simple", "hybrid"] = "hybrid"
-    bound_weight: float = 0.001
-    timesteps: Literal["uniform", "loss_aware"] = "uniform"
-    label_dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_choice("objective.name", self.name, ("simple", "hybrid"))
-        check_choice("objective.timesteps", self.timesteps, ("uniform", "loss_aware"))
-        check_range("objective.bound_weight", self.bound_weight, lambda x: x >= 0, "at least 0")
-        check_range("objective.label_dropout", self.label_dropout, lambda x: 0 <= x < 1, "in [0, 1)")
+from difformer.engine.config.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
+from difformer.tasks.denoising import ObjectiveConfig
 
 
 @dataclass(frozen=True)
@@ -99,7 +69,7 @@ class PretrainRecipe:
     output: str = "runs/denoiser"
     noise: Literal["linear", "cosine"] = "linear"
     num_timesteps: int = 1000
-    objective: ObjectiveConfig = ObjectiveConfig()
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = _OPTIMIZER
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: LoopConfig = _LOOP

@@ -8,16 +8,15 @@ import torch
 
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
 from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare, create_probe
+from difformer.config.provenance import carried
+from difformer.config.reading import dump
 from difformer.data import ImageDataset
 from difformer.engine.config.build import build_backbone, build_dataset, build_extractor
-from difformer.engine.config.computing import training_like
-from difformer.engine.config.evaluation import ProbeRecipe, choice_note
-from difformer.engine.config.provenance import carried
-from difformer.engine.config.reading import dump
-from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.config.evaluation import choice_note
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.loop.trainer import Clock
-from difformer.engine.runtime.accelerator import create_accelerator, solver_device
 from difformer.engine.runtime.outputs import Outputs, evaluate
+from difformer.engine.runtime.processes import create_accelerator, solver_device
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.runtime.run_folder import environment
 from difformer.features.pooling import PooledFeatures
@@ -31,6 +30,7 @@ from difformer.tasks.classification.results import (
     table_digests,
     write_tables,
 )
+from difformer.verbs.probe.recipe import ProbeRecipe
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
 # What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates
@@ -78,7 +78,7 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
     folder.check(overwrite=overwrite)
     images = _open_splits(recipe)
-    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
     clock = Clock()

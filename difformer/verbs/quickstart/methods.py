@@ -10,13 +10,13 @@ import numpy as np
 
 from difformer.data.dataset import TEST
 from difformer.engine.config.build import build_dataset
-from difformer.engine.config.training import Recipe
-from difformer.engine.extraction.extract import extract
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import read_json, sealed
 from difformer.tables import read_rows
 from difformer.tasks.classification.results import read_measurements
+from difformer.verbs.extract.extract import extract
 from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.quickstart.pixels import classify_pixels
 from difformer.verbs.quickstart.plan import KNN, SVM, Plan, PlannedRun

@@ -15,7 +15,7 @@ from difformer.data import Batch, DataConfig, ImageDataset, few_shot
 from difformer.data.dataset import TEST
 from difformer.diffusion import sample_ddim
 from difformer.engine.config.build import build_dataset, build_extractor
-from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.heads import DifFormerHead
 from difformer.report.feature_maps import draw_feature_maps
 from difformer.report.grids import draw_grid
@@ -57,8 +57,8 @@ def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predi
     device = next(classifier.parameters()).device
     for chosen, batch in _batches(images):
         with torch.no_grad():
-            features = classifier.extractor(batch.images.to(device), batch.ids)
-            probabilities.append(classifier.head(features).float().softmax(1).cpu())
+            features = classifier.features(batch.images.to(device), batch.ids)
+            probabilities.append(classifier(features).float().softmax(1).cpu())
             if isinstance(classifier.head, DifFormerHead):
                 for key, share in classifier.head.attention_share(features).items():
                     shares[key] = shares.get(key, 0.0) + float(share.sum())

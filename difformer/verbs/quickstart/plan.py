@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from difformer.config import as_integer, as_positive_integer
+from difformer.config.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
 from difformer.data import DataConfig
 from difformer.data.dataset import TEST
-from difformer.engine.config.evaluation import ProbeRecipe
-from difformer.engine.config.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
-from difformer.engine.config.training import ExtractorConfig, Recipe
+from difformer.engine.config.recipe import ExtractorConfig, Recipe
 from difformer.files import expand_user
+from difformer.verbs.probe.recipe import ProbeRecipe
 from difformer.verbs.quickstart.folders import check_output, with_splits
 
 SVM, KNN = "svm", "knn"

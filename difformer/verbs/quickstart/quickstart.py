@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from difformer.backbones import UNetBackbone
+from difformer.config.provenance import changed_keys
+from difformer.config.reading import plain, read_yaml
 from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
 from difformer.engine.config.build import build_backbone, build_dataset, outline_classifier
-from difformer.engine.config.reading import plain, read_yaml
-from difformer.engine.runtime.accelerator import create_accelerator
-from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
+from difformer.engine.runtime.processes import create_accelerator
+from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.tasks.classification.results import check_same_classes
 from difformer.verbs.quickstart.methods import SECONDS, measure_methods
 from difformer.verbs.quickstart.page import PAGE, PICTURES, write_report
@@ -59,7 +60,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     _check_libraries(plan)
     folder = RunFolder(plan.output, record=RECORD)
     folder.check()
-    accelerator = create_accelerator(plan.runs[0].recipe, trackers=False)
+    accelerator = create_accelerator(plan.runs[0].recipe.training.precision)
     backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
     images = _open_images(plan)
     check_inits(plan, backbone, images[0].class_names)

@@ -12,11 +12,10 @@ from difformer.analysis.linear import Standardised, principal_axes
 from difformer.analysis.probes import Labelled, best, compare, create_probe
 from difformer.analysis.ridge import STRENGTHS
 from difformer.data import percentage
-from difformer.engine.runtime.accelerator import solver_device
-from difformer.engine.runtime.processes import on_main
+from difformer.engine.extraction.pooled import SplitFeatures
+from difformer.engine.runtime.processes import on_main, solver_device
 from difformer.verbs.select.parts import Pair, Parts
 from difformer.verbs.select.search import greedy_set
-from difformer.verbs.sweep.features import SplitFeatures
 
 # Of each feature, where several are joined: a fit to thousands of columns would take longer than reading them.
 _COMPONENTS = 256

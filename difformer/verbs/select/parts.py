@@ -7,10 +7,10 @@ from typing import Any
 from difformer.backbones import UNetBackbone
 from difformer.data import ImageDataset
 from difformer.engine.config.build import build_dataset
+from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.engine.runtime.processes import on_main
 from difformer.features import FeatureExtractor
-from difformer.verbs.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
-from difformer.verbs.sweep.recipe import SelectRecipe
+from difformer.verbs.select.recipe import SelectRecipe
 
 # A feature: tap and timestep.
 Pair = tuple[str, int]

@@ -6,20 +6,19 @@ from typing import Any
 import yaml
 
 from difformer.backbones import UNetBackbone
+from difformer.config.provenance import carried
+from difformer.config.reading import dump
 from difformer.engine.config.build import build_backbone
-from difformer.engine.config.computing import training_like
 from difformer.engine.config.evaluation import choice_note
-from difformer.engine.config.provenance import carried
-from difformer.engine.config.reading import dump
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.taps import resolve_taps
+from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.select.accuracy import Accuracy
 from difformer.verbs.select.parts import Pair, Parts
+from difformer.verbs.select.recipe import SelectRecipe
 from difformer.verbs.select.search import Search, set_cost
 from difformer.verbs.select.views import Views
-from difformer.verbs.sweep.certainty import Chooser
-from difformer.verbs.sweep.recipe import SelectRecipe
 
 _FILES = ("select.json", "recommended.yaml", "recipe.yaml")
 
@@ -42,7 +41,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
-    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
     taps = tuple(tap for tap in backbone.taps if tap in taps)

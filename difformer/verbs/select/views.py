@@ -8,10 +8,10 @@ import torch
 
 from difformer.analysis import principal_components, view_criterion
 from difformer.data import ImageDataset
-from difformer.engine.config.build import epoch_seed
+from difformer.engine.extraction.pooled import SplitFeatures
 from difformer.engine.runtime.processes import on_main
+from difformer.streams import epoch_seed
 from difformer.verbs.select.parts import Pair, Parts
-from difformer.verbs.sweep.features import SplitFeatures
 
 # Images at the least.
 _FEWEST = 64

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from difformer.analysis.probes import GradientDescent, Labelled, Probe, Scorer
-from difformer.verbs.sweep.features import SplitFeatures
+from difformer.engine.extraction.pooled import SplitFeatures
 
 Place = tuple[str, int]
 

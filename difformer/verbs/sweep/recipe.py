@@ -1,23 +1,21 @@
-"""What a sweep over blocks and timesteps, and a search among them, are made of."""
+"""What a sweep over blocks and timesteps is made of."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-from difformer.config import as_positive_integer, as_switch
+from difformer.config import as_tuple, check_choice, check_different, check_pools
 from difformer.data import DataConfig
-from difformer.engine.config.computing import check_computing
-from difformer.engine.config.evaluation import HOLDOUT, ProbeCriterion, ProbeRecipe
-from difformer.engine.config.training import (
+from difformer.engine.config.evaluation import HOLDOUT, ProbeCriterion
+from difformer.engine.config.recipe import (
     BackboneConfig,
     BatchSize,
     ExtractorConfig,
     Precision,
     as_batch_size,
-    as_tuple,
-    check_choice,
-    check_range,
+    check_computing,
 )
+from difformer.verbs.probe.recipe import ProbeRecipe
 
 SweepMethod = Literal["ridge", "logistic", "sgd"]
 
@@ -66,8 +64,8 @@ class SweepRecipe:
     def __post_init__(self) -> None:
         for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        _check_different("timesteps", self.timesteps)
-        _check_pools(self.pools)
+        check_different("timesteps", self.timesteps)
+        check_pools(self.pools)
         check_choice("method", self.method, get_args(SweepMethod))
         check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
@@ -103,93 +101,3 @@ class SweepRecipe:
             batch_size=self.batch_size,
             workers=self.workers,
         )
-
-
-@dataclass(frozen=True)
-class SelectRecipe:
-    """A search for the best features by ridge classification, at a fraction of a sweep's cost. It reads no test images.
-
-    Attributes:
-        data: which images, as for a sweep.
-        output: folder for the results.
-        backbone: the diffusion model the features come from.
-        taps: tap names or block numbers; all when empty.
-        timesteps: noise timesteps in [0, 1000), ascending.
-        pools: sides to which maps are averaged, of which each feature's best counts: 1, 2 and 4 when empty. Without
-            labels it can be but one, which is 1 when empty.
-        seed: of the noise.
-        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
-        criterion: what is best: top1 or mean_per_class.
-        validation: split that chooses.
-        labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
-            together, and no set to fuse is chosen.
-        views: of each image, without labels.
-        budget: most that reading the features to fuse may cost, in whole passes of the network.
-        most: features to fuse.
-        fused_timesteps: how many timesteps features to fuse may come from at the most. At least as many are measured
-            on all images, each for a pass over them.
-        precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
-        workers: of each process's data loader.
-    """
-
-    data: DataConfig
-    output: str = "runs/select"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    taps: tuple[int | str, ...] = ()
-    timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
-    pools: tuple[int, ...] = ()
-    seed: int = 0
-    strengths: tuple[float, ...] | None = None
-    criterion: ProbeCriterion = "top1"
-    validation: str = "holdout"
-    labels: bool = True
-    views: int = 4
-    budget: float = 1.0
-    most: int = 4
-    fused_timesteps: int = 1
-    precision: Precision = "no"
-    batch_size: BatchSize = 128
-    workers: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("taps", "timesteps", "pools"):
-            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
-        if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
-            raise ValueError(f"timesteps must be one or more that ascend, got {list(self.timesteps)}")
-        if not as_switch("labels", self.labels) and len(self.pools) > 1:
-            raise ValueError(
-                f"pools must be a single one without labels, got {list(self.pools)}: the criterion does not compare "
-                "one pooling with another"
-            )
-        object.__setattr__(self, "pools", self.pools or ((1, 2, 4) if self.labels else (1,)))
-        _check_pools(self.pools)
-        as_positive_integer("fused_timesteps", self.fused_timesteps)
-        check_range("views", as_positive_integer("views", self.views), lambda x: x >= 2, "at least 2")
-        check_range("budget", self.budget, lambda x: x > 0, "above 0")
-        as_positive_integer("most", self.most)
-        # What else can be wrong is a probe's, and its holdout is theirs.
-        alone = ProbeRecipe(
-            data=self.data,
-            method="ridge",
-            strengths=self.strengths,
-            criterion=self.criterion,
-            validation=self.validation,
-            test=None,
-            precision=self.precision,
-            batch_size=self.batch_size,
-            workers=self.workers,
-        )
-        for name in ("data", "strengths", "batch_size"):
-            object.__setattr__(self, name, getattr(alone, name))
-
-
-def _check_different(name: str, values: Sequence[int]) -> None:
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
-
-
-def _check_pools(pools: Sequence[int]) -> None:
-    _check_different("pools", pools)
-    for pool in pools:
-        as_positive_integer("pools", pool)

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from difformer.taps import TapSpec
-from difformer.verbs.sweep.certainty import Chooser
+from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.sweep.scores import Score, best_score, ranked
 
 # Blocks, and timesteps.

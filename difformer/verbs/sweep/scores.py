@@ -4,7 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from difformer.engine.config.reading import dotted
+from difformer.config.reading import dotted
 from difformer.tables import write_rows
 
 

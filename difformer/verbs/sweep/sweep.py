@@ -11,21 +11,20 @@ import torch
 from difformer._optional import require
 from difformer.analysis.probes import Labelled, best, create_probe, judge
 from difformer.backbones import UNetBackbone
+from difformer.config.provenance import changed_keys
+from difformer.config.reading import dump, plain, read_yaml
 from difformer.data import ImageDataset
 from difformer.engine.config.build import build_backbone, build_dataset
-from difformer.engine.config.computing import training_like
 from difformer.engine.config.evaluation import choice_note
-from difformer.engine.config.reading import dump, plain, read_yaml
-from difformer.engine.runtime.accelerator import create_accelerator, solver_device
-from difformer.engine.runtime.processes import on_main
-from difformer.engine.runtime.run_folder import RunFolder, changed_keys, environment
+from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, check_memory, read_split
+from difformer.engine.runtime.processes import create_accelerator, on_main, solver_device
+from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import FeatureExtractor
 from difformer.files import read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
+from difformer.tasks.classification.certainty import Chooser
 from difformer.tasks.classification.results import check_same_classes
 from difformer.verbs.probe.probe import run_probe
-from difformer.verbs.sweep.certainty import Chooser
-from difformer.verbs.sweep.features import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommended_recipes
@@ -59,7 +58,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     images = _open_splits(recipe)
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
-    accelerator = create_accelerator(training_like(recipe), trackers=False)
+    accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     # A timestep that the backbone does not have is refused here, not when its turn comes.
     _extractor(recipe, backbone, recipe.timesteps)

@@ -1,6 +1,5 @@
 """Trying a recipe out: everything is built and two steps run, and nothing is written."""
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,20 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from difformer._optional import require
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.cost.step_memory import free_memory, images_at_once, step_bytes
+from difformer.engine.cost.trial import STEPS, memory_in_use, peak_memory, trial_batch, two_steps
+from difformer.engine.extraction.estimate import time_image
 from difformer.engine.extraction.extract import BATCH_SIZE
-from difformer.engine.extraction.plan import time_image
-from difformer.engine.loop.trainer import Clock, Totals, Trainer
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.batches import check_batch_statistics
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder
-from difformer.engine.runtime.stopping import Stopped, StopRequest
 from difformer.verbs.train.run import Run
-
-STEPS = 2
-_CPU_BATCH = 2
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
         ValueError, OSError, ImportError, TrainingError: as `train`; and a step that does not fit into the memory.
     """
     RunFolder(recipe.output).check()
-    accelerator = create_accelerator(recipe, trackers=False)
+    accelerator = create_accelerator(recipe.training.precision)
     batch = trial_batch(recipe.training.batch_size, accelerator)
     run = Run(recipe, accelerator, fake=fake_data, at_once=batch)
     recipe = run.recipe
@@ -80,11 +76,6 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     activations = max(0, result.peak_bytes - before - found.trained_bytes - optimizer)
     accelerator.print("\n".join(_demands(recipe, run, result, activations, seconds, batch)), flush=True)
     return result
-
-
-def trial_batch(batch_size: int, accelerator: Any) -> int:
-    """Images of a step, over all processes: on a CPU, a step of a large network takes minutes with a whole batch."""
-    return min(batch_size, _CPU_BATCH * accelerator.num_processes) if accelerator.device.type == "cpu" else batch_size
 
 
 def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], stand_ins: str) -> list[str]:
@@ -210,52 +201,3 @@ def _head_seconds(run: Run) -> float:
 def _interval(seconds: float) -> str:
     interval: str = require("tqdm", "the estimate").tqdm.format_interval(seconds)
     return interval
-
-
-def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:
-    """Takes two steps and prints them.
-
-    Returns:
-        The losses, and the seconds an image of the last step.
-
-    Raises:
-        Stopped: a signal asked to stop.
-    """
-    clock = Clock()
-    losses: list[float] = []
-    seconds = 0.0
-
-    def report(totals: Totals) -> None:
-        nonlocal seconds
-        lap = clock.lap()
-        seconds = lap / max(1, totals.counted)
-        losses.append(totals.loss_sum / max(1, totals.counted))
-        accelerator.print(
-            f"step {len(losses)}        {totals.counted} images, loss {losses[-1]:.4f}, {lap:.1f} s", flush=True
-        )
-
-    with StopRequest() as stop:
-        if not trainer.run_epoch(stop, report, until=STEPS):
-            raise Stopped("stopped; a dry run keeps nothing", int(stop.signal_seen() or 15))
-    return losses, seconds
-
-
-def memory_in_use(device: torch.device) -> int:
-    """Of the GPU; on a CPU of the process."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return int(torch.cuda.memory_allocated(device))
-    # Accelerate brings psutil.
-    return int(require("psutil", "the memory estimate").Process().memory_info().rss)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most memory the GPU, or on a CPU the process, had in use."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    if sys.platform == "win32":
-        return int(require("psutil", "the memory estimate").Process().memory_info().peak_wset)
-    import resource
-
-    # Kilobytes, but bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

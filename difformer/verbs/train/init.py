@@ -7,15 +7,15 @@ from typing import Any
 
 from difformer.backbones import Backbone
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
+from difformer.config.provenance import changed_keys
+from difformer.config.reading import plain
 from difformer.data import DataConfig
-from difformer.engine.config.reading import plain
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.state import restore
-from difformer.engine.runtime.run_folder import changed_keys
+from difformer.engine.runtime.locating import classifier_file
 from difformer.features import FeedbackExtractor
 from difformer.files import expand_user
 from difformer.tasks.classification.results import check_same_classes
-from difformer.verbs.eval.evaluate import classifier_file
 
 _log = getLogger(__name__)
 

@@ -16,15 +16,15 @@ from difformer._optional import require
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
+from difformer.config.provenance import carried
 from difformer.data import ImageDataset, collate
 from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
 from difformer.engine.config.evaluation import choice_note
-from difformer.engine.config.provenance import carried
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.step_memory import needs_checkpointing
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.extraction.extract import open_or_extract
-from difformer.engine.extraction.plan import collate_readable
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.state import Progress, restore, snapshot
 from difformer.engine.loop.trainer import Trainer
@@ -99,9 +99,7 @@ class Run:
         # Of what runs now, a trial maybe; the recipe is that of the run.
         self._training = recipe.training
         self._cached = recipe.features == "cached"
-        self.task = Classification(
-            self.classifier, recipe.training, seed=recipe.extractor.seed, on_features=self._cached
-        )
+        self.task = Classification(self.classifier, recipe.training, seed=recipe.extractor.seed)
 
     @cached_property
     def inputs(self) -> Mapping[str, Any]:
@@ -119,11 +117,19 @@ class Run:
         )
         steps = -(-images // recipe.training.batch_size)
         create_schedule(
-            create_optimizer(self.task.module, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
+            create_optimizer(self.task.parts, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
         )
         return {
             split: open_or_extract(
-                recipe, self.classifier, images, split, augment=split == "train", accelerator=self.accelerator
+                self.classifier,
+                images,
+                split,
+                data=recipe.data,
+                cache=recipe.cache,
+                seed=recipe.extractor.seed,
+                augment=split == "train",
+                processes=self.accelerator,
+                workers=recipe.training.workers,
             )
             for split, images in self.images.items()
         }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from difformer.engine.config.fitting import with_named_taps
-from difformer.engine.config.training import Recipe
+from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.course import carry_out
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.tasks.classification.results import readable

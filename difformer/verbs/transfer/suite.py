@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from difformer.config import as_integer
-from difformer.data import DataConfig
-from difformer.engine.config.reading import (
+from difformer.config.reading import (
     check_key,
     check_keys,
     create_parser,
@@ -20,7 +19,8 @@ from difformer.engine.config.reading import (
     put,
     read_values,
 )
-from difformer.engine.config.training import Recipe
+from difformer.data import DataConfig
+from difformer.engine.config.recipe import Recipe
 from difformer.files import expand_user
 
 METRICS = ("top1", "mean_per_class")

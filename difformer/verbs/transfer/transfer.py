@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from difformer.engine.config.reading import dump
+from difformer.config.reading import dump
 from difformer.engine.loop.trainer import DivergedError
-from difformer.engine.runtime.accelerator import create_accelerator
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 from difformer.verbs.train.train import train
@@ -92,7 +92,7 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
         Stopped: a signal asked to stop; the same command goes on.
     """
     suite = Suite(recipe)
-    accelerator = create_accelerator(suite.finals(*suite.pairs[0])[0].recipe, trackers=False)
+    accelerator = create_accelerator(suite.finals(*suite.pairs[0])[0].recipe.training.precision)
     folder = RunFolder(recipe.output, record="transfer.yaml")
     folder.check()
     # What the main process writes now must not be found there by the others.

@@ -5,7 +5,7 @@ from typing import Any
 from difformer.backbones import UNetBackbone
 from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_dataset, outline_backbone, outline_classifier
-from difformer.engine.config.training import BackboneConfig, Recipe
+from difformer.engine.config.recipe import BackboneConfig, Recipe
 from difformer.engine.cost.costs import Costs, costs, human_flops
 from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.transfer.suite import PlannedRun, Suite, TransferRecipe

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from difformer.data import ImageDataset
-from difformer.engine.config.training import BatchSize
+from difformer.engine.config.recipe import BatchSize
 from difformer.engine.cost.costs import human_bytes
 from difformer.engine.cost.step_memory import free_memory
-from difformer.engine.extraction.plan import collate_readable
+from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.runtime.outputs import evaluate
 from difformer.features import FeatureExtractor
 from difformer.features.reduced import read_reduced

@@ -1,11 +1,11 @@
-"""What weights carry of the recipe they were trained with."""
+"""What weights carry of the recipe they were trained with, and in what two recipes differ."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any
 
-from difformer.engine.config.reading import plain
+from difformer.config.reading import plain
 from difformer.files import expand_user
 
 # Where things lie on one machine: it says nothing of the weights, and is nobody else's business.
@@ -37,6 +37,18 @@ def without_places(value: Any, key: str = "") -> Any:
     if isinstance(value, list | tuple):
         return [without_places(item, key) for item in value]
     return PurePath(value).name if isinstance(value, str) and _leads_out(value) else value
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """The dotted keys in which two configurations differ, with both values."""
+    changed: dict[str, tuple[Any, Any]] = {}
+    for key in {**before, **now}:
+        old, new = plain(before.get(key)), plain(now.get(key))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changed |= changed_keys(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changed[f"{prefix}{key}"] = (old, new)
+    return changed
 
 
 def _on_the_hub(data: Mapping[str, Any]) -> bool:

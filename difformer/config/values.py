@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -243,6 +243,38 @@ def as_switch(name: str, value: Any) -> bool:
     if not isinstance(value, bool) and not scalar:
         raise ValueError(f"{name} must be true or false, got {value!r}")
     return bool(value)
+
+
+def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
+    """Raises ValueError when a value is none of those that are known."""
+    if value not in known and not (optional and value is None):
+        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    """A list as a tuple; raises ValueError when it is anything else, such as a single text."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a list, got {value!r}")
+    return tuple(value)
+
+
+def check_range(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> None:
+    """Raises ValueError when a value is no finite number, or does not fit."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):
+        raise ValueError(f"{name} must be a number {expected}, got {value!r}")
+
+
+def check_different(name: str, values: Sequence[int]) -> None:
+    """Raises ValueError when there are no numbers, or some stand twice."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
+
+
+def check_pools(pools: Sequence[int]) -> None:
+    """Raises ValueError when they are no different positive integers."""
+    check_different("pools", pools)
+    for pool in pools:
+        as_positive_integer("pools", pool)
 
 
 def _as_float(value: Any) -> float:

@@ -1,15 +1,15 @@
 """What a training run is made of: a recipe, as `train/configs/*.yaml` and the command line give it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Real
 from typing import Any, Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer, as_switch
+from difformer.config import as_integer, as_positive_integer, as_switch, as_tuple, check_choice, check_range
 from difformer.data import DataConfig
+from difformer.features.dtypes import DtypeName
+from difformer.features.planning import CacheConfig
 
-DtypeName = Literal["float32", "bfloat16", "float16"]
 HeadName = Literal["linear", "mlp", "cnn", "attention", "difformer"]
 FeatureSource = Literal["live", "cached"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -17,18 +17,6 @@ ScheduleName = Literal["step", "cosine", "constant"]
 Criterion = Literal["top1", "mean_per_class", "loss"]
 # Where images only pass through a network.
 BatchSize = int | Literal["auto"]
-
-
-def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
-    if value not in known and not (optional and value is None):
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
-    """A list as a tuple; raises ValueError when it is anything else, such as a single text."""
-    if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} must be a list, got {value!r}")
-    return tuple(value)
 
 
 def as_batch_size(name: str, value: Any) -> BatchSize:
@@ -39,10 +27,10 @@ def as_batch_size(name: str, value: Any) -> BatchSize:
         raise ValueError(f"{name} must be a positive integer or auto, got {value!r}") from error
 
 
-def check_range(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> None:
-    """Raises ValueError when a value is no finite number, or does not fit."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):
-        raise ValueError(f"{name} must be a number {expected}, got {value!r}")
+def check_computing(recipe: Any) -> None:
+    """Raises ValueError for an unknown `precision` or a negative number of `workers`, of what trains no network."""
+    check_choice("precision", recipe.precision, get_args(Precision))
+    check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -134,29 +122,6 @@ class HeadConfig:
     def __post_init__(self) -> None:
         check_choice("head.name", self.name, get_args(HeadName))
         object.__setattr__(self, "arguments", dict(self.arguments))
-
-
-@dataclass(frozen=True)
-class CacheConfig:
-    """Features kept on the disk, with `features: cached`.
-
-    Attributes:
-        folder: where caches lie.
-        views: augmentation and noise draws kept of each training image; epochs take turns. 1 with augmentation none
-            still draws new noise for each view.
-        dtype: of the features.
-        shard_size: images a file.
-    """
-
-    folder: str = "features"
-    views: int = 1
-    dtype: DtypeName = "bfloat16"
-    shard_size: int = 4096
-
-    def __post_init__(self) -> None:
-        check_choice("cache.dtype", self.dtype, get_args(DtypeName))
-        for name in ("views", "shard_size"):
-            object.__setattr__(self, name, as_positive_integer(f"cache.{name}", getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -343,7 +308,7 @@ class Recipe:
     extractor: ExtractorConfig = ExtractorConfig()
     head: HeadConfig = HeadConfig()
     features: FeatureSource = "live"
-    cache: CacheConfig = CacheConfig()
+    cache: CacheConfig = field(default_factory=CacheConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig = TrainingConfig()

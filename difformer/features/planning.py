@@ -2,40 +2,55 @@
 
 import json
 import re
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difformer._optional import require
 from difformer.backbones import Backbone
-from difformer.classifier import DiffusionClassifier
-from difformer.data import Batch, ImageDataset, Sample, collate, transform_description
-from difformer.engine.config.build import epoch_seed
-from difformer.engine.config.training import Recipe
-from difformer.engine.cost.costs import human_bytes
+from difformer.config import as_positive_integer, check_choice
+from difformer.data import DataConfig, ImageDataset, transform_description
 from difformer.features import FeatureCacheError, FeatureExtractor, FeedbackExtractor
-from difformer.features.dtypes import as_dtype, dtype_name
+from difformer.features.dtypes import DtypeName, as_dtype, dtype_name
 from difformer.features.shards import MANIFEST, MAX_SHARD_BYTES, CacheManifest, Shape, is_whole
 from difformer.files import expand_user
+from difformer.streams import epoch_seed
 from difformer.taps import FeatureKey, TapSpec
 
 _log = getLogger(__name__)
 
-_MARGIN_BYTES = 64 << 20
-_TIMED_ON_CPU = 2
 DIFFEED = (
     "DifFeed cannot be cached past its first pass: its feedback layers learn, and their output goes through the "
     "backbone again; use features: live"
 )
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Features kept on the disk, with `features: cached`.
+
+    Attributes:
+        folder: where caches lie.
+        views: augmentation and noise draws kept of each training image; epochs take turns. 1 with augmentation none
+            still draws new noise for each view.
+        dtype: of the features.
+        shard_size: images a file.
+    """
+
+    folder: str = "features"
+    views: int = 1
+    dtype: DtypeName = "bfloat16"
+    shard_size: int = 4096
+
+    def __post_init__(self) -> None:
+        check_choice("cache.dtype", self.dtype, get_args(DtypeName))
+        for name in ("views", "shard_size"):
+            object.__setattr__(self, name, as_positive_integer(f"cache.{name}", getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -132,9 +147,17 @@ def pool(maps: Tensor, side: int | None) -> Tensor:
 
 
 def plan_cache(
-    recipe: Recipe, classifier: DiffusionClassifier, dataset: ImageDataset, split: str, *, augment: bool
+    extractor: FeatureExtractor | FeedbackExtractor,
+    map_sizes: Mapping[FeatureKey, int | None],
+    dataset: ImageDataset,
+    split: str,
+    *,
+    data: DataConfig,
+    cache: CacheConfig,
+    seed: int,
+    augment: bool,
 ) -> CachePlan:
-    """What a recipe wants of the cache.
+    """What is wanted of the cache.
 
     The digest depends on everything the features do: weights, architecture, schedule and precision of the backbone,
     taps, timesteps, noise seed, draws, pooled sizes, transform, split with its labels and subset, stored dtype. It
@@ -142,41 +165,43 @@ def plan_cache(
     views and processes.
 
     Args:
-        recipe: of the data, the noise seed and the cache.
-        classifier: whose extractor gives the features and whose head says to which sizes they are pooled.
-        dataset: as `build_dataset` gives it for the recipe.
-        split: what it was built for.
+        extractor: gives the features.
+        map_sizes: those that are wanted, each with the side to which it is pooled; a head's `map_sizes`.
+        dataset: as `build_dataset` gives it for data, split and augment.
+        split: its name.
+        data: which images.
+        cache: where features belong, and how.
+        seed: of the noise.
         augment: whether the features are those of training epochs.
 
     Raises:
         ValueError: the features cannot be cached.
     """
-    extractor = check_cacheable(classifier.extractor)
-    scale = recipe.data.size / getattr(getattr(extractor.backbone, "config", None), "image_size", recipe.data.size)
-    sizes: dict[FeatureKey, int | None] = dict(classifier.head.map_sizes)  # type: ignore[arg-type]
+    extractor = check_cacheable(extractor)
+    scale = data.size / getattr(getattr(extractor.backbone, "config", None), "image_size", data.size)
     # Of images larger than the backbone's own, heads that are not tied to a size may read more cells.
     sizes = {
-        key: None if scale > 1 and (side or 0) >= extractor.specs[key].size else side for key, side in sizes.items()
+        key: None if scale > 1 and (side or 0) >= extractor.specs[key].size else side for key, side in map_sizes.items()
     }
     shapes = {key: _pooled_shape(extractor.specs[key], side, scale) for key, side in sizes.items()}
-    dtype = as_dtype(recipe.cache.dtype)
+    dtype = as_dtype(cache.dtype)
     noising = extractor.noising
     identity = {
         "split": split,
         "data": dataset.digest,
-        "transform": transform_description(recipe.data, augment),
-        "noise": None if noising.clean else {"seed": recipe.extractor.seed, "draws": noising.draws, "fresh": augment},
+        "transform": transform_description(data, augment),
+        "noise": None if noising.clean else {"seed": seed, "draws": noising.draws, "fresh": augment},
         "backbone": _backbone_identity(extractor.backbone),
         "precision": dtype_name(extractor.dtype),
     }
     image_bytes = CacheManifest(identity, 1, 1, shapes, dtype, ()).image_bytes
-    shard_size = min(recipe.cache.shard_size, max(1, MAX_SHARD_BYTES // image_bytes))
+    shard_size = min(cache.shard_size, max(1, MAX_SHARD_BYTES // image_bytes))
     manifest = CacheManifest(identity, len(dataset), shard_size, shapes, dtype, dataset.class_names)
-    prefix = re.sub(r"[^\w-]+", "_", f"{recipe.data.name}-{split}{'-augmented' if augment else ''}")
-    folder = expand_user(recipe.cache.folder) / manifest.folder_name(prefix)
-    views = recipe.cache.views if augment else 1
-    may_skip = recipe.data.on_bad_image == "skip"
-    return CachePlan(folder, manifest, sizes, views, augment, recipe.extractor.seed, may_skip)
+    prefix = re.sub(r"[^\w-]+", "_", f"{data.name}-{split}{'-augmented' if augment else ''}")
+    folder = expand_user(cache.folder) / manifest.folder_name(prefix)
+    views = cache.views if augment else 1
+    may_skip = data.on_bad_image == "skip"
+    return CachePlan(folder, manifest, sizes, views, augment, seed, may_skip)
 
 
 def check_cacheable(extractor: FeatureExtractor | FeedbackExtractor) -> FeatureExtractor:
@@ -184,99 +209,6 @@ def check_cacheable(extractor: FeatureExtractor | FeedbackExtractor) -> FeatureE
     if isinstance(extractor, FeedbackExtractor):
         raise ValueError(DIFFEED)
     return extractor
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What an extraction will take.
-
-    Attributes:
-        total_bytes: of the whole cache.
-        missing_bytes: that are still to be written.
-        missing_images: images that are still to be read, each view counted.
-        seconds: until it is done.
-        shard_seconds: work that a stop loses at most, in each process.
-    """
-
-    total_bytes: int
-    missing_bytes: int
-    missing_images: int
-    seconds: float
-    shard_seconds: float
-
-    def __str__(self) -> str:
-        total, missing = (human_bytes(size) for size in (self.total_bytes, self.missing_bytes))
-        if not self.missing_images:
-            return f"{total}, all there"
-        interval = require("tqdm", "the estimate").tqdm.format_interval
-        times = [interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
-        return (
-            f"{total}, of which {missing} ({self.missing_images} images) are missing and take about {times[0]}; "
-            f"a stop loses at most {times[1]}"
-        )
-
-
-def estimate(
-    plan: CachePlan, missing: Sequence[tuple[int, int]], image_seconds: float, *, processes: int = 1
-) -> Estimate:
-    """Size and time of an extraction.
-
-    Args:
-        plan: what is wanted.
-        missing: the (view, shard) that are not there.
-        image_seconds: of one image on one process, from `time_image`.
-        processes: that share the work.
-    """
-    manifest = plan.manifest
-    total = sum(manifest.shard_bytes(shard) for _, shard in plan.shards())
-    left = sum(manifest.shard_bytes(shard) for _, shard in missing)
-    images = sum(len(manifest.rows(shard)) for _, shard in missing)
-    # The process with the most shards decides.
-    longest = max((sum(len(manifest.rows(s)) for _, s in missing[i::processes]) for i in range(processes)), default=0)
-    largest = max((len(manifest.rows(shard)) for _, shard in missing), default=0)
-    return Estimate(total, left, images, longest * image_seconds, largest * image_seconds)
-
-
-def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int) -> float:
-    """Seconds that one image takes, reading included, measured on one batch after another to warm up."""
-    device = device_of(classifier)
-    count = min(batch_size if device.type == "cuda" else _TIMED_ON_CPU, len(dataset))
-    start = time.perf_counter()
-    samples = [dataset[place] for place in range(count)]
-    reading = (time.perf_counter() - start) / count
-    batch = collate_readable(samples)
-    if batch is None:
-        return reading
-    images = batch.images.to(device)
-    for _ in range(2):
-        start = time.perf_counter()
-        features = classifier.extractor(images, batch.ids)
-        # Copies to the CPU wait for the device.
-        next(iter(features.values())).sum().item()
-    computing = (time.perf_counter() - start) / len(images)
-    return max(computing, reading / workers) if workers else computing + reading
-
-
-def check_disk(folder: Path, needed: int) -> None:
-    """Raises OSError when a disk cannot hold what is still to be written."""
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
-    free = shutil.disk_usage(there).free
-    if needed and free < needed + needed // 100 + _MARGIN_BYTES:
-        raise OSError(
-            f"the features need {human_bytes(needed)} more, but the disk of {there} has {human_bytes(free)} free; "
-            "free some space, choose another cache.folder, or store less: fewer cache.views, smaller pooled maps"
-        )
-
-
-def collate_readable(samples: Sequence[Sample | None]) -> Batch | None:
-    """A batch without the images that were skipped; None when there are no others."""
-    there = [sample for sample in samples if sample is not None]
-    return collate(there) if there else None
-
-
-def device_of(classifier: DiffusionClassifier) -> torch.device:
-    """Where the features are computed."""
-    return next((parameter.device for parameter in classifier.extractor.parameters()), torch.device("cpu"))
 
 
 def _pooled_shape(spec: TapSpec, side: int | None, scale: float) -> Shape:

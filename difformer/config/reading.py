@@ -1,7 +1,7 @@
 """Recipes from YAML files and command lines, strictly."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, is_dataclass
 from difflib import get_close_matches
@@ -11,12 +11,12 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from difformer._optional import require
-from difformer.engine.config.fitting import fit_to_backbone, value_at
-from difformer.engine.config.options import option_kinds, refuse_published, with_lists
+from difformer.config.options import option_kinds, refuse_published, with_lists
 from difformer.files import expand_user
 
 C = TypeVar("C")
 Reader = Callable[[str], Mapping[str, Any]]
+Adapter = Callable[[Mapping[str, Any], Collection[str], Sequence[Mapping[str, Any]]], Mapping[str, Any]]
 
 # Of a file, far above any recipe.
 _MOST_VALUES = 100_000
@@ -118,6 +118,7 @@ def parse(
     *,
     read: Reader = read_yaml,
     read_first: Reader | None = None,
+    adapt: Adapter | None = None,
 ) -> tuple[C, dict[str, bool]]:
     """Reads a configuration from a YAML file and options.
 
@@ -129,6 +130,8 @@ def parse(
             `--config FILE`, go over the first. `--print_config` prints what comes out, as YAML, and exits.
         read: gives the values of a file.
         read_first: gives those of the first argument, where that is no file as others.
+        adapt: takes the values, the names of the options that were given and the values of each file, and gives the
+            values that count.
 
     Returns:
         The configuration, and which switches were given.
@@ -154,7 +157,7 @@ def parse(
     given_switches = {name: bool(values.pop(name)) for name in switches}
     check_keys(configuration, values)
     options = {word[2:].partition("=")[0] for word in given if word.startswith("--")}
-    built = build(configuration, fit_to_backbone(values, options, files))
+    built = build(configuration, values if adapt is None else adapt(values, options, files))
     if len(words) < len(given):
         print(dump(built), end="")
         raise SystemExit(0)
@@ -347,6 +350,13 @@ def _with_whole_mappings(
             whole[owner] = deepcopy(found[-1]) if found else {}
         put(whole[owner], name[len(owner) + 1 :], _read_value(text if equals else next(words, "")))
     return kept + [f"--{owner}={json.dumps(value)}" for owner, value in whole.items()]
+
+
+def value_at(values: Any, dotted: str) -> Any:
+    """The value under a dotted key of nested mappings; None where there is none."""
+    for key in dotted.split("."):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
 
 def _read_value(text: str) -> Any:

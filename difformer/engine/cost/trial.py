@@ -1,0 +1,67 @@
+"""Trying a run out: two steps, their time and their memory."""
+
+import sys
+from typing import Any
+
+import torch
+
+from difformer._optional import require
+from difformer.engine.loop.trainer import Clock, Totals, Trainer
+from difformer.engine.runtime.stopping import Stopped, StopRequest
+
+STEPS = 2
+_CPU_BATCH = 2
+
+
+def trial_batch(batch_size: int, accelerator: Any) -> int:
+    """Images of a step, over all processes: on a CPU, a step of a large network takes minutes with a whole batch."""
+    return min(batch_size, _CPU_BATCH * accelerator.num_processes) if accelerator.device.type == "cpu" else batch_size
+
+
+def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:
+    """Takes two steps and prints them.
+
+    Returns:
+        The losses, and the seconds an image of the last step.
+
+    Raises:
+        Stopped: a signal asked to stop.
+    """
+    clock = Clock()
+    losses: list[float] = []
+    seconds = 0.0
+
+    def report(totals: Totals) -> None:
+        nonlocal seconds
+        lap = clock.lap()
+        seconds = lap / max(1, totals.counted)
+        losses.append(totals.loss_sum / max(1, totals.counted))
+        accelerator.print(
+            f"step {len(losses)}        {totals.counted} images, loss {losses[-1]:.4f}, {lap:.1f} s", flush=True
+        )
+
+    with StopRequest() as stop:
+        if not trainer.run_epoch(stop, report, until=STEPS):
+            raise Stopped("stopped; a dry run keeps nothing", int(stop.signal_seen() or 15))
+    return losses, seconds
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Of the GPU; on a CPU of the process."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return int(torch.cuda.memory_allocated(device))
+    # Accelerate brings psutil.
+    return int(require("psutil", "the memory estimate").Process().memory_info().rss)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most memory the GPU, or on a CPU the process, had in use."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return int(require("psutil", "the memory estimate").Process().memory_info().peak_wset)
+    import resource
+
+    # Kilobytes, but bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

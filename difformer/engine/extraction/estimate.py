@@ -1,0 +1,111 @@
+"""What an extraction will take of time and disk."""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from difformer._optional import require
+from difformer.classifier import DiffusionClassifier
+from difformer.data import Batch, ImageDataset, Sample, collate
+from difformer.engine.cost.costs import human_bytes
+from difformer.features.planning import CachePlan
+
+_MARGIN_BYTES = 64 << 20
+_TIMED_ON_CPU = 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an extraction will take.
+
+    Attributes:
+        total_bytes: of the whole cache.
+        missing_bytes: that are still to be written.
+        missing_images: images that are still to be read, each view counted.
+        seconds: until it is done.
+        shard_seconds: work that a stop loses at most, in each process.
+    """
+
+    total_bytes: int
+    missing_bytes: int
+    missing_images: int
+    seconds: float
+    shard_seconds: float
+
+    def __str__(self) -> str:
+        total, missing = (human_bytes(size) for size in (self.total_bytes, self.missing_bytes))
+        if not self.missing_images:
+            return f"{total}, all there"
+        interval = require("tqdm", "the estimate").tqdm.format_interval
+        times = [interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
+        return (
+            f"{total}, of which {missing} ({self.missing_images} images) are missing and take about {times[0]}; "
+            f"a stop loses at most {times[1]}"
+        )
+
+
+def estimate(
+    plan: CachePlan, missing: Sequence[tuple[int, int]], image_seconds: float, *, processes: int = 1
+) -> Estimate:
+    """Size and time of an extraction.
+
+    Args:
+        plan: what is wanted.
+        missing: the (view, shard) that are not there.
+        image_seconds: of one image on one process, from `time_image`.
+        processes: that share the work.
+    """
+    manifest = plan.manifest
+    total = sum(manifest.shard_bytes(shard) for _, shard in plan.shards())
+    left = sum(manifest.shard_bytes(shard) for _, shard in missing)
+    images = sum(len(manifest.rows(shard)) for _, shard in missing)
+    # The process with the most shards decides.
+    longest = max((sum(len(manifest.rows(s)) for _, s in missing[i::processes]) for i in range(processes)), default=0)
+    largest = max((len(manifest.rows(shard)) for _, shard in missing), default=0)
+    return Estimate(total, left, images, longest * image_seconds, largest * image_seconds)
+
+
+def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int) -> float:
+    """Seconds that one image takes, reading included, measured on one batch after another to warm up."""
+    device = device_of(classifier)
+    count = min(batch_size if device.type == "cuda" else _TIMED_ON_CPU, len(dataset))
+    start = time.perf_counter()
+    samples = [dataset[place] for place in range(count)]
+    reading = (time.perf_counter() - start) / count
+    batch = collate_readable(samples)
+    if batch is None:
+        return reading
+    images = batch.images.to(device)
+    for _ in range(2):
+        start = time.perf_counter()
+        features = classifier.extractor(images, batch.ids)
+        # Copies to the CPU wait for the device.
+        next(iter(features.values())).sum().item()
+    computing = (time.perf_counter() - start) / len(images)
+    return max(computing, reading / workers) if workers else computing + reading
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises OSError when a disk cannot hold what is still to be written."""
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if needed and free < needed + needed // 100 + _MARGIN_BYTES:
+        raise OSError(
+            f"the features need {human_bytes(needed)} more, but the disk of {there} has {human_bytes(free)} free; "
+            "free some space, choose another cache.folder, or store less: fewer cache.views, smaller pooled maps"
+        )
+
+
+def collate_readable(samples: Sequence[Sample | None]) -> Batch | None:
+    """A batch without the images that were skipped; None when there are no others."""
+    there = [sample for sample in samples if sample is not None]
+    return collate(there) if there else None
+
+
+def device_of(classifier: DiffusionClassifier) -> torch.device:
+    """Where the features are computed."""
+    return next((parameter.device for parameter in classifier.extractor.parameters()), torch.device("cpu"))

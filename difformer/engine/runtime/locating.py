@@ -1,0 +1,42 @@
+"""Where the classifier is that a run, a folder, a file or a name stands for."""
+
+from pathlib import Path
+
+from difformer.checkpoints import locate, shipped
+from difformer.checkpoints.hub import HUB
+from difformer.engine.runtime.run_folder import RunFolder
+
+_EXPORTED = "model.safetensors"
+
+
+def classifier_file(source: str, *, download: bool = False) -> Path:
+    """The file of a classifier, named by a run's folder, a folder of `save_pretrained`, itself, as one that ships or as
+    hf://owner/name.
+
+    Args:
+        source: its name.
+        download: whether it may be fetched when it is not on this machine.
+
+    Raises:
+        FileNotFoundError: it is not there, and may not be or cannot be fetched.
+    """
+    folder = RunFolder(source)
+    if not folder.path.is_dir():
+        if source.startswith(HUB):
+            return locate(source, download=download)
+        if source in shipped() and not folder.path.is_file():
+            return locate(source)
+        if not folder.path.is_file():
+            raise FileNotFoundError(f"there is no run and no classifier {source}")
+        return folder.path
+    exported = folder.path / _EXPORTED
+    if exported.is_file() and not folder.recipe.exists():
+        return exported
+    if not folder.recipe.exists():
+        raise FileNotFoundError(
+            f"{source} is not the folder of a run: it has no {folder.recipe.name}; give one that `difformer train` "
+            f"wrote, or a classifier file"
+        )
+    if not folder.classifier.exists():
+        raise FileNotFoundError(f"the run in {source} has no {folder.classifier.name} yet; train it further")
+    return folder.classifier

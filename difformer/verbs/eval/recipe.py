@@ -1,0 +1,50 @@
+"""What the evaluation of a classifier is made of."""
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from difformer.config import check_choice
+from difformer.data import DataConfig
+from difformer.engine.config.recipe import (
+    BackboneConfig,
+    BatchSize,
+    FeatureSource,
+    Precision,
+    as_batch_size,
+    check_computing,
+)
+from difformer.features.planning import CacheConfig
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """The evaluation of a classifier.
+
+    Attributes:
+        classifier: folder of a run, classifier file, or hf://owner/name, fetched where `backbone.download` allows it.
+        data: which images.
+        split: which of their splits.
+        output: folder for the results; `eval-SPLIT` in the run's folder when null.
+        backbone: the diffusion model that the classifier was trained on.
+        features: `live`, or `cached` on the disk (not for DifFeed).
+        cache: where.
+        precision: no, bf16 or fp16 for head and backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
+    """
+
+    classifier: str
+    data: DataConfig
+    split: str = "test"
+    output: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    features: FeatureSource = "live"
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    precision: Precision = "no"
+    batch_size: BatchSize = 128
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        check_choice("features", self.features, get_args(FeatureSource))
+        check_computing(self)
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))

@@ -1,0 +1,1 @@
+"""Features written to the disk beforehand."""

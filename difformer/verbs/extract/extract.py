@@ -1,0 +1,61 @@
+"""Extraction of all that a recipe reads; the body of `difformer extract`."""
+
+from collections.abc import Sequence
+
+from difformer.data import ImageDataset
+from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.config.recipe import Recipe
+from difformer.engine.extraction.extract import BATCH_SIZE, Job, announce, extract_missing, plan_for
+from difformer.engine.runtime.processes import create_accelerator
+from difformer.features import CachedFeatures
+from difformer.features.planning import DIFFEED
+
+
+def extract(
+    recipe: Recipe,
+    *,
+    splits: Sequence[str] | None = None,
+    estimate_only: bool = False,
+    random_weights: bool = False,
+) -> dict[str, CachedFeatures]:
+    """Extracts what training and evaluation of a recipe read: says what it will take, then does it.
+
+    Args:
+        recipe: with `features` either way.
+        splits: `train` (with augmentation) and others (without); by default those the recipe trains on and evaluates.
+        estimate_only: say what it will take, and extract nothing.
+        random_weights: use the backbone's architecture alone, for a trial run.
+
+    Returns:
+        The features by split; none of them with `estimate_only`.
+
+    Raises:
+        As `open_or_extract`, `build_dataset` and `build_backbone`.
+    """
+    if recipe.extractor.feedback_taps:
+        raise ValueError(DIFFEED)
+    processes = create_accelerator(recipe.training.precision)
+    evaluated = [name for name in (recipe.evaluation.validation, recipe.evaluation.test) if name]
+    names = dict.fromkeys(splits or ["train", *evaluated])
+    datasets: dict[str, ImageDataset] = {}
+    for name in names:
+        known = datasets["train"].class_names if "train" in datasets else None
+        datasets[name] = build_dataset(recipe.data, name, augment=name == "train", classes=known)
+    backbone = build_backbone(
+        recipe.backbone, precision=recipe.training.precision, device=processes.device, random_weights=random_weights
+    )
+    classes = next(iter(datasets.values())).class_names
+    classifier = build_classifier(recipe, backbone, classes).to(processes.device).eval()
+    wanted = {"data": recipe.data, "cache": recipe.cache, "seed": recipe.extractor.seed}
+    jobs = []
+    for name, dataset in datasets.items():
+        plan = plan_for(classifier, dataset, name, **wanted, augment=name == "train")
+        jobs.append(Job(name, plan, classifier, dataset, processes, recipe.training.workers, BATCH_SIZE))
+    announce(jobs)
+    if estimate_only:
+        return {}
+    caches = {job.split: extract_missing(job) for job in jobs}
+    if processes.is_main_process:
+        for name, cache in caches.items():
+            print(f"{name}: {len(cache)} images in {cache.views} views, verified, in {cache.folder}", flush=True)
+    return caches
