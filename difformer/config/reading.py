@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, is_dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -13,6 +12,7 @@ import yaml
 from difformer._optional import require
 from difformer.config.options import option_kinds, refuse_published, with_lists
 from difformer.files import expand_user
+from difformer.registry import did_you_mean
 
 C = TypeVar("C")
 Reader = Callable[[str], Mapping[str, Any]]
@@ -279,9 +279,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def unknown_key(name: str, known: Sequence[str]) -> ValueError:
     """The error that names the nearest of the known keys."""
-    close = get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-    return ValueError(f"unknown key {name!r}; {hint}")
+    return ValueError(f"unknown key {name!r}; {did_you_mean(name, known)}")
 
 
 def _with_values(

@@ -4,9 +4,10 @@ import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, TypeVar
+
+from difformer.registry import did_you_mean
 
 T = TypeVar("T")
 
@@ -162,9 +163,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
         if key not in known:
-            close = get_close_matches(str(key), known, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else f"known keys are {', '.join(known)}"
-            raise ValueError(f"unknown key {key!r} for {cls.__name__}; {hint}")
+            raise ValueError(f"unknown key {key!r} for {cls.__name__}; {did_you_mean(str(key), known)}")
     try:
         return cls(**values)
     # The latter from printing what is nested too deeply.

@@ -3,7 +3,6 @@
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,13 +34,15 @@ from difformer.data.transforms import (
     create_transform,
 )
 from difformer.data.webdataset import read_webdataset
+from difformer.registry import Registry
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 HOLDOUT, TEST = "holdout", "test"
 
-_READERS: dict[str, Callable[[DataConfig, str], Source]] = {
+READERS: Registry[Callable[[DataConfig, str], Source]] = Registry("data set")
+_OURS: dict[str, Callable[[DataConfig, str], Source]] = {
     "folder": read_folder,
     "imagenet": read_imagenet,
     "webdataset": read_webdataset,
@@ -53,6 +54,8 @@ _READERS: dict[str, Callable[[DataConfig, str], Source]] = {
     "elpvlevels": read_elpv_levels,
     **{name: partial(read_torchvision, name=name) for name in TORCHVISION_SETS},
 }
+for _name, _reader in _OURS.items():
+    READERS.register(_name)(_reader)
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -173,11 +176,14 @@ class ImageDataset(Dataset[Sample | None]):
 
 def data_set_names() -> list[str]:
     """The kinds of data sets that `DataConfig.name` may be, without aliases."""
-    return sorted(_READERS)
+    return sorted(READERS)
 
 
 def canonical_name(name: str) -> str:
-    """The one spelling of a kind of data set, whether it is known or not: `flowers102` for `Flowers`."""
+    """The one spelling of a kind of data set, whether it is known or not: `flowers102` for `Flowers`. One of your own,
+    `package.module:reader`, has but one."""
+    if ":" in name:
+        return name
     key = name.lower().replace("-", "").replace("_", "")
     return _ALIASES.get(key, key)
 
@@ -254,11 +260,13 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
     """
     config = as_config(spec)
     key = canonical_name(config.name)
-    if key not in _READERS:
-        close = get_close_matches(key, [*_READERS, *_ALIASES], n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise DataError(f"unknown data set {config.name!r}; {hint}known are {', '.join(data_set_names())}")
-    source = _READERS[key](config, config.split_name(split))
+    try:
+        reader = READERS.find(key)
+    except ValueError as error:
+        raise DataError(f"{error}; known are {', '.join(data_set_names())}, and package.module:reader") from error
+    source = reader(config, config.split_name(split))
+    if not isinstance(source, Source):
+        raise DataError(f"the data set {config.name} must give a Source, got {type(source).__name__}")
     if config.class_names is not None and config.class_names != source.class_names:
         if len(config.class_names) != len(source.class_names):
             raise DataError(

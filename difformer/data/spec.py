@@ -18,7 +18,8 @@ class DataConfig:
 
     Attributes:
         name: kind of data set: `folder`, `imagenet`, `webdataset`, `huggingface`, `cub`, `nabirds`, `dogs`, `elpv`, or
-            one of torchvision's, as `difformer.data.data_set_names` lists them.
+            one of torchvision's, as `difformer.data.data_set_names` lists them; or a function of your own from a
+            configuration and a split to a `Source`, as package.module:name.
         root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`, which is
             fetched with `download` only.
         splits: the data set's own name of a split where it differs from the one asked for, `{"val": "validation"}`;

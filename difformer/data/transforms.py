@@ -5,7 +5,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from difformer._optional import require
 from difformer.data.images import Preprocessing, resize_short_side
+from difformer.registry import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -184,9 +184,7 @@ def create_transform(
     known = (*_WITHOUT_TIMM, "crop", *TIMM_POLICIES)
     policy, *sections = name.split("-")
     if policy not in known[len(_WITHOUT_TIMM) :]:
-        close = get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-        raise ValueError(f"unknown augmentation {name!r}; {hint}")
+        raise ValueError(f"unknown augmentation {name!r}; {did_you_mean(name, known)}")
     # timm passes over what it does not understand.
     odd = [section for section in sections if policy == "crop" or not re.fullmatch(r"[a-z]+\d[\d.]*", section)]
     if odd:

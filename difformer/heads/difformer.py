@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from difformer.config import as_positive_integer, as_positive_number, as_rate, as_switch
 from difformer.heads._inputs import MapSides, check_specs, describe, select, single_key
+from difformer.heads.registry import HEADS
 from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
 from difformer.heads.transformer import Summary
 from difformer.models.attention import AttentionName
@@ -17,6 +18,7 @@ from difformer.taps import FeatureKey, TapSpec
 Variant = Literal["published", "joint"]
 
 
+@HEADS.register("difformer")
 class DifFormerHead(nn.Module):
     """Fuses features of several blocks and timesteps.
 
@@ -162,6 +164,7 @@ class DifFormerHead(nn.Module):
         return [{key: value for key, value in tokens.items() if key.t == t} for t in self.timesteps]
 
 
+@HEADS.register("attention")
 class AttentionHead(nn.Module):
     """The published attention probe of one feature: `DifFormerHead` with a single block and timestep.
 

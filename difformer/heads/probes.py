@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from difformer.config import as_positive_integer, as_positive_integers, as_rate, as_switch
 from difformer.heads._inputs import MapSides, check_specs, describe, select, single_key
+from difformer.heads.registry import HEADS
 from difformer.taps import FeatureKey, TapSpec
 
 
+@HEADS.register("linear")
 class LinearHead(nn.Module):
     """Adaptive average pooling, then one linear layer. Published: pool 2, no norm; weights are `fcs.0.*`.
 
@@ -56,6 +58,7 @@ class LinearHead(nn.Module):
         return self.fcs[0](self.norm(F.adaptive_avg_pool2d(x, self.pool).flatten(1)))
 
 
+@HEADS.register("mlp")
 class MLPHead(nn.Module):
     """Adaptive average pooling, then linear layers with ReLU between them; weights are `fcs.{i}.*`.
 
@@ -111,6 +114,7 @@ class MLPHead(nn.Module):
         return last(x)
 
 
+@HEADS.register("cnn")
 class CNNHead(nn.Module):
     """3×3 convolutions with batch normalisation and ReLU, global average pooling, then a linear layer.
 

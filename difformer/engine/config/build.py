@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,12 @@ from difformer.diffusion import NoiseSchedule
 from difformer.engine.config.fitting import fitting
 from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
+from difformer.heads import HEADS
 from difformer.models import UNet
+from difformer.registry import did_you_mean
 from difformer.taps import FeatureKey, TapSpec
 
 Extractor = FeatureExtractor | FeedbackExtractor
-HEADS = {
-    "linear": LinearHead,
-    "mlp": MLPHead,
-    "cnn": CNNHead,
-    "attention": AttentionHead,
-    "difformer": DifFormerHead,
-}
 _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -155,12 +148,11 @@ def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_clas
     Raises:
         ValueError: an argument the head does not have (the message names the nearest), or as the head.
     """
-    kind = HEADS[config.name]
+    kind = HEADS.find(config.name)
     known = [name for name in inspect.signature(kind).parameters if name not in ("specs", "num_classes")]
     for name in config.arguments:
         if name not in known:
-            close = get_close_matches(str(name), known, n=1, cutoff=0.4)
-            hint = f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+            hint = did_you_mean(str(name), known)
             raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
     return kind(specs, num_classes, **config.arguments)
 

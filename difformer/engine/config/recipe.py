@@ -9,8 +9,8 @@ from difformer.config import as_integer, as_positive_integer, as_switch, as_tupl
 from difformer.data import DataConfig
 from difformer.features.dtypes import DtypeName
 from difformer.features.planning import CacheConfig
+from difformer.heads import HEADS
 
-HeadName = Literal["linear", "mlp", "cnn", "attention", "difformer"]
 FeatureSource = Literal["live", "cached"]
 Precision = Literal["no", "bf16", "fp16"]
 ScheduleName = Literal["step", "cosine", "constant"]
@@ -112,15 +112,15 @@ class HeadConfig:
     """Which head reads the features.
 
     Attributes:
-        name: linear, mlp, cnn, attention or difformer.
+        name: linear, mlp, cnn, attention or difformer, or one of your own as package.module:Name.
         arguments: the head's own, such as pool, width or variant.
     """
 
-    name: HeadName = "linear"
+    name: str = "linear"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_choice("head.name", self.name, get_args(HeadName))
+        HEADS.check(self.name, "head.name")
         object.__setattr__(self, "arguments", dict(self.arguments))
 
 

@@ -1,0 +1,38 @@
+"""What a head is, and all heads by name."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from difformer.registry import Registry
+from difformer.taps import FeatureKey, TapSpec
+
+
+@runtime_checkable
+class Head(Protocol):
+    """What everything around it asks of a head, which is a module `Head(specs, num_classes, **arguments)`.
+
+    A head of one's own is used in a recipe as `head.name: package.module:Name`.
+
+    Attributes:
+        specs: the features it reads, some of an extractor's.
+        num_classes: length of the logits.
+        arguments: what it was built with beside these, as JSON types; a saved file brings them back.
+        map_sizes: the side to which each map is averaged before anything else, None for one that is read as it is; what
+            need not be kept of features on the disk.
+    """
+
+    specs: Mapping[FeatureKey, TapSpec]
+    num_classes: int
+    arguments: dict[str, Any]
+
+    @property
+    def map_sizes(self) -> Mapping[FeatureKey, int | None]: ...
+
+    def __call__(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """Logits (B, num_classes) of features (B, C, h, w) by key."""
+        ...
+
+
+HEADS: Registry[type[nn.Module]] = Registry("head")

@@ -1,0 +1,129 @@
+"""Things by name: those of this package, those that register themselves, and any other as `package.module:Name`."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest of the known ones, or all of them where none is near."""
+    names = list(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+
+
+class UntrustedError(ValueError):
+    """Something would run code that was not asked for; the message says how to allow it."""
+
+
+class Registry(Generic[T]):
+    """Things of one kind by name.
+
+    Args:
+        kind: what they are, for messages: "head".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._things: dict[str, T] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._things)
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that gives a thing a name; raises ValueError where another has it."""
+
+        def add(thing: T) -> T:
+            if self._things.setdefault(name, thing) is not thing:
+                raise ValueError(f"there is a {self.kind} called {name!r} already")
+            return thing
+
+        return add
+
+    def check(self, name: Any, option: str) -> None:
+        """Raises ValueError for what can be no name of these things; nothing is imported.
+
+        Args:
+            name: a name, or `package.module:Name`.
+            option: whose value it is, for the message.
+        """
+        if not isinstance(name, str) or (name not in self._things and not _is_path(name)):
+            raise ValueError(
+                f"{option} must be one of {', '.join(self._things)}, or one of your own as package.module:Name, got "
+                f"{name!r}"
+            )
+
+    def find(self, name: str) -> T:
+        """The thing of a name; one of `package.module:Name` is imported.
+
+        Raises:
+            ValueError: there is none.
+            ImportError: the module cannot be imported.
+        """
+        if name in self._things:
+            return self._things[name]
+        if not _is_path(name):
+            raise ValueError(f"unknown {self.kind} {name!r}; {did_you_mean(name, self._things)}")
+        module, _, attribute = name.partition(":")
+        try:
+            thing: Any = importlib.import_module(module)
+        except ImportError as error:
+            raise ImportError(
+                f"the {self.kind} {name} cannot be imported: {error}. Its module must be installed, or lie in a folder "
+                "of PYTHONPATH"
+            ) from error
+        for part in attribute.split("."):
+            if not hasattr(thing, part):
+                raise ValueError(f"{module} has no {attribute}, so there is no {self.kind} {name}")
+            thing = getattr(thing, part)
+        found: T = thing
+        return found
+
+    def find_trusted(self, name: str, trust: str | Iterable[str] = ()) -> T:
+        """As `find`, for a name that a file brought: nothing is imported that the user has not imported or allowed.
+
+        Args:
+            name: as the file has it.
+            trust: packages or modules whose code may run.
+
+        Raises:
+            UntrustedError: its module is neither imported nor trusted.
+            ValueError, ImportError: as `find`.
+        """
+        module = name.partition(":")[0]
+        trusted = [trust] if isinstance(trust, str) else list(trust)
+        allowed = any(module == one or module.startswith(f"{one}.") for one in trusted)
+        if _is_path(name) and not allowed and module not in sys.modules:
+            package = module.partition(".")[0]
+            raise UntrustedError(
+                f"the {self.kind} {name} is code that does not belong to this package, and loading it would run it: "
+                f"import {module} beforehand, or allow it with trust={package!r} (--trust {package})"
+            )
+        return self.find(name)
+
+    def name_of(self, thing: T) -> str:
+        """The name by which `find` gives a thing back: its own, or `package.module:Name`.
+
+        Raises:
+            ValueError: nothing could find it: it was made in a function, or in a script.
+        """
+        for name, known in self._things.items():
+            if known is thing:
+                return name
+        module, name = getattr(thing, "__module__", "__main__"), getattr(thing, "__qualname__", "<unnamed>")
+        if module == "__main__" or "<" in name:
+            raise ValueError(
+                f"the {self.kind} {name} cannot be found again by its name: define it at the top of a module that can "
+                "be imported"
+            )
+        return f"{module}:{name}"
+
+
+def _is_path(name: str) -> bool:
+    module, colon, attribute = name.partition(":")
+    words = [*module.split("."), *attribute.split(".")]
+    return bool(colon) and all(word.isidentifier() for word in words)
