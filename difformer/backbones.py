@@ -21,7 +21,7 @@ from difformer.taps import TapSpec
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What a diffusion model must offer to be read: everything above it asks for no more."""
+    """What a diffusion model must offer to be read: nothing above it needs more than this."""
 
     @property
     def taps(self) -> Mapping[str, TapSpec]:
@@ -59,14 +59,13 @@ class ResumableBackbone(Backbone, Protocol):
         ...
 
 
-def check_backbone(backbone: Any) -> Any:
-    """The backbone; raises ValueError for anything that is none, such as a name or a bare network."""
+def check_backbone(backbone: object) -> None:
+    """Raises ValueError for anything that is no backbone, such as a name or a bare network."""
     if not isinstance(backbone, Backbone):
         raise ValueError(
             f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}; of a "
             "network, create_backbone(network, schedule=…) makes one"
         )
-    return backbone
 
 
 class UNetBackbone(nn.Module):
@@ -157,7 +156,7 @@ class UNetBackbone(nn.Module):
     def forward_from(
         self, prefix: Prefix, taps: Iterable[str | int], *, inject: Mapping[str | int, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Features of a pass that goes on from a prefix; see `UNet.forward_from`."""
+        """Features of a pass that continues from a prefix; see `UNet.forward_from`."""
         return self.unet.forward_from(prefix, taps, inject=inject)
 
     def __repr__(self) -> str:

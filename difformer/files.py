@@ -1,6 +1,7 @@
 """Writing files so that nothing is ever half there, and telling whether a file is the one expected."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any
 _CHUNK = 1 << 20
 # The entry of a JSON file that holds the digest of its others.
 _SEAL = "sha256"
+# Errors of writing for which the system gives no file name. Others without one may be of anything.
+_NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
 @contextlib.contextmanager
@@ -48,11 +51,30 @@ def write_atomically(target: Path, *, overwrite: bool = False, keep: Path | None
                 os.fsync(file.fileno())
             temporary.chmod(mode)
             if keep is not None and target.exists():
-                os.replace(target, keep)
-            os.replace(temporary, target)
+                _replace_keeping(temporary, target, keep)
+            else:
+                os.replace(temporary, target)
             _sync_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _replace_keeping(new: Path, target: Path, keep: Path) -> None:
+    """Renames a file to the target, and what is there to `keep`. There is always a target; for a moment there is none
+    on disks without hard links.
+    """
+    try:
+        keep.unlink(missing_ok=True)
+        os.link(target, keep)
+    except OSError:
+        os.replace(target, keep)
+        try:
+            os.replace(new, target)
+        except BaseException:
+            os.replace(keep, target)
+            raise
+    else:
+        os.replace(new, target)
 
 
 @contextlib.contextmanager
@@ -69,7 +91,7 @@ def errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
     except OSError as error:
         named = None if error.filename is None else Path(os.fsdecode(error.filename))
         hidden = temporary is not None and named is not None and temporary in (named, *named.parents)
-        if error.errno is not None and error.filename2 is None and (named is None or hidden):
+        if error.filename2 is None and (hidden or (named is None and error.errno in _NAMELESS)):
             error.filename = str(target)
         raise
 
@@ -89,7 +111,7 @@ def check_target(target: Path, *, overwrite: bool = False, ending: str | None = 
         OSError: nothing can be written in the folder.
     """
     if ending is not None and target.suffix.lower() not in ("", ending):
-        raise ValueError(f"{target} would hold what {ending} files do; give it a name that ends in {ending}")
+        raise ValueError(f"{target} is written as {ending}; give it a name that ends in {ending}")
     _check_place(target, overwrite=overwrite)
     check_writable(expand_user(target).resolve().parent)
 
@@ -160,14 +182,19 @@ def sha256(path: Path, *, size: int | None = None) -> str:
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON object with the digest of its entries, by which `read_json` notices damage."""
+    """A JSON object with the digest of its entries, by which `read_json` notices damage.
+
+    Args:
+        content: entries of any names but "sha256", which is that of the digest.
+    """
     return {**content, _SEAL: _seal_of(content)}
 
 
 def read_json(path: Path, remedy: str) -> Any:
     """Reads a JSON file that this package wrote, without the digest where it is `sealed`.
 
-    Files of earlier versions have no digest; of them, damage is noticed only where it is no JSON any more.
+    Files of earlier versions have no digest; of them, damage is noticed only where it is no JSON any more. An entry
+    "sha256" of an object is always taken for the digest.
 
     Args:
         path: the file.
@@ -179,7 +206,7 @@ def read_json(path: Path, remedy: str) -> Any:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    # Of deeply nested brackets, the recursion.
+    # Deeply nested brackets raise RecursionError.
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from error
     if isinstance(content, dict) and _SEAL in content and content.pop(_SEAL) != _seal_of(content):
@@ -188,4 +215,6 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def _seal_of(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    # As it is read: JSON makes text of keys that are numbers, and text has another order.
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

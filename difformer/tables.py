@@ -15,8 +15,8 @@ def write_rows(file: TextIO, rows: Iterable[Sequence[object]], *, end: str = "\r
 
     Args:
         file: open for text with `newline=""`.
-        rows: numbers are written as such, nothing of None, and of anything else its text; that of a formula with an
-            apostrophe before it, so that it is taken for text.
+        rows: numbers are written unchanged and None as an empty cell. Anything else is written as text, with an
+            apostrophe in front if it looks like a formula.
         end: of each line.
     """
     csv.writer(file, lineterminator=end).writerows([_written(cell) for cell in row] for row in rows)

@@ -24,7 +24,7 @@ class DownloadError(OSError):
 
 def download(url: str, target: Path, *, digest: str | None = None, progress: bool = True) -> Path:
     """Fetches a file unless it is there already. What an interrupted call has fetched is kept beside the target
-    (`.part`, with the server's tag of the version in `.part.etag`), and the next call goes on from there when the
+    (`.part`, with the server's tag of the version in `.part.etag`), and the next call resumes from there when the
     server still has that version. Several processes may call it for the same file.
 
     Args:
@@ -54,7 +54,7 @@ def download(url: str, target: Path, *, digest: str | None = None, progress: boo
 
 
 def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Goes on with what is there if the server has the rest of it, else starts again."""
+    """Resumes with what is there if the server has the rest of it, else starts again."""
     if not _attempt(url, part, progress):
         _forget(part)
         if not _attempt(url, part, progress):
@@ -81,11 +81,11 @@ def _attempt(url: str, part: Path, progress: bool) -> bool:
         have = part.stat().st_size if part.exists() else 0
         reason = getattr(error, "reason", error)
         raise DownloadError(
-            f"{url}: {reason}; {have} bytes are kept in {part}, call again to go on from there"
+            f"{url}: {reason}; {have} bytes are kept in {part}, call again to resume from there"
         ) from error
     if total is not None and done != total:
         raise DownloadError(
-            f"{url}: the connection ended after {done} of {total} bytes; call again to go on from there"
+            f"{url}: the connection ended after {done} of {total} bytes; call again to resume from there"
         )
     return True
 

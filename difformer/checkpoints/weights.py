@@ -3,11 +3,9 @@
 import hashlib
 import pickle
 import reprlib
-import threading
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -17,7 +15,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from difformer.files import write_atomically
 
@@ -27,8 +24,6 @@ _TORCHSCRIPT_ENTRY = "/constants.pkl"
 _FOLDER = 0x10  # of an entry's attributes, in archives of MS-DOS and all others
 # Where state dicts are looked for in a checkpoint that holds more than one.
 _ENTRY_DEPTH = 3
-# A tokenizer, of a tap that is read at several timesteps.
-_FOR_A_KEY = 4
 _log = getLogger(__name__)
 
 
@@ -249,7 +244,8 @@ def check_held(state: Mapping[str, Tensor], path: Path) -> None:
     wanted, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
     if wanted > size:
         raise CheckpointError(
-            f"{path} was refused: its {size:,} bytes stand for tensors of {wanted:,}, so that values are shared"
+            f"{path} was refused: its {size:,} bytes stand for tensors of {wanted:,}, so that values are shared; save "
+            "it again with every tensor cloned"
         )
 
 
@@ -271,35 +267,6 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str) -
     integers = {name for name, tensor in own.items() if not tensor.is_floating_point()}
     check_fits(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, source, integers=integers)
     module.load_state_dict(dict(state), strict=True, assign=True)
-
-
-@contextmanager
-def outlined(tensors: int, keys: int, source: str) -> Iterator[None]:
-    """A head built inside has shapes, but no values yet, and no more parameters than its file could hold.
-
-    Args:
-        tensors: of the head, in the file.
-        keys: features that it reads. Each may cost it some parameters that it does not keep.
-        source: the file, for the message.
-
-    Raises:
-        CheckpointError: more parameters.
-    """
-    thread, left = threading.get_ident(), tensors + _FOR_A_KEY * keys
-
-    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        nonlocal left
-        # The hook is that of all threads.
-        left -= parameter is not None and threading.get_ident() == thread
-        if left < 0:
-            raise CheckpointError(f"{source} describes more parameters than the {tensors} tensors that it holds")
-
-    hook = register_module_parameter_registration_hook(register)
-    try:
-        with torch.device("meta"):
-            yield
-    finally:
-        hook.remove()
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -427,7 +394,7 @@ def _some(items: list[str]) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """What torch's loader found. Its own message goes on to advise loading the file without care."""
+    """What torch's loader found. Its own message also advises loading the file without care."""
     lines = str(error.__context__ or error).strip().splitlines()
     careless = not lines or "weights_only" in lines[0] or lines[0].startswith("Weights only load failed")
     return type(error).__name__ if careless else lines[0][:300]

@@ -1,7 +1,7 @@
 """The file a classifier is kept in: safetensors whose metadata says how to rebuild it on its backbone."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from difformer.checkpoints import (
     verify_shipped,
     weights_digest,
 )
+from difformer.checkpoints.outline import outlined
 from difformer.checkpoints.store import CLASSIFIER_FORMAT, check_description, verify_digest, write_described
-from difformer.checkpoints.weights import outlined
 from difformer.classifier.model import DiffusionClassifier
 from difformer.config import from_mapping
 from difformer.data import Preprocessing
@@ -59,7 +59,8 @@ def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadat
         metadata: anything else to keep, such as metrics, as JSON types; numbers must be finite.
 
     Raises:
-        ValueError: a foreign head or extractor, or metadata that JSON cannot hold.
+        ValueError: a foreign head or extractor, metadata that JSON cannot hold, or a head that learned from images of
+            several sizes, so that it must be said which files are read at: `classifier.preprocessing`.
         OSError: it cannot be written; what was there is untouched.
     """
     write_classifier(Path(path), classifier.trained_state(), describe(classifier, metadata))
@@ -253,11 +254,25 @@ def _build(
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
     try:
         with outlined(tensors, len(head["keys"]), source):
-            built = EXTRACTORS[extractor["type"]](backbone, **extractor["arguments"])
-            specs = {key: built.specs[key] for key in (FeatureKey(**values) for values in head["keys"])}
-            on_top = HEADS[head["type"]](specs, len(names), **head["arguments"])
+            built = _known("extractor", extractor, EXTRACTORS)(backbone, **extractor["arguments"])
+            keys = [FeatureKey(**values) for values in head["keys"]]
+            missing = [key for key in keys if key not in built.specs]
+            if missing:
+                raise ValueError(f"the head reads {missing}, but the extractor gives {list(built.specs)}")
+            specs = {key: built.specs[key] for key in keys}
+            on_top = _known("head", head, HEADS)(specs, len(names), **head["arguments"])
         preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
         return cls(built, on_top, class_names=names, preprocessing=preprocessing)
+    except CheckpointError:
+        raise
     # The last two from numbers too large for any tensor, and from printing what is nested too deeply.
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{source} cannot be rebuilt on this backbone: {error}") from error
+
+
+def _known(part: str, described: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The class that a part is described to be of; raises ValueError when there is none of that name."""
+    name = described["type"]
+    if name not in kinds:
+        raise ValueError(f"this version knows no {part} {name!r}, only {', '.join(kinds)}")
+    return kinds[name]

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -181,8 +181,7 @@ class DiffusionClassifier(nn.Module):
 
         Raises:
             ImageError: a file cannot be read.
-            ValueError: what is no image, a tensor of another size than the head learned from, no preprocessing is known
-                for the backbone, a bad batch_size, or logits that are no numbers.
+            ValueError: as `preprocess`, a bad batch_size, or logits that are no numbers.
         """
         alone = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
@@ -218,8 +217,8 @@ class DiffusionClassifier(nn.Module):
 
         Raises:
             ImageError: the file cannot be read.
-            ValueError: it is no image, a tensor of another size than the head learned from, or no preprocessing is
-                known for the backbone.
+            ValueError: it is no image; a tensor of another size than that of the preprocessing given, or than the one
+                size that the head learned from; or for other images, no preprocessing is known.
         """
         if isinstance(image, Tensor):
             self._check_tensor(image)
@@ -229,16 +228,19 @@ class DiffusionClassifier(nn.Module):
         return self.preprocessing(_as_picture(image))
 
     def _check_tensor(self, image: Tensor) -> None:
-        """Raises ValueError when a tensor is no picture in [-1, 1], or not of the size that the head learned from."""
+        """Raises ValueError when a tensor is no picture in [-1, 1], or not of the one size that is read here."""
         if image.ndim != 3:
             raise ValueError(f"the tensor of an image must be of shape (3, H, W), got {tuple(image.shape)}")
         check_batch(image[None])
         check_range(image)
-        known = self._preprocessing is not None or getattr(self.head, "learned_from", None)
-        size = self.preprocessing.size if known and self.preprocessing else None
-        if size is not None and image.shape[1:] != (size, size):
+        known, why = self._preprocessing, "this classifier reads"
+        if known is None and getattr(self.head, "learned_from", None):
+            # A head that learned from several sizes reads any.
+            with suppress(ValueError):
+                known, why = self.preprocessing, "the head learned from"
+        if known is not None and image.shape[1:] != (known.size, known.size):
             raise ValueError(
-                f"the head learned from images of {size}×{size}, got {image.shape[1]}×{image.shape[2]}: resize it; "
+                f"{why} images of {known.size}×{known.size}, got {image.shape[1]}×{image.shape[2]}: resize it; "
                 "files and PIL images are read at the right size, and classifier(images) takes images of any"
             )
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from difformer.backbones import Backbone
 from difformer.checkpoints import CheckpointError, load_strictly, read_pickle
-from difformer.checkpoints.weights import check_archive, check_held, check_plain, outlined, read_start, unwrapped
+from difformer.checkpoints.outline import outlined
+from difformer.checkpoints.weights import check_archive, check_held, check_plain, read_start, unwrapped
 from difformer.classifier import DiffusionClassifier
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import AttentionHead, DifFormerHead, LinearHead, MLPHead

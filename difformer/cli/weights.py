@@ -22,7 +22,7 @@ from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
-from difformer.files import check_target, sha256
+from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
 from difformer.verbs.predict.predict import predict_folder
 
@@ -235,7 +235,7 @@ def predict(
         print(f"difformer: skipped: {error}", file=sys.stderr)
     if report.left_out:
         print(f"difformer: left out files that are no images: {in_words(report.left_out)}", file=sys.stderr)
-    where = f"{csv}.partial" if report.interrupted else csv
+    where = f"{expand_user(csv).resolve()}.partial" if report.interrupted else csv
     print(f"wrote {where}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
     if report.interrupted:
         raise KeyboardInterrupt

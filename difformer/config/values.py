@@ -106,7 +106,9 @@ class UNetConfig:
         for name in positive:
             number = as_positive_integer(name, getattr(self, name))
             if number > _MOST:
-                raise ValueError(f"{name} must be at most {_MOST}, got a number of {number.bit_length()} bits")
+                # Python refuses to print numbers of thousands of digits.
+                shown = number if number.bit_length() <= 64 else f"a number of {number.bit_length()} bits"
+                raise ValueError(f"{name} must be at most {_MOST}, got {shown}")
             self._set(name, number)
         sizes = tuple(as_positive_integer("attention_resolutions", size) for size in self.attention_resolutions)
         self._set("attention_resolutions", sizes)
@@ -286,7 +288,7 @@ def _as_float(value: Any) -> float:
         return math.inf
 
 
-def listed(arguments: Mapping[str, Any]) -> str:
+def as_call(arguments: Mapping[str, Any]) -> str:
     """Arguments as a call has them, `pool=2, batch_norm=False`, for the one line that an object is printed as."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 

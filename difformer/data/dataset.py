@@ -18,8 +18,8 @@ from difformer.data.huggingface import read_huggingface
 from difformer.data.identity import former_digest, last_change, samples_digest
 from difformer.data.images import Preprocessing
 from difformer.data.official import read_cub, read_dogs, read_nabirds
-from difformer.data.samples import Sample, SampleReader, describe
-from difformer.data.source import DataError, Source
+from difformer.data.samples import Sample, SampleReader, dataset_repr
+from difformer.data.source import DataError, Source, refuse_first_label
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, choose_subset, split_holdout
@@ -56,6 +56,8 @@ _OURS: dict[str, Callable[[DataConfig, str], Source]] = {
 }
 for _name, _reader in _OURS.items():
     READERS.register(_name)(_reader)
+# Those whose labels may be plain numbers.
+_WITH_NUMBERS = ("webdataset", "huggingface")
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -134,7 +136,7 @@ class ImageDataset(Dataset[Sample | None]):
 
     @property
     def last_change(self) -> float:
-        """When a file of these images was last modified, in seconds since 1970; infinity where that is not known."""
+        """When a file of these images was last changed, in seconds since 1970; infinity where that is not known."""
         return last_change(self._reader.source, self._indices)
 
     @property
@@ -162,7 +164,7 @@ class ImageDataset(Dataset[Sample | None]):
         return len(self._indices)
 
     def __repr__(self) -> str:
-        return describe(self, self._reader.source.title)
+        return dataset_repr(self, self._reader.source.title)
 
     def __getitem__(self, index: int) -> Sample | None:
         """The sample at a place, or None where an image turns out to be unreadable and such are skipped.
@@ -264,6 +266,8 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
         reader = READERS.find(key)
     except ValueError as error:
         raise DataError(f"{error}; known are {', '.join(data_set_names())}, and package.module:reader") from error
+    if key in _OURS and key not in _WITH_NUMBERS:
+        refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))
     if not isinstance(source, Source):
         raise DataError(f"the data set {config.name} must give a Source, got {type(source).__name__}")

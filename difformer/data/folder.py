@@ -7,7 +7,7 @@ from logging import getLogger
 from pathlib import Path
 
 from difformer._optional import require
-from difformer.data.listing import Found, find_images, in_words, is_hidden, is_image_name, subfolders
+from difformer.data.listing import Found, find_images, in_words, is_hidden, is_image_name, leads_to, subfolders
 from difformer.data.source import (
     DataError,
     Source,
@@ -111,7 +111,8 @@ def _report_left_out(title: str, folder: Path, found: Iterable[Found]) -> None:
     if left_out:
         _log.warning("%s: left out %d files that are no images: %s", title, left_out.total(), in_words(left_out))
     beside = sum(
-        is_image_name(entry.name) and not is_hidden(entry.name) and entry.is_file() for entry in os.scandir(folder)
+        is_image_name(entry.name) and not is_hidden(entry.name) and leads_to(entry.is_file)
+        for entry in os.scandir(folder)
     )
     if beside:
         _log.warning("%s: left out %d images that lie in no class folder", title, beside)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.data.images import Content
-from difformer.data.source import DataError, Ends, Source, numbered_labels, read_ends, unknown_split
+from difformer.data.source import DataError, Ends, Source, numbered_labels, read_ends, refuse_first_label, unknown_split
 from difformer.data.spec import DataConfig
 
 # A data set on the hub: owner/name, or the name alone of the oldest.
@@ -26,6 +26,8 @@ class _Rows:
     table: Any
     column: str
     table_files: tuple[str, ...]
+    # Whether no image is a file of its own, so that none needs to be looked at to know its file.
+    all_inside: bool
 
     def __call__(self, index: int) -> Content:
         found = self._find(index)
@@ -33,7 +35,7 @@ class _Rows:
 
     def files(self, index: int) -> tuple[str, ...]:
         """The file of an image, or those of the table that holds it."""
-        found = self._find(index)
+        found = None if self.all_inside else self._find(index)
         return (str(found),) if isinstance(found, Path) else self.table_files
 
     def ends(self, index: int) -> Ends:
@@ -79,7 +81,10 @@ def read_huggingface(config: DataConfig, split: str) -> Source:
     # Images are decoded by the package's own reader, so that errors name the image.
     undecoded = require("datasets", "reading Hugging Face data sets").Image(decode=False)
     table = tables[split].select_columns([image]).cast_column(image, undecoded).with_format("arrow")
-    rows = _Rows(table, image, tuple(str(file["filename"]) for file in tables[split].cache_files))
+    compute = require("pyarrow.compute", "reading Hugging Face data sets", install="pyarrow")
+    outside = compute.struct_field(table.data.column(image), "bytes").null_count
+    files = tuple(str(file["filename"]) for file in tables[split].cache_files)
+    rows = _Rows(table, image, files, all_inside=outside == 0)
     return Source(f"{title} {split}", labels, classes, rows, ends=rows.ends, files=rows.files)
 
 
@@ -141,6 +146,8 @@ def _labels(
             f"{title}: labels must be integers or words, but the column {column!r} holds {', '.join(sorted(kinds))}"
         )
     names = getattr(tables[split].features[column], "names", None)
+    if names is not None or kinds == {"str"}:
+        refuse_first_label(title, config)
     if names is not None:
         return np.asarray(values, dtype=np.int64), config.class_names or tuple(names)
     # Without declared classes, they are the values that occur in any split that has the column.
@@ -148,8 +155,8 @@ def _labels(
     if kinds == {"int"}:
         return numbered_labels(title, values, config, [v for v in everywhere if isinstance(v, int)])
     classes = config.class_names or tuple(sorted({v for v in everywhere if isinstance(v, str)}))
-    unknown = [value for value in values if value not in set(classes)]
+    place = {name: i for i, name in enumerate(classes)}
+    unknown = [value for value in values if value not in place]
     if unknown:
         raise DataError(f"{title}: the label {unknown[0]!r} is not in class_names; {len(unknown)} images have such")
-    place = {name: i for i, name in enumerate(classes)}
     return np.asarray([place[value] for value in values], dtype=np.int64), classes

@@ -77,9 +77,10 @@ def former_digest(source: Source, indices: NDArray[np.int64]) -> str:
 
 
 def last_change(source: Source, indices: NDArray[np.int64]) -> float:
-    """When a file of some images was last modified, in seconds since 1970; infinity where that is not known."""
-    stamps = _stamps(source, indices)
-    times = stamps[:, 1]
+    """When a file of some images was last changed, in seconds since 1970; infinity where that is not known. A new time
+    of modification, a move and a copy are changes too.
+    """
+    times = _stamps(source, indices)[:, 1:3].max(1, initial=0)
     return float(times.max()) / 1e9 if len(times) and times.min() > 0 else float("inf")
 
 

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 
 # Of the formats that Pillow decodes by itself: neither those that need another program (EPS, WMF), nor containers of
-# numbers or films (FITS, HDF5, PFM, MPEG), whose files may lie beside images without being any.
+# numbers or films (FITS, HDF5, PFM, MPEG), nor rare ones whose suffixes other files have too (.pcd of point clouds,
+# .rgb of raw pixels), since such files may lie beside images without being any.
 _SUFFIXES = (
-    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .flc .fli .ftc .ftu .gbr .gif .icb .icns .ico .im .j2c .j2k "
-    ".jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .msp .pbm .pcd .pcx .pgm .png .pnm .ppm .psd .pxr .qoi .ras .rgb .rgba "
-    ".sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm"
+    ".apng .avif .avifs .blp .bmp .dcx .dds .dib .flc .fli .gif .icb .icns .ico .j2c .j2k .jfif .jp2 .jpc .jpe "
+    ".jpeg .jpf .jpg .jpx .msp .pbm .pcx .pgm .png .pnm .ppm .psd .pxr .qoi .sgi .tga .tif .tiff .vda .vst .webp "
+    ".xbm .xpm"
 )
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 

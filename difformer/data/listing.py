@@ -1,8 +1,9 @@
 """Which files and folders are data: one rule for every reader, and for the prediction of folders."""
 
+import errno
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +47,24 @@ def is_image_name(name: str) -> bool:
 
 def subfolders(folder: Path) -> list[str]:
     """The names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_hidden(entry.name))
+    return sorted(entry.name for entry in os.scandir(folder) if leads_to(entry.is_dir) and not is_hidden(entry.name))
+
+
+def leads_to(kind: Callable[[], bool]) -> bool:
+    """Whether an entry is a folder or a file; a link that leads to itself is neither.
+
+    Args:
+        kind: `is_dir` or `is_file` of the entry.
+
+    Raises:
+        OSError: it is a link to what may not be looked at.
+    """
+    try:
+        return kind()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def find_images(folder: Path) -> Found:
@@ -84,12 +102,12 @@ def _walk(folder: Path, inside: str, above: tuple[str, ...]) -> Iterator[tuple[s
         path = f"{inside}/{entry.name}" if inside else entry.name
         if is_hidden(entry.name):
             continue
-        if entry.is_dir():
+        if leads_to(entry.is_dir):
             place = os.path.realpath(entry.path) if entry.is_symlink() else f"{above[-1]}/{entry.name}"
             if place in above:
                 raise DataError(f"{folder / path} is a link to a folder above it; remove it")
             yield from _walk(folder, path, (*above, place))
-        elif is_image_name(entry.name) and (entry.is_file() or not os.path.exists(entry.path)):
+        elif is_image_name(entry.name) and (leads_to(entry.is_file) or not os.path.exists(entry.path)):
             images.append(path)
         else:
             left_out[os.path.splitext(entry.name)[1].lower()] += 1

@@ -58,7 +58,7 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     return Batch(images, labels, ids)
 
 
-def describe(dataset: Any, title: str) -> str:
+def dataset_repr(dataset: Any, title: str) -> str:
     """What printing a data set shows: where it is from, and how much there is of it."""
     rule = "" if dataset.subset is None else f", subset {dict(dataset.subset.rule)}"
     return (

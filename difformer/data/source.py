@@ -270,6 +270,14 @@ def numbered_labels(
     return numbers - first, names or tuple(map(str, range(first, largest + 1)))
 
 
+def refuse_first_label(title: str, config: DataConfig) -> None:
+    """Raises DataError when first_label is given for labels that are no plain numbers, where it would do nothing."""
+    if config.first_label is not None:
+        raise DataError(
+            f"{title}: first_label is for labels that are plain numbers, and there are none here; leave first_label out"
+        )
+
+
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file.
 

@@ -50,7 +50,7 @@ class DataConfig:
         label_column: of a Hugging Face data set; the only class-label column, or `label`, when None. Of WebDataset's
             JSON files, the key of the label.
         first_label: the number of the first class, 0 or 1, where labels of WebDataset or a Hugging Face data set are
-            plain numbers; 0 when None, and an error where they go from 1.
+            plain numbers; 0 when None, and an error where they go from 1. Elsewhere it must be None.
         download: let torchvision and the `datasets` library fetch what is not there. Nothing else touches the network.
 
     Raises:
@@ -135,13 +135,16 @@ class DataConfig:
             "resize": 1,
             "k_shot": 1,
             "shuffle_buffer": 1,
-            "first_label": 0,
         }
         for name, least in smallest.items():
-            if getattr(self, name) is not None or name not in ("resize", "k_shot", "first_label"):
+            if getattr(self, name) is not None or name not in ("resize", "k_shot"):
                 self._set(name, as_integer(name, getattr(self, name)))
                 if getattr(self, name) < least:
                     raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.first_label is not None:
+            self._set("first_label", as_integer("first_label", self.first_label))
+            if self.first_label not in (0, 1):
+                raise ValueError(f"first_label must be 0 or 1, got {self.first_label}")
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"resize must be at least size, which is {self.size}, got {self.resize}")
         for name in ("percent", "holdout", "test_fraction", "random_erasing"):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import IterableDataset, get_worker_info
 
 from difformer.data.images import Content
-from difformer.data.samples import Sample, SampleReader, describe
+from difformer.data.samples import Sample, SampleReader, dataset_repr
 from difformer.data.subset import LabelSubset
 
 # Different uses of one seed must not draw the same numbers.
@@ -89,7 +89,7 @@ class ShardDataset(IterableDataset[Sample]):
 
     def __repr__(self) -> str:
         process = f", process {self.process_index} of {self.num_processes}" if self.num_processes > 1 else ""
-        return describe(self, self._reader.source.title + process)
+        return dataset_repr(self, self._reader.source.title + process)
 
     def __iter__(self) -> Iterator[Sample]:
         """The samples of this worker of this process."""

@@ -1,6 +1,5 @@
 """Which labelled images are used: few of each class, a percentage, a list, and splits held out."""
 
-import hashlib
 import json
 import os
 import posixpath
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from difformer.data.images import IMAGE_SUFFIXES
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
-from difformer.files import expand_user, write_atomically
+from difformer.files import expand_user, read_json, sealed, write_atomically
 
 _log = getLogger(__name__)
 
@@ -50,9 +49,8 @@ class LabelSubset:
             "digest": self.digest,
             "indices": [int(i) for i in self.indices],
         }
-        record["sha256"] = _digest(record)
         with write_atomically(Path(path), overwrite=True) as temporary:
-            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(sealed(record)) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelSubset":
@@ -63,13 +61,11 @@ class LabelSubset:
             DataError: it is no subset, or is damaged.
         """
         try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(record, dict) or set(record) - {"sha256"} != {"rule", "seed", "digest", "indices"}:
+            record = read_json(Path(path), "restore it from a copy, or choose a subset anew")
+            if not isinstance(record, dict) or set(record) != {"rule", "seed", "digest", "indices"}:
                 raise ValueError("it must have rule, seed, digest and indices")
-            if record.pop("sha256", None) not in (None, _digest(record)):
-                raise ValueError("its content does not have the digest it was written with")
             return cls(_places(record["indices"]), dict(record["rule"]), int(record["seed"]), str(record["digest"]))
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path} is not a saved label subset, or is damaged: {error!r}") from error
 
     def check(self, source: Source, candidates: Indices) -> None:
@@ -85,10 +81,6 @@ class LabelSubset:
                 f"{len(strangers)} images of the label subset are not among those to choose from of {source.title}: "
                 f"it was chosen with another holdout, or is given for the holdout"
             )
-
-
-def _digest(record: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _places(values: Any) -> Indices:
@@ -124,7 +116,7 @@ def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> La
         chosen = candidates[percentage(labels, config.percent, config.seed)]
     elif config.list_file is not None:
         rule = {"list_file": config.list_file}
-        chosen = np.intersect1d(candidates, listed(source, config.list_file))
+        chosen = np.intersect1d(candidates, from_list_file(source, config.list_file))
     if config.holdout:
         rule |= {"holdout": config.holdout, "split_seed": config.split_seed}
     if config.test_fraction:
@@ -174,7 +166,7 @@ def evenly_spaced(length: int, most: int) -> list[int]:
     return places
 
 
-def listed(source: Source, list_file: str) -> Indices:
+def from_list_file(source: Source, list_file: str) -> Indices:
     """The images that a text file names, one a line and nothing else in it.
 
     A line is the path of an image in the split, or the last part of its path on the disk, with as many folders as are

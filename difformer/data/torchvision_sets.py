@@ -81,13 +81,14 @@ def read_torchvision(config: DataConfig, split: str, name: str) -> Source:
         return Source(title, labels, classes, Pixels(images))
     samples = [sample for part in parts for sample in _samples(part)]
     # Where torchvision takes whatever lies in the folder.
-    hidden = [label for label, folder in enumerate(classes) if is_hidden(folder)]
+    shown = [label for label, folder in enumerate(classes) if not is_hidden(folder)]
+    place = {label: i for i, label in enumerate(shown)}
     samples = [
-        (path, label - sum(place < label for place in hidden))
+        (path, place[label])
         for path, label in samples
-        if label not in hidden and is_data(Path(os.path.relpath(path, root)).as_posix())
+        if label in place and is_data(Path(os.path.relpath(path, root)).as_posix())
     ]
-    classes = tuple(folder for folder in classes if not is_hidden(folder))
+    classes = tuple(classes[label] for label in shown)
     if name == "eurosat" and split != "all":
         kept, held = split_holdout([label for _, label in samples], EUROSAT_TEST, config.split_seed)
         samples = [samples[i] for i in (held if split == "test" else kept)]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, product
+from itertools import chain, groupby, product
 from logging import getLogger
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from difformer._optional import require
 from difformer.config import as_integer
 from difformer.data.images import IMAGE_SUFFIXES, ImageError
-from difformer.data.listing import is_data, is_hidden
+from difformer.data.listing import is_data, is_hidden, leads_to
 from difformer.data.source import DataError, Ends, Names, Source, find_root, numbered_labels, read_ends, unknown_split
 from difformer.data.spec import DataConfig
 from difformer.streams import stable_id
@@ -103,14 +103,14 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
 
     Args:
         config: with root.
-        split: a pattern of file names below root, with `*` and with braces, `train-{000..004}.tar`. A word without
-            them and without `.tar` stands for all shards in root that have it between separators: `val` for
-            `set-val-000.tar` and `val2017.tar`, but not for `retrieval.tar`; for `validation-0.tar` too, which means
-            the same.
+        split: a pattern of file names below root, with `*` and with braces, `train-{000..004}.tar`; where it does not
+            name `.tar`, that follows. A word without any of these stands for all shards in root that have it between
+            separators: `val` for `set-val-000.tar` and `val2017.tar`, but not for `retrieval.tar`; for
+            `validation-0.tar` too, which means the same.
 
     Raises:
-        DataError: no such shard, one that belongs to two splits or is damaged, a sample without image or label (left
-            out and counted in the log with `on_bad_image: skip`), or a key that repeats in a shard.
+        DataError: no such shard, one that is damaged or whose name has the words of two splits, a sample without image
+            or label (left out and counted in the log with `on_bad_image: skip`), or a key that repeats in a shard.
         FileNotFoundError: no root.
     """
     paths = find_shards(config.root, split, config.splits.values())
@@ -143,10 +143,12 @@ def find_shards(root: str | None, split: str, others: Iterable[str] = ()) -> tup
     Args:
         root: the folder they lie in.
         split: as for `read_webdataset`.
-        others: further names of splits; a shard must not belong to two.
+        others: words and patterns of further splits. A name that has the words of two is refused; patterns may
+            overlap, as those of train and trainval do, and the log names a shard that is in two.
 
     Raises:
-        DataError: there is none, one belongs to another split too, or the address is not one of this machine.
+        DataError: there is none, or one of a range is missing, a name has another split's word too, or the address is
+            not one of this machine.
         FileNotFoundError: no root.
     """
     if any(re.match(r"\w\w+:", text) for text in (root or "", split)):
@@ -154,9 +156,10 @@ def find_shards(root: str | None, split: str, others: Iterable[str] = ()) -> tup
             f"shards are read from the disk: download or mount {root if ':' in (root or '') else split} first"
         )
     folder = find_root(root, "webdataset")
-    found = _matching(folder, split) if _is_pattern(split) else _named(folder, split, others)
+    there = sorted(entry.name for entry in os.scandir(folder) if leads_to(entry.is_file))
+    known = [name for name in there if _is_shard(name) and not is_hidden(name)]
+    found = _matching(folder, split) if _is_pattern(split) else _named(folder, known, split, others)
     if not found:
-        known = [name for name in _files(folder) if _is_shard(name)]
         raise unknown_split(f"webdataset {folder}", split, known[:5] + ["…"] * (len(known) > 5))
     compressed = [name for name in found if not name.lower().endswith(".tar")]
     if compressed:
@@ -164,28 +167,29 @@ def find_shards(root: str | None, split: str, others: Iterable[str] = ()) -> tup
             f"webdataset {folder}: {compressed[0]} is compressed, so that its images cannot be reached one by one; "
             f"unpack it to a plain .tar file (gunzip)"
         )
+    _report_shared(folder, split, found, others)
     return tuple(folder / name for name in sorted(found))
 
 
 def _is_pattern(split: str) -> bool:
-    return _is_shard(split) or glob.has_magic(split) or "{" in split
+    return _names_tar(split) or glob.has_magic(split) or "{" in split
+
+
+def _names_tar(pattern: str) -> bool:
+    """Whether a pattern says the ending of its files."""
+    return ".tar" in pattern.lower() or ".tgz" in pattern.lower()
 
 
 def _is_shard(name: str) -> bool:
-    """Whether a file name, or a pattern, is that of a tar file, compressed ones too."""
-    return ".tar" in name.lower() or ".tgz" in name.lower()
+    """Whether a file name is that of a tar file, compressed ones too."""
+    return re.search(r"\.(tar(\.(gz|bz2|xz|zst))?|tgz)$", name.lower()) is not None
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(folder) if not is_hidden(entry.name) and entry.is_file())
-
-
-def _named(folder: Path, split: str, others: Iterable[str]) -> list[str]:
-    """The shards whose names have a split's name in them, between separators."""
+def _named(folder: Path, known: Sequence[str], split: str, others: Iterable[str]) -> list[str]:
+    """The shards, among those known, whose names have a split's name in them, between separators."""
     mine = next((names for names in _SAME_SPLIT if split in names), (split,))
     usual = [name for names in _SAME_SPLIT if len(mine) > 1 for name in names]
     strangers = [name for name in (*usual, *others) if name not in mine and not _is_pattern(name)]
-    known = [name for name in _files(folder) if _is_shard(name)]
     found = [name for name in known if any(_has_word(name, word) for word in mine)]
     for name in found:
         other = next((word for word in strangers if _has_word(name, word)), None)
@@ -203,20 +207,37 @@ def _has_word(name: str, word: str) -> bool:
     return re.search(rf"(?<!{before}){re.escape(word)}(?!{after})", name) is not None
 
 
+def _report_shared(folder: Path, split: str, found: Iterable[str], others: Iterable[str]) -> None:
+    """Names in the log a shard of a split that a pattern of another one names too."""
+    mine = {os.path.normpath(name) for name in found}
+    for other in others:
+        names = chain(*_by_word(folder, other).values()) if other != split and _is_pattern(other) else ()
+        shared = sorted(mine.intersection(map(os.path.normpath, names)))
+        if shared:
+            what = f"{len(shared)} shards of {split}, such as {shared[0]}, are in {other} too"
+            _log.warning("webdataset %s: %s", folder, what)
+
+
 def _matching(folder: Path, pattern: str) -> set[str]:
-    """The shards that a pattern names."""
-    words = _expand_braces(pattern if _is_shard(pattern) else f"*{pattern}*.tar")
-    found = {path for word in words for path in (_globbed(folder, word) if glob.has_magic(word) else [word])}
-    missing = sorted(name for name in found if not (folder / name).is_file())
+    """The shards that a pattern names; raises DataError when some of those that its braces stand for are not there."""
+    found = _by_word(folder, pattern)
+    missing = sorted(word for word, names in found.items() if not names)
     if missing and len(missing) < len(found):
         raise DataError(
             f"webdataset {folder} has no shard {missing[0]}; {len(missing)} of the shards named are missing"
         )
-    return found.difference(missing)
+    return set(chain(*found.values()))
 
 
-def _globbed(folder: Path, word: str) -> list[str]:
-    return [path for path in glob.glob(word, root_dir=folder) if is_data(path)]
+def _by_word(folder: Path, pattern: str) -> dict[str, list[str]]:
+    """The shards that a pattern names, by each word that its braces stand for."""
+    words = [word if _names_tar(word) else f"{word}.tar" for word in _expand_braces(pattern)]
+    return {word: [name for name in glob.glob(word, root_dir=folder) if _is_meant(name, word)] for word in words}
+
+
+def _is_meant(name: str, word: str) -> bool:
+    """Whether a file that fits a word is a shard; hidden ones are where they are named without `*`."""
+    return _is_shard(name) and (name == word or is_data(name))
 
 
 def scan_shard(path: Path, *, label_key: str | None = None, skip: bool = False) -> list[_Entry]:
@@ -270,7 +291,7 @@ def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
     rest = file.read(1 << 20)
     if rest.strip(b"\0"):
         raise DataError(
-            f"{path} is damaged at byte {offset}, or several archives in one file: it goes on after its end"
+            f"{path} is damaged at byte {offset}, or several archives in one file: there is data after the end marker"
         )
     if not rest:
         _log.warning("%s has no end marker; samples are missing if it was cut off between two of them", path)
@@ -318,7 +339,7 @@ def _label(where: str, text: bytes, kind: str, key: str) -> int:
         label = int(text) if kind == "cls" else _json_label(where, json.loads(text), key)
         if not -_LARGEST <= label < _LARGEST:
             raise ValueError("too large")
-    except DataError:
+    except (DataError, _Incomplete):
         raise
     # The last from JSON of many levels.
     except (ValueError, RecursionError) as error:
@@ -330,10 +351,12 @@ def _json_label(where: str, record: Any, key: str) -> int:
     if not isinstance(record, dict):
         raise ValueError("no mapping")
     if key not in record:
-        raise DataError(
+        raise _Incomplete(
             f"{where} must hold an integer label under {key!r}, but has {', '.join(map(repr, list(record)[:10]))}; "
             f"set label_column to that of the label"
         )
+    if record[key] is None:
+        raise _Incomplete(f"{where} must hold an integer label under {key!r}, but has null")
     return as_integer("label", record[key])
 
 

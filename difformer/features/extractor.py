@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone, check_backbone
-from difformer.config import as_integer, as_positive_integer, listed
+from difformer.config import as_call, as_integer, as_positive_integer
 from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.images import ImageCheck
 from difformer.features.noising import Noising, repeat_conditioning
@@ -49,7 +49,8 @@ class FeatureExtractor(nn.Module):
         dtype: torch.dtype | str = torch.float32,
     ) -> None:
         super().__init__()
-        self.backbone = check_backbone(backbone)
+        check_backbone(backbone)
+        self.backbone = backbone
         self.taps = resolve_taps(taps, backbone.taps)
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
         self.noising.check_schedule(backbone.schedule)
@@ -106,7 +107,7 @@ class FeatureExtractor(nn.Module):
         return Features((key, by_tap[key.tap][key.t].to(self.dtype)) for key in self.specs)
 
     def __repr__(self) -> str:
-        return f"FeatureExtractor({listed(self.arguments)}) on {self.backbone}"
+        return f"FeatureExtractor({as_call(self.arguments)}) on {self.backbone}"
 
     def _read(self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]) -> dict[str, Tensor]:
         size = max(1, min(self.chunk_size or len(x_t), len(x_t)))

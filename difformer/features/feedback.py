@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone, ResumableBackbone, check_backbone
-from difformer.config import as_integer, as_switch, listed
+from difformer.config import as_call, as_integer, as_switch
 from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.images import ImageCheck
 from difformer.features.noising import Noising, repeat_conditioning
@@ -90,7 +90,8 @@ class FeedbackExtractor(nn.Module):
         super().__init__()
         if norm not in get_args(FeedbackNorm):
             raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(FeedbackNorm))}")
-        self.backbone = check_backbone(backbone)
+        check_backbone(backbone)
+        self.backbone = backbone
         self.feedback_taps = resolve_taps(feedback_taps, backbone.taps)
         self.taps = resolve_taps(taps, backbone.taps)
         if isinstance(first_pass_taps, Iterable) and not isinstance(first_pass_taps, str):
@@ -155,7 +156,7 @@ class FeedbackExtractor(nn.Module):
         return Features((key, maps[key.tap, key.round][key.t].to(self.dtype)) for key in self.specs)
 
     def __repr__(self) -> str:
-        return f"FeedbackExtractor({listed(self.arguments)}) on {self.backbone}"
+        return f"FeedbackExtractor({as_call(self.arguments)}) on {self.backbone}"
 
     def _two_passes(
         self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]

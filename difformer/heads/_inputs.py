@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difformer.config import listed
+from difformer.config import as_call
 from difformer.taps import FeatureKey, TapSpec
 
 # The sides (h, w) of the maps in a batch, in the order of a head's specs.
@@ -69,5 +69,5 @@ def describe(head: Any) -> str:
     keys = ", ".join(f"{key.tap} at t={key.t}" + f" in round {key.round}" * bool(key.round) for key in head.specs)
     weights = sum(p.numel() for p in head.parameters())
     return (
-        f"{type(head).__name__}({keys}; num_classes={head.num_classes}, {listed(head.arguments)}; {weights:,} weights)"
+        f"{type(head).__name__}({keys}; num_classes={head.num_classes}, {as_call(head.arguments)}; {weights:,} weights)"
     )

@@ -140,6 +140,9 @@ def test_descriptions_that_do_not_fit_raise(backbone, tmp_path):
     written = path.read_bytes()
     for part, changes, message in (
         ("head", {"type": "os.system"}, "cannot be rebuilt.*os.system"),
+        ("head", {"type": "Nope"}, "this version knows no head 'Nope', only LinearHead, MLPHead"),
+        ("extractor", {"type": "Nope"}, "this version knows no extractor 'Nope', only FeatureExtractor"),
+        ("head", {"keys": [{"tap": "mid", "t": 90}]}, r"the head reads .*mid.*, but the extractor gives .*out02"),
         ("head", {"arguments": {"pool": 3}}, "does not fit"),
         ("extractor", {"arguments": {}}, "cannot be rebuilt.*taps"),
         ("extractor", {"type": 3}, "type of extractor must not be int"),

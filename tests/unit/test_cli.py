@@ -215,6 +215,15 @@ def test_predict_without_a_readable_image_writes_nothing(model, capsys):
     assert not Path("out.csv").exists()
 
 
+def test_predict_writes_what_a_link_points_to(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.csv").symlink_to(tmp_path / "elsewhere/table.csv")
+    assert main(["predict", "model.safetensors", "images", "--csv", "~/out.csv"]) == 0
+    assert (tmp_path / "out.csv").is_symlink()
+    assert len(rows(tmp_path / "elsewhere/table.csv")) == 5
+
+
 def test_an_interrupted_prediction_keeps_what_was_done(model, capsys, monkeypatch):
     predict, calls = DiffusionClassifier.predict, []
 

@@ -101,3 +101,10 @@ def test_what_is_no_mapping_is_refused(values):
 def test_numbers_beyond_any_network_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} must be at most 1000000"):
         small_config(**{name: value, "num_head_channels": None})
+
+
+def test_a_number_beyond_any_network_is_named():
+    with pytest.raises(ValueError, match="must be at most 1000000, got 2000000"):
+        small_config(model_channels=2_000_000)
+    with pytest.raises(ValueError, match="got a number of 16610 bits"):
+        small_config(model_channels=10**5000)

@@ -289,11 +289,20 @@ class TestErrors:
         ({"list_file": 3}, "list_file must be a word"),
         ({"splits": {"train": 3}}, "splits must map"),
         ({"class_names": 3}, "class_names must be a list"),
+        ({"first_label": 2}, "first_label must be 0 or 1, got 2"),
+        ({"first_label": -1}, "first_label must be 0 or 1, got -1"),
+        ({"first_label": True}, "first_label must be an integer"),
     ],
 )
 def test_bad_values_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         DataConfig(**({"name": "folder", "size": 16} | changes))
+
+
+def test_a_first_label_is_refused_where_it_does_nothing(tmp_path):
+    make_folder(tmp_path, {"train/a": 1})
+    with pytest.raises(DataError, match="folder: first_label is for labels that are plain numbers"):
+        create_dataset({"name": "folder", "root": str(tmp_path), "size": 16, "first_label": 1})
 
 
 def test_values_of_other_types_become_plain():

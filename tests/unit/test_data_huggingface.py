@@ -1,6 +1,7 @@
 """Data sets of the `datasets` library, as tiny copies on the disk."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from data_sets import (
@@ -11,7 +12,7 @@ from data_sets import (
     write_image,
 )
 
-from difformer.data import DataError, ImageError
+from difformer.data import DataError, ImageError, read_source
 
 
 class TestHuggingFace:
@@ -65,6 +66,8 @@ class TestHuggingFace:
         dataset = opened("huggingface", tmp_path / "images", "test")
         assert dataset.class_names == ("a", "b")
         check_samples(dataset)
+        source = read_source({"name": "huggingface", "root": str(tmp_path / "images")}, "test")
+        assert [Path(file).name for file in source.files(1)] == ["b_0.png"]
 
     def test_columns_are_asked_for_when_unclear(self, datasets, tmp_path):
         label = datasets.ClassLabel(names=["cat", "dog"])
@@ -121,6 +124,12 @@ class TestHuggingFace:
         check_samples(dataset)
         assert len(dataset.digest) == 64
 
+    def test_the_files_of_a_table_are_known_without_its_rows(self, datasets, tmp_path, monkeypatch):
+        self.table(datasets, 2, datasets.ClassLabel(names=["a"])).save_to_disk(tmp_path / "saved")
+        source = read_source({"name": "huggingface", "root": str(tmp_path / "saved")}, "train")
+        monkeypatch.setattr(type(source.content), "_find", None)
+        assert [Path(file).suffix for file in source.files(1)] == [".arrow"]
+
     def test_a_configuration_is_chosen(self, datasets, tmp_path, monkeypatch):
         asked = []
         monkeypatch.setattr(datasets, "load_dataset", lambda *names: asked.append(names) or {})
@@ -168,6 +177,13 @@ class TestHuggingFace:
             opened("huggingface", tmp_path / "saved", "train")
         dataset = opened("huggingface", tmp_path / "saved", "train", first_label=1)
         assert (dataset.labels.tolist(), dataset.class_names) == ([0, 1], ("1", "2"))
+
+    @pytest.mark.parametrize("kind", ["names", "words"])
+    def test_a_first_label_where_labels_are_no_plain_numbers(self, datasets, tmp_path, kind):
+        label = datasets.ClassLabel(names=["a", "b"]) if kind == "names" else datasets.Value("string")
+        self.table(datasets, 3, label).save_to_disk(tmp_path / "saved")
+        with pytest.raises(DataError, match="leave first_label out"):
+            opened("huggingface", tmp_path / "saved", "train", first_label=1)
 
     def test_a_missing_folder(self, datasets, tmp_path):
         with pytest.raises(FileNotFoundError, match="no folder"):

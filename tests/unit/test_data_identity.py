@@ -1,5 +1,6 @@
 """Which images a data set has: any edit makes another, a copy does not, and what is known is not read again."""
 
+import errno
 import os
 import shutil
 import time
@@ -181,3 +182,23 @@ def test_the_time_of_the_last_change(root):
     Image.new("RGB", (9, 9)).save(root / "train/a/3.png")
     (root / "train/a/1.bmp").unlink()
     assert opened(root).last_change == pytest.approx(before + 60, abs=1e-3)
+
+
+def test_an_image_that_is_replaced_with_its_time_is_a_change(root):
+    for path in root.rglob("*.bmp"):
+        os.utime(path, (10**9, 10**9))
+    before = time.time()
+    shutil.copy2(root / "train/a/0.bmp", root / "train/a/1.bmp")
+    assert opened(root).last_change >= before - 1
+
+
+@pytest.mark.parametrize("error", [errno.ENOSYS, errno.ENOLCK])
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_file_systems_without_locks(root, reads, monkeypatch, error):
+    def refuse(*_):
+        raise OSError(error, os.strerror(error))
+
+    first = opened(root).digest
+    shutil.rmtree(os.environ["DIFFORMER_CACHE"])
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert opened(root).digest == first

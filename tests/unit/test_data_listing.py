@@ -8,7 +8,7 @@ import pytest
 from data_sets import encoded, make_folder, write_image, write_lines, write_shard
 from PIL import Image
 
-from difformer.data import IMAGE_SUFFIXES, DataConfig, DataError, create_dataset, read_source
+from difformer.data import IMAGE_SUFFIXES, DataConfig, DataError, ImageError, create_dataset, read_source
 from difformer.data.listing import find_images, in_words
 from difformer.verbs.predict.predict import _list_images
 from difformer.verbs.quickstart.folders import with_splits
@@ -98,6 +98,14 @@ class TestPrediction:
         with pytest.raises(DataError, match=r"back is a link to a folder above it"):
             _list_images(root)
 
+    def test_a_link_to_itself_is_neither_file_nor_folder(self, root):
+        for folder in (root / "train", root / "train/cat"):
+            (folder / "loop.txt").symlink_to(folder / "loop.txt")
+        assert len(create_dataset(spec(root))) == 4
+        (root / "train/cat/loop.png").symlink_to(root / "train/cat/loop.png")
+        with pytest.raises(ImageError, match=r"loop\.png"):
+            create_dataset(spec(root))
+
     def test_what_is_left_out_is_counted(self, root):
         write_lines(root / "notes.txt", ["x"])
         write_lines(root / "train/cat/clip.MP4", ["x"])
@@ -113,12 +121,20 @@ class TestPrediction:
 
 class TestSuffixes:
     def test_every_one_that_pillow_decodes_by_itself(self):
-        """Others need another program, or are films or numbers."""
+        """Others need another program, or are films or numbers; some suffixes are those of other files too."""
         Image.init()
         formats = {suffix: name for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
         others = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
         left_out = {s for s, name in formats.items() if s not in IMAGE_SUFFIXES and name not in others}
-        assert left_out <= {".pfm"}
+        ambiguous = {".bw", ".cur", ".ftc", ".ftu", ".gbr", ".im", ".pcd", ".ras", ".rgb", ".rgba"}
+        assert left_out <= {".pfm"} | ambiguous
+        assert not ambiguous & IMAGE_SUFFIXES
+
+    def test_suffixes_of_other_files_stop_nothing(self, root):
+        """Point clouds, raw pixels, circuits."""
+        for name in ("cloud.pcd", "raw.rgb", "board.gbr"):
+            write_lines(root / f"train/cat/{name}", ["x"])
+        assert len(create_dataset(spec(root))) == 4
 
     @pytest.mark.parametrize("suffix", ["avif", "jp2", "jpe", "tga", "qoi", "dds"])
     def test_images_of_less_usual_formats(self, root, suffix):

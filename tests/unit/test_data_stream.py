@@ -270,6 +270,37 @@ class TestFindingShards:
     def test_a_shard_that_is_missing_from_a_range(self, root):
         with pytest.raises(DataError, match=r"no shard set-train-003\.tar; 2 of the shards"):
             create_dataset(spec(root), "set-train-{000..004}.tar")
+        with pytest.raises(DataError, match=r"no shard set-\*-003\.tar; 2 of the shards"):
+            create_dataset(spec(root), "set-*-{000..004}.tar")
+
+    def test_a_range_without_the_ending(self, tmp_path):
+        for name in ("shard-0", "shard-1", "shard-10", "old-shard-1"):
+            write_shard(tmp_path / f"{name}.tar", [(name, 0, encoded(0))])
+        found = find_shards(str(tmp_path), "shard-{0..1}")
+        assert [path.name for path in found] == ["shard-0.tar", "shard-1.tar"]
+        assert [path.name for path in find_shards(str(tmp_path), "old-*")] == ["old-shard-1.tar"]
+        with pytest.raises(DataError, match=r"no shard shard-2\.tar; 1 of the shards"):
+            find_shards(str(tmp_path), "shard-{0..2}")
+
+    @pytest.mark.parametrize("name", ["train-0.tar.idx", "train-0.tar.md5", "train.targets.json"])
+    def test_files_beside_shards(self, tmp_path, name):
+        write_shard(tmp_path / "train-0.tar", [("0", 0, encoded(0))])
+        (tmp_path / name).write_text("x")
+        for split in ("train", "train-0.tar", "train*", "train-0.tar*"):
+            assert [path.name for path in find_shards(str(tmp_path), split)] == ["train-0.tar"]
+
+    def test_links_to_themselves_are_no_shards(self, tmp_path):
+        write_shard(tmp_path / "train-0.tar", [("0", 0, encoded(0))])
+        (tmp_path / "loop").symlink_to(tmp_path / "loop")
+        assert len(find_shards(str(tmp_path), "train")) == 1
+
+    def test_patterns_that_overlap_are_reported(self, tmp_path, caplog):
+        for name in ("train-0", "test-0"):
+            write_shard(tmp_path / f"{name}.tar", [(name, 0, encoded(0))])
+        find_shards(str(tmp_path), "train-*.tar", ["train-*.tar", "test-*.tar", "{gone,test}-{0..9}.tar"])
+        assert not caplog.text
+        find_shards(str(tmp_path), "./*.tar", ["test-*.tar"])
+        assert "1 shards of ./*.tar, such as test-0.tar, are in test-*.tar too" in caplog.text
 
     def test_addresses(self, root):
         with pytest.raises(DataError, match="download or mount https://host/data first"):
@@ -354,6 +385,14 @@ class TestErrors:
             self.one(tmp_path, samples)
         dataset = self.one(tmp_path, samples, on_bad_image="skip")
         assert dataset.labels.tolist() == [0, 1]
+        assert "left out 1 samples without image or label, such as" in caplog.text
+
+    @pytest.mark.parametrize("record", [{}, {"label": None}, {"other": 1}])
+    def test_samples_whose_json_has_no_label_may_be_left_out(self, tmp_path, caplog, record):
+        samples = [("a", {"label": 0}, encoded(0)), ("b", record, encoded(1))]
+        with pytest.raises(DataError, match=r"b\.json must hold an integer label under 'label'.*on_bad_image: skip"):
+            self.one(tmp_path, samples)
+        assert len(self.one(tmp_path, samples, on_bad_image="skip")) == 1
         assert "left out 1 samples without image or label, such as" in caplog.text
 
     @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])

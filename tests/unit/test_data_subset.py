@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difformer.data import DataError, LabelSubset, create_dataset, few_shot, percentage, split_holdout
+from difformer.files import read_json
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [40, 30, 20, 10, 3]))
 
@@ -136,6 +137,14 @@ class TestOnADataSet:
         record = json.loads(path.read_text())
         path.write_text(json.dumps(record | change))
         with pytest.raises(DataError, match="not a saved label subset, or is damaged"):
+            LabelSubset.load(path)
+
+    def test_it_is_saved_as_other_files_are(self, tmp_path):
+        path = tmp_path / "subset.json"
+        LabelSubset(np.asarray([0, 1]), {"k_shot": 1}, 0, "0" * 64).save(path)
+        assert set(read_json(path, "")) == {"rule", "seed", "digest", "indices"}
+        path.write_text(path.read_text().replace("[0, 1]", "[0, 2]"))
+        with pytest.raises(DataError, match="restore it from a copy"):
             LabelSubset.load(path)
 
     def test_a_subset_of_an_earlier_version(self, tmp_path):

@@ -1,5 +1,8 @@
 """Writing files: whole or not at all, and as other files are."""
 
+import errno
+import json
+import os
 import signal
 import stat
 import subprocess
@@ -21,7 +24,7 @@ from difformer.checkpoints import (
     write_backbone,
 )
 from difformer.engine.runtime.run_folder import RunFolder
-from difformer.files import check_target, write_atomically
+from difformer.files import check_target, read_json, sealed, write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -205,3 +208,52 @@ def test_what_is_replaced_can_be_kept(tmp_path):
         with write_atomically(tmp_path / "file", overwrite=True, keep=tmp_path / "before") as temporary:
             temporary.write_text(text)
     assert [(tmp_path / name).read_text() for name in ("file", "before")] == ["three", "two"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_a_failure_in_keeping_leaves_the_target(tmp_path, monkeypatch, links):
+    target, keep = tmp_path / "file", tmp_path / "before"
+    target.write_text("old")
+    replace = os.replace
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "refused")
+
+    def refuse_the_new(source, place):
+        # With links, there is a target at every moment.
+        assert target.exists() or not links
+        if str(source).endswith(".tmp"):
+            refuse()
+        replace(source, place)
+
+    monkeypatch.setattr("os.replace", refuse_the_new)
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
+    with (
+        pytest.raises(PermissionError, match="refused"),
+        write_atomically(target, overwrite=True, keep=keep) as temporary,
+    ):
+        temporary.write_text("new")
+    assert target.read_text() == "old"
+
+
+def test_what_is_replaced_is_kept_without_links(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "refused")
+
+    monkeypatch.setattr("os.link", refuse)
+    test_what_is_replaced_can_be_kept(tmp_path)
+
+
+def test_an_error_that_names_nothing_is_not_blamed_on_the_file(tmp_path):
+    with (
+        pytest.raises(OSError, match=r"Connection refused$"),
+        write_atomically(tmp_path / "file"),
+    ):
+        raise OSError(errno.ECONNREFUSED, "Connection refused")
+
+
+def test_a_seal_is_that_of_what_is_read(tmp_path):
+    """JSON makes text of keys that are numbers, which sorts otherwise."""
+    (tmp_path / "x.json").write_text(json.dumps(sealed({"by_count": {9: 0.5, 10: 0.25}})))
+    assert read_json(tmp_path / "x.json", "") == {"by_count": {"9": 0.5, "10": 0.25}}

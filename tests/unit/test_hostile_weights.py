@@ -76,8 +76,9 @@ def test_heads_larger_than_their_file_are_refused(backbone, tmp_path, arguments,
     extractor = plain(backbone, ["mid"], [90, 10])
     save_classifier(path, DiffusionClassifier(extractor, DifFormerHead(extractor.specs, 3, **DIFFORMER)))
     change_part(path, "head", {"arguments": {**DIFFORMER, **arguments}})
-    with in_little_time(), pytest.raises(CheckpointError, match=message):
+    with in_little_time(), pytest.raises(CheckpointError, match=message) as refused:
         load_classifier(path, backbone=backbone)
+    assert str(refused.value).count(str(path)) == 1
 
 
 @pytest.mark.parametrize("hidden", [[8] * 100_000, [2**62], [10**7] * 8])
@@ -86,7 +87,7 @@ def test_layers_of_any_number_and_width_are_refused(backbone, tmp_path, hidden):
     extractor = plain(backbone, ["mid"], [90])
     save_classifier(path, DiffusionClassifier(extractor, MLPHead(extractor.specs, 3, hidden=[8])))
     change_part(path, "head", {"arguments": {"hidden": hidden}})
-    with in_little_time(), pytest.raises(CheckpointError, match=r"cannot be rebuilt|does not fit"):
+    with in_little_time(), pytest.raises(CheckpointError, match=r"cannot be rebuilt|does not fit|more parameters"):
         load_classifier(path, backbone=backbone)
 
 
@@ -163,6 +164,13 @@ def test_archives_that_inflate_are_refused(tmp_path, compression, read):
     write_archive(path, {"own/data/unused": 4}, compression)
     with in_little_time(), pytest.raises(CheckpointError, match=r"own\.pt was refused: its .* bytes stand for"):
         read(path)
+
+
+def test_tensors_that_share_values_are_refused_with_a_remedy(tmp_path):
+    one = torch.zeros(100_000)
+    torch.save({"a": one, "b": one}, tmp_path / "own.pt")
+    with pytest.raises(CheckpointError, match="values are shared; save it again with every tensor cloned"):
+        read_weights(tmp_path / "own.pt")
 
 
 def test_pickles_that_inflate_are_refused(tmp_path):

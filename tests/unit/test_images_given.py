@@ -186,6 +186,9 @@ def test_files_are_read_at_the_size_that_the_head_learned_from(parts):
     train_at(64, extractor, head)
     assert classifier.preprocessing == DiffusionClassifier(extractor, head).preprocessing == Preprocessing(64)
     assert classifier.preprocess(Image.new("RGB", (100, 80))).shape == (3, 64, 64)
+    given = DiffusionClassifier(extractor, LinearHead(extractor.specs, 3), preprocessing=Preprocessing(64))
+    with pytest.raises(ValueError, match="this classifier reads images of 64×64, got 32×32: resize it"):
+        given.predict(torch.zeros(3, 32, 32))
     with pytest.raises(ValueError, match="learned from images of 64×64, got 32×32: resize it"):
         classifier.predict(torch.zeros(3, 32, 32))
     assert len(classifier.predict(torch.zeros(3, 64, 64))) == 1
@@ -211,6 +214,7 @@ def test_a_size_that_is_not_known_is_asked_for(parts):
     for unclear in (classifier, DiffusionClassifier(extractor, other)):
         with pytest.raises(ValueError, match=r"do not tell one size .*\.preprocessing = Preprocessing\(size\)"):
             unclear.predict(Image.new("RGB", (100, 80)))
+        assert len(unclear.predict([torch.zeros(3, 32, 32), torch.zeros(3, 64, 64)])) == 2
         unclear.preprocessing = Preprocessing(64)
         assert len(unclear.predict(Image.new("RGB", (100, 80)))) == 1
 

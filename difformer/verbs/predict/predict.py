@@ -10,7 +10,7 @@ from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import find_images, in_words
-from difformer.files import check_target
+from difformer.files import check_target, expand_user
 from difformer.tables import write_rows
 
 
@@ -42,8 +42,9 @@ def predict_folder(
         classifier: with a preprocessing.
         folder: searched for files with an image's suffix, through links too, but not in hidden entries and those of
             the system (`.cache`, `@eaDir`, `__MACOSX`).
-        table: the file to write: file (relative to the folder), label, probability, and one column a class. Rows are
-            gathered beside it, in `.partial`, which becomes the table at the end.
+        table: the file to write: file (relative to the folder), label, probability, and one column a class. A leading
+            `~` is the home folder; of a symbolic link, what it points to is written. Rows are gathered beside that, in
+            `.partial`, which becomes the table at the end.
         batch_size: images to classify at once, at least 1.
         overwrite: whether a table that is there may be replaced.
 
@@ -61,6 +62,7 @@ def predict_folder(
     report = Report(len(paths), left_out=left_out)
     check_target(table, overwrite=overwrite)
     # Rows go to a file of their own, which stays when the run does not reach its end.
+    table = expand_user(table).resolve()
     partial = table.with_name(table.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write_rows(file, [["file", "label", "probability", *classifier.class_names]])
