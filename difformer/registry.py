@@ -105,22 +105,23 @@ class Registry(Generic[T]):
             )
         return self.find(name)
 
-    def name_of(self, thing: T) -> str:
-        """The name by which `find` gives a thing back: its own, or `package.module:Name`.
 
-        Raises:
-            ValueError: nothing could find it: it was made in a function, or in a script.
-        """
-        for name, known in self._things.items():
-            if known is thing:
-                return name
-        module, name = getattr(thing, "__module__", "__main__"), getattr(thing, "__qualname__", "<unnamed>")
-        if module == "__main__" or "<" in name:
-            raise ValueError(
-                f"the {self.kind} {name} cannot be found again by its name: define it at the top of a module that can "
-                "be imported"
-            )
-        return f"{module}:{name}"
+def path_of(thing: Any, kind: str) -> str:
+    """`package.module:Name` of a class or function, by which `Registry.find` gives it back.
+
+    Args:
+        thing: the class or function.
+        kind: what it is, for the message.
+
+    Raises:
+        ValueError: nothing could find it: it was made in a function, or in a script.
+    """
+    if thing.__module__ == "__main__" or "<" in thing.__qualname__:
+        raise ValueError(
+            f"the {kind} {thing.__qualname__} cannot be found again by its name: define it at the top of a module that "
+            "can be imported"
+        )
+    return f"{thing.__module__}:{thing.__qualname__}"
 
 
 def _is_path(name: str) -> bool:

@@ -2,13 +2,13 @@
 
 from difformer.classifier.files import (
     is_classifier_file,
-    load_classifier,
     read_classifier,
     read_description,
     save_classifier,
     write_classifier,
 )
-from difformer.classifier.model import DiffusionClassifier, ImageLike, Prediction
+from difformer.classifier.inputs import ImageLike
+from difformer.classifier.model import DiffusionClassifier, Prediction, load_classifier
 
 __all__ = [
     "DiffusionClassifier",

@@ -1,10 +1,11 @@
 """The file a classifier is kept in: safetensors whose metadata says how to rebuild it on its backbone."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,6 @@ from difformer._version import __version__
 from difformer.backbones import Backbone, create_backbone
 from difformer.checkpoints import (
     CheckpointError,
-    load_strictly,
     locate,
     read_weights,
     verify_shipped,
@@ -21,15 +21,16 @@ from difformer.checkpoints import (
 )
 from difformer.checkpoints.outline import outlined
 from difformer.checkpoints.store import CLASSIFIER_FORMAT, check_description, verify_digest, write_described
-from difformer.classifier.model import DiffusionClassifier
 from difformer.config import from_mapping
 from difformer.data import Preprocessing
 from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
+from difformer.heads import HEADS, Head
+from difformer.registry import UntrustedError, path_of
 from difformer.taps import FeatureKey
 
-EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
-HEADS = {cls.__name__: cls for cls in (LinearHead, MLPHead, CNNHead, AttentionHead, DifFormerHead)}
+_EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
+# In files by the names of their classes.
+_HEADS = {cls.__name__: cls for cls in map(HEADS.find, HEADS)}
 
 # What a description must say, by its part; all of it is needed to rebuild the classifier and to know its backbone.
 _DESCRIPTION: Mapping[str, tuple[type, ...]] = {
@@ -48,19 +49,58 @@ _PARTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
 }  # fmt: skip
 
 
-def save_classifier(path: str | Path, classifier: DiffusionClassifier, **metadata: Any) -> None:
+class Parts(Protocol):
+    """What a file is written of: a `DiffusionClassifier`."""
+
+    extractor: Any
+    head: Any
+    class_names: tuple[str, ...]
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How image files are read."""
+        ...
+
+    def trained_state(self) -> Mapping[str, Tensor]:
+        """What learned."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """What a file says a classifier is made of, on a backbone that is there.
+
+    Attributes:
+        extractor, head: their weights still without values.
+        class_names, preprocessing: as of the classifier.
+        state: what learned.
+        source: the file, for messages.
+        device: where it is to run.
+    """
+
+    extractor: FeatureExtractor | FeedbackExtractor
+    head: nn.Module
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing | None
+    state: Mapping[str, Tensor]
+    source: str
+    device: torch.device | str
+
+
+def save_classifier(path: str | Path, classifier: Parts, **metadata: Any) -> None:
     """Writes a classifier as one safetensors file: head and feedback weights, and how to rebuild the rest.
 
     The backbone is not in it; its name and digest are. A file that is there is replaced once the new one is whole.
 
     Args:
         path: the file; its folder must exist.
-        classifier: made of this package's extractors and heads.
+        classifier: with an extractor of this package; a head of one's own is stored by module and name.
         metadata: anything else to keep, such as metrics, as JSON types; numbers must be finite.
 
     Raises:
-        ValueError: a foreign head or extractor, metadata that JSON cannot hold, or a head that learned from images of
-            several sizes, so that it must be said which files are read at: `classifier.preprocessing`.
+        ValueError: a head that cannot be imported again, an extractor of another kind, metadata that JSON cannot hold,
+            or a head that learned from images of several sizes, so that it must be said which files are read at:
+            `classifier.preprocessing`.
         OSError: it cannot be written; what was there is untouched.
     """
     write_classifier(Path(path), classifier.trained_state(), describe(classifier, metadata))
@@ -81,33 +121,18 @@ def write_classifier(path: Path, state: Mapping[str, Tensor], description: Mappi
     write_described(path, state, CLASSIFIER_FORMAT, entries, digest=weights_digest(state), overwrite=True)
 
 
-def load_classifier(
+def open_classifier(
     path: str | Path,
     *,
-    backbone: Backbone | str | Path | None = None,
-    folder: str | Path | None = None,
-    download: bool = False,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    verify: bool = True,
-    cls: type[DiffusionClassifier] = DiffusionClassifier,
-) -> DiffusionClassifier:
-    """Brings a saved classifier back, in evaluation mode.
-
-    Args:
-        path: the file, `hf://owner/name`, or the name of a classifier that ships, such as `adm_elpv/difformer`.
-        backbone: the backbone it was trained on, or where to find it; by its name in the file when left out.
-        folder: where named weights lie, in place of the usual folders.
-        download: whether what is not on this machine may be fetched.
-        device: where it is to run; by default where the backbone given is, or the CPU.
-        dtype: precision of the backbone's convolutions, where it is opened here.
-        verify: check the digests of the file and of the backbone.
-        cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
-
-    Raises:
-        FileNotFoundError: the file or the backbone is not there.
-        CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
-    """
+    backbone: Backbone | str | Path | None,
+    folder: str | Path | None,
+    download: bool,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    verify: bool,
+    trust: str | Iterable[str],
+) -> Stored:
+    """Finds, reads and verifies a file, and builds what it describes; all as for `load_classifier`."""
     file = locate(path, folder=Path(folder) if folder else None, download=download)
     state, description = read_classifier(file, verify=verify)
     if backbone is None or isinstance(backbone, str | Path):
@@ -115,11 +140,24 @@ def load_classifier(
         backbone = create_backbone(name, folder=folder, download=download, device=device, dtype=dtype, verify=verify)
     if verify:
         _check_backbone(backbone, description["backbone"], str(file))
-    classifier = _build(description, backbone, len(state), str(file), cls)
-    load_strictly(classifier.trained_parts, state, str(file))
-    if device is None and isinstance(backbone, nn.Module):
-        device = next(backbone.parameters()).device
-    return classifier.to(device or "cpu").eval()
+    if device is None:
+        device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else "cpu"
+    with rebuilding(str(file)), outlined(len(state), len(description["head"]["keys"]), str(file)):
+        extractor, head = _build(description, backbone, trust)
+    preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
+    return Stored(extractor, head, tuple(description["class_names"]), preprocessing, state, str(file), device)
+
+
+@contextmanager
+def rebuilding(source: str) -> Iterator[None]:
+    """Has what goes wrong say that a file's description does not fit."""
+    try:
+        yield
+    except (CheckpointError, UntrustedError):
+        raise
+    # The last two from numbers too large for any tensor, and from printing what is nested too deeply.
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{source} cannot be rebuilt on this backbone: {error}") from error
 
 
 def read_classifier(path: Path, *, verify: bool = True) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
@@ -155,22 +193,27 @@ def read_description(path: str | Path) -> dict[str, Any]:
     return _parse(read_weights(Path(path), verify=False, mapped=True).metadata, str(path))
 
 
-def describe(classifier: DiffusionClassifier, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def describe(classifier: Parts, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What a classifier's file says of it beside the weights, in JSON types.
 
     Raises:
         ValueError: as `save_classifier`.
     """
-    extractor, head, backbone = classifier.extractor, classifier.head, classifier.backbone
-    for part, known in ((extractor, EXTRACTORS), (head, HEADS)):
-        if type(part) not in known.values():
-            raise ValueError(f"{type(part).__name__} cannot be saved; only {', '.join(known)} can be rebuilt")
-    keys = [asdict(key) for key in head.specs]  # type: ignore[union-attr]
+    extractor, head, backbone = classifier.extractor, classifier.head, classifier.extractor.backbone
+    if type(extractor) not in _EXTRACTORS.values():
+        raise ValueError(f"{type(extractor).__name__} cannot be saved; only {', '.join(_EXTRACTORS)} can be rebuilt")
+    if not isinstance(head, Head):
+        raise ValueError(
+            f"{type(head).__name__} cannot be saved: a head needs specs, num_classes, arguments, map_sizes"
+        )
+    kind: Any = type(head)
+    head_type = kind.__name__ if kind in _HEADS.values() else path_of(kind, "head")
+    keys = [asdict(key) for key in head.specs]
     description: dict[str, Any] = {
         "difformer_version": __version__,
         "backbone": _identity(backbone),
         "extractor": {"type": type(extractor).__name__, "arguments": extractor.arguments},
-        "head": {"type": type(head).__name__, "keys": keys, "arguments": head.arguments},
+        "head": {"type": head_type, "keys": keys, "arguments": head.arguments},
         "class_names": list(classifier.class_names),
         "preprocessing": asdict(classifier.preprocessing) if classifier.preprocessing else None,
         "metadata": dict(metadata),
@@ -248,31 +291,25 @@ def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str
 
 
 def _build(
-    description: Mapping[str, Any], backbone: Backbone, tensors: int, source: str, cls: type[DiffusionClassifier]
-) -> DiffusionClassifier:
-    """A classifier as a file with so many tensors describes it, its weights still without values."""
+    description: Mapping[str, Any], backbone: Backbone, trust: str | Iterable[str]
+) -> tuple[FeatureExtractor | FeedbackExtractor, nn.Module]:
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
-    try:
-        with outlined(tensors, len(head["keys"]), source):
-            built = _known("extractor", extractor, EXTRACTORS)(backbone, **extractor["arguments"])
-            keys = [FeatureKey(**values) for values in head["keys"]]
-            missing = [key for key in keys if key not in built.specs]
-            if missing:
-                raise ValueError(f"the head reads {missing}, but the extractor gives {list(built.specs)}")
-            specs = {key: built.specs[key] for key in keys}
-            on_top = _known("head", head, HEADS)(specs, len(names), **head["arguments"])
-        preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
-        return cls(built, on_top, class_names=names, preprocessing=preprocessing)
-    except CheckpointError:
-        raise
-    # The last two from numbers too large for any tensor, and from printing what is nested too deeply.
-    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{source} cannot be rebuilt on this backbone: {error}") from error
+    kind = extractor["type"]
+    if kind not in _EXTRACTORS:
+        raise ValueError(f"this version knows no extractor {kind!r}, only {', '.join(_EXTRACTORS)}")
+    built = _EXTRACTORS[kind](backbone, **extractor["arguments"])
+    keys = [FeatureKey(**values) for values in head["keys"]]
+    missing = [key for key in keys if key not in built.specs]
+    if missing:
+        raise ValueError(f"the head reads {missing}, but the extractor gives {list(built.specs)}")
+    specs = {key: built.specs[key] for key in keys}
+    return built, _head_type(head["type"], trust)(specs, len(names), **head["arguments"])
 
 
-def _known(part: str, described: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The class that a part is described to be of; raises ValueError when there is none of that name."""
-    name = described["type"]
-    if name not in kinds:
-        raise ValueError(f"this version knows no {part} {name!r}, only {', '.join(kinds)}")
-    return kinds[name]
+def _head_type(name: str, trust: str | Iterable[str]) -> type[nn.Module]:
+    """The class that a head is described to be of."""
+    if name in _HEADS:
+        return _HEADS[name]
+    if ":" not in name:
+        raise ValueError(f"this version knows no head {name!r}, only {', '.join(_HEADS)}")
+    return HEADS.find_trusted(name, trust)

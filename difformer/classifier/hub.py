@@ -7,16 +7,13 @@ from typing import Any
 
 from difformer._optional import require
 from difformer.checkpoints import locate_on_hub, shipped
-from difformer.classifier.files import describe, load_classifier, save_classifier
-from difformer.classifier.model import DiffusionClassifier
+from difformer.classifier.files import Parts, describe, save_classifier
 from difformer.files import write_atomically
 
 _FILE = "model.safetensors"
 
 
-def save_pretrained(
-    classifier: DiffusionClassifier, folder: Path, metadata: dict[str, Any], repo_id: str | None = None
-) -> Path:
+def save_pretrained(classifier: Parts, folder: Path, metadata: dict[str, Any], repo_id: str | None = None) -> Path:
     """What `DiffusionClassifier.save_pretrained` does.
 
     Args:
@@ -34,7 +31,7 @@ def save_pretrained(
 
 
 def push_to_hub(
-    classifier: DiffusionClassifier,
+    classifier: Parts,
     repo_id: str,
     *,
     private: bool | None,
@@ -62,36 +59,27 @@ def push_to_hub(
     return str(commit)
 
 
-def from_pretrained(
-    cls: type[DiffusionClassifier],
+def locate_pretrained(
     name_or_path: str | Path,
     *,
     token: str | bool | None,
     revision: str | None,
     cache_dir: str | Path | None,
-    options: dict[str, Any],
-) -> DiffusionClassifier:
-    """What `DiffusionClassifier.from_pretrained` does."""
+    download: bool,
+) -> str | Path:
+    """The file, or the name of a classifier that ships, that `DiffusionClassifier.from_pretrained` is to load."""
     folder = Path(name_or_path)
-    options = {"cls": cls, **options}
     ships = str(name_or_path) in shipped() and not (folder / _FILE).is_file()
     if ships or folder.is_dir():
         if revision is not None:
             kind = "a classifier that ships" if ships else "a folder here"
             raise ValueError(f"{name_or_path} is {kind}, which has no revision {revision!r}; leave that out")
-        return load_classifier(name_or_path if ships else folder / _FILE, **options)
+        return name_or_path if ships else folder / _FILE
     # Naming a repository asks for what is in it; its backbone, which may be large, has to be asked for.
-    file = locate_on_hub(
-        f"hf://{name_or_path}",
-        download=options.get("download", True),
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-    )
-    return load_classifier(file, **options)
+    return locate_on_hub(f"hf://{name_or_path}", download=download, revision=revision, token=token, cache_dir=cache_dir)
 
 
-def _model_card(classifier: DiffusionClassifier, repo_id: str | None) -> str:
+def _model_card(classifier: Parts, repo_id: str | None) -> str:
     description = describe(classifier, {})
     backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
     place = "path/of/this/folder" if repo_id is None else repo_id

@@ -1,7 +1,7 @@
 """A classifier: an extractor of diffusion features and a head."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone
+from difformer.checkpoints import load_strictly
+from difformer.classifier import hub
+from difformer.classifier.files import open_classifier, rebuilding
+from difformer.classifier.inputs import ImageLike, as_picture, batches_of
 from difformer.config import as_positive_integer
-from difformer.data import Preprocessing, as_rgb, content_id, read_image
-from difformer.data.images import decode_image
+from difformer.data import Preprocessing, content_id
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, Features
 
 C = TypeVar("C", bound="DiffusionClassifier")
-ImageLike = Any  # a path, a file's bytes, a PIL image, an array (H, W, 3) uint8 or a tensor (3, H, W) in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,6 @@ class DiffusionClassifier(nn.Module):
         ValueError: the parts are no extractor and head, the head reads features the extractor does not give, feedback
             does not reach what it reads, or the class names do not fit.
     """
-
-    # The three methods that write and read files import their work where they run: what is there builds this class.
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class DiffusionClassifier(nn.Module):
         alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
         tensors = map(self.preprocess, [images] if alone else images)
         with evaluation_mode(self):
-            batches = _batches(tensors, as_positive_integer("batch_size", batch_size))
+            batches = batches_of(tensors, as_positive_integer("batch_size", batch_size))
             return [prediction for batch in batches for prediction in self._predict_batch(batch)]
 
     def _predict_batch(self, batch: Tensor) -> list[Prediction]:
@@ -225,7 +225,7 @@ class DiffusionClassifier(nn.Module):
             return image
         if self.preprocessing is None:
             raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
-        return self.preprocessing(_as_picture(image))
+        return self.preprocessing(as_picture(image))
 
     def _check_tensor(self, image: Tensor) -> None:
         """Raises ValueError when a tensor is no picture in [-1, 1], or not of the one size that is read here."""
@@ -255,8 +255,6 @@ class DiffusionClassifier(nn.Module):
         Returns:
             The folder.
         """
-        from difformer.classifier import hub
-
         return hub.save_pretrained(self, Path(folder), metadata)
 
     def push_to_hub(
@@ -287,8 +285,6 @@ class DiffusionClassifier(nn.Module):
         Raises:
             ValueError: as `save_classifier`.
         """
-        from difformer.classifier import hub
-
         return hub.push_to_hub(
             self,
             repo_id,
@@ -328,48 +324,58 @@ class DiffusionClassifier(nn.Module):
             ValueError: a revision of a folder, or of a classifier that ships.
             FileNotFoundError, CheckpointError: as `load_classifier`.
         """
-        from difformer.classifier import hub
-
-        found = hub.from_pretrained(
-            cls, name_or_path, token=token, revision=revision, cache_dir=cache_dir, options=options
+        file = hub.locate_pretrained(
+            name_or_path,
+            token=token,
+            revision=revision,
+            cache_dir=cache_dir,
+            download=options.get("download", True),
         )
-        return cast(C, found)
+        return cast(C, load_classifier(file, **{"cls": cls, **options}))
 
 
-def _as_picture(image: ImageLike) -> Any:
-    """The PIL image, RGB and upright, of whatever else may be given as an image than a tensor.
+def load_classifier(
+    path: str | Path,
+    *,
+    backbone: Backbone | str | Path | None = None,
+    folder: str | Path | None = None,
+    download: bool = False,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    verify: bool = True,
+    trust: str | Iterable[str] = (),
+    cls: type[DiffusionClassifier] = DiffusionClassifier,
+) -> DiffusionClassifier:
+    """Brings a saved classifier back, in evaluation mode.
+
+    Args:
+        path: the file, `hf://owner/name`, or the name of a classifier that ships, such as `adm_elpv/difformer`.
+        backbone: the backbone it was trained on, or where to find it; by its name in the file when left out.
+        folder: where named weights lie, in place of the usual folders.
+        download: whether what is not on this machine may be fetched.
+        device: where it is to run; by default where the backbone given is, or the CPU.
+        dtype: precision of the backbone's convolutions, where it is opened here.
+        verify: check the digests of the file and of the backbone.
+        trust: packages or modules that may be imported, and so run code, for a head that is not of this package; one
+            that has been imported already needs none.
+        cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
 
     Raises:
-        ImageError, ValueError: as `DiffusionClassifier.preprocess`.
+        FileNotFoundError: the file or the backbone is not there.
+        CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
+        UntrustedError: its head is code of a package that is neither imported nor trusted.
+        ImportError: that package is not there.
     """
-    if isinstance(image, str | os.PathLike):
-        return read_image(Path(image))
-    if isinstance(image, bytes):
-        return decode_image(image, "what was given as bytes")
-    array = isinstance(image, np.ndarray)
-    if array and image.dtype == np.uint8 and image.ndim >= 2 and image.shape[2:] in ((), (3,)) and image.size:
-        return decode_image(image, "the array")
-    if not hasattr(image, "getexif"):
-        raise ValueError(
-            "an image must be a path, the bytes of a file, a PIL image, an array (H, W, 3) of uint8 or a tensor "
-            f"(3, H, W) in [-1, 1], got {f'{image.dtype} of shape {image.shape}' if array else type(image).__name__}"
+    stored = open_classifier(
+        path, backbone=backbone, folder=folder, download=download, device=device, dtype=dtype, verify=verify,
+        trust=trust,
+    )  # fmt: skip
+    with rebuilding(stored.source):
+        classifier = cls(
+            stored.extractor, stored.head, class_names=stored.class_names, preprocessing=stored.preprocessing
         )
-    return as_rgb(image)
-
-
-def _batches(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Stacks of neighbours of one shape, at most `size` in each; nothing is read before it is needed."""
-    batch: list[Tensor] = []
-    for image in images:
-        if batch and image.shape != batch[0].shape:
-            yield torch.stack(batch)
-            batch = []
-        batch.append(image)
-        if len(batch) == size:
-            yield torch.stack(batch)
-            batch = []
-    if batch:
-        yield torch.stack(batch)
+    load_strictly(classifier.trained_parts, stored.state, stored.source)
+    return classifier.to(stored.device).eval()
 
 
 def _learned_size(head: Any, own: int) -> int | None:

@@ -3,6 +3,7 @@
 from difformer.config.values import (
     NORM_GROUPS,
     UNetConfig,
+    as_call,
     as_integer,
     as_positive_integer,
     as_positive_integers,
@@ -15,12 +16,12 @@ from difformer.config.values import (
     check_pools,
     check_range,
     from_mapping,
-    listed,
 )
 
 __all__ = [
     "NORM_GROUPS",
     "UNetConfig",
+    "as_call",
     "as_integer",
     "as_positive_integer",
     "as_positive_integers",
@@ -33,5 +34,4 @@ __all__ = [
     "check_pools",
     "check_range",
     "from_mapping",
-    "listed",
 ]
