@@ -212,6 +212,7 @@ def predict(
     batch_size: int = 32,
     device: str | None = None,
     download: bool = False,
+    trust: str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Classifies every image in a folder and its subfolders. Images that cannot be read are reported and skipped;
@@ -226,10 +227,13 @@ def predict(
         batch_size: images to classify at once.
         device: where to run, such as cuda; the CPU by default.
         download: allow the download of what is not on this machine.
+        trust: a package whose code may run, for a classifier with a head of that package.
         overwrite: replace the table if it exists.
     """
     check_target(csv, overwrite=overwrite, ending=".csv")
-    classifier = load_classifier(model, backbone=backbone, folder=weights_folder, download=download, device=device)
+    classifier = load_classifier(
+        model, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
+    )
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)

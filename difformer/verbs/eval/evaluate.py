@@ -50,6 +50,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         ValueError: the data does not fit the classifier, or a value in the recipe.
         OSError: something cannot be read or written.
         CheckpointError: the classifier is damaged, or the backbone is not its own.
+        UntrustedError: its head is code of a package that is not trusted.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
     folder = ResultFolder(_output(recipe), (METRICS, *TABLES))
@@ -60,7 +61,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     check_same_classes(images.class_names, names, "of the data set", "of the classifier")
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
-    classifier = load_classifier(file, backbone=backbone)
+    classifier = load_classifier(file, backbone=backbone, trust=recipe.trust or ())
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
     metrics = classification_metrics(outputs.values, outputs.labels, names)
     if accelerator.is_main_process:

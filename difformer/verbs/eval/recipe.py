@@ -31,6 +31,7 @@ class EvaluationRecipe:
         precision: no, bf16 or fp16 for head and backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
+        trust: a package whose code may run, for a classifier with a head of that package.
     """
 
     classifier: str
@@ -43,6 +44,7 @@ class EvaluationRecipe:
     precision: Precision = "no"
     batch_size: BatchSize = 128
     workers: int = 2
+    trust: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))

@@ -1,0 +1,126 @@
+"""Plug-ins of somebody's own package: trained from a recipe, saved, loaded, evaluated and predicted with."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from support import small_unet
+
+from difformer import create_backbone, load_classifier
+from difformer.classifier import read_description
+from difformer.cli import main
+from difformer.data import create_dataset
+from difformer.registry import Registry, UntrustedError
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def installed():
+    """The package can be imported, as one that is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        yield
+
+
+@pytest.fixture
+def not_imported():
+    """As in a process that has not seen the package."""
+    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "own_package"}
+    yield
+    sys.modules.update(kept)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, installed):
+    """The folder of a run with a head and a data set of the package."""
+    folder = tmp_path_factory.mktemp("own")
+    create_backbone(small_unet(), schedule="linear").save(folder / "backbone.safetensors")
+    recipe = {
+        "output": str(folder / "run"),
+        "backbone": {"name": str(folder / "backbone.safetensors")},
+        "extractor": {"taps": ["in03", "mid"], "timesteps": [90]},
+        "head": {"name": "own_package.heads:GeMHead", "arguments": {"power": 2.0}},
+        "data": {"name": "own_package.data:halves", "size": 32},
+        "features": "cached",
+        "cache": {"folder": str(folder / "features")},
+        "training": {"epochs": 2, "batch_size": 8, "workers": 0},
+        "evaluation": {"test": "test"},
+        "trackers": [],
+    }
+    (folder / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["train", str(folder / "recipe.yaml")]) == 0
+    return folder / "run"
+
+
+def test_a_head_and_a_data_set_go_all_the_way(run, tmp_path, capsys, not_imported):
+    results = json.loads((run / "results.json").read_text())
+    assert results["test"]["num_images"] == 12
+    assert read_description(run / "classifier.safetensors")["head"]["type"] == "own_package.heads:GeMHead"
+    assert main(["eval", str(run), "--trust", "own_package"]) == 0
+    measured = json.loads((run / "eval-test" / "metrics.json").read_text())["metrics"]
+    assert measured["top1"] == results["test"]["top1"]
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (50, 40)).save(tmp_path / "images" / "black.png")
+    options = ["--csv", str(tmp_path / "out.csv"), "--backbone", str(run.parent / "backbone.safetensors")]
+    model = str(run / "classifier.safetensors")
+    assert main(["predict", model, str(tmp_path / "images"), *options, "--trust", "own_package"]) == 0
+    with (tmp_path / "out.csv").open() as file:
+        assert next(csv.DictReader(file))["label"] in ("left", "right")
+
+
+def test_a_file_runs_no_code_that_was_not_allowed(run, not_imported, capsys):
+    file, backbone = run / "classifier.safetensors", run.parent / "backbone.safetensors"
+    with pytest.raises(
+        UntrustedError, match=r"own_package\.heads:GeMHead is code .* trust='own_package' \(--trust own_p"
+    ):
+        load_classifier(file, backbone=backbone)
+    assert "own_package" not in sys.modules
+    with pytest.raises(UntrustedError):
+        load_classifier(file, backbone=backbone, trust="own_pack")
+    assert main(["eval", str(run), "--overwrite"]) == 1
+    assert "allow it with trust='own_package'" in capsys.readouterr().err
+    assert load_classifier(file, backbone=backbone, trust=["own_package.heads"]).head.power == 2.0
+    # What has been imported needs no word.
+    assert load_classifier(file, backbone=backbone).head.power == 2.0
+
+
+def test_the_registered_name_is_as_good(installed):
+    from own_package.heads import GeMHead
+
+    registry = Registry("head")
+    registry.register("gem")(GeMHead)
+    assert registry.find("gem") is registry.find("own_package.heads:GeMHead") is GeMHead
+    with pytest.raises(ValueError, match="there is a head called 'gem' already"):
+        registry.register("gem")(torch.nn.Linear)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_package.heads:Gem", "own_package.heads has no Gem"),
+        ("own_package.nothing:Gem", "No module named 'own_package.nothing'"),
+        (
+            "diformer",
+            "head.name must be one of .*difformer.*, or one of your own as package.module:Name, got 'diformer'",
+        ),
+        ("own_package:", "head.name must be one of"),
+        ("os; print:x", "head.name must be one of"),
+    ],
+)
+def test_wrong_names_of_heads(run, name, message, capsys):
+    arguments = [str(run.parent / "recipe.yaml"), "--head.name", name, "--head.arguments", "{}"]
+    assert main(["train", *arguments, "--output", str(run.parent / "other")]) == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_wrong_data_sets(installed):
+    with pytest.raises(ValueError, match=r"own_package\.data has no nothing"):
+        create_dataset({"name": "own_package.data:nothing", "size": 32}, "train")
+    with pytest.raises(ValueError, match="must give a Source, got NoneType"):
+        create_dataset({"name": "builtins:print", "size": 32}, "train")
