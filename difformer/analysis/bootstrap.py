@@ -7,11 +7,10 @@ from numpy.typing import NDArray
 
 from difformer.analysis._inputs import Array, as_scores
 from difformer.config import as_integer, as_positive_integer
+from difformer.streams import Stream, generator
 
 # Drawn together: 16 MB of places and values.
 _CHUNK_ELEMENTS = 1 << 20
-# Different uses of one seed must not draw the same numbers.
-_BOOTSTRAP = 2
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> 
     seed = as_integer("seed", seed)
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
-    rng = np.random.default_rng([_BOOTSTRAP, seed])
+    rng = generator(Stream.BOOTSTRAP, seed)
     size = len(values)
     rows = max(1, _CHUNK_ELEMENTS // size)
     return np.concatenate(

@@ -15,7 +15,8 @@ from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, few_shot, percentage, split_holdout
-from difformer.data.transforms import PublishedTransform, create_transform, isolated_generators, sample_generator
+from difformer.data.transforms import PublishedTransform, create_transform, isolated_generators
+from difformer.streams import sample_generator
 
 __all__ = [
     "HOLDOUT",

@@ -11,7 +11,8 @@ from difformer.config import as_integer
 from difformer.data.images import Content, ImageError
 from difformer.data.source import Source
 from difformer.data.spec import OnBadImage
-from difformer.data.transforms import SampleTransform, sample_generator
+from difformer.data.transforms import SampleTransform
+from difformer.streams import sample_generator
 
 _log = getLogger(__name__)
 

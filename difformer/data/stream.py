@@ -10,9 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from difformer.data.images import Content
 from difformer.data.samples import Sample, SampleReader, dataset_repr
 from difformer.data.subset import LabelSubset
-
-# Different uses of one seed must not draw the same numbers.
-_SHARDS, _BUFFER = 2, 3
+from difformer.streams import Stream, generator
 
 
 class ShardDataset(IterableDataset[Sample]):
@@ -108,7 +106,7 @@ class ShardDataset(IterableDataset[Sample]):
         shards = self._reader.source.shards
         if not self._shuffle_buffer or shards is None:
             return self._indices
-        rng = np.random.default_rng([_SHARDS, self._reader.seed, self._reader.epoch])
+        rng = generator(Stream.SHARDS, self._reader.seed, self._reader.epoch)
         rank = np.argsort(rng.random(int(shards.max()) + 1))
         return self._indices[np.argsort(rank[shards[self._indices]], kind="stable")]
 
@@ -116,8 +114,7 @@ class ShardDataset(IterableDataset[Sample]):
         """Reads ahead, still encoded, and gives back at random; without a buffer, in order."""
         source = self._reader.source
         contents = map(source.content, indices) if source.in_order is None else source.in_order(indices)
-        key = [_BUFFER, self._reader.seed, self._reader.epoch, self.process_index, worker]
-        rng = np.random.default_rng(key)
+        rng = generator(Stream.BUFFER, self._reader.seed, self._reader.epoch, self.process_index, worker)
         buffer: list[tuple[int, Content]] = []
         for item in zip(indices, contents, strict=True):
             buffer.append(item)

@@ -16,13 +16,11 @@ from difformer.data.images import IMAGE_SUFFIXES
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
 from difformer.files import expand_user, read_json, sealed, write_atomically
+from difformer.streams import Stream, generator, rounding_generator
 
 _log = getLogger(__name__)
 
 Indices = NDArray[np.int64]
-
-# Different uses of one seed must not draw the same numbers.
-_SUBSET, _HOLDOUT = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +135,7 @@ def few_shot(labels: Sequence[int] | Indices, k: int, seed: int) -> Indices:
     Returns:
         Ascending indices into the labels.
     """
-    groups = _shuffled_by_class(labels, seed, _SUBSET)
+    groups = _shuffled_by_class(labels, seed, Stream.SUBSET)
     short = {c: len(group) for c, group in groups.items() if len(group) < k}
     if short:
         _log.warning("%d classes have fewer than %d images; the smallest has %d", len(short), k, min(short.values()))
@@ -156,7 +154,7 @@ def percentage(labels: Sequence[int] | Indices, percent: float, seed: int, *, at
     Returns:
         Ascending indices into the labels.
     """
-    groups = _shuffled_by_class(labels, seed, _SUBSET)
+    groups = _shuffled_by_class(labels, seed, Stream.SUBSET)
     return _sorted([group[: max(at_least, round(len(group) * percent / 100))] for group in groups.values()])
 
 
@@ -256,14 +254,14 @@ def split_holdout(labels: Sequence[int] | Indices, fraction: float, seed: int) -
     Raises:
         DataError: the fraction would hold out nothing.
     """
-    groups = _shuffled_by_class(labels, seed, _HOLDOUT)
+    groups = _shuffled_by_class(labels, seed, Stream.HOLDOUT)
     if not 0 < fraction < 1:
         raise DataError(f"the fraction to hold out must lie between 0 and 1, got {fraction}")
     shares = np.asarray([len(group) * fraction for group in groups.values()])
     counts = np.floor(shares).astype(int)
     room = np.asarray([len(group) for group in groups.values()]) - 1
     # Ties are broken at random, or the first classes would always be the ones to give.
-    order = np.lexsort((np.random.default_rng([_HOLDOUT, seed]).random(len(shares)), counts - shares))
+    order = np.lexsort((rounding_generator(seed).random(len(shares)), counts - shares))
     for place in order:
         if counts.sum() < round(shares.sum()):
             counts[place] += 1
@@ -276,14 +274,14 @@ def split_holdout(labels: Sequence[int] | Indices, fraction: float, seed: int) -
     return _sorted([group[n:] for group, n in parts]), _sorted([group[:n] for group, n in parts])
 
 
-def _shuffled_by_class(labels: Sequence[int] | Indices, seed: int, purpose: int) -> dict[int, Indices]:
+def _shuffled_by_class(labels: Sequence[int] | Indices, seed: int, purpose: Stream) -> dict[int, Indices]:
     """The indices of each class in a random order that depends on nothing but the seed, the class and its size."""
     array = np.asarray(labels, dtype=np.int64)
     order = np.argsort(array, kind="stable")
     classes, starts = np.unique(array[order], return_index=True)
     groups = {}
     for name, group in zip(classes.tolist(), np.split(order, starts[1:]), strict=True):
-        rng = np.random.default_rng([purpose, seed, name])
+        rng = generator(purpose, seed, name)
         groups[name] = group[np.argsort(rng.random(len(group)), kind="stable")]
     return groups
 

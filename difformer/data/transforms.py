@@ -150,11 +150,6 @@ def isolated_generators(rng: np.random.Generator) -> Iterator[None]:
         torch.set_rng_state(states[2])
 
 
-def sample_generator(seed: int, epoch: int, image_id: int) -> np.random.Generator:
-    """The generator of one sample in one epoch, whichever worker and process draws it and when."""
-    return np.random.default_rng([seed, epoch, image_id])
-
-
 def create_transform(
     name: str, size: int, *, resize: int | None = None, random_erasing: float = 0.0
 ) -> SampleTransform:

@@ -20,7 +20,7 @@ from difformer.diffusion import (
 )
 from difformer.engine.loop.trainer import Place
 from difformer.models import UNet
-from difformer.streams import epoch_seed
+from difformer.streams import Stream, epoch_seed, generator
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,6 @@ class ObjectiveConfig:
         check_choice("objective.timesteps", self.timesteps, ("uniform", "loss_aware"))
         check_range("objective.bound_weight", self.bound_weight, lambda x: x >= 0, "at least 0")
         check_range("objective.label_dropout", self.label_dropout, lambda x: 0 <= x < 1, "in [0, 1)")
-
-
-# Different uses of one seed must not draw the same numbers.
-_TIMESTEPS = 6
 
 
 class Denoising:
@@ -117,7 +113,7 @@ class Denoising:
         self._timesteps.load_state_dict(state)
 
     def _chances(self, number: int) -> Any:
-        return np.random.default_rng([_TIMESTEPS, self._seed, self._epoch, number]).random(2)
+        return generator(Stream.TIMESTEPS, self._seed, self._epoch, number).random(2)
 
     def _labels(self, labels: Tensor, chances: Any, device: torch.device) -> Tensor | None:
         if self._classes is None:

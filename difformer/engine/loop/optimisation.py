@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,12 +10,11 @@ from torch import Tensor, nn
 from difformer._optional import require
 from difformer.data import isolated_generators
 from difformer.engine.config.recipe import OptimizerConfig, ScheduleConfig, TrainingConfig
+from difformer.streams import Stream, generator
 
 # timm calls Nesterov's variant sgd.
 _TIMM_NAMES = {"sgd": "momentum"}
 _WITH_MOMENTUM = ("sgd", "nesterov", "lars", "nlars", "larc", "nlarc", "rmsprop", "momentum")
-# Different uses of one seed must not draw the same numbers.
-_MIXING = 5
 
 
 def create_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -111,7 +109,7 @@ class Mixing:
         even = len(images) - len(images) % 2
         if self._mix is None or not even:
             return images, labels
-        with isolated_generators(np.random.default_rng([_MIXING, self._seed, *place])):
+        with isolated_generators(generator(Stream.MIXING, self._seed, *place)):
             mixed, targets = self._mix(images[:even].clone(), labels[:even])
         rest = F.one_hot(labels[even:], self._num_classes).to(targets)
         return torch.cat([mixed, images[even:]]), torch.cat([targets, rest])

@@ -14,11 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from difformer.data import Batch
 from difformer.engine.config.recipe import LoopConfig
+from difformer.streams import Stream, generator
 
 Indices = NDArray[np.int64]
-
-# Different uses of one seed must not draw the same numbers.
-_ORDER = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def epoch_order(
     Returns:
         (length,) places in the data set.
     """
-    rng = np.random.default_rng([_ORDER, seed, epoch])
+    rng = generator(Stream.ORDER, seed, epoch)
     if shards is None:
         return rng.permutation(length)
     rank = rng.permutation(int(shards.max()) + 1)

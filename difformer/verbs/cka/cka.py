@@ -20,14 +20,13 @@ from difformer.engine.runtime.result_folder import ResultFolder, write_json, wri
 from difformer.engine.runtime.run_folder import environment
 from difformer.features.pooling import DiffusionBlocks
 from difformer.report.similarity import draw_similarities
+from difformer.streams import Stream, generator
 from difformer.verbs.cka.recipe import SimilarityRecipe
 from difformer.verbs.cka.representations import Representations, TimmBlocks
 
 _FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
 # The unbiased estimator needs as many.
 _FEWEST = 4
-# Different uses of one seed must not draw the same numbers.
-_BATCHES = 7
 
 
 def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray[np.float64]:
@@ -81,7 +80,7 @@ def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:
     if len(chosen) < _FEWEST:
         raise ValueError(f"CKA needs at least {_FEWEST} images, but there are {len(chosen)} of {recipe.split}")
     # As for the noise, a negative seed is the same as its unsigned equivalent.
-    places = np.random.default_rng([_BATCHES, recipe.seed % 2**64]).permutation(chosen).tolist()
+    places = generator(Stream.BATCHES, recipe.seed % 2**64).permutation(chosen).tolist()
     batches = [places[i : i + recipe.batch_size] for i in range(0, len(places), recipe.batch_size)]
     # What is left over would have far more variance than a whole batch.
     return [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]

@@ -10,7 +10,7 @@ from difformer.analysis import principal_components, view_criterion
 from difformer.data import ImageDataset
 from difformer.engine.extraction.pooled import SplitFeatures
 from difformer.engine.runtime.processes import on_main
-from difformer.streams import epoch_seed
+from difformer.streams import Stream, epoch_seed, generator
 from difformer.verbs.select.parts import Pair, Parts
 
 # Images at the least.
@@ -18,8 +18,6 @@ _FEWEST = 64
 # Directions in which scatter is compared. The criterion falls with their number where views are few, so that blocks of
 # different width would be told apart by that alone; it is only known in far fewer than there are images.
 _COMPONENTS = 32
-# Different uses of one seed must not draw the same numbers.
-_PART = 8
 
 
 class Views:
@@ -55,7 +53,7 @@ class Views:
     def _some(self, share: float) -> ImageDataset:
         """A random part, drawn without a look at the labels."""
         train = self._parts.images["train"]
-        order = np.random.default_rng([_PART, self._parts.recipe.data.seed]).permutation(len(train))
+        order = generator(Stream.PART, self._parts.recipe.data.seed).permutation(len(train))
         return train.part(np.sort(order[: max(_FEWEST, round(share * len(train)))]))
 
     def _compare(self, views: Sequence[SplitFeatures]) -> dict[str, float]:
