@@ -10,10 +10,13 @@ T = TypeVar("T")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest of the known ones, or all of them where none is near."""
+    """A hint for an unknown name: the nearest of the known ones, or all of them where none is near.
+
+    Of a key that is known within sections, such as `seed` beside `data.seed`, those are the nearest.
+    """
     names = list(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.4)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(names)}"
+    close = [one for one in names if one.endswith(f".{name}")] or get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(names)}"
 
 
 class UntrustedError(ValueError):

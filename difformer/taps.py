@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from torch import Tensor
+from torch.utils._pytree import MappingKey, register_pytree_node
 
 from difformer.config import as_integer
 
@@ -65,6 +66,15 @@ class Features(dict[FeatureKey, Tensor]):
             f"no feature {key!r}: features are found by their FeatureKey, such as features[{same}]; "
             f"there are {', '.join(map(str, self)) or 'none'}"
         )
+
+
+# Else a subclass of a dictionary is one value to torch, and `torch.func` finds no tensor in what an extractor returns.
+register_pytree_node(
+    Features,
+    lambda maps: (list(maps.values()), list(maps)),
+    lambda values, keys: Features(zip(keys, values, strict=True)),
+    flatten_with_keys_fn=lambda maps: ([(MappingKey(key), value) for key, value in maps.items()], list(maps)),
+)
 
 
 def tap_names(num_encoder_blocks: int) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def interrupt_after(run: Callable[[], object], steps: int) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StopRequest, "signal_seen", stopping)
-        with pytest.raises(Stopped, match="goes on from there"):
+        with pytest.raises(Stopped, match="resumes from there"):
             run()
 
 

@@ -196,7 +196,9 @@ def _read_run(path: Path, configuration: type, told: Told) -> FinishedRun:
     )
     history = [json.loads(line) for line in folder.metrics.read_text(encoding="utf-8").splitlines()]
     if not history or history[-1] != results["last"]:
-        raise ValueError(f"the last record of {folder.metrics} is not that of {folder.results.name}; the run went on")
+        raise ValueError(
+            f"the last record of {folder.metrics} is not that of {folder.results.name}; the run was resumed since"
+        )
     if str(environment["commit"]).endswith("+") and not told.uncommitted:
         raise ValueError(
             f"{path} was run with uncommitted changes to the source; run it again, or --uncommitted=true says so in "

@@ -71,7 +71,7 @@ class MinibatchCKA:
         self.bandwidth = bandwidth
         self._names: tuple[tuple[str, ...], tuple[str, ...]] | None = None
         self._medians: dict[tuple[str, str], float] = {}
-        self._cross = self._rows = self._columns = torch.zeros(0)
+        self._cross = self._rows = self._columns = torch.zeros(0, device="cpu")
         self._same = False
 
     def update(self, xs: Mapping[str, Array], ys: Mapping[str, Array] | None = None) -> None:
@@ -89,8 +89,8 @@ class MinibatchCKA:
         names = (tuple(xs), tuple(ys))
         if self._names is None:
             self._names, self._same = names, same
-            self._cross = torch.zeros(len(xs), len(ys), dtype=torch.float64)
-            self._rows, self._columns = (torch.zeros(len(side), dtype=torch.float64) for side in (xs, ys))
+            self._cross = torch.zeros(len(xs), len(ys), dtype=torch.float64, device="cpu")
+            self._rows, self._columns = self._cross.new_zeros(len(xs)), self._cross.new_zeros(len(ys))
         if names != self._names or same != self._same:
             raise ValueError(f"the representations must be {self._names[0]} and {self._names[1]} in every batch")
         count = len(as_matrix("the features", next(iter(xs.values())))) if xs else 0

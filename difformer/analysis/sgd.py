@@ -81,7 +81,7 @@ def sgd_grids(
     total = epochs * -(-count // size)
     step = 0
     for _ in range(epochs):
-        for rows in torch.randperm(count, generator=generator).split(size):
+        for rows in torch.randperm(count, generator=generator, device="cpu").split(size):
             rows = rows.to(device)
             x = torch.stack([one.x[rows] for one in data])
             layers.step(x, targets[rows], 0.5 * (1 + math.cos(math.pi * step / total)))

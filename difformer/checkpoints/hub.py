@@ -45,7 +45,8 @@ def locate_on_hub(
             if isinstance(cached, str):
                 return Path(cached)
             raise FileNotFoundError(
-                f"{address} is not on this machine; allow the download with download=True (--download)"
+                f"{address} is not on this machine; allow the download with download=True (--download; in a recipe, "
+                "backbone.download: true)"
             )
         found: str = hub.hf_hub_download(f"{owner}/{name}", file or _FILE, token=token, **wanted)
     except hub.errors.LocalEntryNotFoundError as error:

@@ -225,8 +225,8 @@ def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
     places = ", ".join(map(str, search_folders(folder)))
     raise FileNotFoundError(
         f"the weights of {preset.name} are not on this machine; looked for {preset.name}.safetensors and "
-        f"{preset.file} in {places}. Allow the download with download=True (--download), or fetch {preset.url} "
-        "and put it into one of these folders"
+        f"{preset.file} in {places}. Allow the download with download=True (--download; in a recipe, "
+        f"backbone.download: true), or fetch {preset.url} and put it into one of these folders"
     )
 
 

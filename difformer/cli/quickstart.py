@@ -19,14 +19,14 @@ def quickstart(
 ) -> None:
     """Trains linear, attention, DifFormer and DifFeed heads on real images, compares them, and writes a page about it.
 
-    By default: the solar cells of ELPV, with the weights adm_elpv. The same command goes on after an interruption.
+    By default: the solar cells of ELPV, with the weights adm_elpv. The same command resumes after an interruption.
 
     Args:
         data: a folder of your own images, with one folder a class, or such folders in train and in test (or val, where
             there is no test). It uses the weights adm32_cifar10; without a test folder, a quarter of each class is set
             aside. With a recipe, the root of its data set.
         recipe: a YAML file with heads, backbone and data set of your own, in the form of
-            difformer/engine/quickstart/elpv.yaml.
+            difformer/verbs/quickstart/elpv.yaml.
         levels: classify ELPV's four levels of certainty in place of functional and defective.
         output: the folder of everything; runs/quickstart-… by default.
         seeds: of each trained method.

@@ -160,13 +160,13 @@ RECIPE_VERBS = {
         {"dry_run": "say what it will take, and write nothing", "fake_data": _FAKE_DATA},
     ),
     "pretrain": RecipeVerb(
-        "Trains a denoiser, whose weights are then a backbone; the same command goes on after an interruption.",
+        "Trains a denoiser, whose weights are then a backbone; the same command resumes after an interruption.",
         PretrainRecipe,
         _pretrain,
         {"dry_run": _DRY_RUN, "fake_data": _FAKE_DATA, "overwrite": _OVERWRITE},
     ),
     "train": RecipeVerb(
-        "Trains a head on diffusion features; the same command goes on after an interruption.",
+        "Trains a head on diffusion features; the same command resumes after an interruption.",
         Recipe,
         _train,
         {"dry_run": _DRY_RUN, "fake_data": _FAKE_DATA, "overwrite": _OVERWRITE},
@@ -187,7 +187,7 @@ RECIPE_VERBS = {
         read=_reads_training_recipes(ProbeRecipe),
     ),
     "sweep": RecipeVerb(
-        "Fits linear probes of every block, timestep and pooling, and says which to use; goes on likewise.",
+        "Fits linear probes of every block, timestep and pooling, and says which to use; resumes likewise.",
         SweepRecipe,
         _sweep,
         {"overwrite": _OVERWRITE},
@@ -215,7 +215,7 @@ RECIPE_VERBS = {
         read=_reads_training_recipes(SimilarityRecipe),
     ),
     "transfer": RecipeVerb(
-        "Trains and tests heads on several data sets, with choices on held-out images; goes on likewise.",
+        "Trains and tests heads on several data sets, with choices on held-out images; resumes likewise.",
         TransferRecipe,
         _transfer,
         {

@@ -67,8 +67,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not, and knows no dates. Aliases are refused: a
-    few lines of them can stand for more values than fit into any memory. So are keys that stand twice.
+    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not, and knows no dates. What aliases stand for
+    is bounded: a few lines of them can be more values than fit into any memory. Keys that stand twice are refused.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
@@ -278,7 +278,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def unknown_key(name: str, known: Sequence[str]) -> ValueError:
-    """The error that names the nearest of the known keys."""
+    """The error that names the nearest of the known keys; of one that sections have, such as seed, all of them."""
     return ValueError(f"unknown key {name!r}; {did_you_mean(name, known)}")
 
 

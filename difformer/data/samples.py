@@ -55,7 +55,7 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     if not there:
         raise ImageError(f"none of the {len(samples)} images of a batch can be read; see the log for their names")
     images = torch.stack([sample.image for sample in there])
-    labels, ids = (torch.tensor([sample[i] for sample in there], dtype=torch.int64) for i in (1, 2))
+    labels, ids = (torch.tensor([s[i] for s in there], dtype=torch.int64, device="cpu") for i in (1, 2))
     return Batch(images, labels, ids)
 
 
@@ -86,8 +86,8 @@ class SampleReader:
         self.transform = transform
         self.seed = seed
         self.on_bad_image = on_bad_image
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
-        self._bad = torch.zeros(len(source), dtype=torch.bool).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu").share_memory_()
+        self._bad = torch.zeros(len(source), dtype=torch.bool, device="cpu").share_memory_()
 
     @property
     def epoch(self) -> int:

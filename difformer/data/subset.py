@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from difformer.data.images import IMAGE_SUFFIXES
 from difformer.data.source import DataError, Source
 from difformer.data.spec import DataConfig
-from difformer.files import expand_user, read_json, sealed, write_atomically
+from difformer.files import expand_user, read_json, sealed, sha256, write_atomically
 from difformer.streams import Stream, generator, rounding_generator
 
 _log = getLogger(__name__)
@@ -113,8 +113,10 @@ def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> La
         rule = {"percent": config.percent}
         chosen = candidates[percentage(labels, config.percent, config.seed)]
     elif config.list_file is not None:
-        rule = {"list_file": config.list_file}
         chosen = np.intersect1d(candidates, from_list_file(source, config.list_file))
+        # Not where it lies: a run's folder may be given to others.
+        file = expand_user(config.list_file)
+        rule = {"list_file": file.name, "list_sha256": sha256(file)}
     if config.holdout:
         rule |= {"holdout": config.holdout, "split_seed": config.split_seed}
     if config.test_fraction:

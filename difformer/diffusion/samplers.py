@@ -44,11 +44,11 @@ class StridedSchedule:
         count = total if steps is None else as_positive_integer("steps", steps)
         if count > total:
             raise ValueError(f"steps must be at most {total}, got {count}")
-        timesteps = torch.linspace(0, total - 1, count, dtype=torch.float64).round().long()
+        timesteps = torch.linspace(0, total - 1, count, dtype=torch.float64, device="cpu").round().long()
         if count == 1:
-            timesteps = torch.tensor([total - 1])
+            timesteps = torch.tensor([total - 1], device="cpu")
         alpha_bar = schedule.alpha_bar[timesteps]
-        before = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        before = torch.cat([torch.ones(1, dtype=torch.float64, device="cpu"), alpha_bar[:-1]])
         return cls(timesteps, NoiseSchedule(f"strided {schedule.name}", 1 - alpha_bar / before))
 
 

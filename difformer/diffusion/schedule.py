@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from difformer.config import as_positive_integer, as_switch
+from difformer.registry import did_you_mean
 
 # The per-image noise counts timesteps in 16 bits.
 MAX_TIMESTEPS = 1 << 16
@@ -48,7 +49,8 @@ class NoiseSchedule:
             Kept as false where T is 1000, which makes no difference.
 
     Raises:
-        ValueError: betas of the wrong type, shape or range.
+        ValueError: betas of the wrong type, shape or range, a name that is no text, or `rescale_timesteps` that is
+            neither true nor false.
     """
 
     name: str
@@ -60,7 +62,8 @@ class NoiseSchedule:
         if not isinstance(self.name, str):
             raise ValueError(f"a schedule's name must be text, got {self.name!r}")
         if not isinstance(betas, Tensor) or betas.is_meta:
-            raise ValueError(f"betas must be a float64 tensor with values, got {betas!r}")
+            kind = "one on the meta device" if isinstance(betas, Tensor) else type(betas).__name__
+            raise ValueError(f"betas must be a float64 tensor with values, got {kind}")
         if betas.dtype != torch.float64 or betas.ndim != 1 or not len(betas):
             raise ValueError(f"betas must be a float64 vector, got {betas.dtype} of shape {tuple(betas.shape)}")
         if not bool(((betas > 0) & (betas < 1)).all()):
@@ -74,8 +77,13 @@ class NoiseSchedule:
     def linear(cls, num_timesteps: int = 1000, *, rescale_timesteps: bool = False) -> "NoiseSchedule":
         """Betas from 1e-4 to 0.02, scaled to the number of steps (Ho et al. 2020, section 4).
 
+        Args:
+            num_timesteps: T.
+            rescale_timesteps: see the class.
+
         Raises:
-            ValueError: fewer than 21 steps, where the scaled betas would reach 1, or more than 65536.
+            ValueError: fewer than 21 steps, where the scaled betas would reach 1, or more than 65536;
+                `rescale_timesteps` is neither true nor false.
         """
         num_timesteps = _as_num_timesteps(num_timesteps)
         scale = 1000 / num_timesteps
@@ -89,8 +97,13 @@ class NoiseSchedule:
     def cosine(cls, num_timesteps: int = 1000, *, rescale_timesteps: bool = False) -> "NoiseSchedule":
         """Squared-cosine alpha_bar with betas at most 0.999 (eq. 17 of Nichol & Dhariwal 2021).
 
+        Args:
+            num_timesteps: T.
+            rescale_timesteps: see the class.
+
         Raises:
-            ValueError: `num_timesteps` is not an integer from 1 to 65536.
+            ValueError: `num_timesteps` is not an integer from 1 to 65536; `rescale_timesteps` is neither true nor
+                false.
         """
         num_timesteps = _as_num_timesteps(num_timesteps)
         grid = torch.arange(num_timesteps + 1, dtype=torch.float64, device="cpu") / num_timesteps
@@ -101,8 +114,12 @@ class NoiseSchedule:
     def from_name(cls, name: str, num_timesteps: int = 1000, *, rescale_timesteps: bool = False) -> "NoiseSchedule":
         """The schedule a file or a user names.
 
+        Args:
+            name: linear or cosine.
+            num_timesteps, rescale_timesteps: as for that one.
+
         Raises:
-            ValueError: no such schedule.
+            ValueError: no such schedule, or as that one.
         """
         families = {"linear": cls.linear, "cosine": cls.cosine}
         if not isinstance(name, str) or name not in families:
@@ -114,13 +131,18 @@ class NoiseSchedule:
         """The schedule that `to_dict` described.
 
         Raises:
-            ValueError: the description is incomplete or names no known schedule.
+            ValueError: the description is incomplete, contradicts itself, names no known schedule, or has an unknown
+                key (the message names the nearest known one) or a bad value.
         """
-        known = {"name", "num_timesteps", "betas", "rescale_timesteps"}
-        if not isinstance(values, Mapping) or values.keys() - known:
-            raise ValueError(f"a schedule is described by {', '.join(sorted(known))}; got {values!r}")
+        known = ["name", "num_timesteps", "betas", "rescale_timesteps"]
+        if not isinstance(values, Mapping):
+            raise ValueError(f"a schedule is described by {', '.join(known)}; got {type(values).__name__}")
+        # Keys only: of a schedule's own betas there are thousands.
+        for key in values:
+            if key not in known:
+                raise ValueError(f"unknown key {key!r} of a schedule; {did_you_mean(str(key), known)}")
         if "name" not in values or not values.keys() & {"num_timesteps", "betas"}:
-            raise ValueError(f"a schedule needs a name, and num_timesteps or betas; got {dict(values)!r}")
+            raise ValueError(f"a schedule needs a name, and num_timesteps or betas; got {', '.join(values) or 'none'}")
         rescale = values.get("rescale_timesteps", False)
         if "betas" not in values:
             return cls.from_name(values["name"], values["num_timesteps"], rescale_timesteps=rescale)
@@ -128,7 +150,13 @@ class NoiseSchedule:
             betas = torch.tensor(values["betas"], dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise ValueError(f"a schedule's betas must be numbers: {error}") from error
-        return cls(values["name"], betas, rescale)
+        schedule = cls(values["name"], betas, rescale)
+        number = values.get("num_timesteps", schedule.num_timesteps)
+        if _as_num_timesteps(number) != schedule.num_timesteps:
+            raise ValueError(
+                f"a schedule has {schedule.num_timesteps} betas, but num_timesteps is {number}; leave one of them out"
+            )
+        return schedule
 
     def to_dict(self) -> dict[str, Any]:
         """A description for files: a name and a length, with the betas themselves where no name stands for them."""

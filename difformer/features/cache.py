@@ -4,7 +4,7 @@ import operator
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ def collate_features(samples: Sequence[FeatureSample]) -> FeatureBatch:
     """Stacks samples; the `collate_fn` of a data loader."""
     keys = samples[0].features
     features = Features((key, torch.stack([sample.features[key] for sample in samples])) for key in keys)
-    labels, ids = (torch.tensor([sample[i] for sample in samples], dtype=torch.int64) for i in (1, 2))
+    labels, ids = (torch.tensor([s[i] for s in samples], dtype=torch.int64, device="cpu") for i in (1, 2))
     return FeatureBatch(features, labels, ids)
 
 
@@ -92,7 +92,7 @@ class CachedFeatures(Dataset[FeatureSample]):
             raise ValueError(f"{self.folder} does not hold {', '.join(strangers)}; it has {there}")
         self._shards: dict[tuple[int, int], Shard] = {}
         # In shared memory, so that it is the same in the workers of a data loader.
-        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu").share_memory_()
         labels, ids = self._read_numbers()
         self.labels: NDArray[np.int64] = np.concatenate(labels)
         self.ids: NDArray[np.int64] = np.concatenate(ids)
@@ -153,10 +153,6 @@ class CachedFeatures(Dataset[FeatureSample]):
                 shard.verify()
                 if done is not None:
                     done(shard.rows)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Other processes find out for themselves.
-        return {**self.__dict__, "_shards": {}}
 
     def _shard(self, view: int, number: int) -> Shard:
         shard = self._shards.get((view, number))

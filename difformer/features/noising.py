@@ -76,7 +76,7 @@ class Noising:
         """
         given = {} if noise is None else noise
         self._check_noise(given, x_0)
-        ids = torch.arange(len(x_0)) if ids is None else ids
+        ids = torch.arange(len(x_0), device="cpu") if ids is None else ids
         batches = []
         for t in self.timesteps:
             for draw in range(self.draws):

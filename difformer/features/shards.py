@@ -6,7 +6,7 @@
         view-01-shard-00000.safetensors       the same images in epoch 1
 
 A shard holds one tensor (n, C, h, w) for each feature, `ids` (n,) and `labels` (n,). It is written whole or not at all,
-so whatever has a shard's name is one, and an extraction that was stopped goes on with those that are missing.
+so whatever has a shard's name is one, and an extraction that was stopped resumes with those that are missing.
 """
 
 import contextlib
@@ -309,7 +309,7 @@ class Shard:
     def _read(self, file: BinaryIO, place: _Place, first: int, count: int) -> Tensor:
         """Some rows of a tensor."""
         shape = place.shape[1:]
-        tensor = torch.empty(count, *shape, dtype=place.dtype)
+        tensor = torch.empty(count, *shape, dtype=place.dtype, device="cpu")
         file.seek(place.start + first * math.prod(shape) * place.dtype.itemsize)
         if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy()) != tensor.nbytes:  # type: ignore[attr-defined]
             raise self._unusable("truncated or damaged: it was cut off while it was in use")

@@ -1,10 +1,10 @@
 """What every head checks of the features it is given."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from difformer.config import as_call
 from difformer.taps import FeatureKey, TapSpec
@@ -31,19 +31,41 @@ def single_key(specs: Mapping[FeatureKey, TapSpec]) -> FeatureKey:
     return next(iter(specs))
 
 
-def select(head: Any, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey, Tensor]:
+class _Head(Protocol):
+    """What a head has beside its layers.
+
+    Attributes:
+        specs: the features it reads.
+        num_classes: length of the logits.
+        arguments: to build it with, beside these two.
+        training: whether it learns.
+        learned_from: the sides of the maps it has learned from so far.
+    """
+
+    specs: dict[FeatureKey, TapSpec]
+    num_classes: int
+    arguments: dict[str, Any]
+    training: bool
+
+    @property
+    def learned_from(self) -> set[MapSides]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+def receive(head: _Head, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey, Tensor]:
     """The features a head was built for, in its order; others may be there and are left alone.
 
-    While the head learns, the sides of the maps are kept in its `learned_from`.
+    While the head learns, the sides of the maps are noted in its `learned_from`.
 
     Args:
-        head: with `specs` and `learned_from`.
+        head: that reads them.
         features: (B, C, h, w) by key.
 
     Raises:
         ValueError: a feature is missing or has another shape than (B, C, h, w) with its tap's channels.
     """
-    specs: Mapping[FeatureKey, TapSpec] = head.specs
+    specs = head.specs
     if not isinstance(features, Mapping):
         raise ValueError(
             f"a head reads features, as an extractor gives them, got {type(features).__name__}; "
@@ -64,7 +86,7 @@ def select(head: Any, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey,
     return {key: features[key] for key in specs}
 
 
-def describe(head: Any) -> str:
+def describe(head: _Head) -> str:
     """The line that a head is printed as."""
     keys = ", ".join(f"{key.tap} at t={key.t}" + f" in round {key.round}" * bool(key.round) for key in head.specs)
     weights = sum(p.numel() for p in head.parameters())

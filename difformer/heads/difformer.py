@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from difformer.config import as_positive_integer, as_positive_number, as_rate, as_switch
-from difformer.heads._inputs import MapSides, check_specs, describe, select, single_key
+from difformer.heads._inputs import MapSides, check_specs, describe, receive, single_key
 from difformer.heads.registry import HEADS
 from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
 from difformer.heads.transformer import Summary
@@ -154,7 +154,7 @@ class DifFormerHead(nn.Module):
     def _token_groups(self, features: Mapping[FeatureKey, Tensor]) -> list[dict[FeatureKey, Tensor]]:
         """Tokens (B, N, width) by key, in groups that go through the transformer together."""
         tokens = {}
-        for key, feature in select(self, features).items():
+        for key, feature in receive(self, features).items():
             cells = self.tokenizers[key.tap](feature.to(self.fc.weight.dtype))
             tokens[key] = cells.flatten(2).transpose(1, 2)
             if self.embeddings is not None:
@@ -205,13 +205,13 @@ class AttentionHead(nn.Module):
 
     @property
     def learned_from(self) -> set[MapSides]:
-        """The sides of the maps it learned from; see `select`."""
+        """The sides of the maps it learned from; see `receive`."""
         return self.difformer.learned_from
 
     __repr__ = describe
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `receive`."""
         return self.difformer(features)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difformer.config import as_positive_integer, as_positive_integers, as_rate, as_switch
-from difformer.heads._inputs import MapSides, check_specs, describe, select, single_key
+from difformer.heads._inputs import MapSides, check_specs, describe, receive, single_key
 from difformer.heads.registry import HEADS
 from difformer.taps import FeatureKey, TapSpec
 
@@ -53,8 +53,8 @@ class LinearHead(nn.Module):
     __repr__ = describe
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = select(self, features)[self.key].to(next(self.fcs.parameters()).dtype)
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `receive`."""
+        x = receive(self, features)[self.key].to(next(self.fcs.parameters()).dtype)
         return self.fcs[0](self.norm(F.adaptive_avg_pool2d(x, self.pool).flatten(1)))
 
 
@@ -105,8 +105,8 @@ class MLPHead(nn.Module):
     __repr__ = describe
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = select(self, features)[self.key].to(next(self.fcs.parameters()).dtype)
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `receive`."""
+        x = receive(self, features)[self.key].to(next(self.fcs.parameters()).dtype)
         x = F.adaptive_avg_pool2d(x, self.pool).flatten(1)
         *hidden, last = self.fcs
         for layer in hidden:
@@ -154,6 +154,6 @@ class CNNHead(nn.Module):
     __repr__ = describe
 
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `select`."""
-        x = self.convolutions(select(self, features)[self.key].to(self.fc.weight.dtype))
+        """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `receive`."""
+        x = self.convolutions(receive(self, features)[self.key].to(self.fc.weight.dtype))
         return self.fc(x.mean(dim=(2, 3)))

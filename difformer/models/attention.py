@@ -39,7 +39,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName 
     """
     check_attention(implementation)
     if implementation == "math":
-        return _mathematics(q, k, v)
+        # Scaling both sides before the product keeps float16 in range.
+        scale = q.shape[-1] ** -0.25
+        weights = (q * scale) @ (k * scale).transpose(-1, -2)
+        precise = torch.promote_types(weights.dtype, torch.float32)
+        return weights.to(precise).softmax(dim=-1).to(v.dtype) @ v
     # Without this, torch would take plain mathematics, which is slower, most of all where maps are large.
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     if implementation == "xformers":
@@ -49,14 +53,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName 
         if _xformers_fits(q.device, q.dtype, q.shape[-1], gradient):
             return _xformers(q, k, v)
     return F.scaled_dot_product_attention(q, k, v)
-
-
-def _mathematics(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    # Scaling both sides before the product keeps float16 in range.
-    scale = q.shape[-1] ** -0.25
-    weights = (q * scale) @ (k * scale).transpose(-1, -2)
-    precise = torch.promote_types(weights.dtype, torch.float32)
-    return weights.to(precise).softmax(dim=-1).to(v.dtype) @ v
 
 
 def check_attention(

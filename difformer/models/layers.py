@@ -4,6 +4,7 @@ Convolutions run in the torso's dtype, normalisation and embeddings in that of t
 """
 
 import math
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from difformer.config import NORM_GROUPS, UNetConfig
 from difformer.models.attention import AttentionName, attention
 from difformer.models.plan import Resample, ResPlan
+
+_Conv = TypeVar("_Conv", nn.Conv1d, nn.Conv2d)
 
 
 class GroupNorm(nn.GroupNorm):
@@ -97,8 +100,7 @@ class AttentionBlock(nn.Module):
         self.order = "three heads" if config.use_new_attention_order else "heads three"
         self.norm = GroupNorm(channels)
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv1d(channels, channels, 1)
-        zero_init(self.proj_out)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, C, H, W). Returns the same shape."""
@@ -131,7 +133,7 @@ def timestep_embedding(t: Tensor, width: int) -> Tensor:
     return F.pad(embedding, (0, width % 2))
 
 
-def zero_init(layer: nn.Conv1d | nn.Conv2d) -> nn.Conv1d | nn.Conv2d:
+def zero_init(layer: _Conv) -> _Conv:
     """Starts a residual branch at zero."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:

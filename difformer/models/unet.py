@@ -37,7 +37,7 @@ TORSO_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Prefix:
-    """The beginning of a pass, from which others can go on.
+    """The beginning of a pass, from which others can continue.
 
     Attributes:
         h: what goes into the next block, (B, C, h, w) in the torso's dtype.
@@ -180,10 +180,10 @@ class UNet(nn.Module):
         self._check_images(x_t)
         wanted = resolve_taps(taps, self.taps)
         injected = self._resolve_inject(inject or {}, wanted, len(x_t))
-        return self._go_on(self._start(x_t, t, y), wanted, injected)
+        return self._continue(self._start(x_t, t, y), wanted, injected)
 
     def forward_prefix(self, x_t: Tensor, t: int | Tensor, last: str | int, *, y: Tensor | None = None) -> Prefix:
-        """Runs up to and including an encoder block, so that several passes can go on from there.
+        """Runs up to and including an encoder block, so that several passes can continue from there.
 
         Args:
             x_t, t, y: as for `forward_taps`.
@@ -206,7 +206,7 @@ class UNet(nn.Module):
     def forward_from(
         self, prefix: Prefix, taps: Iterable[str | int], *, inject: Mapping[str | int, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """Goes on from a prefix as `forward_taps` would, and gives what it would give.
+        """Continues from a prefix as `forward_taps` would, and gives what it would give.
 
         Args:
             prefix: from `forward_prefix`; it is left as it is.
@@ -221,9 +221,9 @@ class UNet(nn.Module):
         for name in list(prefix.outputs)[:-1]:
             if name in injected:
                 raise ValueError(f"inject names {name}, which comes before the end of the prefix")
-        return self._go_on(prefix, wanted, injected)
+        return self._continue(prefix, wanted, injected)
 
-    def _go_on(self, prefix: Prefix, wanted: tuple[str, ...], injected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _continue(self, prefix: Prefix, wanted: tuple[str, ...], injected: Mapping[str, Tensor]) -> dict[str, Tensor]:
         outputs = dict(prefix.outputs)
         last = next(reversed(outputs), None)
         if last is not None and last in injected:

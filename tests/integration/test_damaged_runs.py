@@ -330,8 +330,9 @@ def test_only_the_recipe_says_where_things_lie(workplace, tmp_path, monkeypatch)
     folder, values = workplace
     host = "machine.of-somebody.example"
     monkeypatch.setattr(socket, "gethostname", lambda: host)
-    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"epochs": 1}, trackers=["tensorboard"])
-    train(recipe)
+    (tmp_path / "list.txt").write_text("".join(f"class{c}/{i}.png\n" for c in range(3) for i in range(10)))
+    changes = {"data": {"list_file": str(tmp_path / "list.txt")}, "training": {"epochs": 1}}
+    train(make_recipe(values, output=str(tmp_path / "run"), trackers=["tensorboard"], **changes))
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert any("tfevents" in path.name for path in files)
     private = [str(folder), str(tmp_path), host]

@@ -62,7 +62,7 @@ class TestStopped:
         with pytest.raises(type(error)):
             open_or_extract(**used)
         assert "5 of 8 shards are whole and stay in" in caplog.text
-        assert "the same command goes on with the others" in caplog.text
+        assert "the same command resumes with the others" in caplog.text
         written = self.counted(monkeypatch)
         cached = open_or_extract(**used)
         assert written == [(1, 1), (1, 2), (1, 3)]

@@ -184,7 +184,7 @@ def with_a_recipe_of_another_kind(copy):
     ("change", "message"),
     [
         (unfinished, "only finished runs ship"),
-        (gone_on, "the run went on"),
+        (gone_on, "the run was resumed since"),
         (with_changes, "uncommitted changes to the source"),
         (with_a_path, "tiny.safetensors would tell paths of this machine: /home/somebody/runs"),
         (with_a_path_in_the_card, "the card of tiny would tell paths of this machine: /home/somebody/results.json"),

@@ -1,4 +1,4 @@
-"""Runs that are stopped, killed or fail: they go on to the result of one that was not."""
+"""Runs that are stopped, killed or fail: they resume to the result of one that was not."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_a_signal_finishes_the_step_saves_and_exits(workplace, finished, tmp_pat
     os.killpg(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "the same command goes on from there" in errors
+    assert "the same command resumes from there" in errors
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert 0 < state["progress"]["images"] < 72
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
@@ -337,7 +337,7 @@ def test_a_data_worker_that_dies_stops_the_run_and_says_how_to_go_on(workplace, 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SampleReader, "read", killed)
-        with pytest.raises(TrainingError, match=r"a data worker died in epoch 2, step 1.*the same command goes on"):
+        with pytest.raises(TrainingError, match=r"a data worker died in epoch 2, step 1.*the same command resumes"):
             train(recipe)
     train(recipe)
     assert_same_run(tmp_path / "run", finished)

@@ -161,6 +161,16 @@ class TestReading:
         again = pickle.loads(pickle.dumps(cached))
         assert torch.equal(again[5].features[A], cached[5].features[A])
 
+    def test_it_is_read_to_the_cpu_whatever_the_default(self, tmp_path):
+        make(tmp_path)
+        with torch.device("meta"):
+            cached = CachedFeatures(tmp_path)
+            cached.verify()
+            batch = collate_features([cached[0], cached[9]])
+        assert batch.ids.tolist() == [100, 109]
+        assert batch.labels.tolist() == [1, 1]
+        assert batch.features[A].equal(torch.stack([cached[0].features[A], cached[9].features[A]]))
+
     def test_rows_left_out_where_images_could_not_be_read(self, tmp_path):
         it = make(tmp_path, views=1)
         write_shard(tmp_path, it, 0, 1, *content(0, [5, 7]))

@@ -186,6 +186,15 @@ def test_sums_stay_on_the_cpu_when_features_are_on_a_gpu(monkeypatch):
         assert found.compute().device.type == "cpu"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_are_on_the_cpu_whatever_the_default(kind):
+    x, y = pair(7)
+    with torch.device("meta"):
+        found = MinibatchCKA(**kind)
+        found.update({"x": x}, {"y": y})
+        assert found.compute().item() == pytest.approx(cka(x, y, **kind))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu(kind):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from difformer.data import DataError, LabelSubset, create_dataset, few_shot, percentage, split_holdout
-from difformer.files import read_json
+from difformer.files import read_json, sha256
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(5), [40, 30, 20, 10, 3]))
 
@@ -167,7 +167,14 @@ class TestOnADataSet:
         dataset = create_dataset(spec(root, list_file=tmp_path / "list.txt"))
         assert dataset.names == ["a/a_1.png", "b/b_3.png"]
         dataset.subset.save(tmp_path / "subset.json")
-        assert LabelSubset.load(tmp_path / "subset.json").rule == {"list_file": str(tmp_path / "list.txt")}
+        rule = {"list_file": "list.txt", "list_sha256": sha256(tmp_path / "list.txt")}
+        assert LabelSubset.load(tmp_path / "subset.json").rule == rule
+        earlier = LabelSubset(
+            dataset.subset.indices, {"list_file": str(tmp_path / "list.txt")}, 0, dataset.subset.digest
+        )
+        earlier.save(tmp_path / "subset.json")
+        again = create_dataset(spec(root, list_file="gone.txt"), subset=LabelSubset.load(tmp_path / "subset.json"))
+        assert again.names == dataset.names
 
     @pytest.fixture
     def twins(self, tmp_path):

@@ -255,6 +255,17 @@ class TestInADataSet:
         assert not torch.equal(first.images, second.images)
         assert dataset.skipped.tolist() == [1]
 
+    def test_labels_and_ids_are_on_the_cpu_whatever_the_default(self, root):
+        config = {"name": "folder", "root": str(root), "size": 16}
+        expected = create_dataset(config)
+        with torch.device("meta"):
+            dataset = create_dataset(config)
+            dataset.set_epoch(0)
+            batch = collate([dataset[0], dataset[1]])
+            assert dataset.skipped.tolist() == []
+        assert batch.ids.tolist() == [expected[0].id, expected[1].id]
+        assert batch.labels.tolist() == [expected[0].label, expected[1].label]
+
     def test_only_training_is_augmented(self, root):
         config = {"name": "folder", "root": str(root), "size": 16}
         dataset = create_dataset(config, "val")

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from support import recipe_input, small_unet
+from torch.utils._pytree import tree_flatten, tree_flatten_with_path, tree_unflatten
 
 from difformer import FeatureKey, NoiseSchedule, create_backbone, image_noise, q_sample
-from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features import FeatureExtractor, Features, FeedbackExtractor
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,26 @@ def test_bad_arguments_raise(backbone, changes, message):
 def test_an_empty_batch_gives_empty_features(backbone, images):
     features = FeatureExtractor(backbone, taps=["mid"], timesteps=[90, 150])(images[:0], [])
     assert [feature.shape for feature in features.values()] == [(0, 64, 8, 8)] * 2
+
+
+def test_images_say_the_device_whatever_the_default(backbone, images):
+    extractor = FeatureExtractor(backbone, taps=["mid"], timesteps=[90])
+    with torch.device("meta"):
+        features = extractor(images)
+    close(features, extractor(images))
+
+
+def test_torch_looks_into_features(backbone, images):
+    extractor = FeatureExtractor(backbone, taps=["mid", "out01"], timesteps=[90])
+    flat, form = tree_flatten(extractor(images, IDS))
+    assert [feature.shape for feature in flat] == [(3, 64, 8, 8), (3, 64, 8, 8)]
+    again = tree_unflatten(flat, form)
+    assert list(again) == list(extractor.specs)
+    with pytest.raises(KeyError, match="no feature 'mid'"):
+        again["mid"]
+    assert [path[0].key for path, _ in tree_flatten_with_path(again)[0]] == list(extractor.specs)
+    doubled = torch.func.vmap(lambda features: Features({key: 2 * value for key, value in features.items()}))(again)
+    close(doubled, {key: 2 * value for key, value in again.items()})
 
 
 def test_bad_ids_raise(backbone, images):

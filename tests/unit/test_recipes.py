@@ -197,6 +197,7 @@ def test_few_labels_come_by_percentage_or_list(read):
     ("arguments", "message"),
     [
         (["--optimiser.lr", "1"], "unknown key 'optimiser.lr'; did you mean 'optimizer.lr'"),
+        (["--download"], "unknown key 'download'; did you mean 'backbone.download' or 'data.download'?"),
         (["--training.batchsize", "1"], "unknown key 'training.batchsize'; did you mean 'training.batch_size'"),
         (["--optimizer.lr", "fast"], "optimizer.lr"),
         (["--config", "missing.yaml"], "there is no configuration file missing.yaml"),

@@ -118,6 +118,13 @@ def test_strided_schedules_have_the_same_noise_levels(steps):
     torch.testing.assert_close(strided.schedule.alpha_bar, SCHEDULE.alpha_bar[strided.timesteps])
 
 
+@pytest.mark.parametrize("steps", [1, 7])
+def test_strided_schedules_are_on_the_cpu_whatever_the_default(steps):
+    with torch.device("meta"):
+        strided = StridedSchedule.of(SCHEDULE, steps)
+    assert {strided.timesteps.device.type, strided.schedule.betas.device.type} == {"cpu"}
+
+
 @pytest.mark.parametrize("steps", [0, 1001, 2.5])
 def test_impossible_numbers_of_steps_are_refused(steps):
     with pytest.raises(ValueError, match="steps must be"):

@@ -111,6 +111,22 @@ def test_bad_descriptions_raise(values):
         NoiseSchedule.from_dict(values)
 
 
+def test_an_unknown_key_is_told_and_not_the_betas():
+    with pytest.raises(ValueError, match=r"unknown key 'num_timestep' of a schedule; did you mean 'num_timesteps'\?$"):
+        NoiseSchedule.from_dict({"name": "own", "betas": [0.1] * 4000, "num_timestep": 4000})
+    with pytest.raises(ValueError, match=r"a schedule needs a name, and num_timesteps or betas; got betas$"):
+        NoiseSchedule.from_dict({"betas": [0.1] * 4000})
+    with pytest.raises(ValueError, match=r"with values, got list$"):
+        NoiseSchedule("own", [0.1] * 4000)
+
+
+def test_betas_and_their_number_must_agree():
+    values = {"name": "linear", "betas": [0.1, 0.2]}
+    with pytest.raises(ValueError, match="a schedule has 2 betas, but num_timesteps is 1000; leave one of them out"):
+        NoiseSchedule.from_dict({**values, "num_timesteps": 1000})
+    assert NoiseSchedule.from_dict({**values, "num_timesteps": 2}).betas.tolist() == [0.1, 0.2]
+
+
 def test_timesteps_may_be_a_list_or_an_array():
     x_0, schedule = torch.rand(2, 3, 4, 4), NoiseSchedule.linear()
     expected = q_sample(x_0, torch.tensor([3, 7]), x_0, schedule)

@@ -77,6 +77,14 @@ def test_learns_and_repeats():
     assert not other[0].model.weight.equal(fits[0].model.weight)
 
 
+def test_features_say_the_device_whatever_the_default():
+    features, labels = problem()
+    with torch.device("meta"):
+        fits = sgd_grids([features], labels, 3, epochs=1)[0]
+    expected = sgd_grids([features], labels, 3, epochs=1)[0]
+    assert all(one.model.weight.equal(other.model.weight) for one, other in zip(fits, expected, strict=True))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

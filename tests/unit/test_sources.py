@@ -49,6 +49,7 @@ def test_missing_weights_say_where_they_were_looked_for_and_how_to_get_them(anyw
         "checkpoints",
         "cache",
         "download=True",
+        "(--download; in a recipe, backbone.download: true)",
         "jul-2021/lsun_cat.pt",
     ):
         assert text in str(caught.value)

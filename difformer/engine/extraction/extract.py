@@ -136,7 +136,7 @@ def _announce(jobs: Sequence[Job]) -> None:
 def extract_missing(job: Job) -> CachedFeatures:
     """Computes what a cache lacks, and verifies all of it; gives its features, on every process."""
     missing = on_main(job.processes, partial(_prepare, job.plan))
-    with _says_how_to_go_on(job):
+    with _says_how_to_resume(job):
         if missing:
             on_all(job.processes, partial(_write_shards, job, job.share(missing)))
         on_all(job.processes, partial(_verify_shards, job, job.plan.folder))
@@ -242,12 +242,12 @@ def _open_checked(job: Job) -> CachedFeatures:
 
 
 @contextlib.contextmanager
-def _says_how_to_go_on(job: Job) -> Iterator[None]:
+def _says_how_to_resume(job: Job) -> Iterator[None]:
     try:
         yield
     except BaseException:
         if job.processes.is_main_process:
             missing, total = len(job.plan.missing()), len(job.plan.shards())
-            message = "%d of %d shards are whole and stay in %s; the same command goes on with the others"
+            message = "%d of %d shards are whole and stay in %s; the same command resumes with the others"
             _log.warning(message, total - missing, total, job.plan.folder)
         raise

@@ -1,4 +1,4 @@
-"""The course of a run, whatever it trains: its folder, going on, records of epochs, results."""
+"""The course of a run, whatever it trains: its folder, resuming, records of epochs, results."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -76,12 +76,12 @@ def carry_out(
     overwrite: bool = False,
     more_to_come: bool = False,
 ) -> dict[str, Any]:
-    """Trains, or goes on with a run that was interrupted.
+    """Trains, or resumes a run that was interrupted.
 
     Args:
         recipe: with `output`, `training` and `trackers`.
         build: makes the run's parts from recipe, accelerator and, of a run that is resumed, the sources it began with.
-        may_change: keys of the recipe that a run may go on with another value of.
+        may_change: keys of the recipe that a run may resume with another value of.
         comparable: brings a recipe's values into the form in which those of equal runs are equal.
         overwrite: start anew although there is a run in the folder.
         more_to_come: other runs follow in these processes, so they stay connected.
@@ -180,7 +180,7 @@ class _Course:
         self.history = state.history
         progress = state.progress
         if not progress.finished:
-            self.accelerator.print(f"going on with epoch {progress.epoch + 1}, step {progress.step + 1}")
+            self.accelerator.print(f"resuming with epoch {progress.epoch + 1}, step {progress.step + 1}")
 
     def _prepare(self, *, overwrite: bool) -> None:
         if overwrite:

@@ -61,6 +61,6 @@ def run_epochs(
 def _resting_place(trainer: Trainer) -> str:
     progress = trainer.progress
     return (
-        f"stopped in epoch {progress.epoch + 1} after step {progress.step} of {trainer.steps}; the same command goes "
-        f"on from there"
+        f"stopped in epoch {progress.epoch + 1} after step {progress.step} of {trainer.steps}; the same command "
+        f"resumes from there"
     )

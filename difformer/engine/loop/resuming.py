@@ -48,7 +48,7 @@ def saved_state(
     if other:
         listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
         raise ValueError(
-            f"{folder.path} holds a run with another recipe: {listed}. Give the same to go on, choose another "
+            f"{folder.path} holds a run with another recipe: {listed}. Give the same to resume it, choose another "
             f"--output, or --overwrite"
         )
     return saved

@@ -90,11 +90,11 @@ class Progress:
 
 @dataclass
 class TrainingState:
-    """What a run needs to go on.
+    """What a run needs to resume.
 
     Attributes:
         recipe: as plain lists and dictionaries.
-        sources: digests of images and backbone by name, so that a run does not go on with others.
+        sources: digests of images and backbone by name, so that a run does not resume with others.
         progress: how far it is.
         weights: of head and feedback.
         optimizer: its state.

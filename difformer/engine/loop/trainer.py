@@ -1,4 +1,4 @@
-"""The training loop: steps, saving and going on, whatever it is that is trained."""
+"""The training loop: steps, saving and resuming, whatever it is that is trained."""
 
 import math
 import time
@@ -31,7 +31,7 @@ _CALMER = "Try a lower optimizer.lr, optimizer.clip_norm, or training.precision 
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says where it stopped, and the last saved state is whole."""
+    """Training cannot continue; the message says where it stopped, and the last saved state is whole."""
 
 
 class DivergedError(TrainingError):
@@ -69,7 +69,7 @@ class Task(Protocol):
         ...
 
     def begin_epoch(self, epoch: int) -> None:
-        """Called at the beginning of an epoch, and when a run goes on in the middle of one."""
+        """Called at the beginning of an epoch, and when a run resumes in the middle of one."""
         ...
 
     def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ class Trainer:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def restore(self, state: TrainingState, source: str) -> None:
-        """Goes on where a saved state stopped.
+        """Resumes where a saved state stopped.
 
         Raises:
             CheckpointError: its weights are of another model.
@@ -320,7 +320,7 @@ class Trainer:
                 raise
             raise TrainingError(
                 f"a data worker died in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {error}; the "
-                f"same command goes on from the last saved state (training.workers 0 shows more)"
+                f"same command resumes from the last saved state (training.workers 0 shows more)"
             ) from error
 
     def _refuse_loss(self, loss: float, parts: list[Part]) -> None:

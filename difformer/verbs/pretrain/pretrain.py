@@ -26,7 +26,7 @@ from difformer.report.grids import draw_grid
 from difformer.tasks.denoising import Denoising
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
-# What a run may go on with another value of: none of it changes the weights.
+# What a run may resume with another value of: none of it changes the weights.
 MAY_CHANGE = (
     "output", "trackers", "training.workers", "training.save_minutes", "data.root", "data.download",
     "data.check_images", "samples.every", "samples.count", "samples.steps", "samples.eta", "samples.seed",
@@ -38,7 +38,7 @@ _FAKE = 1000
 
 
 def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, Any]:
-    """Trains a denoiser, or goes on with a run that was interrupted; that ends as one that was not.
+    """Trains a denoiser, or resumes a run that was interrupted; that ends as one that was not.
 
     Args:
         recipe: everything about the run.

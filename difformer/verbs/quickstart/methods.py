@@ -63,7 +63,7 @@ def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -
         say: is told what comes next.
 
     Raises:
-        Stopped: a signal asked to stop; the same command goes on.
+        Stopped: a signal asked to stop; the same command resumes.
         And as `train`, `run_probe` and `classify_pixels`.
     """
     by_method: dict[str, list[PlannedRun]] = {}
@@ -197,7 +197,7 @@ def _scores(test: Mapping[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def _timed(folder: RunFolder, name: str) -> Iterator[None]:
-    """Adds to the time that a part has taken, also when it is stopped and goes on later."""
+    """Adds to the time that a part has taken, also when it is stopped and resumes later."""
     clock = Clock()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The quickstart's page: numbers first, then what is behind them, and how to go on."""
+"""The quickstart's page: numbers first, then what is behind them, and what to do next."""
 
 import shlex
 from collections.abc import Sequence

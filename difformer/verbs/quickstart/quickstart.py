@@ -54,7 +54,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
         OSError: something cannot be read or written, or not be removed to start anew.
         ValueError: it holds a quickstart of other images.
         ImportError: a library of the demo extra is missing.
-        Stopped: a signal asked to stop; the same command goes on.
+        Stopped: a signal asked to stop; the same command resumes.
     """
     plan = create_plan(config)
     _check_libraries(plan)

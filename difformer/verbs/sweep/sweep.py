@@ -30,7 +30,7 @@ from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommended_recipes
 from difformer.verbs.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
 
-# What a sweep may go on with another value of.
+# What a sweep may resume with another value of.
 _MAY_CHANGE = (
     "output", "timesteps", "workers", "batch_size", "test", "data.root", "data.download", "data.check_images",
     "backbone.folder", "backbone.download", "backbone.attention", "backbone.gradient_checkpointing",

@@ -11,7 +11,7 @@ from difformer.engine.runtime.run_folder import RunFolder
 from difformer.tasks.classification.results import readable
 from difformer.verbs.train.run import Run
 
-# What a run may go on with another value of: none of it changes the result.
+# What a run may resume with another value of: none of it changes the result.
 MAY_CHANGE = (
     "output", "init", "trackers", "training.workers", "training.save_minutes", "evaluation.batch_size", "data.root",
     "data.download", "data.check_images", "backbone.folder", "backbone.download", "backbone.attention",
@@ -20,7 +20,7 @@ MAY_CHANGE = (
 
 
 def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False) -> dict[str, Any]:
-    """Trains, or goes on with a run that was interrupted; that ends as one that was not.
+    """Trains, or resumes a run that was interrupted; that ends as one that was not.
 
     Args:
         recipe: everything about the run.

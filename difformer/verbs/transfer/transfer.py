@@ -78,9 +78,9 @@ class _Runner:
 
 
 def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResult:
-    """Trains and tests every head on every data set; goes on with a suite that was interrupted.
+    """Trains and tests every head on every data set; resumes a suite that was interrupted.
 
-    A run that fails is reported, and the others go on; with several processes it ends the suite.
+    A run that fails is reported, and the others continue; with several processes it ends the suite.
 
     Args:
         recipe: the suite's.
@@ -89,7 +89,7 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
     Raises:
         ValueError: the recipe is wrong.
         FileExistsError: the folder holds something else.
-        Stopped: a signal asked to stop; the same command goes on.
+        Stopped: a signal asked to stop; the same command resumes.
     """
     suite = Suite(recipe)
     accelerator = create_accelerator(suite.finals(*suite.pairs[0])[0].recipe.training.precision)
