@@ -1,15 +1,14 @@
 """Extraction in processes of its own, to be joined by others or killed."""
 
-import multiprocessing
 import os
-import socket
 import time
-from functools import cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from support import small_unet
+from processes import start, wait_for
+from support import tiny_unet
 
 from difformer import Backbone, create_backbone
 from difformer.config.reading import build
@@ -75,59 +74,44 @@ def folder_of(recipe: Recipe, backbone: Backbone, split: str = "train") -> Path:
 
 
 def run_in_child(
-    root: Path, folder: Path, *, rank: int = 0, world: int = 1, shard_size: int = 4, message: str | None = None
+    root: Path,
+    folder: Path,
+    *,
+    variables: Mapping[str, str] | None = None,
+    shard_size: int = 4,
+    message: str | None = None,
 ) -> Any:
     """Extracts two views of the training split in another process, which is returned while it runs.
 
     Args:
         root, folder, shard_size: of data set and cache.
-        rank, world: one of several processes.
+        variables: of the environment of one of several processes.
         message: of the error that is expected.
     """
-    context = multiprocessing.get_context("forkserver")
-    # What is imported once, where nothing computes that forking could hurt, need not be imported by each.
-    context.set_forkserver_preload(["difformer.engine.extraction.extract", "accelerate", "torchvision.transforms.v2"])
-    environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
-    environment["MASTER_PORT"] = _port(folder)
-    child = context.Process(target=_child, args=(root, folder, shard_size, message, environment if world > 1 else {}))
-    child.start()
-    return child
+    return start(_extract, root, folder, shard_size, message, variables=variables)
 
 
 def kill_at(child: Any, folder: Path, *, shards: int, seconds: float) -> None:
     """Kills a process some time after a cache's folder has so many shards."""
-    deadline = time.monotonic() + 120
-    while len(list(folder.glob("view*"))) < shards or not folder.is_dir():
-        assert time.monotonic() < deadline
-        assert child.exitcode in (None, 0)
-        time.sleep(0.001)
+    wait_for(lambda: folder.is_dir() and len(list(folder.glob("view*"))) >= shards, child)
     time.sleep(seconds)
     child.kill()
     child.join()
 
 
-def _child(root: Path, folder: Path, shard_size: int, message: str | None, environment: dict[str, Any]) -> None:
-    os.environ.update({name: str(value) for name, value in environment.items()})
+def _extract(root: Path, folder: Path, shard_size: int, message: str | None) -> None:
     recipe = recipe_for(root, folder, cache={"folder": str(folder), "views": 2, "shard_size": shard_size})
     recipe = recipe if message is None else recipe_for(root, folder, data={"check_images": "none"})
     dataset = build_dataset(recipe.data, "train", augment=True)
-    backbone = create_backbone(small_unet(), schedule="linear")
+    backbone = create_backbone(tiny_unet(), schedule="linear")
     classifier = build_classifier(recipe, backbone, dataset.class_names).eval()
     try:
         state = PartialState(cpu=True)
         wanted = {"data": recipe.data, "cache": recipe.cache, "seed": recipe.extractor.seed, "augment": True}
         open_or_extract(classifier, dataset, "train", processes=state, **wanted)
-        assert state.num_processes == int(environment.get("WORLD_SIZE", 1))
+        assert state.num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
         if message is None or message not in str(error):
             raise
     else:
         assert message is None, "an error was expected"
-
-
-@cache
-def _port(folder: Path) -> int:
-    """A free port, the same for all processes of a run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

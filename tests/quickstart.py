@@ -2,11 +2,10 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from support import small_unet
+from support import tiny_unet
 from training import write_images
 
 from difformer import NoiseSchedule
@@ -18,12 +17,11 @@ NAME = "adm32_cifar10"
 SMALL = {"width": 8, "heads": 2, "layers": 1, "pool": 2}
 
 
-def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> Path:
-    """Puts weights where names are looked for, shortens the recipe for folders of images, and writes such a folder."""
+def write_quickstart(folder: Path) -> None:
+    """Writes weights, shorter recipes, and a folder of images."""
     weights = folder / "weights"
     weights.mkdir()
-    UNetBackbone(small_unet(), NoiseSchedule.linear(1000), name=NAME).save(weights / f"{NAME}.safetensors")
-    patch.setenv("DIFFORMER_CHECKPOINTS", str(weights))
+    UNetBackbone(tiny_unet(), NoiseSchedule.linear(1000), name=NAME).save(weights / f"{NAME}.safetensors")
     values = read_yaml(plan.RECIPES / "folder.yaml")
     values["base"] |= {"cache": {"views": 2}, "schedule": {"name": "constant"}}
     values["base"]["training"] |= {"epochs": 2, "batch_size": 8}
@@ -42,6 +40,12 @@ def write_quickstart(folder: Path, patch: pytest.MonkeyPatch, **images: Any) -> 
     values["pictured"] = {"taps": ["in03", "mid"], "timesteps": [50]}
     (weights / "folder.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     shutil.copy(plan.RECIPES / "elpv.yaml", weights)
-    patch.setattr(plan, "RECIPES", weights)
+    write_images(folder / "pets", {"train": 8, "test": 4})
+
+
+def use_quickstart(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Has weights and recipes found in a folder that has them, and little generated; returns the folder of images."""
+    patch.setenv("DIFFORMER_CHECKPOINTS", str(folder / "weights"))
+    patch.setattr(plan, "RECIPES", folder / "weights")
     patch.setattr(pictures, "STEPS", 2)
-    return write_images(folder / "pets", **({"counts": {"train": 8, "test": 4}} | images))
+    return folder / "pets"

@@ -105,4 +105,10 @@ def small_unet(seed: int = 7, **changes: Any) -> UNet:
     return load_recipe(UNet(small_config(**changes)), seed).eval()
 
 
+def tiny_unet(seed: int = 7, **changes: Any) -> UNet:
+    """The smallest network with the blocks of a large one, for tests in which it only has to be there: two levels, nine
+    blocks, `in00` to `in03`, `mid` and `out00` to `out03`."""
+    return small_unet(seed, **({"channel_mult": (1, 1), "num_res_blocks": 1, "attention_resolutions": (16,)} | changes))
+
+
 ADM256 = UNetConfig(256, 256, (1, 1, 2, 2, 4, 4), 2, (32, 16, 8), num_head_channels=64)

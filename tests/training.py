@@ -1,10 +1,7 @@
 """Small training runs for the tests: a backbone file, a folder of coloured images, a recipe."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
-from support import small_unet
+from support import tiny_unet
 from torch import Tensor
 
 from difformer import create_backbone
@@ -43,7 +40,7 @@ def write_images(
 
 def write_workplace(folder: Path) -> dict[str, Any]:
     """Backbone and images in a folder; returns a recipe's values that use them."""
-    create_backbone(small_unet(), schedule="linear").save(folder / "backbone.safetensors")
+    create_backbone(tiny_unet(), schedule="linear").save(folder / "backbone.safetensors")
     write_images(folder / "images", {"train": 10, "test": 5})
     return {
         "output": str(folder / "run"),
@@ -119,12 +116,3 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert test == test2
     assert weights.keys() == weights2.keys()
     assert all(weights[name].equal(weights2[name]) for name in weights)
-
-
-def launch(processes: int, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a script in several gloo processes on the CPU; without `check` it may fail."""
-    port = str(29500 + os.getpid() % 1000)
-    start = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
-    done = subprocess.run([*start, *map(str, command)], capture_output=True, text=True)
-    assert not check or done.returncode == 0, done.stderr[-3000:]
-    return done

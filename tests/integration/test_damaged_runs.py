@@ -24,6 +24,8 @@ from difformer.features import FeatureCacheError
 from difformer.verbs.train import run as run_module
 from difformer.verbs.train.train import closing_lines, train
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
@@ -38,12 +40,19 @@ def finished(workplace):
     return folder / "finished"
 
 
+@pytest.fixture(scope="module")
+def begun(workplace):
+    """A run that was stopped in its second epoch."""
+    folder, values = workplace
+    interrupt_after(lambda: train(make_recipe(values, output=str(folder / "begun"))), 4)
+    return folder / "begun"
+
+
 @pytest.fixture
-def stopped(workplace, tmp_path):
-    """A run that was stopped in its second epoch, and its recipe."""
-    recipe = make_recipe(workplace[1], output=str(tmp_path / "run"))
-    interrupt_after(lambda: train(recipe), 4)
-    return tmp_path / "run", recipe
+def stopped(workplace, begun, tmp_path):
+    """A copy of the stopped run, and its recipe."""
+    shutil.copytree(begun, tmp_path / "run")
+    return tmp_path / "run", make_recipe(workplace[1], output=str(tmp_path / "run"))
 
 
 def contents(folder):
@@ -260,15 +269,6 @@ class TestCachedFeatures:
         with pytest.raises(ValueError, match=message):
             train(recipe)
         assert not (tmp_path / "features").exists()
-
-    def test_a_dry_run_refuses_the_batches_that_training_would(self, workplace, tmp_path, capsys):
-        values = {**workplace[1], "head": {"name": "linear", "arguments": {"batch_norm": True}}}
-        recipe = cached(values, tmp_path, extractor={"taps": ["mid"], "timesteps": [90]}, training={"batch_size": 23})
-        (tmp_path / "recipe.yaml").write_text(dump(recipe))
-        assert main(["train", str(tmp_path / "recipe.yaml"), "--dry_run"]) == 1
-        assert "the 24 images leave a process one at a time" in capsys.readouterr().err
-        # Its own small batches are not what is asked.
-        assert main(["train", str(tmp_path / "recipe.yaml"), "--dry_run", "--training.batch_size", "12"]) == 0
 
     def test_other_weights_are_refused_before_they_are_extracted_from(self, workplace, tmp_path):
         folder, values = workplace

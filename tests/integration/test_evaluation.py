@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from training import launch, make_recipe, merged, write_images, write_workplace
+from processes import run_ranks
+from training import make_recipe, merged, write_images, write_workplace
 
 from difformer import load_classifier
 from difformer.cli import main
@@ -23,9 +24,10 @@ from difformer.verbs.probe.recipe import ProbeRecipe
 from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("drawn_once")
 EVALUATION = {"confusion.csv", "confusion.png", "metrics.json", "per_class.csv", "predictions.csv"}
 
-# Both verbs in one start of the processes, which takes longer than they do.
+# Both verbs in one start of the processes.
 BOTH = """
 import sys
 from difformer.cli import main
@@ -128,7 +130,7 @@ def test_every_number_of_processes_counts_each_image_once(workplace, evaluated, 
     assert [split["images"] for split in expected["data"]] == [23, 6, 11]
     (tmp_path / "both.py").write_text(BOTH)
     for n in (2, 3):
-        printed = launch(
+        printed = run_ranks(
             n, tmp_path / "both.py", folder / "run", folder / "recipe.yaml", tmp_path / f"e{n}", tmp_path / f"p{n}"
         ).stdout
         assert printed.count("results in") == 2

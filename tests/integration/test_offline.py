@@ -62,7 +62,8 @@ def attempts(tmp_path, monkeypatch):
 
     def refuse(*arguments, **options):
         found.append(arguments)
-        raise OSError("there is no network")
+        # Of another kind than the errors of a network, after which the hub's client tries again for minutes.
+        raise RuntimeError("there is no network")
 
     for name in ("getaddrinfo", "create_connection", "gethostbyname"):
         monkeypatch.setattr(socket, name, refuse)

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import run_ranks
 from safetensors.torch import load_file
-from training import interrupt_after, launch, merged, records_of, write_images
+from training import interrupt_after, merged, records_of, write_images
 
 from difformer import create_backbone
 from difformer.cli import main
@@ -20,6 +21,7 @@ from difformer.verbs.pretrain.pretrain import PretrainRun, pretrain
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("drawn_once")
 MODEL = {
     "image_size": 32, "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
     "attention_resolutions": [16], "num_head_channels": 16, "num_classes": 4, "dropout": 0.0,
@@ -163,7 +165,7 @@ def test_two_processes_learn_what_one_does(values, finished, tmp_path):
     one, two = (make_recipe(values, output=str(tmp_path / name), **changes) for name in ("one", "two"))
     pretrain(one)
     (tmp_path / "recipe.yaml").write_text(dump(two))
-    out = launch(2, ROOT / "train" / "pretrain.py", tmp_path / "recipe.yaml").stdout
+    out = run_ranks(2, ROOT / "train" / "pretrain.py", tmp_path / "recipe.yaml").stdout
     assert out.count("results in") == 1
     state, state2 = (TrainingState.load(tmp_path / name / "state.pt") for name in ("one", "two"))
     for name, tensor in state.weights.items():

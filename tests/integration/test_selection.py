@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from training import launch, merged, write_images, write_subject, write_workplace
+from processes import run_ranks
+from training import merged, write_images, write_subject, write_workplace
 
 from difformer import create_backbone
 from difformer.analysis import choose_leave_one_out, ridge_path, share_interval
@@ -133,7 +134,7 @@ def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
 def test_several_processes_find_what_one_does(values, tmp_path):
     alone = select(make(values))
     (tmp_path / "recipe.yaml").write_text(json.dumps(values | {"output": str(tmp_path / "both")}))
-    launch(2, ROOT / "eval" / "selection.py", tmp_path / "recipe.yaml")
+    run_ranks(2, ROOT / "eval" / "selection.py", tmp_path / "recipe.yaml")
     both = json.loads((tmp_path / "both" / "select.json").read_text())
     for key in ("best", "measured", "coarse", "fused", "cost"):
         assert json.loads(json.dumps(alone[key])) == both[key]

@@ -1,17 +1,19 @@
 """Runs that are stopped, killed or fail: they resume to the result of one that was not."""
 
-import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
-import textwrap
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from support import small_unet
+from processes import joined, run_script, start, wait_for
+from support import tiny_unet
 from torch.utils.data import get_worker_info
 from training import assert_same_run, interrupt_after, make_recipe, run_result, write_images, write_workplace
 
@@ -27,52 +29,7 @@ from difformer.tasks.classification.task import Classification
 from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
-
-# Runs training in children of a process that has loaded everything, since loading takes longer than training.
-ZYGOTE = """
-    import os, random, signal, sys, time
-    from dataclasses import replace
-    import torch
-    torch.set_num_threads(1)
-    from difformer.config.reading import create_parser, parse
-    from difformer.engine.config.recipe import Recipe
-    from difformer.verbs.train.train import train
-    import accelerate, matplotlib.figure, timm.optim, timm.scheduler, torchvision.transforms.v2
-
-    recipe_file, trials = sys.argv[1], int(sys.argv[2])
-    recipe, _ = parse(create_parser(Recipe, "train", "", {}), Recipe, (), [recipe_file])
-    rng = random.Random(0)
-
-    def start(name):
-        child = os.fork()
-        if child == 0:
-            try:
-                train(replace(recipe, output=f"{recipe.output}-{name}"))
-                os._exit(0)
-            except BaseException as error:
-                print(repr(error), file=sys.stderr, flush=True)
-                os._exit(1)
-        return child
-
-    def finish(name):
-        assert os.waitpid(start(name), 0)[1] == 0
-
-    begin = time.monotonic()
-    finish("whole")
-    duration = time.monotonic() - begin
-    killed = []
-    for trial in range(3 * trials):
-        child = start(trial)
-        time.sleep(rng.uniform(0, duration))
-        os.kill(child, signal.SIGKILL)
-        # Some are done before the signal comes.
-        if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
-            killed.append(trial)
-            finish(trial)
-        if len(killed) == trials:
-            break
-    print(killed)
-"""
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
 @pytest.fixture(scope="module")
@@ -91,36 +48,45 @@ def finished(workplace):
 @pytest.mark.parametrize("trials", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_result(workplace, tmp_path, trials):
     _, values = workplace
-    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"save_minutes": 0.0})
-    (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    script = [sys.executable, "-c", textwrap.dedent(ZYGOTE), str(tmp_path / "recipe.yaml"), str(trials)]
-    done = subprocess.run(script, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    killed = json.loads(done.stdout.splitlines()[-1])
-    assert len(killed) == trials
-    # Not with `finished`: sums round differently with another number of threads.
-    for trial in killed:
-        assert_same_run(tmp_path / f"run-{trial}", tmp_path / "run-whole")
+    recipe = make_recipe(values, training={"save_minutes": 0.0})
+
+    def begun(name):
+        """A run that has begun."""
+        child = start(train, replace(recipe, output=str(tmp_path / name)))
+        wait_for((tmp_path / name).exists, child)
+        return child
+
+    child, begin = begun("whole"), time.monotonic()
+    assert joined(child) == 0
+    duration = time.monotonic() - begin
+    rng, killed = random.Random(0), 0
+    for trial in map(str, range(3 * trials)):
+        child = begun(trial)
+        time.sleep(rng.uniform(0, duration))
+        child.kill()
+        # Some are done before the signal comes.
+        if joined(child) == -signal.SIGKILL:
+            killed += 1
+            assert joined(begun(trial)) == 0
+            assert_same_run(tmp_path / trial, tmp_path / "whole")
+        if killed == trials:
+            break
+    assert killed == trials
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_finishes_the_step_saves_and_exits(workplace, finished, tmp_path, number):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, 1), (signal.SIGTERM, 0)])
+def test_a_signal_finishes_the_step_saves_and_exits(workplace, finished, tmp_path, number, workers):
     _, values = workplace
-    recipe = make_recipe(values, output=str(tmp_path / "run"), training={"workers": 1, "save_minutes": 1000})
+    training = {"workers": workers, "save_minutes": 1000}
+    recipe = make_recipe(values, output=str(tmp_path / "run"), training=training)
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    command = [sys.executable, str(ROOT / "train" / "classifier.py"), str(tmp_path / "recipe.yaml")]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    seen = ""
-    while "epoch 1/3" not in seen:
-        assert process.stderr is not None
-        character = process.stderr.read(1)
-        assert character, seen
-        seen += character
+    script = [str(ROOT / "train" / "classifier.py"), str(tmp_path / "recipe.yaml")]
+    child, errors = start(run_script, *script, output=tmp_path), tmp_path / "stderr"
+    wait_for(lambda: errors.exists() and "epoch 1/3" in errors.read_text(), child)
     # As a terminal does it: the whole group, data workers included.
-    os.killpg(process.pid, number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert "the same command resumes from there" in errors
+    os.killpg(child.pid, number)
+    assert joined(child) == 128 + number
+    assert "the same command resumes from there" in errors.read_text()
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     assert 0 < state["progress"]["images"] < 72
     assert main(["train", str(tmp_path / "recipe.yaml")]) == 0
@@ -319,7 +285,7 @@ def test_another_backbone_under_the_same_name_does_not_go_on(workplace, tmp_path
     recipe = make_recipe(values, output=str(tmp_path / "run"), backbone={"name": str(tmp_path / "own.safetensors")})
     interrupt_after(lambda: train(recipe), 1)
     torch.manual_seed(1)
-    other = UNet(small_unet().config)
+    other = UNet(tiny_unet().config)
     create_backbone(other, schedule="linear").save(tmp_path / "own.safetensors", overwrite=True)
     with pytest.raises(ValueError, match="the backbone's weights are not those"):
         train(recipe)

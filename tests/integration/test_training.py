@@ -6,16 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import small_unet
-from training import (
-    assert_same_run,
-    interrupt_after,
-    launch,
-    make_recipe,
-    records_of,
-    run_result,
-    write_workplace,
-)
+from processes import launch, run_ranks
+from support import tiny_unet
+from training import assert_same_run, interrupt_after, make_recipe, records_of, run_result, write_workplace
 
 from difformer import create_backbone, load_classifier
 from difformer.cli import main
@@ -24,9 +17,9 @@ from difformer.data import collate, create_dataset
 from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
-# Runs training in children of a process that has loaded everything, since loading takes longer than training.
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("work")
@@ -78,7 +71,7 @@ def test_a_finished_run_is_not_run_again(finished, workplace):
 def test_the_backbone_does_not_change(finished, workplace):
     folder, _ = workplace
     digest = create_backbone(folder / "backbone.safetensors").digest
-    assert digest == create_backbone(small_unet(), schedule="linear").digest
+    assert digest == create_backbone(tiny_unet(), schedule="linear").digest
 
 
 def test_two_processes_learn_what_one_does(workplace, finished, tmp_path):
@@ -154,7 +147,7 @@ def test_an_error_of_the_main_process_ends_all_with_its_message(workplace, tmp_p
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     (tmp_path / "run" / "splits.json").mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").write_text(dump(recipe))
-    done = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
+    done = run_ranks(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
     assert done.returncode != 0
     assert done.stderr.count("splits.json is a folder") == 2
 
@@ -169,7 +162,7 @@ def test_two_processes_measure_the_classifier_that_is_kept(workplace, tmp_path):
         training={"epochs": 1},
     )
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    out = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml").stdout
+    out = run_ranks(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml").stdout
     assert out.count("results in") == 1
     classifier = load_classifier(tmp_path / "run" / "latest.safetensors", backbone=values["backbone"]["name"]).eval()
     holdout = create_dataset(recipe.data, "holdout")
@@ -215,7 +208,7 @@ def test_an_error_of_one_process_in_an_evaluation_ends_all_with_its_message(work
     data = {"root": str(tmp_path / "images")}
     recipe = make_recipe(values, output=str(tmp_path / "run"), data=data, training={"epochs": 1})
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    done = launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
+    done = run_ranks(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
     assert done.returncode != 0
     assert done.stderr.count("cannot be read as an image") == 2
 
@@ -250,18 +243,18 @@ def test_a_folder_and_a_backbone_are_enough(workplace, tmp_path, monkeypatch):
     recipe = read_yaml(tmp_path / "runs/classifier/recipe.yaml")
     assert (recipe["data"]["size"], recipe["extractor"]["taps"], recipe["extractor"]["timesteps"]) == (
         32,
-        ["out02"],
+        ["out01"],
         [50],
     )
     classifier = load_classifier(
         tmp_path / "runs/classifier/classifier.safetensors", backbone=values["backbone"]["name"]
     )
-    assert [(key.tap, key.t) for key in classifier.extractor.specs] == [("out02", 50)]
+    assert [(key.tap, key.t) for key in classifier.extractor.specs] == [("out01", 50)]
 
 
 def test_a_run_that_was_begun_with_numbers_goes_on_with_names(workplace, tmp_path):
     _, values = workplace
-    numbered = make_recipe(values, output=str(tmp_path / "run"), extractor={"taps": [4, 10]})
+    numbered = make_recipe(values, output=str(tmp_path / "run"), extractor={"taps": [4, 5]})
     interrupt_after(lambda: train(numbered), 2)
     named = make_recipe(values, output=str(tmp_path / "run"), extractor={"taps": ["in03", "mid"]})
     with pytest.raises(ValueError, match=r"extractor\.taps was \['in03', 'mid'\] and is now \['in03', 'out00'\]"):

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import small_unet
-from training import launch, write_images
+from processes import run_ranks
+from support import tiny_unet
+from training import write_images
 
 from difformer import create_backbone
 from difformer.cli import main
@@ -19,13 +20,14 @@ from difformer.verbs.transfer.suite import Suite, TransferRecipe
 from difformer.verbs.transfer.transfer import transfer
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
     """A suite of two data sets and two heads, two learning rates and two seeds: 16 runs."""
     folder = tmp_path_factory.mktemp("work")
-    create_backbone(small_unet(), schedule="linear").save(folder / "backbone.safetensors")
+    create_backbone(tiny_unet(), schedule="linear").save(folder / "backbone.safetensors")
     write_images(folder / "images" / "red", {"train": 10, "test": 5})
     write_images(folder / "images" / "blue", {"train": 10, "test": 4}, classes=2, seed=1)
     return {
@@ -249,7 +251,7 @@ def test_without_a_choice_seeds_alone_are_run(values, tmp_path):
 def test_two_processes_come_to_the_same(finished, values, tmp_path):
     recipe = small(values, tmp_path / "suite")
     (tmp_path / "suite.yaml").write_text(dump(recipe))
-    launch(2, ROOT / "eval" / "transfer.py", tmp_path / "suite.yaml")
+    run_ranks(2, ROOT / "eval" / "transfer.py", tmp_path / "suite.yaml")
     ours, theirs = (results_of(folder)["rows"][0] for folder in (tmp_path / "suite", finished[0]))
     assert ours["chosen"] == theirs["chosen"]
     assert ours["scores"]["top1"] == pytest.approx(theirs["scores"]["top1"], abs=0.07)
