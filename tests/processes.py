@@ -55,22 +55,26 @@ def variables_of_ranks(count: int) -> list[dict[str, str]]:
     return [place | size | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
 
 
-def run_script(script: str, *arguments: str) -> None:
-    """Runs a script here, as if Python had been started for it in a session of its own."""
+def run_command(*words: str) -> None:
+    """Runs a script by its path, or else `difformer VERB …`, as if Python had been started in a session of its own."""
     os.setsid()
-    sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    if words[0].endswith(".py"):
+        sys.argv = list(words)
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        sys.argv = ["difformer", *words]
+        runpy.run_module("difformer", run_name="__main__", alter_sys=True)
 
 
 def run_ranks(count: int, *command: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Runs a script in several gloo processes on the CPU; without `check` it may fail."""
+    """Runs a script or a verb in several gloo processes on the CPU; without `check` it may fail."""
     words = [str(word) for word in command]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, str(rank)) for rank in range(count)]
         children = []
         for output, variables in zip(outputs, variables_of_ranks(count), strict=True):
             output.mkdir()
-            children.append(start(run_script, *words, variables=variables, output=output))
+            children.append(start(run_command, *words, variables=variables, output=output))
         ended = [joined(child) for child in children]
         out, err = ("".join((output / name).read_text() for output in outputs) for name in ("stdout", "stderr"))
     assert None not in ended, f"still at work after {SECONDS} seconds: {err[-3000:]}"

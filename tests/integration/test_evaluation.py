@@ -268,14 +268,24 @@ def test_mistakes_are_explained_before_anything_is_computed(
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("script", ["classifier", "probe"])
-def test_scripts_are_the_verbs(workplace, script, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", "nowhere"])
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("eval/evaluate.py nowhere", "no run and no classifier nowhere"),
+        ("train/train.py nowhere", "no configuration file nowhere"),
+        ("difformer probe nowhere", "no configuration file nowhere"),
+    ],
+)
+def test_the_scripts_and_the_module_are_the_verbs(command, message, monkeypatch, capsys):
+    script, *words = command.split()
+    monkeypatch.setattr(sys, "argv", [script, *words])
     with pytest.raises(SystemExit) as exit_:
-        runpy.run_path(str(ROOT / "eval" / f"{script}.py"), run_name="__main__")
+        if script.endswith(".py"):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__")
     assert exit_.value.code == 1
-    message = {"classifier": "no run and no classifier nowhere", "probe": "no configuration file nowhere"}
-    assert message[script] in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def probe(values, output, **changes):

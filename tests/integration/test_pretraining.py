@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from difformer.tasks.denoising import Denoising, ObjectiveConfig
 from difformer.verbs.pretrain.pretrain import PretrainRun, pretrain
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("drawn_once")
 MODEL = {
     "image_size": 32, "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
@@ -165,7 +163,7 @@ def test_two_processes_learn_what_one_does(values, finished, tmp_path):
     one, two = (make_recipe(values, output=str(tmp_path / name), **changes) for name in ("one", "two"))
     pretrain(one)
     (tmp_path / "recipe.yaml").write_text(dump(two))
-    out = run_ranks(2, ROOT / "train" / "pretrain.py", tmp_path / "recipe.yaml").stdout
+    out = run_ranks(2, "pretrain", tmp_path / "recipe.yaml").stdout
     assert out.count("results in") == 1
     state, state2 = (TrainingState.load(tmp_path / name / "state.pt") for name in ("one", "two"))
     for name, tensor in state.weights.items():

@@ -1,7 +1,6 @@
 """The search for features on a small network."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from difformer.verbs.select.select import select
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
 
-ROOT = Path(__file__).parents[2]
 TIMESTEPS = [10, 30, 50, 90, 150, 200, 300, 500]
 
 
@@ -134,7 +132,7 @@ def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
 def test_several_processes_find_what_one_does(values, tmp_path):
     alone = select(make(values))
     (tmp_path / "recipe.yaml").write_text(json.dumps(values | {"output": str(tmp_path / "both")}))
-    run_ranks(2, ROOT / "eval" / "selection.py", tmp_path / "recipe.yaml")
+    run_ranks(2, "select", tmp_path / "recipe.yaml")
     both = json.loads((tmp_path / "both" / "select.json").read_text())
     for key in ("best", "measured", "coarse", "fused", "cost"):
         assert json.loads(json.dumps(alone[key])) == both[key]

@@ -1,4 +1,4 @@
-"""From finished runs to weights that ship: `train/ship.py`, on small runs of both kinds."""
+"""From finished runs to weights that ship: `tools/ship.py`, on small runs of both kinds."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.verbs.train.train import train
 
 ROOT = Path(__file__).parents[2]
-SPEC = importlib.util.spec_from_file_location("ship", ROOT / "train" / "ship.py")
+SPEC = importlib.util.spec_from_file_location("ship", ROOT / "tools" / "ship.py")
 ship = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ship)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import joined, run_script, start, wait_for
+from processes import joined, run_command, start, wait_for
 from support import tiny_unet
 from torch.utils.data import get_worker_info
 from training import assert_same_run, interrupt_after, make_recipe, run_result, write_images, write_workplace
@@ -28,7 +28,6 @@ from difformer.engine.runtime.stopping import Stopped
 from difformer.tasks.classification.task import Classification
 from difformer.verbs.train.train import train
 
-ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
@@ -80,8 +79,8 @@ def test_a_signal_finishes_the_step_saves_and_exits(workplace, finished, tmp_pat
     training = {"workers": workers, "save_minutes": 1000}
     recipe = make_recipe(values, output=str(tmp_path / "run"), training=training)
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    script = [str(ROOT / "train" / "classifier.py"), str(tmp_path / "recipe.yaml")]
-    child, errors = start(run_script, *script, output=tmp_path), tmp_path / "stderr"
+    script = ["train", str(tmp_path / "recipe.yaml")]
+    child, errors = start(run_command, *script, output=tmp_path), tmp_path / "stderr"
     wait_for(lambda: errors.exists() and "epoch 1/3" in errors.read_text(), child)
     # As a terminal does it: the whole group, data workers included.
     os.killpg(child.pid, number)

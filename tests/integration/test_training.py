@@ -78,7 +78,7 @@ def test_two_processes_learn_what_one_does(workplace, finished, tmp_path):
     _, values = workplace
     recipe = make_recipe(values, output=str(tmp_path / "run"), training={"accumulation": 2})
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    launch(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml")
+    launch(2, ROOT / "train" / "train.py", tmp_path / "recipe.yaml")
     (weights, records, test), (weights2, records2, test2) = run_result(finished), run_result(tmp_path / "run")
     for name, tensor in weights.items():
         torch.testing.assert_close(weights2[name], tensor, rtol=1e-4, atol=1e-5)
@@ -147,7 +147,7 @@ def test_an_error_of_the_main_process_ends_all_with_its_message(workplace, tmp_p
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     (tmp_path / "run" / "splits.json").mkdir(parents=True)
     (tmp_path / "run" / "recipe.yaml").write_text(dump(recipe))
-    done = run_ranks(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
+    done = run_ranks(2, "train", tmp_path / "recipe.yaml", check=False)
     assert done.returncode != 0
     assert done.stderr.count("splits.json is a folder") == 2
 
@@ -162,7 +162,7 @@ def test_two_processes_measure_the_classifier_that_is_kept(workplace, tmp_path):
         training={"epochs": 1},
     )
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    out = run_ranks(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml").stdout
+    out = run_ranks(2, "train", tmp_path / "recipe.yaml").stdout
     assert out.count("results in") == 1
     classifier = load_classifier(tmp_path / "run" / "latest.safetensors", backbone=values["backbone"]["name"]).eval()
     holdout = create_dataset(recipe.data, "holdout")
@@ -208,7 +208,7 @@ def test_an_error_of_one_process_in_an_evaluation_ends_all_with_its_message(work
     data = {"root": str(tmp_path / "images")}
     recipe = make_recipe(values, output=str(tmp_path / "run"), data=data, training={"epochs": 1})
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
-    done = run_ranks(2, ROOT / "train" / "classifier.py", tmp_path / "recipe.yaml", check=False)
+    done = run_ranks(2, "train", tmp_path / "recipe.yaml", check=False)
     assert done.returncode != 0
     assert done.stderr.count("cannot be read as an image") == 2
 

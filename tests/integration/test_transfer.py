@@ -251,7 +251,7 @@ def test_without_a_choice_seeds_alone_are_run(values, tmp_path):
 def test_two_processes_come_to_the_same(finished, values, tmp_path):
     recipe = small(values, tmp_path / "suite")
     (tmp_path / "suite.yaml").write_text(dump(recipe))
-    run_ranks(2, ROOT / "eval" / "transfer.py", tmp_path / "suite.yaml")
+    run_ranks(2, "transfer", tmp_path / "suite.yaml")
     ours, theirs = (results_of(folder)["rows"][0] for folder in (tmp_path / "suite", finished[0]))
     assert ours["chosen"] == theirs["chosen"]
     assert ours["scores"]["top1"] == pytest.approx(theirs["scores"]["top1"], abs=0.07)

@@ -67,7 +67,7 @@ def shipped_by(recipe):
 def test_a_recipe_says_how_it_is_started_and_what_to_expect(path, read):
     head = path.read_text().partition("\n\n")[0]
     name = f"train/configs/{path.name}"
-    assert f"#   accelerate launch train/classifier.py {name}" in head
+    assert f"#   accelerate launch train/train.py {name}" in head
     assert f"#   difformer train {name}" in head
     assert "# Expected: " in head
     if not re.search("[nN]ot measured", head):

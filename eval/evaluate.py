@@ -1,4 +1,4 @@
-"""Measures a classifier: `accelerate launch eval/classifier.py RUN_OR_CLASSIFIER [options]`."""
+"""Measures a classifier: `accelerate launch eval/evaluate.py RUN_OR_CLASSIFIER [options]`."""
 
 import sys
 

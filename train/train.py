@@ -1,4 +1,4 @@
-"""Trains a classifier from a recipe: `accelerate launch train/classifier.py train/configs/NAME.yaml [options]`."""
+"""Trains a head from a recipe: `accelerate launch train/train.py train/configs/NAME.yaml [options]`."""
 
 import sys
 

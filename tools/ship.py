@@ -1,7 +1,7 @@
 """Puts the weights of a finished run into `checkpoints/`, with their model card and their entry in the manifest.
 
-    python train/ship.py backbone RUN NAME --recipe train/pretraining/X.yaml --data TEXT --licence TEXT
-    python train/ship.py classifier RUN BACKBONE/NAME --recipe train/configs/X.yaml --data TEXT --licence TEXT
+    python tools/ship.py backbone RUN NAME --recipe train/pretraining/X.yaml --data TEXT --licence TEXT
+    python tools/ship.py classifier RUN BACKBONE/NAME --recipe train/configs/X.yaml --data TEXT --licence TEXT
 
 For maintainers. What the card says is read from the run's folder; data, licence and further measurements are given.
 """
