@@ -80,15 +80,15 @@ def search_folders(folder: Path | None = None) -> tuple[Path, ...]:
     """Where weights are looked for by name, the first place first.
 
     That is the folder given alone; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/` in the working folder, the
-    repository's `checkpoints/` where the package lies in a clone, and the cache. What users choose comes before what
+    weights that ship, and the cache. What users choose comes before what
     ships, and what ships before what was once downloaded.
     """
     if folder is not None:
         return (expand_user(folder),)
     named = os.environ.get("DIFFORMER_CHECKPOINTS")
-    here, repository = Path("checkpoints"), shipped_folder()
+    here, ships = Path("checkpoints"), shipped_folder()
     # In the repository itself the two are one.
-    own = [repository] if repository is not None and repository.resolve() != here.resolve() else []
+    own = [ships] if ships is not None and ships.resolve() != here.resolve() else []
     return (*([expand_user(named)] if named else []), here, *own, cache_folder())
 
 

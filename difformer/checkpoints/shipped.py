@@ -15,8 +15,8 @@ MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 Kind = Literal["backbone", "classifier"]
 
-# Beside the package in a clone; nothing, or something else, where the package alone was installed.
-_FOLDER = Path(__file__).parents[2] / "checkpoints"
+# Beside the package in a clone, inside it in a wheel.
+_FOLDERS = (Path(__file__).parents[2] / "checkpoints", Path(__file__).parents[1] / "weights")
 
 
 @dataclass(frozen=True)
@@ -85,12 +85,14 @@ class ShippedFile:
 
 
 def shipped_folder() -> Path | None:
-    """The `checkpoints/` of the repository that the package lies in, or None where it was installed without it."""
-    return _FOLDER if (_FOLDER / MANIFEST).is_file() else None
+    """Where the weights lie that ship: `checkpoints/` of a clone, or a folder of the installed package; None where it
+    was installed without them.
+    """
+    return next((folder for folder in _FOLDERS if (folder / MANIFEST).is_file()), None)
 
 
 def shipped() -> Mapping[str, ShippedFile]:
-    """The weights that ship, by name; none where the package was installed without the repository.
+    """The weights that ship, by name; none where the package was installed without them.
 
     Raises:
         CheckpointError: the manifest is damaged.
@@ -148,9 +150,8 @@ def missing_hint(name: str) -> str:
     folder = shipped_folder()
     if folder is None:
         return (
-            " The weights that ship with difformer lie in the checkpoints/ of its repository, which is not beside this "
-            "installation: clone it and run `pip install -e .` there, or set $DIFFORMER_CHECKPOINTS to the clone's "
-            "checkpoints/"
+            " The weights that ship with difformer are not in this installation: install its wheel, or clone its "
+            "repository and run `pip install -e .` there, or set $DIFFORMER_CHECKPOINTS to the clone's checkpoints/"
         )
     entry = read_manifest(folder).get(name)
     if entry is None:

@@ -279,11 +279,9 @@ def test_mistakes_are_explained_before_anything_is_computed(
 def test_the_scripts_and_the_module_are_the_verbs(command, message, monkeypatch, capsys):
     script, *words = command.split()
     monkeypatch.setattr(sys, "argv", [script, *words])
+    run = runpy.run_module if script == "difformer" else runpy.run_path
     with pytest.raises(SystemExit) as exit_:
-        if script.endswith(".py"):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-        else:
-            runpy.run_module(script, run_name="__main__")
+        run(script if script == "difformer" else str(ROOT / script), run_name="__main__")
     assert exit_.value.code == 1
     assert message in capsys.readouterr().err
 

@@ -14,7 +14,7 @@ def anywhere(tmp_path, monkeypatch):
     """An empty working folder, an empty cache, and no repository beside the package."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(_SHIPPED, "_FOLDER", tmp_path / "repository" / "checkpoints")
+    monkeypatch.setattr(_SHIPPED, "_FOLDERS", (tmp_path / "repository" / "checkpoints",))
     monkeypatch.delenv("DIFFORMER_CHECKPOINTS", raising=False)
     return tmp_path
 

@@ -135,11 +135,11 @@ def test_other_paths_are_no_names(repository, name):
 
 def test_without_the_repository_the_error_says_where_they_lie(anywhere, capsys):
     for attempt in (lambda: create_backbone("small"), lambda: load_classifier("small/linear")):
-        with pytest.raises(FileNotFoundError, match=r"checkpoints/ of its repository.*clone.*DIFFORMER_CHECKPOINTS"):
+        with pytest.raises(FileNotFoundError, match=r"install its wheel, or clone.*DIFFORMER_CHECKPOINTS"):
             attempt()
     assert shipped() == {}
     assert main(["info"]) == 0
-    assert "which is not beside this installation" in capsys.readouterr().out
+    assert "are not in this installation" in capsys.readouterr().out
 
 
 def test_the_environment_stands_in_for_the_repository(repository, monkeypatch, tmp_path):
