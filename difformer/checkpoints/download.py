@@ -8,8 +8,8 @@ import urllib.request
 from pathlib import Path
 
 from filelock import FileLock
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.files import sha256
 
 _CHUNK = 1 << 20
@@ -133,7 +133,6 @@ def _forget(part: Path) -> None:
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, start: int, total: int | None, progress: bool) -> int:
-    tqdm = require("tqdm", "the progress bar").tqdm
     bar = tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress)
     with bar, part.open("ab" if start else "wb") as file:
         while chunk := response.read(_CHUNK):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from difformer._optional import require
 from difformer.config.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.config.fitting import fit_to_backbone
@@ -105,7 +104,9 @@ def _pretrain(recipe: PretrainRecipe, *, dry_run: bool, fake_data: bool, overwri
 
 def _print(lines: Sequence[str]) -> None:
     """Prints on the main process."""
-    require("accelerate", "training").PartialState().print("\n".join(lines), flush=True)
+    from accelerate import PartialState
+
+    PartialState().print("\n".join(lines), flush=True)
 
 
 def _eval(recipe: EvaluationRecipe, *, download: bool, overwrite: bool) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.backbones import UNetBackbone, create_backbone
 from difformer.diffusion import guided, sample_ddim, sample_ddpm
 from difformer.diffusion.samplers import Denoiser
@@ -58,7 +58,7 @@ def sample(
     labels = _labels(opened, count, label, guidance)
     where = next(opened.parameters()).device
     images = []
-    with require("tqdm", "the progress bar").tqdm(total=-(-count // batch_size) * steps, unit="step") as bar:
+    with tqdm(total=-(-count // batch_size) * steps, unit="step") as bar:
         for start in range(0, count, batch_size):
             ids = list(range(start, min(start + batch_size, count)))
             shape = (len(ids), opened.config.in_channels, opened.config.image_size, opened.config.image_size)

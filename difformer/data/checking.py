@@ -7,8 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.data.images import ImageError, looks_whole
 from difformer.data.samples import SampleReader
 from difformer.data.source import Source
@@ -65,7 +65,7 @@ def _looks_whole(source: Source, index: int) -> bool:
 
 def each(look: Callable[[S], T], items: Sequence[S], title: str, *, unit: str = "image") -> Iterator[T]:
     """What a function says of every item, in order, with a progress bar when it takes long."""
-    bar = require("tqdm", "the progress bar").tqdm(total=len(items), desc=title, unit=unit, delay=2, disable=None)
+    bar = tqdm(total=len(items), desc=title, unit=unit, delay=2, disable=None)
     # Disks answer several requests at once, and decoders leave the interpreter alone.
     with bar, ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
         # In pieces, so that an error or Ctrl-C does not wait for a million images that were asked for.

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.config import as_integer
 from difformer.data.images import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import is_data, is_hidden, leads_to
@@ -114,7 +114,7 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
         FileNotFoundError: no root.
     """
     paths = find_shards(config.root, split, config.splits.values())
-    bar = require("tqdm", "the progress bar").tqdm
+    bar = tqdm
     scan = partial(scan_shard, label_key=config.label_column, skip=config.on_bad_image == "skip")
     entries = [scan(path) for path in bar(paths, "reading shards", unit="shard", delay=2, disable=None)]
     title = f"webdataset {split} in {config.root}"

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difformer._optional import require
 from difformer.config import check_choice, check_range
 from difformer.data import Batch
 from difformer.diffusion import (
@@ -19,6 +18,7 @@ from difformer.diffusion import (
     q_sample,
 )
 from difformer.engine.loop.trainer import Place
+from difformer.engine.runtime.processes import gathered
 from difformer.models import UNet
 from difformer.streams import Stream, epoch_seed, generator
 
@@ -99,9 +99,7 @@ class Denoising:
         if not self._learns:
             return
         seen, self._seen = self._seen, []
-        if self._processes.num_processes > 1:
-            seen = require("accelerate.utils", "several processes", install="accelerate").gather_object(seen)
-        for steps, losses in seen:
+        for steps, losses in gathered(self._processes, seen):
             self._timesteps.update(steps, losses)
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from dataclasses import replace
 from functools import partial
 from logging import getLogger
 
+import psutil
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.engine.config.build import outline_backbone, outline_classifier, torso_dtype
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import human_bytes
 from difformer.engine.runtime.batches import divide
-from difformer.engine.runtime.processes import Processes, on_main
+from difformer.engine.runtime.processes import Processes, gathered, on_main
 from difformer.models.memory import TensorMemory
 
 _log = getLogger(__name__)
@@ -79,9 +79,7 @@ def needs_checkpointing(recipe: Recipe, class_names: tuple[str, ...], images: in
     """
     if not recipe.extractor.feedback_taps:
         return False
-    free = [free_memory(processes.device)]
-    if processes.num_processes > 1:
-        free = require("accelerate.utils", "several processes", install="accelerate").gather_object(free)
+    free = gathered(processes, [free_memory(processes.device)])
     at_once = images_at_once(recipe, images, processes.num_processes)
     return on_main(processes, partial(_decide, recipe, class_names, at_once, min(free)))
 
@@ -105,8 +103,7 @@ def free_memory(device: torch.device) -> int:
         # What torch keeps for later is in use to the driver.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
-    # Accelerate brings psutil.
-    available = require("psutil", "the memory estimate").virtual_memory().available
+    available = psutil.virtual_memory().available
     return int(available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 

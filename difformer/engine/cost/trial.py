@@ -3,9 +3,9 @@
 import sys
 from typing import Any
 
+import psutil
 import torch
 
-from difformer._optional import require
 from difformer.engine.loop.trainer import Clock, Totals, Trainer
 from difformer.engine.runtime.stopping import Stopped, StopRequest
 
@@ -51,8 +51,7 @@ def memory_in_use(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
-    # Accelerate brings psutil.
-    return int(require("psutil", "the memory estimate").Process().memory_info().rss)
+    return int(psutil.Process().memory_info().rss)
 
 
 def peak_memory(device: torch.device) -> int:
@@ -60,7 +59,7 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
-        return int(require("psutil", "the memory estimate").Process().memory_info().peak_wset)
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     # Kilobytes, but bytes on macOS.

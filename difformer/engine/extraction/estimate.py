@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, Sample, collate
 from difformer.engine.cost.costs import human_bytes
@@ -40,7 +40,7 @@ class Estimate:
         total, missing = (human_bytes(size) for size in (self.total_bytes, self.missing_bytes))
         if not self.missing_images:
             return f"{total}, all there"
-        interval = require("tqdm", "the estimate").tqdm.format_interval
+        interval = tqdm.format_interval
         times = [interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
         return (
             f"{total}, of which {missing} ({self.missing_images} images) are missing and take about {times[0]}; "

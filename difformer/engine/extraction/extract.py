@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, DataConfig, ImageDataset, ImageError
 from difformer.engine.extraction.estimate import check_disk, collate_readable, device_of, estimate, time_image
@@ -51,7 +51,6 @@ class Job:
         """A progress bar for the images of some (view, shard), shown by the main process for its own share."""
         total = sum(len(manifest.rows(shard)) for _, shard in places)
         shown = self.processes.is_main_process
-        tqdm = require("tqdm", "the progress bar").tqdm
         return tqdm(total=total, unit="image", desc=f"{what} {self.split}", delay=delay, disable=not shown)
 
 

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from difformer._optional import require
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
 from difformer.data import ImageDataset
@@ -14,7 +13,7 @@ from difformer.engine.loop.epochs import run_epochs
 from difformer.engine.loop.resuming import SavedState, saved_state
 from difformer.engine.loop.state import Progress
 from difformer.engine.loop.trainer import Trainer
-from difformer.engine.runtime.processes import create_accelerator, on_main
+from difformer.engine.runtime.processes import create_accelerator, gathered, on_main
 from difformer.engine.runtime.run_folder import RunFolder, environment, flat
 from difformer.report.curves import draw_curves
 
@@ -227,8 +226,6 @@ class _Course:
 
 def _check_same_disk(folder: RunFolder, accelerator: Any, progress: dict[str, Any] | None) -> None:
     """Raises OSError when processes, on other machines, find other states: they would train different weights."""
-    if accelerator.num_processes == 1:
-        return
-    found = require("accelerate.utils", "several processes", install="accelerate").gather_object([progress])
+    found = gathered(accelerator, [progress])
     if any(other != found[0] for other in found):
         raise OSError(f"the processes do not find the same state in {folder.path}; it must lie on a disk they share")

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.engine.config.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
 from difformer.engine.loop.state import Progress, TrainingState, restore, snapshot
@@ -351,9 +351,7 @@ class _seeded:
 
 def progress_bar(total: int, done: int, *, shown: bool) -> Any:
     """A bar over images, with the rate and the time left."""
-    return require("tqdm", "the progress bar").tqdm(
-        total=total, initial=done, unit="image", unit_scale=True, disable=not shown, smoothing=0.1
-    )
+    return tqdm(total=total, initial=done, unit="image", unit_scale=True, disable=not shown, smoothing=0.1)
 
 
 class Clock:

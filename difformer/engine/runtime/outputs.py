@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.engine.config.recipe import BatchSize, as_batch_size
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.batches import create_loader, inputs_of
-from difformer.engine.runtime.processes import on_all
+from difformer.engine.runtime.processes import gathered, on_all
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +135,11 @@ class _Reading:
 
 
 def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: Any) -> Outputs:
-    gather_object = require("accelerate.utils", "evaluation", install="accelerate").gather_object
-    everywhere = gather_object(found) if accelerator.num_processes > 1 else found
+    everywhere = gathered(accelerator, found)
     if not everywhere:
         raise RuntimeError("there is no image to evaluate")
     values, labels, ids = (np.concatenate([part[i] for part in everywhere]) for i in range(3))
-    skipped = getattr(dataset, "skipped", np.empty(0, dtype=np.int64)).tolist()
-    if accelerator.num_processes > 1:
-        skipped = sorted(set(gather_object(skipped)))
+    skipped = sorted(set(gathered(accelerator, getattr(dataset, "skipped", np.empty(0, dtype=np.int64)).tolist())))
     everyone = np.asarray(dataset.ids)
     expected = everyone[~np.isin(everyone, skipped)]
     if not np.array_equal(ids, expected):
@@ -151,6 +148,4 @@ def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: An
 
 
 def _bar(total: int, title: str, *, shown: bool) -> Any:
-    return require("tqdm", "the progress bar").tqdm(
-        total=total, unit="image", desc=title, disable=not shown, leave=False
-    )
+    return tqdm(total=total, unit="image", desc=title, disable=not shown, leave=False)

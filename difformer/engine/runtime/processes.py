@@ -8,8 +8,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from difformer._optional import require
-
 T = TypeVar("T")
 
 _YES = ("1", "true", "yes", "on", "y", "t")
@@ -103,23 +101,25 @@ def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder
     Raises:
         ValueError: a tracker that is unknown or not installed, or fp16 on a CPU; and as `check_launcher`.
     """
-    accelerate = require("accelerate", "training")
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, is_initialized
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
     check_launcher(precision)
     cpu = only_cpu()
     if cpu and precision == "fp16":
         raise ValueError("training.precision: fp16 needs a GPU; use bf16 or no on a CPU")
-    known = require("accelerate.tracking", "training", install="accelerate").LOGGER_TYPE_TO_CLASS
-    available = [str(name) for name in require("accelerate.tracking", "training").get_available_trackers()]
+    available = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in available:
+            known = list(LOGGER_TYPE_TO_CLASS)
             hint = f"pip install {name}" if name in known else f"known are {', '.join(known)}"
             raise ValueError(f"the tracker {name!r} is not there; {hint}, or leave it out of trackers")
-    state = require("accelerate.state", "training", install="accelerate")
     # A run of another precision in the same process; the connection of the processes stays.
-    if state.is_initialized() and state.AcceleratorState().mixed_precision != precision:
-        state.AcceleratorState._reset_state()
+    if is_initialized() and AcceleratorState().mixed_precision != precision:
+        AcceleratorState._reset_state()
     leave_at_exit()
-    return accelerate.Accelerator(
+    return Accelerator(
         cpu=cpu,
         mixed_precision=precision,
         log_with=list(trackers) or None,
@@ -148,7 +148,9 @@ def on_main(processes: Processes, work: Callable[[], T]) -> T:
     """
     outcome: list[Any] = [_attempt(work) if processes.is_main_process else None]
     if processes.num_processes > 1:
-        require("accelerate.utils", "several processes", install="accelerate").broadcast_object_list(outcome)
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(outcome)
     result, error = outcome[0]
     if error is not None:
         raise error
@@ -161,12 +163,20 @@ def on_all(processes: Processes, work: Callable[[], T]) -> T:
     An error on one is raised on all, so that none waits for ever. Its own error comes first.
     """
     result, error = _attempt(work)
-    if processes.num_processes > 1:
-        errors = require("accelerate.utils", "several processes", install="accelerate").gather_object([error])
-        error = error or next((other for other in errors if other is not None), None)
+    error = error or next((other for other in gathered(processes, [error]) if other is not None), None)
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
+
+
+def gathered(processes: Processes, items: list[T]) -> list[T]:
+    """The items of all processes, in their order, on every one of them; they must be such as can be pickled."""
+    if processes.num_processes == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    everywhere: list[T] = gather_object(items)
+    return everywhere
 
 
 def _attempt(work: Callable[[], T]) -> tuple[T | None, Exception | None]:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.analysis import MinibatchCKA
 from difformer.config.reading import dump
 from difformer.data import ImageDataset
@@ -96,7 +96,7 @@ def _accumulate(
 ) -> NDArray[np.float64]:
     found = MinibatchCKA(kernel=recipe.kernel, bandwidth=recipe.bandwidth)
     loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
-    for batch in require("tqdm", "the progress bar").tqdm(loader, total=len(batches), unit="batch"):
+    for batch in tqdm(loader, total=len(batches), unit="batch"):
         if batch is None or len(batch.ids) < _FEWEST:
             continue
         inputs = batch.images.to(device, non_blocking=True), batch.ids

@@ -2,8 +2,8 @@
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.analysis.retrieval import precision_at_k
 from difformer.config.reading import dump
 from difformer.data import Batch, ImageDataset
@@ -93,7 +93,7 @@ def _read(
     loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
     batch: Batch | None
     parts, read = [], []
-    for batch in require("tqdm", "the progress bar").tqdm(loader, total=len(batches), unit="batch"):
+    for batch in tqdm(loader, total=len(batches), unit="batch"):
         if batch is not None:
             with torch.no_grad():
                 found = blocks.read(batch.images.to(device), batch.ids)

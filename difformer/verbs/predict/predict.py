@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-from difformer._optional import require
+from tqdm import tqdm
+
 from difformer.classifier import DiffusionClassifier
 from difformer.data import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import find_images, in_words
@@ -92,7 +93,7 @@ def _list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
 def _predict(
     classifier: DiffusionClassifier, folder: Path, paths: list[Path], size: int, file: TextIO, report: Report
 ) -> None:
-    with require("tqdm", "the progress bar").tqdm(total=len(paths), unit="image") as bar:
+    with tqdm(total=len(paths), unit="image") as bar:
         for start in range(0, len(paths), size):
             readable, images = [], []
             for path in paths[start : start + size]:

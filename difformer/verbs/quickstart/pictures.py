@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, DataConfig, ImageDataset, few_shot
@@ -77,9 +77,7 @@ def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predi
 def _batches(images: ImageDataset) -> Iterator[tuple[list[int], Batch]]:
     """Places and batches of the images that can be read, with a progress bar when it takes long."""
     starts = range(0, len(images), _BATCH)
-    for start in require("tqdm", "the progress bar").tqdm(
-        starts, desc="predicting", unit="batch", delay=2, leave=False
-    ):
+    for start in tqdm(starts, desc="predicting", unit="batch", delay=2, leave=False):
         samples = [(place, images[place]) for place in range(start, min(start + _BATCH, len(images)))]
         there = [(place, sample) for place, sample in samples if sample is not None]
         if batch := collate_readable([sample for _, sample in there]):

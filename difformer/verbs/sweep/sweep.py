@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.analysis.probes import Labelled, best, create_probe, judge
 from difformer.backbones import UNetBackbone
 from difformer.config.provenance import changed_keys
@@ -187,7 +187,6 @@ def _fit(
     probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
     fits = fit_places(probe, train, len(images["train"].class_names), device)
     found = {}
-    tqdm = require("tqdm", "the progress bar").tqdm
     for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
         unseen = Labelled(validation.of(tap, pool).to(device), labels)
         chosen = best(judge(scorer, unseen, criterion=recipe.criterion))

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
-from difformer._optional import require
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.cost.step_memory import free_memory, images_at_once, step_bytes
@@ -199,5 +199,4 @@ def _head_seconds(run: Run) -> float:
 
 
 def _interval(seconds: float) -> str:
-    interval: str = require("tqdm", "the estimate").tqdm.format_interval(seconds)
-    return interval
+    return tqdm.format_interval(seconds)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difformer._optional import require
 from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
@@ -250,8 +249,9 @@ class Run:
         if self.trainer.averaged is not None:
             restore(self.task.parts, self.trainer.averaged, "the moving average")
         if self.accelerator.num_processes > 1:
-            utilities = require("accelerate.utils", "several processes", install="accelerate")
-            utilities.broadcast(list(self.task.parts.buffers()))
+            from accelerate.utils import broadcast
+
+            broadcast(list(self.task.parts.buffers()))
         try:
             yield
         finally:
