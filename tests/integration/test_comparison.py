@@ -14,6 +14,8 @@ from difformer.verbs.compare.compare import compare_runs, short_names
 from difformer.verbs.compare.measured import read_measured
 from difformer.verbs.train.train import train
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -21,6 +21,7 @@ from difformer.streams import epoch_seed
 from difformer.verbs.extract.extract import extract
 from difformer.verbs.train.train import train
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
 TRAIN, VAL = 13, 5
 HEADS = {
     "linear": ({"name": "linear"}, {}),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import recipe_input, small_unet
+from support import recipe_input, tiny_unet
 from training import assert_same_run, interrupt_after, make_recipe, merged, run_result, write_images, write_workplace
 
 from difformer import create_backbone, load_classifier
@@ -17,6 +17,7 @@ from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.train.run import Run
 from difformer.verbs.train.train import train
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
 FEEDBACK = {"feedback_taps": ["out03", "out01"], "taps": ["out02"], "timesteps": [90], "gate": True}
 HEAD = {"name": "attention", "arguments": {"width": 16, "heads": 2, "layers": 1, "pool": 2, "norm": "batch"}}
 JOINT = {"variant": "joint", "width": 16, "heads": 2, "layers": 1, "pool": 2, "dropout": 0.1}
@@ -27,7 +28,7 @@ def work(tmp_path_factory):
     """A folder with images, backbones and a run of attention, and the values of that run's recipe."""
     folder = tmp_path_factory.mktemp("work")
     values = write_workplace(folder) | {"head": HEAD, "extractor": {"taps": ["out02"], "timesteps": [90]}}
-    create_backbone(small_unet(seed=3), schedule="linear").save(folder / "other.safetensors")
+    create_backbone(tiny_unet(seed=3), schedule="linear").save(folder / "other.safetensors")
     write_images(folder / "two", {"train": 10, "test": 5}, classes=2)
     values |= {"output": str(folder / "attention"), "training": {"epochs": 2, "batch_size": 8, "workers": 0}}
     train(make_recipe(values, training={"ema": 0.9}))

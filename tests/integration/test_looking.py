@@ -19,6 +19,8 @@ from difformer.verbs.look import sections
 from difformer.verbs.look.look import look
 from difformer.verbs.look.recipe import LookRecipe
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
+
 
 @pytest.fixture
 def values(tmp_path):

@@ -4,14 +4,17 @@ import socket
 
 import pytest
 import timm
+import yaml
 from PIL import Image
 from safetensors.torch import save_file
-from support import small_unet
+from support import tiny_unet
 
 from difformer import NoiseSchedule, UNetBackbone
 from difformer.cli import main
 from difformer.cli.entry import VERBS
+from difformer.config.reading import read_yaml
 from difformer.verbs.cka import representations
+from difformer.verbs.quickstart.plan import RECIPES
 
 HUB = "hf://nobody/nothing"
 DATA = [
@@ -28,6 +31,14 @@ RECIPE = [*DATA, "--backbone.name", HUB]
 PRESET = [*DATA, "--backbone.name", "adm256_uncond"]
 HEAD = ["--head.name", "linear", "--extractor.taps", "[mid]", "--extractor.timesteps", "[90]", "--output", "out"]
 NEITHER = "allow the download"
+MODEL = ["--model.image_size=32", "--model.model_channels=32", "--model.channel_mult=[1,2]"]
+MODEL += ["--model.num_res_blocks=1", "--model.attention_resolutions=[16]", "--data.size=32", "--output", "out"]
+SUITE = {
+    "datasets": {"images": {"name": "folder", "root": "images", "size": 32, "splits": {"train": ".", "test": "."}}},
+    "heads": {"linear": {"head": {"name": "linear"}, "extractor": {"taps": ["mid"], "timesteps": [90]}}},
+    "base": {"backbone": {"name": HUB}},
+    "output": "out",
+}
 
 # What each verb would have to fetch, and what it says instead.
 COMMANDS = [
@@ -50,9 +61,17 @@ COMMANDS = [
     (["cka", *RECIPE, "--output", "out"], NEITHER),
     (["cka", *DATA, "--backbone.name", "small.safetensors", "--other", HUB, "--output", "out"], NEITHER),
     (["cka", *DATA, "--backbone.name", "small.safetensors", "--timm.name", "test_resnet", "--output", "out"], NEITHER),
+    (["transfer", "suite.yaml"], NEITHER),
+    (["transfer", "suite.yaml", "--dry_run"], NEITHER),
+    (["quickstart", "--data", "images", "--recipe", "quickstart.yaml", "--output", "out"], NEITHER),
+    (["pretrain", "--data.name", "cifar10", "--data.root", "empty", *MODEL], "with download: true torchvision fetches"),
+    (
+        ["pretrain", "--data.name", "huggingface", "--data.root", "nobody/nothing", *MODEL],
+        "download: true it is fetched",
+    ),
+    # Its networks have random weights, and are known by name alone.
+    (["bench", "--subjects", HUB], "unknown subject"),
 ]
-# These read nothing by a name that could stand for another place: the options of their data sets alone do.
-LOCAL = {"quickstart", "bench", "pretrain", "transfer"}
 
 
 @pytest.fixture
@@ -79,12 +98,17 @@ def attempts(tmp_path, monkeypatch):
             path = tmp_path / "images" / kind / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (32, 32), (40 * number, 0, 90)).save(path)
-    UNetBackbone(small_unet(), NoiseSchedule.linear(), name="small").save("small.safetensors")
+    (tmp_path / "empty").mkdir()
+    UNetBackbone(tiny_unet(), NoiseSchedule.linear(), name="small").save("small.safetensors")
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE))
+    values = read_yaml(RECIPES / "folder.yaml")
+    values["base"]["backbone"]["name"] = HUB
+    (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(values))
     return found
 
 
 def test_every_verb_is_here():
-    assert {arguments[0] for arguments, _ in COMMANDS} | LOCAL == set(VERBS)
+    assert {arguments[0] for arguments, _ in COMMANDS} == set(VERBS)
 
 
 @pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(a[:2]) for a, _ in COMMANDS])

@@ -21,16 +21,16 @@ from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
 MODEL = {
-    "image_size": 32, "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
-    "attention_resolutions": [16], "num_head_channels": 16, "num_classes": 4, "dropout": 0.0,
+    "image_size": 16, "model_channels": 32, "channel_mult": [1, 1], "num_res_blocks": 1,
+    "attention_resolutions": [8], "num_head_channels": 16, "num_classes": 4, "dropout": 0.0,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
-    root = write_images(tmp_path_factory.mktemp("work") / "images", {"train": 7}, size=32)
+    root = write_images(tmp_path_factory.mktemp("work") / "images", {"train": 7}, size=16)
     return {
-        "data": {"name": "folder", "root": str(root), "size": 32},
+        "data": {"name": "folder", "root": str(root), "size": 16},
         "model": MODEL,
         # Few timesteps, so that the sampler of timesteps learns within the run.
         "noise": "cosine",
@@ -219,7 +219,7 @@ def test_labels_are_dropped_at_random_and_become_the_null_label(values):
         ({"objective": {"bound_weight": float("nan")}}, r"objective\.bound_weight must be a number at least 0"),
         ({"samples": {"steps": 5}}, r"samples\.steps must be at most num_timesteps, 4"),
         ({"noise": "quadratic"}, "noise must be linear or cosine"),
-        ({"data": {"size": 16}}, r"data\.size, 16, must be model\.image_size, 32"),
+        ({"data": {"size": 32}}, r"data\.size, 32, must be model\.image_size, 16"),
     ],
 )
 def test_a_wrong_value_says_what_was_expected(values, changes, message):

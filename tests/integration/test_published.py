@@ -1,5 +1,7 @@
 """Checkpoints of the published code, made here as that code makes them, become classifiers with the golden logits."""
 
+import shutil
+
 import pytest
 import torch
 from support import config_from_openai, load_recipe, read_golden, recipe_tensor
@@ -14,13 +16,28 @@ from difformer.files import sha256
 NAMES = ["linear_probe", "attention_head", "difformer", "diffeed"]
 
 
+@pytest.fixture(scope="module")
+def backbone_file(tmp_path_factory):
+    """Writes the file of a backbone, once each."""
+    folder = tmp_path_factory.mktemp("backbones")
+
+    def write(name):
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            _, options = read_golden(name)
+            unet = load_recipe(UNet(config_from_openai(options["unet"])), options["seeds"]["unet"])
+            UNetBackbone(unet, NoiseSchedule.linear(), name="small").save(path)
+        return path
+
+    return write
+
+
 @pytest.fixture(params=NAMES)
-def published(request, tmp_path):
+def published(request, backbone_file, tmp_path):
     """A `latest.pth`, its backbone's file, and the golden values."""
     tensors, options = read_golden(request.param)
     seeds = options["seeds"]
-    unet = load_recipe(UNet(config_from_openai(options["unet"])), seeds["unet"])
-    UNetBackbone(unet, NoiseSchedule.linear(), name="small").save(tmp_path / "small.safetensors")
+    shutil.copy(backbone_file(request.param), tmp_path / "small.safetensors")
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.05)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7)

@@ -22,6 +22,7 @@ from difformer.verbs.select.select import select
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
 TIMESTEPS = [10, 30, 50, 90, 150, 200, 300, 500]
 
 

@@ -12,7 +12,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from support import small_unet
+from support import tiny_unet
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import normalize, resize
 from training import merged, write_images, write_subject
@@ -27,6 +27,7 @@ from difformer.verbs.cka import cka as module
 from difformer.verbs.cka.cka import measure_cka
 from difformer.verbs.cka.recipe import SimilarityRecipe
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
 TIMM = "test_resnet"
 
 
@@ -160,7 +161,7 @@ def test_leaves_a_table_and_pictures(values, tmp_path, capsys):
 def test_against_other_weights(values, tmp_path):
     same = measure_cka(make(values, other=values["backbone"]["name"]))
     np.testing.assert_allclose(same, measure_cka(make(values, output=str(tmp_path / "own"))), atol=1e-9)
-    create_backbone(small_unet(seed=8), schedule="linear").save(tmp_path / "other.safetensors")
+    create_backbone(tiny_unet(seed=8), schedule="linear").save(tmp_path / "other.safetensors")
     other = measure_cka(make(values, other=str(tmp_path / "other.safetensors"), output=str(tmp_path / "two")))
     assert (np.diag(other) < 0.999).all()
     assert (tmp_path / "two" / "models.png").exists()
@@ -238,7 +239,7 @@ def test_own_blocks_and_timesteps_are_drawn_by_each_other(values, drawn):
 
 
 def test_another_model_is_drawn_at_equal_timesteps(values, tmp_path, drawn):
-    create_backbone(small_unet(seed=8), schedule="linear").save(tmp_path / "other.safetensors")
+    create_backbone(tiny_unet(seed=8), schedule="linear").save(tmp_path / "other.safetensors")
     matrix = measure_cka(make(values, other=str(tmp_path / "other.safetensors")))
     picture = drawn.pop("models.png")
     assert not drawn

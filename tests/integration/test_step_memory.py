@@ -17,6 +17,7 @@ from difformer.models.memory import TensorMemory
 from difformer.verbs.train.run import Run
 from difformer.verbs.train.train import train
 
+pytestmark = pytest.mark.usefixtures("drawn_once")
 NAMES = ("a", "b", "c")
 ALONE = SimpleNamespace(num_processes=1, process_index=0, is_main_process=True, device=torch.device("cpu"))
 PLENTY = 10**15
@@ -25,7 +26,7 @@ PLENTY = 10**15
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
     """A recipe of DifFeed."""
-    feedback = {"feedback_taps": ["out01", "out03"], "taps": ["out04"], "timesteps": [90, 150]}
+    feedback = {"feedback_taps": ["out00", "out02"], "taps": ["out03"], "timesteps": [90, 150]}
     folder = tmp_path_factory.mktemp("work")
     return merged(
         write_workplace(folder),

@@ -32,6 +32,7 @@ from difformer.verbs.sweep.scores import Score, best_score, pareto_front
 from difformer.verbs.sweep.sweep import sweep
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("drawn_once")
 CHOOSER = Chooser(np.repeat([0, 1], [15, 5]), "holdout", "top1")
 
 

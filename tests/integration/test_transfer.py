@@ -151,8 +151,9 @@ def test_the_tables_hold_mean_and_deviation_beside_the_published(finished):
     assert parse(create_parser(TransferRecipe, "", "", {}), TransferRecipe, (), [str(folder / "transfer.yaml")])[0]
 
 
-def test_the_same_command_trains_nothing_again(finished, capsys):
+def test_the_same_command_trains_nothing_again_and_leaves_the_global_generator_alone(finished, capsys):
     folder, recipe, result = finished
+    state = torch.random.get_rng_state()
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("state.pt")}
     table = (folder / "table.md").read_text()
     again = transfer(recipe)
@@ -160,6 +161,7 @@ def test_the_same_command_trains_nothing_again(finished, capsys):
     assert again.rows == result.rows
     assert (folder / "table.md").read_text() == table
     assert "[16/16] blue/feedback/test-seed1" in capsys.readouterr().out
+    assert torch.random.get_rng_state().equal(state)
 
 
 def small(values, folder, **changes):
@@ -353,9 +355,3 @@ def test_numbers_are_rounded_and_missing_ones_shown():
     assert (lines[0]["mean"], lines[0]["std"], lines[0]["published_top1"]) == ("60.0000", "10.0000", "61.0")
     assert (lines[1]["mean"], lines[1]["chosen"], lines[1]["seeds"]) == ("", "", "0")
     assert json.loads(lines[2]["chosen"]) == {"optimizer.lr": 0.1}
-
-
-def test_a_suite_leaves_the_global_generator_alone(finished):
-    state = torch.random.get_rng_state()
-    transfer(finished[1])
-    assert torch.random.get_rng_state().equal(state)

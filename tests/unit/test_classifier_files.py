@@ -384,14 +384,31 @@ def test_what_a_description_must_say(backbone, tmp_path, version, part, name):
             load_classifier(path, backbone=backbone, verify=verify)
 
 
-@pytest.mark.parametrize("value", [5, "name", [], None, True])
-@pytest.mark.parametrize("part", ["backbone", "extractor", "head", "class_names", "preprocessing", "metadata"])
+def test_preprocessing_may_be_missing_and_classes_may_not(backbone, tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_classifier(path, linear(backbone))
+    rewrite(path, lambda description: description.update(preprocessing=None))
+    assert read_description(path)["preprocessing"] is None
+    assert load_classifier(path, backbone=backbone)
+    rewrite(path, lambda description: description.update(class_names=[]))
+    assert read_description(path)["class_names"] == []
+    with pytest.raises(CheckpointError, match="num_classes must be a positive integer"):
+        load_classifier(path, backbone=backbone)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        (part, value)
+        for part in ("backbone", "extractor", "head", "class_names", "preprocessing", "metadata")
+        for value in (5, "name", [], None, True)
+        if (part, value) not in [("preprocessing", None), ("class_names", [])]
+    ],
+)
 def test_parts_of_another_kind_are_refused(backbone, tmp_path, part, value):
     path = tmp_path / "c.safetensors"
     save_classifier(path, linear(backbone))
     rewrite(path, lambda description: description.update({part: value}))
-    if (part, value) in [("preprocessing", None), ("class_names", [])]:
-        return
     for read in (read_description, lambda path: load_classifier(path, backbone=backbone)):
         with pytest.raises(CheckpointError, match=f"malformed: {part}"):
             read(path)

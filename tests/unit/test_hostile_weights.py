@@ -91,11 +91,16 @@ def test_layers_of_any_number_and_width_are_refused(backbone, tmp_path, hidden):
         load_classifier(path, backbone=backbone)
 
 
-@pytest.mark.parametrize("size", [100_000, float("inf"), float("nan"), -1, 0, "32", None, [32], 2**80, 32.5])
-@pytest.mark.parametrize("name", ["size", "resize"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        (name, size)
+        for name in ("size", "resize")
+        for size in (100_000, float("inf"), float("nan"), -1, 0, "32", None, [32], 2**80, 32.5)
+        if (name, size) != ("resize", None)
+    ],
+)
 def test_sizes_of_no_image_are_refused(backbone, tmp_path, name, size):
-    if name == "resize" and size is None:
-        return
     path = tmp_path / "c.safetensors"
     save_classifier(path, linear(backbone))
     change_part(path, "preprocessing", {name: size})
@@ -108,7 +113,7 @@ def deep(levels):
     return "[" * levels + "]" * levels
 
 
-@pytest.mark.parametrize("levels", [900, 5000, 200_000])
+@pytest.mark.parametrize("levels", [900, 200_000])
 @pytest.mark.parametrize("key", ["config", "schedule", "provenance"])
 def test_descriptions_of_many_levels_are_refused(backbone, tmp_path, key, levels):
     path = tmp_path / "b.safetensors"
@@ -122,7 +127,7 @@ def test_descriptions_of_many_levels_are_refused(backbone, tmp_path, key, levels
                 read(path)
 
 
-@pytest.mark.parametrize("levels", [900, 5000, 200_000])
+@pytest.mark.parametrize("levels", [900, 200_000])
 @pytest.mark.parametrize("part", ["backbone", "extractor", "head", "class_names", "preprocessing"])
 def test_classifiers_of_many_levels_are_refused(backbone, tmp_path, part, levels):
     path = tmp_path / "c.safetensors"
@@ -238,7 +243,7 @@ def test_refusing_takes_no_memory(backbone, tmp_path):
     save_classifier(path, DiffusionClassifier(extractor, DifFormerHead(extractor.specs, 3, **DIFFORMER)))
     change_part(path, "head", {"arguments": {**DIFFORMER, "width": 20_000, "mlp_ratio": 1e4, "layers": 200_000}})
     backbone.save(tmp_path / "b.safetensors")
-    write_archive(tmp_path / "own.pt", {"own/data/unused": 600}, zipfile.ZIP_DEFLATED)
+    write_archive(tmp_path / "own.pt", {"own/data/unused": 200}, zipfile.ZIP_DEFLATED)
     script = f"""
         import resource, pathlib, difformer
         from difformer.checkpoints import read_weights
