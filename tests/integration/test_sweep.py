@@ -18,6 +18,7 @@ from difformer.cli import main
 from difformer.config.reading import build, plain, read_yaml
 from difformer.data import DataConfig
 from difformer.engine.extraction.pooled import SplitFeatures
+from difformer.engine.runtime import resources as opening
 from difformer.engine.runtime.processes import solver_device
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.taps import TapSpec
@@ -132,12 +133,12 @@ def test_what_cannot_end_well_is_refused_before_anything_is_read(values, changes
 
 
 def test_a_test_split_of_other_classes_is_refused_before_anything_is_read(values, monkeypatch):
-    original = module.build_dataset
+    original = opening.build_dataset
 
     def build_other(config, split, **options):
         return SimpleNamespace(class_names=("cat",)) if split == "test" else original(config, split, **options)
 
-    monkeypatch.setattr(module, "build_dataset", build_other)
+    monkeypatch.setattr(opening, "build_dataset", build_other)
     with pytest.raises(ValueError, match=r"class names of test \(1\) are not those of train \(3\)"):
         sweep(make(values, test="test"))
 

@@ -24,9 +24,9 @@ from difformer.data import (
     data_set_names,
     read_source,
 )
+from difformer.data.classes import check_same_classes
 from difformer.data.folder import _words
 from difformer.data.images import decode_image
-from difformer.tasks.classification.results import check_same_classes
 
 
 @pytest.fixture

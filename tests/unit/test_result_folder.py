@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from difformer.data.classes import check_same_classes
 from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.report import draw_confusion
-from difformer.tasks.classification.results import check_same_classes
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from difformer.classifier import DiffusionClassifier, load_classifier, read_desc
 from difformer.config.provenance import carried, without_places
 from difformer.config.reading import read_yaml
 from difformer.data import ImageDataset
+from difformer.data.classes import check_same_classes
 from difformer.engine.config.build import build_backbone, build_dataset
 from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.extraction.estimate import collate_readable
@@ -24,7 +25,6 @@ from difformer.features import collate_features
 from difformer.files import expand_user, sealed
 from difformer.tasks.classification.results import (
     TABLES,
-    check_same_classes,
     describe_split,
     readable,
     scalars,

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from difformer.data import ImageDataset
-from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.config.build import build_classifier
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.extraction.extract import BATCH_SIZE, Job, announce, extract_missing, plan_for
 from difformer.engine.runtime.processes import create_accelerator
+from difformer.engine.runtime.resources import Resources
 from difformer.features import CachedFeatures
 from difformer.features.planning import DIFFEED
 
@@ -16,7 +16,7 @@ def extract(
     *,
     splits: Sequence[str] | None = None,
     estimate_only: bool = False,
-    random_weights: bool = False,
+    resources: Resources | None = None,
 ) -> dict[str, CachedFeatures]:
     """Extracts what training and evaluation of a recipe read: says what it will take, then does it.
 
@@ -24,7 +24,7 @@ def extract(
         recipe: with `features` either way.
         splits: `train` (with augmentation) and others (without); by default those the recipe trains on and evaluates.
         estimate_only: say what it will take, and extract nothing.
-        random_weights: use the backbone's architecture alone, for a trial run.
+        resources: shared with other runs of this process.
 
     Returns:
         The features by split; none of them with `estimate_only`.
@@ -34,16 +34,11 @@ def extract(
     """
     if recipe.extractor.feedback_taps:
         raise ValueError(DIFFEED)
+    resources = resources or Resources()
     processes = create_accelerator(recipe.training.precision)
     evaluated = [name for name in (recipe.evaluation.validation, recipe.evaluation.test) if name]
-    names = dict.fromkeys(splits or ["train", *evaluated])
-    datasets: dict[str, ImageDataset] = {}
-    for name in names:
-        known = datasets["train"].class_names if "train" in datasets else None
-        datasets[name] = build_dataset(recipe.data, name, augment=name == "train", classes=known)
-    backbone = build_backbone(
-        recipe.backbone, precision=recipe.training.precision, device=processes.device, random_weights=random_weights
-    )
+    datasets = resources.splits(recipe.data, splits or ("train", *evaluated), augment=True)
+    backbone = resources.backbone(recipe.backbone, precision=recipe.training.precision, device=processes.device)
     classes = next(iter(datasets.values())).class_names
     classifier = build_classifier(recipe, backbone, classes).to(processes.device).eval()
     wanted = {"data": recipe.data, "cache": recipe.cache, "seed": recipe.extractor.seed}

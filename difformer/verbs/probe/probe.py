@@ -11,19 +11,19 @@ from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare,
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
 from difformer.data import ImageDataset
-from difformer.engine.config.build import build_backbone, build_dataset, build_extractor
+from difformer.engine.config.build import build_extractor
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.outputs import Outputs, evaluate
 from difformer.engine.runtime.processes import create_accelerator, solver_device
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.runtime.run_folder import environment
 from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
 from difformer.tasks.classification.results import (
     TABLES,
-    check_same_classes,
     describe_split,
     readable,
     scalars,
@@ -58,13 +58,16 @@ class _Test:
     scores: ImageScores
 
 
-def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any] | None:
+def run_probe(
+    recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources | None = None
+) -> dict[str, Any] | None:
     """Reads the features of every split, each image once; chooses settings on the validation split alone, and measures
     the test split once.
 
     Args:
         recipe: everything about the probe.
         overwrite: replace results that are there.
+        resources: shared with other runs of this process.
 
     Returns:
         The content of `results.json` without its digests, on the main process; None on the others, which only help to
@@ -75,11 +78,12 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
         OSError: something cannot be read or written.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
+    resources = resources or Resources()
     folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
     folder.check(overwrite=overwrite)
-    images = _open_splits(recipe)
+    images = _open_splits(recipe, resources)
     accelerator = create_accelerator(recipe.precision)
-    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
     clock = Clock()
     splits = {name: _read(recipe, model, name, dataset, accelerator) for name, dataset in images.items()}
@@ -105,14 +109,9 @@ def run_probe(recipe: ProbeRecipe, *, overwrite: bool = False) -> dict[str, Any]
     return results
 
 
-def _open_splits(recipe: ProbeRecipe) -> dict[str, ImageDataset]:
+def _open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:
     """All of them without augmentation, before the first image is read."""
-    names = ["train", recipe.validation, *([recipe.test] if recipe.test else [])]
-    images: dict[str, ImageDataset] = {}
-    for name in names:
-        classes = images["train"].class_names if images else None
-        images[name] = build_dataset(recipe.data, name, classes=classes)
-        check_same_classes(images[name].class_names, images["train"].class_names, f"of {name}", "of train")
+    images = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
     most = max(recipe.ks or (0,))
     if recipe.method == "knn" and most > len(images["train"]):
         raise ValueError(f"ks: {most} neighbours were asked for, but there are {len(images['train'])} training images")

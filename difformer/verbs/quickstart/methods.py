@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from difformer.data.dataset import TEST
-from difformer.engine.config.build import build_dataset
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.trainer import Clock
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import read_json, sealed
 from difformer.tables import read_rows
@@ -54,12 +54,15 @@ class MethodResult:
         return mean(values), stdev(values) if len(values) > 1 else None
 
 
-def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -> list[MethodResult]:
+def measure_methods(
+    plan: Plan, folder: RunFolder, resources: Resources, say: Callable[[str], None]
+) -> list[MethodResult]:
     """Carries out everything that is not done yet.
 
     Args:
         plan: what to do.
         folder: of everything.
+        resources: shared by all methods.
         say: is told what comes next.
 
     Raises:
@@ -71,30 +74,30 @@ def measure_methods(plan: Plan, folder: RunFolder, say: Callable[[str], None]) -
         by_method.setdefault(run.method, []).append(run)
     total = 3 + len(plan.runs)
     say(f"[1/{total}] {plan.titles[SVM]}")
-    results = [_pixels(plan, folder)]
+    results = [_pixels(plan, folder, resources)]
     say(f"[2/{total}] {plan.titles[KNN]}")
-    results.append(_neighbours(plan, folder))
+    results.append(_neighbours(plan, folder, resources))
     say(f"[3/{total}] features for the heads")
-    _extract(plan, folder)
+    _extract(plan, folder, resources)
     number = 3
     for method, runs in by_method.items():
         found = []
         for run in runs:
             number += 1
             say(f"[{number}/{total}] {plan.titles[method]}, seed {run.seed}")
-            found.append(_train(run, folder))
+            found.append(_train(run, folder, resources))
         results.append(_together(plan, method, runs, found, folder))
     return results
 
 
-def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
+def _pixels(plan: Plan, folder: RunFolder, resources: Resources) -> MethodResult:
     found = {}
     for suffix, data in plan.draws.items():
         name = f"{SVM}{suffix}"
         file = folder.path / name / "results.json"
         if not file.exists():
             with _timed(folder, name):
-                fitted = classify_pixels(*(build_dataset(data, split) for split in ("train", TEST)))
+                fitted = classify_pixels(*resources.splits(data, ("train", TEST)).values())
             file.parent.mkdir(exist_ok=True)
             written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
             folder.write_json(f"{name}/results.json", sealed(written))
@@ -106,14 +109,14 @@ def _pixels(plan: Plan, folder: RunFolder) -> MethodResult:
     return _untrained(SVM, {name: result["test"] for name, result in found.items()}, folder, f"C = {strengths}{note}")
 
 
-def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
+def _neighbours(plan: Plan, folder: RunFolder, resources: Resources) -> MethodResult:
     found, chosen = {}, []
     for suffix, data in plan.draws.items():
         name = f"{KNN}{suffix}"
         own = folder.path / name
         if not (own / "results.json").exists():
             with _timed(folder, name):
-                run_probe(replace(plan.knn, data=data, output=str(own)))
+                run_probe(replace(plan.knn, data=data, output=str(own)), resources=resources)
         result = read_measurements(own, "results.json", _REMEDY)
         with (own / "confusion.csv").open(newline="", encoding="utf-8") as table:
             confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
@@ -122,7 +125,7 @@ def _neighbours(plan: Plan, folder: RunFolder) -> MethodResult:
     return _untrained(KNN, found, folder, f"k = {', '.join(chosen)}")
 
 
-def _extract(plan: Plan, folder: RunFolder) -> None:
+def _extract(plan: Plan, folder: RunFolder, resources: Resources) -> None:
     """Writes the features of the head that reads most; the others find theirs among them, if they are there.
 
     For each draw of images by itself, as far as any run still reads them.
@@ -135,7 +138,7 @@ def _extract(plan: Plan, folder: RunFolder) -> None:
         if not all(RunFolder(recipe.output).finished() for recipe in recipes):
             richest = max(recipes, key=_features_read)
             with _timed(folder, FEATURES):
-                extract(richest)
+                extract(richest, resources=resources)
 
 
 def _features_read(recipe: Recipe) -> int:
@@ -164,13 +167,13 @@ def _untrained(method: str, tests: Mapping[str, Mapping[str, Any]], folder: RunF
     )
 
 
-def _train(run: PlannedRun, folder: RunFolder) -> dict[str, Any]:
+def _train(run: PlannedRun, folder: RunFolder, resources: Resources) -> dict[str, Any]:
     """The run's results, which are read where it is finished."""
     results = RunFolder(run.recipe.output).finished()
     if results is not None:
         return results
     with _timed(folder, run.name):
-        return train(run.recipe, more_to_come=True)
+        return train(run.recipe, more_to_come=True, resources=resources)
 
 
 def _together(

@@ -10,7 +10,7 @@ from difformer.backbones import UNetBackbone
 from difformer.classifier import load_classifier
 from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
-from difformer.engine.config.build import build_dataset
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import expand_user
 from difformer.report.attention import draw_attention
@@ -37,7 +37,9 @@ _EXAMPLES = 12
 _DRAWN = "Each seed draws training images of its own, so that the deviation has in it which these were. "
 
 
-def write_report(plan: Plan, results: Sequence[MethodResult], backbone: UNetBackbone, folder: RunFolder) -> Path:
+def write_report(
+    plan: Plan, results: Sequence[MethodResult], backbone: UNetBackbone, folder: RunFolder, resources: Resources
+) -> Path:
     """Draws the pictures and writes the page.
 
     Args:
@@ -45,6 +47,7 @@ def write_report(plan: Plan, results: Sequence[MethodResult], backbone: UNetBack
         results: what came of it.
         backbone: the one all methods used.
         folder: of everything; the pictures go into `pictures`, the page is `report.html`.
+        resources: shared by all methods.
 
     Raises:
         OSError: something cannot be read or written.
@@ -53,7 +56,7 @@ def write_report(plan: Plan, results: Sequence[MethodResult], backbone: UNetBack
     pictures.mkdir(exist_ok=True)
     shown = next((run for run in plan.runs if run.method == SHOWN), plan.runs[-1])
     page = folder.path / PAGE
-    images = build_dataset(plan.data, TEST)
+    images = resources.splits(plan.data, ("train", TEST))[TEST]
     sections = [
         _results(plan, results, seconds_of(folder).get(FEATURES, 0.0)),
         _learning(plan, pictures),

@@ -16,10 +16,10 @@ from difformer.config.provenance import changed_keys
 from difformer.config.reading import plain, read_yaml
 from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
-from difformer.engine.config.build import build_backbone, build_dataset, outline_classifier
+from difformer.engine.config.build import outline_classifier
 from difformer.engine.runtime.processes import create_accelerator
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
-from difformer.tasks.classification.results import check_same_classes
 from difformer.verbs.quickstart.methods import SECONDS, measure_methods
 from difformer.verbs.quickstart.page import PAGE, PICTURES, write_report
 from difformer.verbs.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan
@@ -61,8 +61,9 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     folder = RunFolder(plan.output, record=RECORD)
     folder.check()
     accelerator = create_accelerator(plan.runs[0].recipe.training.precision)
-    backbone = build_backbone(plan.knn.backbone, device=accelerator.device)
-    images = _open_images(plan)
+    resources = Resources()
+    backbone = resources.backbone(plan.knn.backbone, device=accelerator.device)
+    images = _open_images(plan, resources)
     check_inits(plan, backbone, images[0].class_names)
     record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, images)}
     if not overwrite:
@@ -73,23 +74,23 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
             _clear(plan, folder)
         folder.write_text(RECORD, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
         folder.write_json("environment.json", environment(1, accelerator.device))
-        return _carry_out(plan, backbone, folder)
+        return _carry_out(plan, backbone, folder, resources)
     finally:
         folder.release()
         accelerator.end_training()
 
 
-def _carry_out(plan: Plan, backbone: UNetBackbone, folder: RunFolder) -> Path:
+def _carry_out(plan: Plan, backbone: UNetBackbone, folder: RunFolder, resources: Resources) -> Path:
     def say(text: str) -> None:
         print(text, flush=True)
 
     say(f"{plan.title}: everything goes to {plan.output}")
-    results = measure_methods(plan, folder, say)
+    results = measure_methods(plan, folder, resources, say)
     folder.write_json(folder.results.name, as_json(plan, results))
     table = text_table(table_rows(plan, results))
     folder.write_text(TABLE, table + "\n")
     say("drawing the page")
-    page = write_report(plan, results, backbone, folder)
+    page = write_report(plan, results, backbone, folder, resources)
     say(f"\n{table}\n\n{page}")
     return page
 
@@ -102,16 +103,15 @@ def _check_libraries(plan: Plan) -> None:
         raise ImportError(f'the quickstart needs {" and ".join(missing)}; in the clone, run: pip install -e ".[demo]"')
 
 
-def _open_images(plan: Plan) -> list[ImageDataset]:
+def _open_images(plan: Plan, resources: Resources) -> list[ImageDataset]:
     """Training and test images, looked at before the first minute of work."""
-    train, test = (build_dataset(plan.data, split) for split in ("train", TEST))
-    check_same_classes(test.class_names, train.class_names, "of test", "of train")
+    train, test = resources.splits(plan.data, ("train", TEST)).values()
     if len(train.class_names) < 2:
         raise ValueError(
             f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
         )
     # Of a few images a class, none can be held out; k-NN would say so after the first method.
-    build_dataset(plan.knn.data, plan.knn.validation)
+    resources.splits(plan.knn.data, ("train", plan.knn.validation))
     return [train, test]
 
 

@@ -14,16 +14,15 @@ from difformer.backbones import UNetBackbone
 from difformer.config.provenance import changed_keys
 from difformer.config.reading import dump, plain, read_yaml
 from difformer.data import ImageDataset
-from difformer.engine.config.build import build_backbone, build_dataset
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.engine.runtime.processes import create_accelerator, on_main, solver_device
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import FeatureExtractor
 from difformer.files import read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.tasks.classification.certainty import Chooser
-from difformer.tasks.classification.results import check_same_classes
 from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
@@ -55,11 +54,12 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         OSError: something cannot be read or written.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
-    images = _open_splits(recipe)
+    resources = Resources()
+    images = _open_splits(recipe, resources)
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
     accelerator = create_accelerator(recipe.precision)
-    backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     # A timestep that the backbone does not have is refused here, not when its turn comes.
     _extractor(recipe, backbone, recipe.timesteps)
     on_main(accelerator, folder.claim)
@@ -75,17 +75,13 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     if recipe.test is not None:
         chosen = best_score(scores)
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
-        run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True)
+        run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
     return scores
 
 
-def _open_splits(recipe: SweepRecipe) -> dict[str, ImageDataset]:
+def _open_splits(recipe: SweepRecipe, resources: Resources) -> dict[str, ImageDataset]:
     """The splits that probes learn from and are chosen on; that of the test is only looked at."""
-    train = build_dataset(recipe.data, "train")
-    opened = {"train": train}
-    for split in filter(None, (recipe.validation, recipe.test)):
-        opened[split] = build_dataset(recipe.data, split, classes=train.class_names)
-        check_same_classes(opened[split].class_names, train.class_names, f"of {split}", "of train")
+    opened = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
     return {split: opened[split] for split in ("train", recipe.validation)}
 
 

@@ -10,12 +10,12 @@ from difformer.classifier import DiffusionClassifier, load_classifier, read_desc
 from difformer.config.provenance import changed_keys
 from difformer.config.reading import plain
 from difformer.data import DataConfig
+from difformer.data.classes import check_same_classes
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.state import restore
 from difformer.engine.runtime.locating import classifier_file
 from difformer.features import FeedbackExtractor
 from difformer.files import expand_user
-from difformer.tasks.classification.results import check_same_classes
 
 _log = getLogger(__name__)
 

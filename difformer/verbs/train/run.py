@@ -18,7 +18,7 @@ from difformer.classifier import DiffusionClassifier, load_classifier, read_desc
 from difformer.config.provenance import carried
 from difformer.data import ImageDataset, collate
 from difformer.data.fake import FakeImages
-from difformer.engine.config.build import build_backbone, build_classifier, build_dataset
+from difformer.engine.config.build import build_backbone, build_classifier
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.step_memory import needs_checkpointing
@@ -30,9 +30,9 @@ from difformer.engine.loop.trainer import Trainer
 from difformer.engine.runtime.batches import check_batch_statistics
 from difformer.engine.runtime.outputs import evaluate
 from difformer.engine.runtime.processes import on_main
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features import collate_features
-from difformer.tasks.classification.results import check_same_classes
 from difformer.tasks.classification.task import Classification, Kept
 from difformer.verbs.train.init import read_init, start_from
 
@@ -51,6 +51,7 @@ class Run:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
         begun_with: the `sources` of the run that is resumed; None for one that begins.
+        resources: shared with other runs of this process.
         fake: random images and weights in place of the recipe's, and of the classifier it starts from.
         at_once: images of a step in place of the recipe's, for a trial, which writes no cache.
 
@@ -70,12 +71,14 @@ class Run:
         accelerator: Any,
         begun_with: Mapping[str, str] | None = None,
         *,
+        resources: Resources | None = None,
         fake: bool = False,
         at_once: int | None = None,
     ) -> None:
+        resources = resources or Resources()
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
-        self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe)
+        self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe, resources)
         # Of stand-ins the number is made up.
         self.recipe = recipe if fake else recipe.lengthened(len(self.images["train"]))
         if not fake:
@@ -83,9 +86,11 @@ class Run:
         recipe = self.recipe
         if at_once is not None:
             recipe = replace(recipe, features="live", training=replace(recipe.training, batch_size=at_once))
-        backbone = build_backbone(
-            recipe.backbone, precision=recipe.training.precision, device=accelerator.device, random_weights=fake
-        )
+        how = {"precision": recipe.training.precision, "device": accelerator.device}
+        if fake:
+            backbone = build_backbone(recipe.backbone, **how, random_weights=True)
+        else:
+            backbone = resources.backbone(recipe.backbone, **how)
         classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
         self._backbone_digest = "random" if fake else backbone.digest
@@ -299,16 +304,11 @@ class Run:
             _log.warning("the classifier is %s", note)
 
 
-def _open_splits(recipe: Recipe) -> dict[str, ImageDataset]:
-    images = {"train": build_dataset(recipe.data, "train", augment=True)}
-    names = images["train"].class_names
-    for split in (recipe.evaluation.validation, recipe.evaluation.test):
-        if split == "train":
-            raise ValueError("evaluation on train says nothing of new images; use holdout with data.holdout")
-        if split is not None and split not in images:
-            images[split] = build_dataset(recipe.data, split, classes=names)
-            check_same_classes(images[split].class_names, names, f"of {split}", "of train")
-    return images
+def _open_splits(recipe: Recipe, resources: Resources) -> dict[str, ImageDataset]:
+    evaluated = (recipe.evaluation.validation, recipe.evaluation.test)
+    if "train" in evaluated:
+        raise ValueError("evaluation on train says nothing of new images; use holdout with data.holdout")
+    return resources.splits(recipe.data, ("train", *evaluated), augment=True)
 
 
 def _fake_splits(recipe: Recipe) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from difformer.engine.config.fitting import with_named_taps
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.course import carry_out
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.tasks.classification.results import readable
 from difformer.verbs.train.run import Run
@@ -19,13 +21,16 @@ MAY_CHANGE = (
 )  # fmt: skip
 
 
-def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False) -> dict[str, Any]:
+def train(
+    recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False, resources: Resources | None = None
+) -> dict[str, Any]:
     """Trains, or resumes a run that was interrupted; that ends as one that was not.
 
     Args:
         recipe: everything about the run.
         overwrite: start anew although there is a run in the folder.
         more_to_come: other runs follow in these processes, so they stay connected.
+        resources: shared with other runs of this process.
 
     Returns:
         The results, as in `results.json`.
@@ -38,7 +43,12 @@ def train(recipe: Recipe, *, overwrite: bool = False, more_to_come: bool = False
         Stopped: a signal asked to stop; the state is saved.
     """
     return carry_out(
-        recipe, Run, MAY_CHANGE, comparable=with_named_taps, overwrite=overwrite, more_to_come=more_to_come
+        recipe,
+        partial(Run, resources=resources),
+        MAY_CHANGE,
+        comparable=with_named_taps,
+        overwrite=overwrite,
+        more_to_come=more_to_come,
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from difformer.config.reading import dump
 from difformer.engine.loop.trainer import DivergedError
 from difformer.engine.runtime.processes import create_accelerator
+from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 from difformer.verbs.train.train import train
@@ -42,6 +43,7 @@ class _Runner:
         self._total = total
         self._overwrite = overwrite
         self._number = 0
+        self._resources = Resources()
 
     def skip(self, count: int, reason: str, pair: str) -> None:
         self._number += count
@@ -62,7 +64,7 @@ class _Runner:
         self._number += 1
         self.accelerator.print(f"[{self._number}/{self._total}] {run.name}", flush=True)
         try:
-            return train(run.recipe, overwrite=self._overwrite, more_to_come=True)
+            return train(run.recipe, overwrite=self._overwrite, more_to_come=True, resources=self._resources)
         except DivergedError:
             raise
         except Exception as error:

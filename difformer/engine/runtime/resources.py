@@ -1,0 +1,58 @@
+"""What several runs of one process share, opened once."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from difformer.backbones import UNetBackbone
+from difformer.data import DataConfig, ImageDataset
+from difformer.data.classes import check_same_classes
+from difformer.engine.config.build import build_backbone, build_dataset, torso_dtype
+from difformer.engine.config.recipe import BackboneConfig
+
+
+class Resources:
+    """Backbones and data sets by their configuration. What was opened stays, for runs one after another."""
+
+    def __init__(self) -> None:
+        self._backbones: dict[str, UNetBackbone] = {}
+        self._datasets: dict[str, ImageDataset] = {}
+
+    def backbone(
+        self, config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu"
+    ) -> UNetBackbone:
+        """As `build_backbone`."""
+        key = repr((config, torso_dtype(config, precision), device))
+        if key not in self._backbones:
+            self._backbones[key] = build_backbone(config, precision=precision, device=device)
+        return self._backbones[key]
+
+    def dataset(
+        self, config: DataConfig, split: str, *, augment: bool = False, classes: Sequence[str] | None = None
+    ) -> ImageDataset:
+        """As `build_dataset`."""
+        key = repr((config, split, augment, classes))
+        if key not in self._datasets:
+            self._datasets[key] = build_dataset(config, split, augment=augment, classes=classes)
+        return self._datasets[key]
+
+    def splits(
+        self, config: DataConfig, names: Iterable[str | None], *, augment: bool = False
+    ) -> dict[str, ImageDataset]:
+        """Several splits by name, whose labels are numbers of the first one's classes.
+
+        Args:
+            config: which images.
+            names: of the splits, `train` first where it is among them; None and what stands twice are left out.
+            augment: whether `train` is for training.
+
+        Raises:
+            ValueError: one has other classes than the first; and as `build_dataset`.
+        """
+        found: dict[str, ImageDataset] = {}
+        for name in filter(None, dict.fromkeys(names)):
+            known = next(iter(found.values())).class_names if found else None
+            found[name] = self.dataset(config, name, augment=augment and name == "train", classes=known)
+            if known is not None:
+                check_same_classes(found[name].class_names, known, f"of {name}", f"of {next(iter(found))}")
+        return found
