@@ -1,8 +1,8 @@
 """What weights carry of the recipe they were trained with, and in what two recipes differ."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from difformer.config.reading import plain
@@ -49,6 +49,37 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str 
         elif old != new:
             changed[f"{prefix}{key}"] = (old, new)
     return changed
+
+
+def check_unchanged(
+    place: Path,
+    holds: str,
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    may_change: Collection[str],
+    words: Mapping[str, str] | None = None,
+) -> None:
+    """Raises ValueError when what is to be resumed is something else; the message lists in what it differs.
+
+    Args:
+        place: its folder.
+        holds: what the folder then holds, for the message: "a run with another recipe".
+        before, now: what was begun with, and what is asked for.
+        may_change: dotted keys that may differ.
+        words: what to say of keys whose values say nothing to a reader.
+    """
+    said = words or {}
+    other = [
+        said.get(key) or f"{key} was {old!r} and is now {new!r}"
+        for key, (old, new) in changed_keys(before, now).items()
+        if key not in may_change
+    ]
+    if other:
+        listed = "; ".join(other)
+        raise ValueError(
+            f"{place} holds {holds}: {listed}. Give the same to resume it, choose another --output, or --overwrite"
+        )
 
 
 def _on_the_hub(data: Mapping[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from difformer.checkpoints import CheckpointError
-from difformer.config.provenance import carried, changed_keys, without_places
+from difformer.config.provenance import carried, check_unchanged, without_places
 from difformer.config.reading import plain
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.runtime.run_folder import RunFolder
@@ -43,14 +43,9 @@ def saved_state(
     if before.get("backbone") == now.get("backbone"):
         # Where it lies, which is not in the state, tells what its blocks are called.
         before["backbone"] = now["backbone"] = plain(asdict(recipe)).get("backbone")
-    changed = changed_keys(comparable(before), comparable(now))
-    other = {key: values for key, values in changed.items() if key not in may_change}
-    if other:
-        listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items())
-        raise ValueError(
-            f"{folder.path} holds a run with another recipe: {listed}. Give the same to resume it, choose another "
-            f"--output, or --overwrite"
-        )
+    check_unchanged(
+        folder.path, "a run with another recipe", comparable(before), comparable(now), may_change=may_change
+    )
     return saved
 
 

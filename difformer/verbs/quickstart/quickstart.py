@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from difformer.backbones import UNetBackbone
-from difformer.config.provenance import changed_keys
+from difformer.config.provenance import check_unchanged
 from difformer.config.reading import plain, read_yaml
 from difformer.data import ImageDataset
 from difformer.data.dataset import TEST
@@ -149,13 +149,8 @@ def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
     """Raises ValueError when the folder has results of other images, recipes or weights."""
     if not folder.recipe.exists():
         return
-    changed = changed_keys(read_yaml(folder.recipe), record)
-    other = {key: values for key, values in changed.items() if key not in _MAY_CHANGE}
-    if other:
-        listed = "; ".join(
-            _OTHERWISE.get(key) or f"{key} was {old!r} and is now {new!r}" for key, (old, new) in other.items()
-        )
-        raise ValueError(f"{folder.path} holds another quickstart: {listed}. Choose another --output, or --overwrite")
+    before = read_yaml(folder.recipe)
+    check_unchanged(folder.path, "another quickstart", before, record, may_change=_MAY_CHANGE, words=_OTHERWISE)
 
 
 def _clear(plan: Plan, folder: RunFolder) -> None:

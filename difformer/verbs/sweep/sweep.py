@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from difformer.analysis.probes import Labelled, best, create_probe, judge
 from difformer.backbones import UNetBackbone
-from difformer.config.provenance import changed_keys
+from difformer.config.provenance import check_unchanged
 from difformer.config.reading import dump, plain, read_yaml
 from difformer.data import ImageDataset
 from difformer.engine.config.evaluation import choice_note
@@ -115,11 +115,9 @@ def _prepare(
             found = before["sources"].get(split)
             if found != dataset.digest and found == dataset.former_digest:
                 before["sources"][split] = dataset.digest
-        changed = changed_keys(before, record)
-        other = [key for key in changed if key.removeprefix("recipe.") not in _MAY_CHANGE]
-        if other:
-            listed = "; ".join(f"{key} was {changed[key][0]!r} and is now {changed[key][1]!r}" for key in other)
-            raise ValueError(f"{folder.path} holds another sweep: {listed}. Choose another --output, or --overwrite")
+        check_unchanged(
+            folder.path, "another sweep", before, record, may_change=[f"recipe.{key}" for key in _MAY_CHANGE]
+        )
     folder.write_text(folder.recipe.name, dump(recipe))
     folder.write_json(known.name, sources)
     folder.write_json("environment.json", environment(accelerator.num_processes, accelerator.device))
