@@ -6,12 +6,15 @@ from difformer.analysis.knn import knn_scores
 from difformer.analysis.linear import LinearModel, accuracy, choose
 from difformer.analysis.logistic import LogisticFit, logistic_path
 from difformer.analysis.metrics import (
+    METRICS,
     ClassificationMetrics,
     ClassMetrics,
     ImageScores,
+    Metric,
     calibration_error,
     classification_metrics,
     confusion_matrix,
+    find_metric,
     image_scores,
 )
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
@@ -22,12 +25,14 @@ from difformer.analysis.sgd import SGDFit, sgd_grids
 from difformer.analysis.wilson import images_of_equal_weight, share_interval
 
 __all__ = [
+    "METRICS",
     "ClassMetrics",
     "ClassificationMetrics",
     "ImageScores",
     "Interval",
     "LinearModel",
     "LogisticFit",
+    "Metric",
     "MinibatchCKA",
     "PairedDifference",
     "PrincipalComponents",
@@ -42,6 +47,7 @@ __all__ = [
     "cknna",
     "classification_metrics",
     "confusion_matrix",
+    "find_metric",
     "image_scores",
     "images_of_equal_weight",
     "knn_scores",

@@ -1,7 +1,8 @@
 """How well logits classify: accuracies, the confusion matrix, calibration, and what each class received."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,39 @@ from torch import Tensor
 from difformer.analysis._inputs import Array, as_labels, as_matrix
 from difformer.analysis.bootstrap import Interval, bootstrap_mean
 from difformer.config import as_positive_integer
+from difformer.registry import Registry
 
 # Rows that are looked at together: 2000 of ImageNet's thousand classes take 16 MB in float64.
 _CHUNK_ELEMENTS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number that says how good the outputs for a split are.
+
+    Attributes:
+        compute: from outputs (N, C) float32, such as logits, and labels (N,) int64 to the number.
+        larger_is_better: which way it counts where it chooses.
+    """
+
+    compute: Callable[[NDArray[Any], NDArray[Any]], float]
+    larger_is_better: bool = True
+
+
+METRICS: Registry[Metric] = Registry("metric")
+
+
+def find_metric(name: str) -> Metric:
+    """A metric by name, or one of your own as `package.module:Name`.
+
+    Raises:
+        ValueError: there is none, or it is something else.
+        ImportError: its module cannot be imported.
+    """
+    found = METRICS.find(name)
+    if not isinstance(found, Metric):
+        raise ValueError(f"{name} must be a difformer.analysis.Metric, got {type(found).__name__}")
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +108,7 @@ class ClassificationMetrics:
         ece: expected calibration error, in [0, 1].
         confusion: (C, C) int64 counts; a row is a true class, a column a predicted one.
         per_class: C rows of the table.
+        extra: further metrics by name, where others were asked for.
     """
 
     num_images: int
@@ -91,12 +123,20 @@ class ClassificationMetrics:
     ece: float
     confusion: NDArray[np.int64]
     per_class: tuple[ClassMetrics, ...]
+    extra: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, name: str) -> float | None:
+        """The number of a metric: an attribute, the mean negative log-likelihood as `loss`, or an extra one."""
+        own = {"loss": "nll"}.get(name, name)
+        return self.extra[name] if name in self.extra else getattr(self, own)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON has it: numbers, text, None, lists and dictionaries with the attributes' names."""
         rows = [asdict(row) for row in self.per_class]
         lists = {"absent": list(self.absent), "confusion": self.confusion.tolist(), "per_class": rows}
-        return vars(self) | {"top1_interval": asdict(self.top1_interval)} | lists
+        found = vars(self) | {"top1_interval": asdict(self.top1_interval)} | lists
+        extra = dict(found.pop("extra"))
+        return found | {"extra": extra} if extra else found
 
 
 def classification_metrics(
@@ -108,6 +148,7 @@ def classification_metrics(
     resamples: int = 1000,
     level: float = 0.95,
     bins: int = 15,
+    extra: Iterable[str] = (),
 ) -> ClassificationMetrics:
     """Everything that one split's logits and labels tell.
 
@@ -119,10 +160,12 @@ def classification_metrics(
         resamples: of the bootstrap.
         level: of the confidence interval, in (0, 1).
         bins: of the calibration error.
+        extra: names of further metrics, see `find_metric`; those that are here already are left out.
 
     Raises:
-        ValueError: no images, wrong shapes, types or ranges, a logit that is not finite.
+        ValueError: no images, wrong shapes, types or ranges, a logit that is not finite; or as `find_metric`.
     """
+    further = {name: find_metric(name) for name in extra if name not in _OWN}
     logits = as_matrix("logits", logits)
     num_images, num_classes = logits.shape
     names = list(class_names)
@@ -145,7 +188,15 @@ def classification_metrics(
         ece=calibration_error(scores.confidence, scores.correct, bins=bins),
         confusion=confusion,
         per_class=table,
+        extra=_compute(further, logits, labels),
     )
+
+
+def _compute(metrics: Mapping[str, Metric], logits: Tensor, labels: Array) -> dict[str, float]:
+    if not metrics:
+        return {}
+    values, targets = logits.float().cpu().numpy(), as_labels(labels, *logits.shape).cpu().numpy()
+    return {name: float(metric.compute(values, targets)) for name, metric in metrics.items()}
 
 
 def image_scores(logits: Array, labels: Array) -> ImageScores:
@@ -233,3 +284,19 @@ def _class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> tuple[Cl
         )
         for name, count, guesses, hits in zip(names, counts, taken, confusion.diagonal().tolist(), strict=True)
     )
+
+
+def _own(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
+    def compute(logits: NDArray[Any], labels: NDArray[Any]) -> float:
+        found = classification_metrics(logits, labels, list(map(str, range(logits.shape[1]))), resamples=1).value(name)
+        return math.nan if found is None else found
+
+    return compute
+
+
+# The numbers of ClassificationMetrics, and whether more of them is better.
+_OWN = {
+    "top1": True, "top5": True, "mean_per_class": True, "macro_f1": True, "loss": False, "nll": False, "ece": False,
+}  # fmt: skip
+for _name, _larger in _OWN.items():
+    METRICS.register(_name)(Metric(_own(_name), _larger))

@@ -38,7 +38,7 @@ def not_imported():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, installed):
-    """The folder of a run with a head and a data set of the package."""
+    """The folder of a run with a head, a data set and a criterion of the package."""
     folder = tmp_path_factory.mktemp("own")
     create_backbone(small_unet(), schedule="linear").save(folder / "backbone.safetensors")
     recipe = {
@@ -46,11 +46,16 @@ def run(tmp_path_factory, installed):
         "backbone": {"name": str(folder / "backbone.safetensors")},
         "extractor": {"taps": ["in03", "mid"], "timesteps": [90]},
         "head": {"name": "own_package.heads:GeMHead", "arguments": {"power": 2.0}},
-        "data": {"name": "own_package.data:halves", "size": 32},
+        "data": {"name": "own_package.data:halves", "size": 32, "holdout": 0.25},
         "features": "cached",
         "cache": {"folder": str(folder / "features")},
         "training": {"epochs": 2, "batch_size": 8, "workers": 0},
-        "evaluation": {"test": "test"},
+        "evaluation": {
+            "validation": "holdout",
+            "select": "best",
+            "criterion": "own_package.metrics:largest_logit",
+            "test": "test",
+        },
         "trackers": [],
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
@@ -58,12 +63,24 @@ def run(tmp_path_factory, installed):
     return folder / "run"
 
 
+def test_a_criterion_chooses_in_its_direction(run):
+    name = "own_package.metrics:largest_logit"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    results = json.loads((run / "results.json").read_text())
+    assert results["best"] == min(records, key=lambda record: record[f"validation_{name}"])
+    assert results["test"]["extra"].keys() == {name}
+
+
 def test_a_head_and_a_data_set_go_all_the_way(run, tmp_path, capsys, not_imported):
     results = json.loads((run / "results.json").read_text())
     assert results["test"]["num_images"] == 12
     assert read_description(run / "classifier.safetensors")["head"]["type"] == "own_package.heads:GeMHead"
-    assert main(["eval", str(run), "--trust", "own_package"]) == 0
+    name = "own_package.metrics:worst_recall"
+    assert main(["eval", str(run), "--trust", "own_package", "--metrics", "ece", name]) == 0
     measured = json.loads((run / "eval-test" / "metrics.json").read_text())["metrics"]
+    rows = csv.DictReader((run / "eval-test" / "per_class.csv").open())
+    assert measured["extra"] == {name: min(float(row["recall"]) for row in rows)}
+    assert f"{name}" in capsys.readouterr().out
     assert measured["top1"] == results["test"]["top1"]
     (tmp_path / "images").mkdir()
     Image.new("RGB", (50, 40)).save(tmp_path / "images" / "black.png")

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics import functional as tm
 
-from difformer.analysis import calibration_error, classification_metrics, confusion_matrix, image_scores
+from difformer.analysis import (
+    METRICS,
+    calibration_error,
+    classification_metrics,
+    confusion_matrix,
+    find_metric,
+    image_scores,
+)
 
 GENERATOR = np.random.default_rng(0)
 LOGITS = GENERATOR.normal(size=(300, 8)).astype(np.float32)
@@ -143,7 +150,22 @@ def test_the_dictionary_is_json():
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["absent"] == NAMES[1:]
     assert record["top1_interval"]["resamples"] == 50
-    assert set(record) == set(classification_metrics.__annotations__["return"].__dataclass_fields__)
+    fields = set(classification_metrics.__annotations__["return"].__dataclass_fields__)
+    # What was not asked for is not written.
+    assert set(record) == fields - {"extra"}
+
+
+def test_every_number_is_a_metric_with_its_direction():
+    found = metrics()
+    assert {name: METRICS.find(name).larger_is_better for name in METRICS} == {
+        "top1": True, "top5": True, "mean_per_class": True, "macro_f1": True, "loss": False, "nll": False, "ece": False,
+    }  # fmt: skip
+    for name in METRICS:
+        value = found.value(name)
+        alone = METRICS.find(name).compute(LOGITS, LABELS)
+        assert alone == value if value is not None else np.isnan(alone)
+    with pytest.raises(ValueError, match=r"must be a difformer\.analysis\.Metric, got module"):
+        find_metric("difformer.analysis:metrics")
 
 
 def test_the_seed_reaches_the_interval_only():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+from difformer.analysis import METRICS
 from difformer.config import as_integer, as_positive_integer, as_switch, as_tuple, check_choice, check_range
 from difformer.data import DataConfig
 from difformer.features.dtypes import DtypeName
@@ -14,7 +15,6 @@ from difformer.heads import HEADS
 FeatureSource = Literal["live", "cached"]
 Precision = Literal["no", "bf16", "fp16"]
 ScheduleName = Literal["step", "cosine", "constant"]
-Criterion = Literal["top1", "mean_per_class", "loss"]
 # Where images only pass through a network.
 BatchSize = int | Literal["auto"]
 
@@ -251,7 +251,8 @@ class EvaluationConfig:
         validation: split that is evaluated while training; none when null. `holdout` with `data.holdout`.
         every: epochs between evaluations.
         select: keep the classifier of the `best` evaluation, or the `last`.
-        criterion: what is best: top1, mean_per_class or loss.
+        criterion: what is best: top1, mean_per_class, loss, another of `difformer.analysis.METRICS`, or one of your own
+            as package.module:Name.
         test: split that is evaluated once, at the end, with the classifier that was kept.
         batch_size: images at once, over all processes; that of training when null; `auto` for as many as go
             through fastest.
@@ -260,7 +261,7 @@ class EvaluationConfig:
     validation: str | None = None
     every: int = 1
     select: Literal["best", "last"] = "last"
-    criterion: Criterion = "top1"
+    criterion: str = "top1"
     test: str | None = None
     batch_size: BatchSize | None = None
 
@@ -269,7 +270,7 @@ class EvaluationConfig:
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", as_batch_size("evaluation.batch_size", self.batch_size))
         check_choice("evaluation.select", self.select, ("best", "last"))
-        check_choice("evaluation.criterion", self.criterion, get_args(Criterion))
+        METRICS.check(self.criterion, "evaluation.criterion")
         if self.select == "best" and self.validation is None:
             raise ValueError("evaluation.select: best needs evaluation.validation, such as holdout with data.holdout")
         if self.validation is not None and self.select == "best" and self.validation == self.test:

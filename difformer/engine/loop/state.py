@@ -72,9 +72,9 @@ class Progress:
         self.correct += correct
         self.counted += counted
 
-    def note(self, value: float, criterion: str) -> bool:
+    def note(self, value: float, *, larger_is_better: bool) -> bool:
         """Takes an evaluation into account; returns whether it is the best so far (of equals the first)."""
-        better = self.best is None or (value < self.best if criterion == "loss" else value > self.best)
+        better = self.best is None or (value > self.best if larger_is_better else value < self.best)
         if better:
             self.best, self.best_epoch, self.waiting = value, self.epoch + 1, 0
         else:

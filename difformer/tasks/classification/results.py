@@ -32,6 +32,7 @@ def readable(metrics: Mapping[str, Any]) -> list[str]:
     lines[0] += f"  {ends}"
     if metrics.get("nll") is not None:
         lines.append(f"{'cross-entropy':<15}{metrics['nll']:6.3f}")
+    lines += [f"{name:<15}{value:6.4g}" for name, value in metrics.get("extra", {}).items()]
     if metrics["absent"]:
         lines.append(f"{'without images':<15}{len(metrics['absent'])} of {metrics['num_classes']} classes")
     return lines

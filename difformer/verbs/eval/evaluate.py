@@ -63,7 +63,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone, trust=recipe.trust or ())
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
-    metrics = classification_metrics(outputs.values, outputs.labels, names)
+    metrics = classification_metrics(outputs.values, outputs.labels, names, extra=recipe.metrics)
     if accelerator.is_main_process:
         report = {
             "classifier": _identity(recipe.classifier, file),

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import get_args
 
-from difformer.config import check_choice
+from difformer.analysis import METRICS
+from difformer.config import as_tuple, check_choice
 from difformer.data import DataConfig
 from difformer.engine.config.recipe import (
     BackboneConfig,
@@ -31,6 +32,7 @@ class EvaluationRecipe:
         precision: no, bf16 or fp16 for head and backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
+        metrics: further ones: names of `difformer.analysis.METRICS`, or your own as package.module:Name.
         trust: a package whose code may run, for a classifier with a head of that package.
     """
 
@@ -44,9 +46,13 @@ class EvaluationRecipe:
     precision: Precision = "no"
     batch_size: BatchSize = 128
     workers: int = 2
+    metrics: tuple[str, ...] = ()
     trust: str | None = None
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))
         check_computing(self)
+        object.__setattr__(self, "metrics", as_tuple("metrics", self.metrics))
+        for name in self.metrics:
+            METRICS.check(name, "metrics")
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))

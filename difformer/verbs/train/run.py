@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difformer.analysis.metrics import ClassificationMetrics, classification_metrics
+from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, find_metric
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.config.provenance import carried
@@ -103,6 +103,7 @@ class Run:
         # Of what runs now, a trial maybe; the recipe is that of the run.
         self._training = recipe.training
         self._cached = recipe.features == "cached"
+        self._criterion = find_metric(recipe.evaluation.criterion)
         self.task = Classification(self.classifier, recipe.training, seed=recipe.extractor.seed)
 
     @cached_property
@@ -203,9 +204,11 @@ class Run:
         improved = False
         with self._as_kept():
             if evaluation.validation is not None and due:
-                found = _summary(self.measure(evaluation.validation))
-                record |= {f"validation_{name}": value for name, value in found.items()}
-                improved = progress.note(found[evaluation.criterion], evaluation.criterion)
+                measured = self.measure(evaluation.validation)
+                record |= {f"validation_{name}": value for name, value in _summary(measured).items()}
+                improved = progress.note(
+                    _chosen_by(measured, evaluation.criterion), larger_is_better=self._criterion.larger_is_better
+                )
             best = evaluation.select == "best"
             if best and improved:
                 self.task.kept = Kept(_on_cpu(self.task.parts), record)
@@ -245,7 +248,8 @@ class Run:
             workers=recipe.training.workers,
             progress=True,
         )
-        return classification_metrics(outputs.values, outputs.labels, self.classifier.class_names)
+        names, extra = self.classifier.class_names, (recipe.evaluation.criterion,)
+        return classification_metrics(outputs.values, outputs.labels, names, extra=extra)
 
     @contextmanager
     def _as_kept(self) -> Iterator[None]:
@@ -325,4 +329,12 @@ def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:
 def _summary(metrics: ClassificationMetrics) -> dict[str, float]:
     """The numbers of a line."""
     line = {"loss": metrics.nll, "top1": metrics.top1, "mean_per_class": metrics.mean_per_class, "ece": metrics.ece}
-    return line if metrics.top5 is None else line | {"top5": metrics.top5}
+    return (line if metrics.top5 is None else line | {"top5": metrics.top5}) | dict(metrics.extra)
+
+
+def _chosen_by(metrics: ClassificationMetrics, criterion: str) -> float:
+    """The number that chooses; raises ValueError where there is none."""
+    value = metrics.value(criterion)
+    if value is None or not math.isfinite(value):
+        raise ValueError(f"evaluation.criterion: {criterion} is {value} here, so that nothing can be chosen by it")
+    return value
