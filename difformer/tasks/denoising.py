@@ -61,6 +61,8 @@ class Denoising:
         processes: Accelerate's, to share what is learned about timesteps.
     """
 
+    counted = ()
+
     def __init__(self, unet: UNet, noise: NoiseSchedule, config: ObjectiveConfig, *, seed: int, processes: Any) -> None:
         self.module: nn.Module = unet
         self.parts: nn.Module = unet
@@ -78,8 +80,8 @@ class Denoising:
         """Fresh timesteps and noise for each epoch."""
         self._epoch = epoch
 
-    def losses(self, model: Any, batch: Batch, device: torch.device, place: Place) -> tuple[Tensor, Tensor]:
-        """(B,) losses, and false throughout: there is nothing to get right."""
+    def losses(self, model: Any, batch: Batch, device: torch.device, place: Place) -> tuple[Tensor, list[Tensor]]:
+        """(B,) losses; nothing else is counted."""
         x_0 = batch.images.to(device, non_blocking=True)
         ids = batch.ids.to(device, non_blocking=True)
         chances = np.stack([self._chances(int(number)) for number in batch.ids])
@@ -92,7 +94,7 @@ class Denoising:
         losses = found.hybrid(self._config.bound_weight, self._noise.num_timesteps)
         if place.counts and self._learns:
             self._seen.append((steps, losses.detach().double().cpu().numpy()))
-        return losses * torch.from_numpy(weights).to(losses), torch.zeros(len(losses), dtype=torch.bool)
+        return losses * torch.from_numpy(weights).to(losses), []
 
     def end_step(self) -> None:
         """Learns which timesteps have large losses, from all processes."""

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +82,8 @@ def as_before(file):
     """A training state as earlier versions wrote it: without digest, kept classifier, and with the paths."""
     state = TrainingState.load(file)
     state.task = {}
+    progress = vars(state.progress)
+    state.progress = SimpleNamespace(**progress | {"correct": progress.pop("counts").get("correct", 0)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(state_module, "FORMAT_VERSION", 1)
         patch.setattr(state_module, "_seal", lambda archive: None)

@@ -210,7 +210,7 @@ def test_an_error_of_one_process_in_an_evaluation_ends_all_with_its_message(work
     (tmp_path / "recipe.yaml").write_text(dump(recipe))
     done = run_ranks(2, "train", tmp_path / "recipe.yaml", check=False)
     assert done.returncode != 0
-    assert done.stderr.count("cannot be read as an image") == 2
+    assert done.stderr.count("cannot be read as an image") == 2, done.stderr
 
 
 def test_runs_of_different_precision_follow_each_other(workplace, tmp_path):

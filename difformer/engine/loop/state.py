@@ -47,7 +47,8 @@ class Progress:
         epoch: the current epoch, counted from 0.
         step: steps done in it.
         images: images seen in the whole run.
-        loss_sum, correct, counted: over the epoch's images so far.
+        loss_sum, counted: over the epoch's images so far, and how many these are.
+        counts: what the task counts of them, by name.
         best: the best value of the criterion so far, and best_epoch when it was.
         waiting: evaluations since then.
         finished: whether the last epoch is done and evaluated.
@@ -57,19 +58,19 @@ class Progress:
     step: int = 0
     images: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
     counted: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
     best: float | None = None
     best_epoch: int | None = None
     waiting: int = 0
     finished: bool = False
 
-    def add(self, loss_sum: float, correct: int, counted: int) -> None:
+    def add(self, loss_sum: float, counted: int, counts: Mapping[str, int]) -> None:
         """Takes a step into account."""
         self.step += 1
         self.images += counted
         self.loss_sum += loss_sum
-        self.correct += correct
+        self.counts = {name: self.counts.get(name, 0) + count for name, count in counts.items()}
         self.counted += counted
 
     def note(self, value: float, *, larger_is_better: bool) -> bool:
@@ -84,7 +85,8 @@ class Progress:
     def next_epoch(self) -> None:
         """Goes to the beginning of the next epoch."""
         self.epoch += 1
-        self.step = self.correct = self.counted = 0
+        self.step = self.counted = 0
+        self.counts = {}
         self.loss_sum = 0.0
 
 
@@ -155,7 +157,11 @@ class TrainingState:
         if version != _UNSEALED_VERSION and not whole:
             raise CheckpointError(f"{path} is damaged: the digest at its end is missing")
         try:
-            return cls(**content | {"progress": Progress(**content["progress"])})
+            progress = dict(content["progress"])
+            # Earlier versions counted nothing else.
+            if "correct" in progress:
+                progress["counts"] = {"correct": progress.pop("correct")}
+            return cls(**content | {"progress": Progress(**progress)})
         except (KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is damaged: {error!r}") from error
 

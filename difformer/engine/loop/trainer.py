@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -72,8 +72,13 @@ class Task(Protocol):
         """Called at the beginning of an epoch, and when a run resumes in the middle of one."""
         ...
 
-    def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, Tensor]:
-        """(B,) losses, and (B,) true where the answer is right (false throughout where nothing can be)."""
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What is counted beside the loss, over the images of an epoch: "correct"."""
+        ...
+
+    def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, Sequence[Tensor]]:
+        """(B,) losses, and the sum over the batch of each that is `counted`, which stays on the device."""
         ...
 
     def end_step(self) -> None:
@@ -94,13 +99,16 @@ class Totals:
     """Sums over the images of a step, over all processes, and what they agree on.
 
     Attributes:
+        loss_sum: of the losses.
+        counted: images.
+        counts: what the task counts, by name.
         stop: whether one was asked to stop.
         save: whether the last save is `save_minutes` ago.
     """
 
     loss_sum: float
-    correct: int
     counted: int
+    counts: Mapping[str, int]
     stop: bool
     save: bool
 
@@ -243,7 +251,7 @@ class Trainer:
         while progress.step < last:
             with self._says_where_a_worker_died():
                 totals = self._step(batches, stop)
-            progress.add(totals.loss_sum, totals.correct, totals.counted)
+            progress.add(totals.loss_sum, totals.counted, totals.counts)
             after_step(totals)
             if totals.stop:
                 return False
@@ -254,18 +262,20 @@ class Trainer:
         self._set_rate(number)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.batches.step(self.progress.step)
-        sums = torch.zeros(5, dtype=torch.float64)
+        # Summed where they are, and looked at once, after the last part.
+        found: list[Tensor] = []
         # Dropout draws from generators of the step; the global ones stay as they are.
         with _seeded(self.accelerator.device, "step", self.loop.seed, number, self.accelerator.process_index):
             for index, part in enumerate(parts):
                 place = Place(number, self.accelerator.process_index, index, part.counts)
                 last = index == len(parts) - 1
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    sums[:3] += self._forward_backward(next(batches), place)
-        sums[3] = stop.signal_seen() is not None
+                    found.append(self._forward_backward(next(batches), place))
+        sums = sum(found[1:], found[0]).cpu().double()
         # Clocks differ; that of the main process counts.
-        sums[4] = self.accelerator.is_main_process and self.unsaved.seconds >= 60 * self.loop.save_minutes
-        loss_sum, correct, counted, stopping, saving = self._over_processes(sums)
+        late = self.accelerator.is_main_process and self.unsaved.seconds >= 60 * self.loop.save_minutes
+        asked = torch.tensor([stop.signal_seen() is not None, late], dtype=torch.float64)
+        loss_sum, counted, *counts, stopping, saving = self._over_processes(torch.cat([sums, asked]))
         if not math.isfinite(loss_sum):
             self._refuse_loss(loss_sum, parts if not sums[0].isfinite() else [])
         if self._clip_norm is not None:
@@ -273,17 +283,21 @@ class Trainer:
         self.optimizer.step()
         self._average(number)
         self.task.end_step()
-        return Totals(loss_sum, round(correct), round(counted), stopping > 0, saving > 0)
+        by_name = dict(zip(self.task.counted, map(round, counts), strict=True))
+        return Totals(loss_sum, round(counted), by_name, stopping > 0, saving > 0)
 
     def _forward_backward(self, batch: Any, place: Place) -> Tensor:
-        """Adds the gradient of one part; returns its loss, right answers and images, (3,) float64."""
-        losses, correct = self.task.losses(self.model, batch, self.accelerator.device, place)
+        """Adds the gradient of one part; returns its loss, images and counts, on the device."""
+        losses, counts = self.task.losses(self.model, batch, self.accelerator.device, place)
         loss = losses.sum() if place.counts else 0 * losses.sum()
         # Gradients are averaged over processes, which have different shares of the batch.
         size = self.batches.size(self.progress.step)
         self.accelerator.backward(loss * self.accelerator.num_processes / size)
-        found = (float(loss.detach()), float(correct.sum()), float(len(losses)))
-        return torch.tensor(found if place.counts else (0.0, 0.0, 0.0), dtype=torch.float64)
+        found = [loss.detach(), losses.new_tensor(len(losses)), *counts]
+        # Not every accelerator has float64.
+        kind = torch.float32 if losses.device.type == "mps" else torch.float64
+        summed = torch.stack([number.to(kind) for number in found])
+        return summed if place.counts else torch.zeros_like(summed)
 
     def _over_processes(self, sums: Tensor) -> list[float]:
         if self.accelerator.num_processes == 1:

@@ -163,7 +163,8 @@ def on_all(processes: Processes, work: Callable[[], T]) -> T:
     An error on one is raised on all, so that none waits for ever. Its own error comes first.
     """
     result, error = _attempt(work)
-    error = error or next((other for other in gathered(processes, [error]) if other is not None), None)
+    errors = gathered(processes, [error])
+    error = error or next((other for other in errors if other is not None), None)
     if error is not None:
         raise error
     return result  # type: ignore[return-value]

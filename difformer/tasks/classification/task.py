@@ -40,6 +40,8 @@ class Classification:
         kept: the best classifier so far, where the best is to be kept.
     """
 
+    counted = ("correct",)
+
     def __init__(self, classifier: DiffusionClassifier, config: TrainingConfig, *, seed: int) -> None:
         self.module = classifier
         self.parts = classifier.trained_parts
@@ -53,15 +55,15 @@ class Classification:
         """Fresh noise for each epoch."""
         self._extractor.seed = epoch_seed(self._seed, epoch)
 
-    def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, Tensor]:
-        """(B,) losses, and (B,) whether the largest logit is the label's."""
+    def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, list[Tensor]]:
+        """(B,) losses, and of how many images the largest logit is the label's."""
         inputs, labels, ids = inputs_of(batch, device)
         targets = labels
         if isinstance(inputs, Tensor):
             inputs, targets = self._mixing(inputs, labels, place.step, place.process, place.part)
         logits = model(inputs, ids)
         losses = F.cross_entropy(logits.float(), targets, label_smoothing=self._label_smoothing, reduction="none")
-        return losses, logits.argmax(dim=1) == labels
+        return losses, [(logits.argmax(dim=1) == labels).sum()]
 
     def end_step(self) -> None:
         """Nothing is learned beside the weights."""

@@ -168,8 +168,7 @@ class Run:
 
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
-        counted = max(1, progress.counted)
-        return f"loss {progress.loss_sum / counted:.3f}, top-1 {progress.correct / counted:.1%}"
+        return f"loss {progress.loss_sum / max(1, progress.counted):.3f}, top-1 {_train_top1(progress):.1%}"
 
     def resume(self) -> None:
         """Makes sure of the best classifier so far, which states of earlier versions do not hold.
@@ -199,7 +198,7 @@ class Run:
             Whether to stop early.
         """
         progress, evaluation, training = self.trainer.progress, self.recipe.evaluation, self.recipe.training
-        record["train_top1"] = progress.correct / max(1, progress.counted)
+        record["train_top1"] = _train_top1(progress)
         due = progress.epoch + 1 == training.epochs or (progress.epoch + 1) % evaluation.every == 0
         improved = False
         with self._as_kept():
@@ -324,6 +323,10 @@ def _fake_splits(recipe: Recipe) -> dict[str, Any]:
 
 def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in snapshot(parts).items()}
+
+
+def _train_top1(progress: Progress) -> float:
+    return progress.counts.get("correct", 0) / max(1, progress.counted)
 
 
 def _summary(metrics: ClassificationMetrics) -> dict[str, float]:
