@@ -130,9 +130,9 @@ class DiffusionClassifier(nn.Module):
         Raises:
             ValueError: as the extractor and the head.
         """
-        if isinstance(images, Tensor):
-            images = self.features(images, ids, noise=noise, **conditioning)
-        return self.head(images)
+        # What is neither is refused as images are.
+        features = images if isinstance(images, Mapping) else self.features(images, ids, noise=noise, **conditioning)
+        return self.head(features)
 
     def features(
         self,
@@ -147,7 +147,7 @@ class DiffusionClassifier(nn.Module):
         Mixed precision concerns the head alone: the backbone computes in its own, and norms, embeddings and feedback
         layers in float32.
         """
-        kind = images.device.type
+        kind = images.device.type if isinstance(images, Tensor) else "cpu"
         mixed = torch.amp.is_autocast_available(kind)
         with torch.autocast(kind, enabled=False) if mixed else nullcontext():
             return self.extractor(images, ids, noise=noise, **conditioning)

@@ -123,7 +123,7 @@ def test_a_damaged_evaluation_is_made_anew_or_says_what_to_do(runs, tmp_path):
     kept = history.read_text()
     history.write_text(kept + "\n")
     with pytest.raises(ValueError, match=r"^\S*metrics\.jsonl is not what the run has written; the run's command"):
-        compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "two")
+        compare_runs([str(runs / "good"), str(runs / "bad")], tmp_path / "three")
     history.write_text(kept)
 
 

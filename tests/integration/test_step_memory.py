@@ -12,7 +12,6 @@ from difformer.engine.config.build import build_backbone, build_classifier
 from difformer.engine.config.recipe import BackboneConfig
 from difformer.engine.cost import step_memory
 from difformer.engine.cost.step_memory import free_memory, images_at_once, needs_checkpointing, step_bytes
-from difformer.engine.runtime import processes
 from difformer.models.memory import TensorMemory
 from difformer.verbs.train.run import Run
 from difformer.verbs.train.train import train
@@ -52,9 +51,8 @@ def measured(recipe, images, checkpointing):
     inputs, labels = torch.zeros(images, 3, 32, 32), torch.zeros(images, dtype=torch.int64)
     half = recipe.training.precision == "bf16"
     with TensorMemory() as memory:
-        features = classifier.extractor(inputs, noise=noise)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-            logits = classifier.head(features)
+            logits = classifier(inputs, noise=noise)
         F.cross_entropy(logits.float(), labels).backward()
     return memory.peak
 
@@ -139,11 +137,8 @@ def test_without_feedback_there_is_nothing_to_save(values, monkeypatch):
 
 def test_the_process_with_the_least_memory_decides(recipe, monkeypatch):
     free = {"others": PLENTY}
-    utilities = SimpleNamespace(
-        gather_object=lambda found: [*found, free["others"]], broadcast_object_list=lambda found: None
-    )
-    for module in (step_memory, processes):
-        monkeypatch.setattr(module, "require", lambda *_, **__: utilities)
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda found: [*found, free["others"]])
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda found: None)
     both = SimpleNamespace(**{**vars(ALONE), "num_processes": 2})
     assert not decide(monkeypatch, recipe, PLENTY, together=both)
     free["others"] = 1000
@@ -151,8 +146,7 @@ def test_the_process_with_the_least_memory_decides(recipe, monkeypatch):
 
 
 def test_free_memory_is_shared_by_the_processes_of_a_machine(monkeypatch):
-    psutil = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1200))
-    monkeypatch.setattr(step_memory, "require", lambda *_: psutil)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1200))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert free_memory(torch.device("cpu")) == 1200
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
