@@ -50,7 +50,7 @@ def write_workplace(folder: Path) -> dict[str, Any]:
             "name": "difformer",
             "arguments": {"variant": "joint", "width": 16, "heads": 2, "layers": 1, "pool": 2},
         },
-        "data": {"name": "folder", "root": str(folder / "images"), "size": 32, "holdout": 0.2},
+        "data": {"name": "folder", "root": str(folder / "images"), "size": 16, "holdout": 0.2},
         "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
         "training": {"epochs": 3, "batch_size": 8, "workers": 0},
         "evaluation": {"validation": "holdout", "select": "best", "test": "test"},

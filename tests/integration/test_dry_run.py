@@ -108,7 +108,7 @@ def test_a_dry_run_of_cached_features_says_their_size_and_makes_none(workplace, 
     _, values = workplace
     recipe = make_recipe(values, features="cached", cache={"folder": "features", "views": 3})
     try_out(recipe)
-    # in03 and mid are 16×16, pooled to 2×2; two timesteps; 3 views of 24 images and one of 21.
+    # in03 and mid are 8×8, pooled to 2×2; two timesteps; 3 views of 24 images and one of 21.
     widths = sum(spec.channels for name, spec in tiny_unet().taps.items() if name in ("in03", "mid"))
     assert f"{widths * 4 * 2 * 2 * (3 * 24 + 21) / 1000:.3g} kB in features" in capsys.readouterr().out
 
@@ -117,7 +117,7 @@ def test_what_cannot_fit_is_refused_before_the_first_step(workplace, empty, monk
     monkeypatch.setattr(dry_run, "two_steps", lambda *_: pytest.fail("a step was taken"))
     monkeypatch.setattr(dry_run, "free_memory", lambda _: 1_000_000)
     with pytest.raises(
-        ValueError, match=r"2 images of 64 pixels at once need about .*B of memory, and 1 MB are free.* 32"
+        ValueError, match=r"2 images of 64 pixels at once need about .*B of memory, and 1 MB are free.* 16"
     ):
         try_out(make_recipe(workplace[1], data={"size": 64}))
     assert "with 2 images at once; 1 MB are free" in lines_of(capsys.readouterr().out)["a step"]
@@ -274,7 +274,7 @@ def test_the_small_backbone_is_a_file(workplace, name):
     """The recipes for small images name small backbones; a file takes their place."""
     folder, _ = workplace
     options = ["--backbone.name", str(folder / "backbone.safetensors"), "--dry_run", "--fake_data"]
-    assert create_backbone(folder / "backbone.safetensors").config.image_size == 32
+    assert create_backbone(folder / "backbone.safetensors").config.image_size == 16
     taps = [] if name == "folder" else ["--extractor.taps", "out02"]
     taps += ["--extractor.feedback_taps", "out01", "out03"] if name.endswith("diffeed") else []
     assert main(["train", str(ROOT / "train" / "configs" / f"{name}.yaml"), *options, *taps]) == 0

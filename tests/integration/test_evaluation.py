@@ -186,7 +186,7 @@ def test_a_classifier_file_is_measured_on_data_that_are_given(workplace, evaluat
     options = ["--config", str(tmp_path / "data.yaml"), "--output", str(tmp_path / "out")]
     assert main(["eval", str(file), *options]) == 0
     # The size of the images, which no option gave, is what the classifier was trained on.
-    assert report(tmp_path / "out")["recipe"]["data"]["size"] == 32
+    assert report(tmp_path / "out")["recipe"]["data"]["size"] == 16
     assert_same_metrics(tmp_path / "out", evaluated)
     exported = load_classifier(file, backbone=values["backbone"]["name"]).save_pretrained(tmp_path / "exported")
     assert evaluation.classifier_file(str(exported)) == exported / "model.safetensors"

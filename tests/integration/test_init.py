@@ -62,7 +62,7 @@ def built(recipe):
 
 def logits(classifier):
     with torch.no_grad():
-        return classifier.eval()(recipe_input(1, 4, 3, 32, 32).clamp(-1, 1), ids=[3, 1, 4, 15])
+        return classifier.eval()(recipe_input(1, 4, 3, 16, 16).clamp(-1, 1), ids=[3, 1, 4, 15])
 
 
 @pytest.mark.parametrize("source", ["attention", "attention/classifier.safetensors"])

@@ -1,6 +1,6 @@
 """Checkpoints of the published code, made here as that code makes them, become classifiers with the golden logits."""
 
-import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def published(request, backbone_file, tmp_path):
     """A `latest.pth`, its backbone's file, and the golden values."""
     tensors, options = read_golden(request.param)
     seeds = options["seeds"]
-    shutil.copy(backbone_file(request.param), tmp_path / "small.safetensors")
+    (tmp_path / "small.safetensors").symlink_to(backbone_file(request.param))
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.05)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=7)
@@ -51,6 +51,16 @@ def published(request, backbone_file, tmp_path):
         content["model_feedback"] = recipe_state(options["feedback_keys"], seeds["feedback"])
     torch.save(content, tmp_path / "latest.pth")
     return tmp_path, tensors, options
+
+
+def loaded(folder):
+    """The backbone beside a checkpoint, read once."""
+    return _created((folder / "small.safetensors").resolve())
+
+
+@cache
+def _created(path):
+    return create_backbone(path)
 
 
 def recipe_state(keys, seed):
@@ -87,7 +97,7 @@ def test_half_precision_feedback_layers_load(published):
     content["model_feedback"] = {k: v.half() if k.endswith(".0.weight") else v for k, v in state.items()}
     torch.save(content, folder / "latest.pth")
     given = PublishedOptions(timesteps=(150,), feedback_taps=tuple(options["feedback_b_list"]))
-    classifier = read_published(folder / "latest.pth", create_backbone(folder / "small.safetensors"), given)
+    classifier = read_published(folder / "latest.pth", loaded(folder), given)
     assert {p.dtype for p in classifier.extractor.feedback.parameters()} == {torch.float32}
     logits = classifier(tensors["x"], noise={150: tensors["noise.150"]})
     torch.testing.assert_close(logits, tensors["logits"], rtol=0, atol=2e-2)
@@ -95,7 +105,7 @@ def test_half_precision_feedback_layers_load(published):
 
 def test_missing_options_are_asked_for(published):
     folder, _, options = published
-    backbone = create_backbone(folder / "small.safetensors")
+    backbone = loaded(folder)
     with pytest.raises(CheckpointError, match="still to be given: timesteps"):
         read_published(folder / "latest.pth", backbone, PublishedOptions())
     if options["feedback_keys"]:
@@ -109,7 +119,7 @@ def test_missing_options_are_asked_for(published):
 
 def test_contradictions_are_found(published):
     folder, _, options = published
-    backbone = create_backbone(folder / "small.safetensors")
+    backbone = loaded(folder)
     if options["head"] == "attention":
         given = PublishedOptions(timesteps=(1, 2, 3, 4, 5), feedback_taps=tuple(options["feedback_b_list"]))
         with pytest.raises(CheckpointError, match="timesteps, but 5 were given"):
@@ -131,10 +141,11 @@ def options_for(options, **more):
     )
 
 
-def test_malformed_checkpoints_say_what_was_expected(published):
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+def test_malformed_checkpoints_say_what_was_expected(published, step):
     """Whichever entry is missing or has another form, the error is one of ours and names the file."""
     folder, _, options = published
-    backbone = create_backbone(folder / "small.safetensors")
+    backbone = loaded(folder)
     content = torch.load(folder / "latest.pth")
     head = content["model_head"]
 
@@ -143,11 +154,11 @@ def test_malformed_checkpoints_say_what_was_expected(published):
         return read_published(folder / "latest.pth", backbone, options_for(options))
 
     read()
-    for name, tensor in head.items():
+    for name in list(head)[::step]:
         for changed in (
             {key: value for key, value in head.items() if key != name},
             head | {name: torch.zeros(0)},
-            head | {name: tensor[None]},
+            head | {name: head[name][None]},
             head | {name: 3},
         ):
             with pytest.raises(CheckpointError, match=r"latest\.pth"):
@@ -167,13 +178,13 @@ def test_attention_heads_without_tokenizers_are_refused(published):
     torch.save(content | {"model_head": head}, folder / "latest.pth")
     given = PublishedOptions(timesteps=tuple(options["t_list"]), taps=tuple(options["first_fw_b_list"]))
     with pytest.raises(CheckpointError, match=r"without tokenizers; pre_layer\.\* was expected"):
-        read_published(folder / "latest.pth", create_backbone(folder / "small.safetensors"), given)
+        read_published(folder / "latest.pth", loaded(folder), given)
 
 
 @pytest.mark.parametrize("published", ["linear_probe"], indirect=True)
 def test_classes_can_be_named(published):
     folder, _, options = published
-    backbone = create_backbone(folder / "small.safetensors")
+    backbone = loaded(folder)
     plain = read_published(folder / "latest.pth", backbone, options_for(options))
     names = tuple(f"class {name}" for name in plain.class_names)
     named = read_published(folder / "latest.pth", backbone, options_for(options, class_names=names))
@@ -184,7 +195,7 @@ def test_classes_can_be_named(published):
 
 def test_a_checkpoint_is_unpickled_once(published, monkeypatch):
     folder, _, options = published
-    backbone = create_backbone(folder / "small.safetensors")
+    backbone = loaded(folder)
     loads, load = [], torch.load
     monkeypatch.setattr(torch, "load", lambda *args, **more: loads.append(args) or load(*args, **more))
     assert is_published(folder / "latest.pth")
@@ -228,7 +239,7 @@ def test_heads_of_wrapped_networks_load(published):
     for part in ("model_head", "model_feedback"):
         content[part] = {f"module.{name}": tensor for name, tensor in content[part].items()}
     torch.save(content, folder / "latest.pth")
-    backbone = create_backbone(folder / "small.safetensors")
+    backbone = loaded(folder)
     logits = read_published(folder / "latest.pth", backbone, options_for(options))(
         tensors["x"], noise={150: tensors["noise.150"]}
     )
@@ -242,7 +253,7 @@ def test_heads_that_claim_more_than_their_file_are_refused(published):
     content["model_head"]["head.weight"] = torch.zeros(1).expand(10**6, 10**6)
     torch.save(content, folder / "latest.pth")
     with pytest.raises(CheckpointError, match=r"latest\.pth was refused: .* values are shared"):
-        read_published(folder / "latest.pth", create_backbone(folder / "small.safetensors"), options_for(options))
+        read_published(folder / "latest.pth", loaded(folder), options_for(options))
 
 
 @pytest.mark.parametrize("published", ["linear_probe"], indirect=True)

@@ -47,8 +47,8 @@ def measured(recipe, images, checkpointing):
     backbone = build_backbone(recipe.backbone, precision=recipe.training.precision)
     backbone.unet.gradient_checkpointing = checkpointing
     classifier = build_classifier(recipe, backbone, NAMES).train()
-    noise = {t: torch.zeros(images, 3, 32, 32) for t in recipe.extractor.timesteps}
-    inputs, labels = torch.zeros(images, 3, 32, 32), torch.zeros(images, dtype=torch.int64)
+    noise = {t: torch.zeros(images, 3, 16, 16) for t in recipe.extractor.timesteps}
+    inputs, labels = torch.zeros(images, 3, 16, 16), torch.zeros(images, dtype=torch.int64)
     half = recipe.training.precision == "bf16"
     with TensorMemory() as memory:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):

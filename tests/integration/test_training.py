@@ -242,7 +242,7 @@ def test_a_folder_and_a_backbone_are_enough(workplace, tmp_path, monkeypatch):
     assert main(["train", *options]) == 0
     recipe = read_yaml(tmp_path / "runs/classifier/recipe.yaml")
     assert (recipe["data"]["size"], recipe["extractor"]["taps"], recipe["extractor"]["timesteps"]) == (
-        32,
+        16,
         ["out01"],
         [50],
     )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def values(tmp_path_factory):
         "base": {
             "backbone": {"name": str(folder / "backbone.safetensors")},
             "extractor": {"taps": ["mid"], "timesteps": [90]},
-            "data": {"size": 32},
+            "data": {"size": 16},
             "optimizer": {"name": "sgd", "momentum": 0.9},
             "training": {"epochs": 2, "batch_size": 8, "workers": 0},
             "trackers": [],
@@ -167,7 +168,7 @@ def test_the_same_command_trains_nothing_again_and_leaves_the_global_generator_a
 def small(values, folder, **changes):
     """One data set and one head."""
     pair = {"datasets": {"red": values["datasets"]["red"]}, "heads": {"linear": values["heads"]["linear"]}}
-    return make(values, output=str(folder), metrics={}, **{**pair, **changes})
+    return make(values, output=str(folder), **{"metrics": {}, **pair, **changes})
 
 
 def test_an_interrupted_suite_goes_on_to_the_same_result(finished, values, tmp_path, monkeypatch):
@@ -191,11 +192,13 @@ def test_an_interrupted_suite_goes_on_to_the_same_result(finished, values, tmp_p
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(finished, values, tmp_path, monkeypatch, capsys):
-    recipe = small(values, tmp_path / "suite", datasets=values["datasets"])
+    recipe = small(values, tmp_path / "suite", datasets=values["datasets"], metrics=values["metrics"])
 
     def failing(run, **options):
         if "red" in run.output and run.training.seed == 1:
             raise OSError("the disk is full")
+        # The others are those of the whole suite.
+        shutil.copytree(finished[0] / Path(run.output).relative_to(recipe.output), run.output)
         return train(run, **options)
 
     monkeypatch.setattr(module, "train", failing)
@@ -278,16 +281,25 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(values, tmp_path, monkeypat
     assert main(["transfer", "suite.yaml", "--fake_data"]) == 1
 
 
-def test_the_suite_that_ships_is_listed_without_weights_and_data(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        # As its comment says for fewer data sets.
+        (["--datasets", "{cub: {name: cub, root: cub}}", "--metrics", "{}"], 24),
+        pytest.param([], 144, marks=pytest.mark.slow),
+    ],
+)
+def test_the_suite_that_ships_is_listed_without_weights_and_data(tmp_path, monkeypatch, capsys, options, count):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("difformer.verbs.transfer.trial.try_out", lambda *_, **__: None)
-    assert main(["transfer", str(ROOT / "eval" / "configs" / "transfer.yaml"), "--dry_run", "--fake_data"]) == 0
+    suite = str(ROOT / "eval" / "configs" / "transfer.yaml")
+    assert main(["transfer", suite, *options, "--dry_run", "--fake_data"]) == 0
     shown = capsys.readouterr().out
     line = next(line for line in shown.splitlines() if line.startswith("cub/linear/test-seed0"))
     assert "28 epochs × 5,994 images, 819,400 parameters" in line
     # 28 passes over the training images and one over the test images, at 639.3 GFLOP.
     assert line.endswith(f"{(28 * 5994 + 5794) * 639.288e9 / 1e15:.3g} PFLOP")
-    assert "144 runs, " in shown
+    assert f"{count} runs, " in shown
     assert not list(tmp_path.iterdir())
 
 

@@ -2,10 +2,7 @@
 
 import pickle
 import re
-import subprocess
-import sys
 import tarfile
-import textwrap
 from hashlib import sha256
 from pathlib import Path
 
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import encoded, make_shards, write_shard
+from processes import joined, start
 from torch.utils.data import DataLoader
 
 from difformer.data import DataError, ImageDataset, ImageError, ShardDataset, collate, create_dataset, read_source
@@ -58,22 +56,18 @@ def test_more_processes_than_samples(root):
     assert sum(map(len, seen)) == len({i for part in seen for i in part}) == TOTAL
 
 
+def write_share(rank, root, folder):
+    """What one of two processes reads, without being told which it is but by torch."""
+    init = f"file://{folder / 'init'}"
+    torch.distributed.init_process_group("gloo", init_method=init, rank=rank, world_size=2)
+    ids = ids_of(create_dataset({"name": "webdataset", "root": str(root), "size": 8}, "train"), workers=1)
+    (folder / str(rank)).write_text("\n".join(map(str, ids)))
+    torch.distributed.destroy_process_group()
+
+
 def test_processes_of_torch_distributed_divide_it(root, tmp_path):
-    script = """
-        import sys, torch
-        from torch.utils.data import DataLoader
-        from difformer.data import collate, create_dataset
-        rank, init, root, out = int(sys.argv[1]), *sys.argv[2:]
-        torch.distributed.init_process_group("gloo", init_method=f"file://{init}", rank=rank, world_size=2)
-        dataset = create_dataset({"name": "webdataset", "root": root, "size": 8}, "train")
-        ids = [i for batch in DataLoader(dataset, 4, num_workers=1, collate_fn=collate) for i in batch.ids.tolist()]
-        open(f"{out}/{rank}", "w").write("\\n".join(map(str, ids)))
-        torch.distributed.destroy_process_group()
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    arguments = [str(tmp_path / "init"), str(root), str(tmp_path)]
-    runs = [subprocess.Popen([*command, str(rank), *arguments]) for rank in range(2)]
-    assert [run.wait(timeout=120) for run in runs] == [0, 0]
+    runs = [start(write_share, rank, root, tmp_path) for rank in range(2)]
+    assert [joined(run) for run in runs] == [0, 0]
     seen = [[int(line) for line in (tmp_path / str(rank)).read_text().splitlines()] for rank in range(2)]
     assert [len(part) for part in seen] == [TOTAL // 2, TOTAL // 2]
     assert sorted(seen[0] + seen[1]) == sorted(create_dataset(spec(root)).ids.tolist())

@@ -3,16 +3,15 @@
 import errno
 import json
 import os
+import resource
 import signal
 import stat
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from processes import joined, start
 from support import small_unet
 
 from difformer import NoiseSchedule, UNetBackbone, create_backbone
@@ -64,39 +63,31 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 
+def save_on_a_full_disk(path):
+    """A limit on file sizes stands in for it: writing fails part way."""
+    backbone = create_backbone(path)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    with pytest.raises(OSError, match=r"small\.safetensors"):
+        backbone.save(path, overwrite=True)
+
+
 def test_a_full_disk_leaves_what_was_there(ours):
-    """A limit on file sizes stands in for a full disk: writing fails part way."""
     before = ours.read_bytes()
-    script = f"""
-        import resource, signal
-        from difformer import create_backbone
-        backbone = create_backbone({str(ours)!r})
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        try:
-            backbone.save({str(ours)!r}, overwrite=True)
-        except OSError as error:
-            print("refused:", error)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert "refused:" in done.stdout
-    assert "small.safetensors" in done.stdout
+    assert joined(start(save_on_a_full_disk, ours)) == 0
     assert ours.read_bytes() == before
     assert list(ours.parent.iterdir()) == [ours]
 
 
+def be_killed_while_writing(path):
+    with write_atomically(path, overwrite=True) as temporary:
+        temporary.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_kill_leaves_what_was_there(ours):
     before = ours.read_bytes()
-    script = f"""
-        import os, signal
-        from pathlib import Path
-        from difformer.files import write_atomically
-        with write_atomically(Path({str(ours)!r}), overwrite=True) as temporary:
-            temporary.write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)])
-    assert done.returncode == -signal.SIGKILL
+    assert joined(start(be_killed_while_writing, ours)) == -signal.SIGKILL
     assert ours.read_bytes() == before
 
 

@@ -2,11 +2,12 @@
 
 import math
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
-from support import small_unet
+from support import tiny_unet
 
 from difformer import create_backbone
 from difformer.checkpoints import shipped
@@ -43,10 +44,13 @@ def parser():
 
 @pytest.fixture(scope="module")
 def read(parser):
-    def read(*arguments):
-        return parse(parser, Recipe, (), [str(argument) for argument in arguments], adapt=fit_to_backbone)[0]
+    """Reads a recipe, each once."""
 
-    return read
+    @cache
+    def parsed(*words):
+        return parse(parser, Recipe, (), list(words), adapt=fit_to_backbone)[0]
+
+    return lambda *arguments: parsed(*map(str, arguments))
 
 
 def numbered(count):
@@ -103,7 +107,7 @@ def test_a_recipe_fits_the_published_network(path, read):
 
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_recipes_for_small_images_fit_a_small_network(name, read):
-    build_classifier(read(CONFIGS / f"{name}.yaml"), create_backbone(small_unet(), schedule="linear"), ("a", "b"))
+    build_classifier(read(CONFIGS / f"{name}.yaml"), create_backbone(tiny_unet(), schedule="linear"), ("a", "b"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -3,16 +3,14 @@
 import os
 import pickle
 import random
-import subprocess
-import sys
-import textwrap
 import time
 import warnings
 
 import pytest
 import torch
+from processes import joined, start
 from safetensors.torch import save_file
-from support import rewrite_metadata, small_unet
+from support import UNSEEN, rewrite_metadata, small_unet
 
 from difformer import CheckpointError, NoiseSchedule, UNetBackbone, create_backbone
 from difformer.checkpoints import describe, load_strictly, read_pickle, read_weights, weights_digest
@@ -275,29 +273,30 @@ def test_running_out_of_memory_is_not_taken_for_damage(openais, monkeypatch):
         read_weights(openais)
 
 
+def cut_off(file):
+    file.truncate(100)
+
+
+def zero(file):
+    file.write(bytes(os.fstat(file.fileno()).st_size))
+
+
+def change_what_was_opened(path, given, change):
+    backbone = create_backbone(path, **given)
+    x = torch.ones(1, 3, 32, 32)
+    before = backbone(x, 10)
+    with open(path, "r+b") as file:
+        change(file)
+    assert torch.equal(backbone(x, 10), before)
+
+
 @pytest.mark.parametrize("kind", ["ours", "openais"])
-@pytest.mark.parametrize("change", ["file.truncate(100)", "file.write(bytes(os.stat(path).st_size))"])
+@pytest.mark.parametrize("change", [cut_off, zero])
 def test_a_file_may_change_after_it_was_opened(kind, change, request):
     """In a process of its own, which a mapped file would kill."""
     path = request.getfixturevalue(kind)
-    script = f"""
-        import os, torch
-        from difformer import NoiseSchedule, create_backbone
-        path = {str(path)!r}
-        given = {{}} if path.endswith("safetensors") else dict(
-            config=dict(image_size=32, num_head_channels=16, use_new_attention_order=False),
-            schedule=NoiseSchedule.cosine(1000),
-        )
-        backbone = create_backbone(path, **given)
-        x = torch.ones(1, 3, 32, 32)
-        before = backbone(x, 10)
-        with open(path, "r+b") as file:
-            {change}
-        assert torch.equal(backbone(x, 10), before)
-        print("alive")
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+    given = {} if kind == "ours" else {"config": UNSEEN, "schedule": NoiseSchedule.cosine(1000)}
+    assert joined(start(change_what_was_opened, path, given, change)) == 0
 
 
 def test_absurd_metadata_is_refused_at_once(ours):
