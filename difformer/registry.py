@@ -1,7 +1,6 @@
 """Things by name: those of this package, those that register themselves, and any other as `package.module:Name`."""
 
 import importlib
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -38,11 +37,14 @@ class Registry(Generic[T]):
         return iter(self._things)
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that gives a thing a name; raises ValueError where another has it."""
+        """A decorator that gives a thing a name; raises ValueError where something else has it."""
 
         def add(thing: T) -> T:
-            if self._things.setdefault(name, thing) is not thing:
+            there = self._things.get(name)
+            # A module that is loaded again, or a notebook's cell, brings the same thing anew.
+            if there is not None and _place(there) != _place(thing):
                 raise ValueError(f"there is a {self.kind} called {name!r} already")
+            self._things[name] = thing
             return thing
 
         return add
@@ -86,27 +88,43 @@ class Registry(Generic[T]):
         found: T = thing
         return found
 
-    def find_trusted(self, name: str, trust: str | Iterable[str] = ()) -> T:
-        """As `find`, for a name that a file brought: nothing is imported that the user has not imported or allowed.
+    def check_trusted(self, name: str, trust: str | Iterable[str] = ()) -> None:
+        """Raises UntrustedError where a name that a file brought would run code that was not asked for.
+
+        Names that are registered are known, and so is the path of what is registered. That a module has been imported
+        is not enough: `subprocess` has been, too.
 
         Args:
             name: as the file has it.
             trust: packages or modules whose code may run.
-
-        Raises:
-            UntrustedError: its module is neither imported nor trusted.
-            ValueError, ImportError: as `find`.
         """
+        if not _is_path(name) or any(_place(thing) == name for thing in self._things.values()):
+            return
         module = name.partition(":")[0]
         trusted = [trust] if isinstance(trust, str) else list(trust)
-        allowed = any(module == one or module.startswith(f"{one}.") for one in trusted)
-        if _is_path(name) and not allowed and module not in sys.modules:
+        if not any(module == one or module.startswith(f"{one}.") for one in trusted):
             package = module.partition(".")[0]
             raise UntrustedError(
-                f"the {self.kind} {name} is code that does not belong to this package, and loading it would run it: "
-                f"import {module} beforehand, or allow it with trust={package!r} (--trust {package})"
+                f"the {self.kind} {name} is code that does not belong to this package, and using it would run that: "
+                f"allow it with trust={package!r} (--trust {package}), or register it beforehand"
             )
-        return self.find(name)
+
+    def find_trusted(self, name: str, trust: str | Iterable[str] = ()) -> T:
+        """As `find`, for a name that a file brought.
+
+        Raises:
+            UntrustedError: as `check_trusted`, or what it names was only imported there from elsewhere.
+            ValueError, ImportError: as `find`.
+        """
+        self.check_trusted(name, trust)
+        registered = next((thing for thing in self._things.values() if _place(thing) == name), None)
+        if registered is not None:
+            return registered
+        found = self.find(name)
+        module = name.partition(":")[0]
+        if _is_path(name) and getattr(found, "__module__", "").partition(".")[0] != module.partition(".")[0]:
+            raise UntrustedError(f"{name} is not of {module}, but of {getattr(found, '__module__', 'elsewhere')}")
+        return found
 
 
 def path_of(thing: Any, kind: str) -> str:
@@ -125,6 +143,11 @@ def path_of(thing: Any, kind: str) -> str:
             "can be imported"
         )
     return f"{thing.__module__}:{thing.__qualname__}"
+
+
+def _place(thing: Any) -> str:
+    """Where a class or function is defined, as `path_of`; of others what tells them apart."""
+    return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', id(thing))}"
 
 
 def _is_path(name: str) -> bool:

@@ -1,4 +1,6 @@
-"""Everything that is drawn at random: one enumeration of the streams, so that no two uses of a seed draw the same.
+"""What is drawn at random, in one enumeration, so that no two uses of a seed draw the same.
+
+Augmentation and the rounding of holdouts are older than it and stand below: published numbers depend on them.
 
 A stream is NumPy's generator of a list of integers: the number of its use, then as many as its use needs. NumPy fills
 short lists up with zeros, so each use has a number of its own and a fixed count. What torch draws (dropout, initial

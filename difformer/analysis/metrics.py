@@ -296,7 +296,7 @@ def _own(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
 
 # The numbers of ClassificationMetrics, and whether more of them is better.
 _OWN = {
-    "top1": True, "top5": True, "mean_per_class": True, "macro_f1": True, "loss": False, "nll": False, "ece": False,
+    "top1": True, "top5": True, "mean_per_class": True, "macro_f1": True, "loss": False, "ece": False,
 }  # fmt: skip
 for _name, _larger in _OWN.items():
     METRICS.register(_name)(Metric(_own(_name), _larger))

@@ -15,8 +15,8 @@ MANIFEST = "manifest.json"
 SUFFIX = ".safetensors"
 Kind = Literal["backbone", "classifier"]
 
-# Beside the package in a clone, inside it in a wheel.
-_FOLDERS = (Path(__file__).parents[2] / "checkpoints", Path(__file__).parents[1] / "weights")
+# Inside the package in a wheel, beside it in a clone.
+_FOLDERS = (Path(__file__).parents[1] / "weights", Path(__file__).parents[2] / "checkpoints")
 
 
 @dataclass(frozen=True)

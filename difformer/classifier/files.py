@@ -142,8 +142,8 @@ def open_classifier(
         _check_backbone(backbone, description["backbone"], str(file))
     if device is None:
         device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else "cpu"
-    with rebuilding(str(file)), outlined(len(state), len(description["head"]["keys"]), str(file)):
-        extractor, head = _build(description, backbone, trust)
+    with rebuilding(str(file)):
+        extractor, head = _build(description, backbone, len(state), str(file), trust)
     preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
     return Stored(extractor, head, tuple(description["class_names"]), preprocessing, state, str(file), device)
 
@@ -291,19 +291,27 @@ def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str
 
 
 def _build(
-    description: Mapping[str, Any], backbone: Backbone, trust: str | Iterable[str]
+    description: Mapping[str, Any], backbone: Backbone, tensors: int, source: str, trust: str | Iterable[str]
 ) -> tuple[FeatureExtractor | FeedbackExtractor, nn.Module]:
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
-    kind = extractor["type"]
+    kind, head_type = extractor["type"], _head_type(head["type"], trust)
     if kind not in _EXTRACTORS:
         raise ValueError(f"this version knows no extractor {kind!r}, only {', '.join(_EXTRACTORS)}")
-    built = _EXTRACTORS[kind](backbone, **extractor["arguments"])
     keys = [FeatureKey(**values) for values in head["keys"]]
-    missing = [key for key in keys if key not in built.specs]
-    if missing:
-        raise ValueError(f"the head reads {missing}, but the extractor gives {list(built.specs)}")
-    specs = {key: built.specs[key] for key in keys}
-    return built, _head_type(head["type"], trust)(specs, len(names), **head["arguments"])
+
+    def on_top(built: FeatureExtractor | FeedbackExtractor) -> nn.Module:
+        missing = [key for key in keys if key not in built.specs]
+        if missing:
+            raise ValueError(f"the head reads {missing}, but the extractor gives {list(built.specs)}")
+        return head_type({key: built.specs[key] for key in keys}, len(names), **head["arguments"])
+
+    ours = head["type"] in _HEADS
+    with outlined(tensors, len(keys), source):
+        built = _EXTRACTORS[kind](backbone, **extractor["arguments"])
+        if ours:
+            return built, on_top(built)
+    # Others may hold tensors that no file brings back, so they are built with values.
+    return built, on_top(built)
 
 
 def _head_type(name: str, trust: str | Iterable[str]) -> type[nn.Module]:
@@ -312,4 +320,7 @@ def _head_type(name: str, trust: str | Iterable[str]) -> type[nn.Module]:
         return _HEADS[name]
     if ":" not in name:
         raise ValueError(f"this version knows no head {name!r}, only {', '.join(_HEADS)}")
-    return HEADS.find_trusted(name, trust)
+    found: Any = HEADS.find_trusted(name, trust)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"the head {name} is no torch.nn.Module")
+    return found

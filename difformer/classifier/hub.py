@@ -82,6 +82,8 @@ def locate_pretrained(
 def _model_card(classifier: Parts, repo_id: str | None) -> str:
     description = describe(classifier, {})
     backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
+    package, colon, _ = head["type"].partition(":")
+    trust = f', trust="{package.partition(".")[0]}"' if colon else ""
     place = "path/of/this/folder" if repo_id is None else repo_id
     return f"""---
 library_name: difformer
@@ -94,7 +96,7 @@ The backbone is not in it: `{backbone["name"]}`, digest `{backbone["digest"]}`.
 ```python
 from difformer import DiffusionClassifier
 
-classifier = DiffusionClassifier.from_pretrained("{place}")
+classifier = DiffusionClassifier.from_pretrained("{place}"{trust})
 print(classifier.predict("image.jpg"))
 ```
 """

@@ -357,13 +357,13 @@ def load_classifier(
         dtype: precision of the backbone's convolutions, where it is opened here.
         verify: check the digests of the file and of the backbone.
         trust: packages or modules that may be imported, and so run code, for a head that is not of this package; one
-            that has been imported already needs none.
+            that is registered with `difformer.heads.HEADS` needs none.
         cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
 
     Raises:
         FileNotFoundError: the file or the backbone is not there.
         CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
-        UntrustedError: its head is code of a package that is neither imported nor trusted.
+        UntrustedError: its head is code that is neither registered nor trusted.
         ImportError: that package is not there.
     """
     stored = open_classifier(

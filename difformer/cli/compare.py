@@ -5,7 +5,15 @@ from pathlib import Path
 from difformer.verbs.compare.compare import compare_runs
 
 
-def compare(runs: list[str], *, output: Path, split: str = "test", seed: int = 0, overwrite: bool = False) -> None:
+def compare(
+    runs: list[str],
+    *,
+    output: Path,
+    split: str = "test",
+    seed: int = 0,
+    trust: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """Lays runs side by side on one page: numbers, differences from the first with their significance, curves.
 
     Args:
@@ -14,6 +22,7 @@ def compare(runs: list[str], *, output: Path, split: str = "test", seed: int = 0
         output: folder for the page, its pictures and the numbers.
         split: on which runs are compared.
         seed: of the bootstrap.
+        trust: a package whose code may run, for runs with a head or data set of that package.
         overwrite: replace what is there.
     """
-    compare_runs(runs, output, split=split, seed=seed, overwrite=overwrite)
+    compare_runs(runs, output, split=split, seed=seed, overwrite=overwrite, trust=trust)

@@ -44,8 +44,8 @@ class RecipeVerb:
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
         read: gives the values of a YAML file.
-        read_first: gives those of the first argument, where that is no YAML file; it is told whether a
-            download is allowed.
+        read_first: gives those of the first argument, where that is no YAML file; it is told `download`,
+            whether it may be fetched, and `trust`, a package whose code may run.
     """
 
     description: str
@@ -59,7 +59,7 @@ class RecipeVerb:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
         configuration: Any
-        first = None if self.read_first is None else partial(self.read_first, download=_allows_download(arguments))
+        first = None if self.read_first is None else partial(self.read_first, **_allowed(arguments))
         configuration, given = parse(
             parser,
             self.configuration,
@@ -74,11 +74,12 @@ class RecipeVerb:
         return self.body(configuration, **given)
 
 
-def _allows_download(arguments: Sequence[str]) -> bool:
-    """Whether what the first argument names may be fetched, which is read before the others are."""
+def _allowed(arguments: Sequence[str]) -> dict[str, Any]:
+    """What may be fetched and run for the first argument, which is read before the others are."""
     values = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    key = "--backbone.download"
-    return "--download" in arguments or f"{key}=true" in arguments or values.get(key) == "true"
+    values |= dict(word.split("=", 1) for word in arguments if word.startswith("--") and "=" in word)
+    download = "--download" in arguments or values.get("--backbone.download") == "true"
+    return {"download": download, "trust": values.get("--trust")}
 
 
 def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:

@@ -34,7 +34,7 @@ from difformer.data.transforms import (
     create_transform,
 )
 from difformer.data.webdataset import read_webdataset
-from difformer.registry import Registry
+from difformer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -262,10 +262,13 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
     """
     config = as_config(spec)
     key = canonical_name(config.name)
-    try:
-        reader = READERS.find(key)
-    except ValueError as error:
-        raise DataError(f"{error}; known are {', '.join(data_set_names())}, and package.module:reader") from error
+    if ":" not in key and key not in READERS:
+        hint = did_you_mean(key, [*READERS, *_ALIASES]).partition("known are")[0]
+        raise DataError(
+            f"unknown data set {config.name!r}; {hint} Known are {', '.join(data_set_names())}, and your own as "
+            "package.module:reader"
+        )
+    reader = READERS.find(key)
     if key in _OURS and key not in _WITH_NUMBERS:
         refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))

@@ -69,15 +69,15 @@ class DiffusionBlocks:
 
     @property
     def names(self) -> list[str]:
-        """See `Representations`."""
+        """Of each feature, block and timestep."""
         return [f"{key.tap}, t = {key.t}" for key in self.keys]
 
     def places(self, t: int) -> dict[str, int]:
-        """See `Representations`."""
+        """Where among the names the blocks at a timestep are, by block."""
         return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
 
     def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """See `Representations`."""
+        """Args: images (B, 3, H, W) in [-1, 1], ids (B,). Returns (B, D) by name."""
         vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: flat(maps, self._pool)})
         return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
 

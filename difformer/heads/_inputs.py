@@ -1,12 +1,13 @@
 """What every head checks of the features it is given."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from difformer.config import as_call
+from difformer.heads.registry import Head
 from difformer.taps import FeatureKey, TapSpec
 
 # The sides (h, w) of the maps in a batch, in the order of a head's specs.
@@ -31,20 +32,14 @@ def single_key(specs: Mapping[FeatureKey, TapSpec]) -> FeatureKey:
     return next(iter(specs))
 
 
-class _Head(Protocol):
-    """What a head has beside its layers.
+class _Head(Head, Protocol):
+    """A head of this package.
 
     Attributes:
-        specs: the features it reads.
-        num_classes: length of the logits.
-        arguments: to build it with, beside these two.
         training: whether it learns.
         learned_from: the sides of the maps it has learned from so far.
     """
 
-    specs: dict[FeatureKey, TapSpec]
-    num_classes: int
-    arguments: dict[str, Any]
     training: bool
 
     @property

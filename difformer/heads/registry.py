@@ -23,9 +23,11 @@ class Head(Protocol):
             need not be kept of features on the disk.
     """
 
-    specs: Mapping[FeatureKey, TapSpec]
     num_classes: int
     arguments: dict[str, Any]
+
+    @property
+    def specs(self) -> Mapping[FeatureKey, TapSpec]: ...
 
     @property
     def map_sizes(self) -> Mapping[FeatureKey, int | None]: ...

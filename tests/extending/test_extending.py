@@ -3,18 +3,21 @@
 import csv
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from support import small_unet
+from support import rewrite_metadata, small_unet
 
 from difformer import create_backbone, load_classifier
+from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
 from difformer.cli import main
 from difformer.data import create_dataset
+from difformer.heads import HEADS
 from difformer.registry import Registry, UntrustedError
 
 HERE = Path(__file__).parent
@@ -32,8 +35,10 @@ def installed():
 def not_imported():
     """As in a process that has not seen the package."""
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "own_package"}
+    registered = HEADS._things.pop("own_gem")
     yield
     sys.modules.update(kept)
+    HEADS._things["own_gem"] = registered
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +108,47 @@ def test_a_file_runs_no_code_that_was_not_allowed(run, not_imported, capsys):
     assert main(["eval", str(run), "--overwrite"]) == 1
     assert "allow it with trust='own_package'" in capsys.readouterr().err
     assert load_classifier(file, backbone=backbone, trust=["own_package.heads"]).head.power == 2.0
-    # What has been imported needs no word.
+    # What is registered needs no word.
     assert load_classifier(file, backbone=backbone).head.power == 2.0
+
+
+@pytest.mark.parametrize("name", ["subprocess:Popen", "os:system", "torch.nn:Linear"])
+def test_what_happens_to_be_imported_is_not_trusted(run, tmp_path, name):
+    """A file could else run any command: the class it names is called with arguments that it brings."""
+    file = tmp_path / "c.safetensors"
+    shutil.copy(run / "classifier.safetensors", file)
+    description = json.loads(read_metadata(file)["description"])
+    description["head"] = {"type": name, "keys": [], "arguments": {"args": ["touch", str(tmp_path / "ran")]}}
+    rewrite_metadata(file, {"description": json.dumps(description)})
+    with pytest.raises(UntrustedError, match=f"the head {name} is code"):
+        load_classifier(file, backbone=run.parent / "backbone.safetensors")
+    # Nor is what a trusted module has itself imported.
+    description["head"]["type"] = "own_package.heads:torch.nn.Linear"
+    rewrite_metadata(file, {"description": json.dumps(description)})
+    with pytest.raises(UntrustedError, match="is not of own_package"):
+        load_classifier(file, backbone=run.parent / "backbone.safetensors", trust="own_package")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_recipe_of_a_run_folder_runs_no_code_either(run, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    shutil.copy(run / "classifier.safetensors", tmp_path / "run")
+    (tmp_path / "run" / "recipe.yaml").write_text(
+        (run / "recipe.yaml").read_text().replace("own_package.data:halves", "antigravity:reader")
+    )
+    for command in (["eval"], ["compare", str(run), "--output", str(tmp_path / "out")]):
+        verb, *words = command
+        assert main([verb, str(tmp_path / "run"), *words]) == 1
+        assert "the data set antigravity:reader is code" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
+
+
+def test_what_could_not_be_saved_is_refused_before_training(run, capsys):
+    arguments = ["train", str(run.parent / "recipe.yaml"), "--output", str(run.parent / "other")]
+    assert main([*arguments, "--head.name", "torch.nn:Identity", "--head.arguments", "{}"]) == 1
+    assert "must be a torch.nn.Module with specs, num_classes, arguments and map_sizes" in capsys.readouterr().err
+    assert main(["eval", str(run), "--trust", "own_package", "--metrics", "own_package.heads:GeMHead"]) == 1
+    assert "must be a difformer.analysis.Metric, got type" in capsys.readouterr().err
 
 
 def test_the_registered_name_is_as_good(installed):

@@ -18,9 +18,9 @@ from difformer.diffusion import NoiseSchedule
 from difformer.engine.config.fitting import fitting
 from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.heads import HEADS
+from difformer.heads import HEADS, Head
 from difformer.models import UNet
-from difformer.registry import did_you_mean
+from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 
 Extractor = FeatureExtractor | FeedbackExtractor
@@ -148,13 +148,23 @@ def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_clas
     Raises:
         ValueError: an argument the head does not have (the message names the nearest), or as the head.
     """
-    kind = HEADS.find(config.name)
-    known = [name for name in inspect.signature(kind).parameters if name not in ("specs", "num_classes")]
+    kind: Any = HEADS.find(config.name)
+    parameters = inspect.signature(kind).parameters
+    known = [name for name in parameters if name not in ("specs", "num_classes")]
+    takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     for name in config.arguments:
-        if name not in known:
+        if name not in known and not takes_any:
             hint = did_you_mean(str(name), known)
             raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
-    return kind(specs, num_classes, **config.arguments)
+    head = kind(specs, num_classes, **config.arguments)
+    # Before anything is learned that could not be saved.
+    if not isinstance(head, torch.nn.Module) or not isinstance(head, Head):
+        raise ValueError(
+            f"the head {config.name} must be a torch.nn.Module with specs, num_classes, arguments and map_sizes, as "
+            f"difformer.heads.Head says, got {type(head).__name__}"
+        )
+    path_of(kind, "head")
+    return head
 
 
 def build_classifier(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...]) -> DiffusionClassifier:

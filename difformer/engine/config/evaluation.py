@@ -1,4 +1,4 @@
-"""What an evaluation and a probe are made of, and what they take from the recipe of a training run."""
+"""What evaluations take from the recipe of a training run, and on which images choices are made."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, get_type_hints
@@ -7,9 +7,7 @@ from difformer.config.reading import check_keys, unknown_key
 from difformer.data import HOLDOUT as SET_ASIDE
 from difformer.data import DataConfig, canonical_name
 from difformer.data.dataset import TEST
-from difformer.engine.config.recipe import (
-    Recipe,
-)
+from difformer.engine.config.recipe import Recipe
 
 ProbeCriterion = Literal["top1", "mean_per_class"]
 

@@ -108,7 +108,7 @@ def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder
     check_launcher(precision)
     cpu = only_cpu()
     if cpu and precision == "fp16":
-        raise ValueError("training.precision: fp16 needs a GPU; use bf16 or no on a CPU")
+        raise ValueError("precision fp16 needs a GPU; use bf16 or no on a CPU")
     available = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in available:

@@ -1,6 +1,7 @@
 """What several runs of one process share, opened once."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -9,23 +10,30 @@ from difformer.data import DataConfig, ImageDataset
 from difformer.data.classes import check_same_classes
 from difformer.engine.config.build import build_backbone, build_dataset, torso_dtype
 from difformer.engine.config.recipe import BackboneConfig
+from difformer.features.dtypes import dtype_name
 
 
 class Resources:
-    """Backbones and data sets by their configuration. What was opened stays, for runs one after another."""
+    """The last backbone and all data sets that were opened, by configuration, for runs one after another."""
 
     def __init__(self) -> None:
-        self._backbones: dict[str, UNetBackbone] = {}
+        self._backbone: tuple[str, UNetBackbone] | None = None
         self._datasets: dict[str, ImageDataset] = {}
 
     def backbone(
         self, config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu"
     ) -> UNetBackbone:
-        """As `build_backbone`."""
-        key = repr((config, torso_dtype(config, precision), device))
-        if key not in self._backbones:
-            self._backbones[key] = build_backbone(config, precision=precision, device=device)
-        return self._backbones[key]
+        """As `build_backbone`; the one before is let go where it is another.
+
+        Whether gradients are checkpointed is up to the run.
+        """
+        config = replace(config, dtype=dtype_name(torso_dtype(config, precision)), gradient_checkpointing=False)  # type: ignore[arg-type]
+        key = repr((config, torch.device(device)))
+        if self._backbone is None or self._backbone[0] != key:
+            # Not two at once.
+            self._backbone = None
+            self._backbone = key, build_backbone(config, device=device)
+        return self._backbone[1]
 
     def dataset(
         self, config: DataConfig, split: str, *, augment: bool = False, classes: Sequence[str] | None = None
@@ -43,14 +51,14 @@ class Resources:
 
         Args:
             config: which images.
-            names: of the splits, `train` first where it is among them; None and what stands twice are left out.
+            names: of the splits; None and what stands twice are left out, and `train` comes first.
             augment: whether `train` is for training.
 
         Raises:
             ValueError: one has other classes than the first; and as `build_dataset`.
         """
         found: dict[str, ImageDataset] = {}
-        for name in filter(None, dict.fromkeys(names)):
+        for name in sorted(filter(None, dict.fromkeys(names)), key=lambda name: name != "train"):
             known = next(iter(found.values())).class_names if found else None
             found[name] = self.dataset(config, name, augment=augment and name == "train", classes=known)
             if known is not None:

@@ -21,7 +21,13 @@ _RESAMPLES = 10_000
 
 
 def compare_runs(
-    sources: Sequence[str], output: str | Path, *, split: str = "test", seed: int = 0, overwrite: bool = False
+    sources: Sequence[str],
+    output: str | Path,
+    *,
+    split: str = "test",
+    seed: int = 0,
+    overwrite: bool = False,
+    trust: str | None = None,
 ) -> Path:
     """Writes a page that lays runs side by side, each compared with the first on the same images.
 
@@ -31,6 +37,7 @@ def compare_runs(
         split: of runs; evaluations have their own.
         seed: of the bootstrap.
         overwrite: replace what is there.
+        trust: a package whose code may run, for runs with a head or data set of that package.
 
     Returns:
         The page.
@@ -44,7 +51,8 @@ def compare_runs(
     # There may have been more runs before, so any number of confusions.
     folder = ResultFolder(output, (PAGE, _RESULTS, _CURVES, "confusion-*.png"))
     folder.check(overwrite=overwrite)
-    measured = [read_measured(source, split, name) for source, name in zip(sources, short_names(sources), strict=True)]
+    names = short_names(sources)
+    measured = [read_measured(source, split, name, trust) for source, name in zip(sources, names, strict=True)]
     _check_same_images(measured)
     first, *others = measured
     differences = [paired_bootstrap(m.correct, first.correct, resamples=_RESAMPLES, seed=seed) for m in others]

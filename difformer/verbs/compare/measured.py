@@ -51,7 +51,7 @@ class Measured:
     history: Sequence[Mapping[str, Any]]
 
 
-def read_measured(source: str, split: str, name: str) -> Measured:
+def read_measured(source: str, split: str, name: str, trust: str | None = None) -> Measured:
     """The measurements of a run, which are made where they are missing or of other weights than the run has now, or
     those that `difformer eval` has left.
 
@@ -59,6 +59,7 @@ def read_measured(source: str, split: str, name: str) -> Measured:
         source: the run's folder, or that of an evaluation.
         split: of a run.
         name: what to call it.
+        trust: as for `evaluate_classifier`.
 
     Raises:
         FileNotFoundError: it is neither, or a run that has no classifier yet.
@@ -71,7 +72,7 @@ def read_measured(source: str, split: str, name: str) -> Measured:
     if run.recipe.exists():
         results = folder / f"eval-{split}"
         if _measured_weights(results) != read_metadata(classifier_file(source))["weights_sha256"]:
-            recipe = build(EvaluationRecipe, {**classifier_values(source), "split": split})
+            recipe = build(EvaluationRecipe, {**classifier_values(source, trust=trust), "split": split, "trust": trust})
             evaluate_classifier(recipe, overwrite=True)
     elif not (folder / METRICS).exists():
         raise FileNotFoundError(f"{source} is neither the folder of a run nor one that `difformer eval` wrote")

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, image_scores
+from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, find_metric, image_scores
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.config.provenance import carried, without_places
 from difformer.config.reading import read_yaml
 from difformer.data import ImageDataset
 from difformer.data.classes import check_same_classes
+from difformer.data.dataset import READERS
 from difformer.engine.config.build import build_backbone, build_dataset
 from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.extraction.estimate import collate_readable
@@ -53,6 +54,8 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         UntrustedError: its head is code of a package that is not trusted.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
+    for name in recipe.metrics:
+        find_metric(name)
     folder = ResultFolder(_output(recipe), (METRICS, *TABLES))
     folder.check(overwrite=overwrite)
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
@@ -81,24 +84,29 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     return metrics
 
 
-def classifier_values(source: str, *, download: bool = False) -> dict[str, Any]:
+def classifier_values(source: str, *, download: bool = False, trust: str | None = None) -> dict[str, Any]:
     """What the first argument of `difformer eval` says: the values of an `EvaluationRecipe` that follow from it.
 
     Args:
         source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
             and say how images are read.
         download: whether it may be fetched when it is not on this machine.
+        trust: a package whose code may run, for a run on a data set of that package.
 
     Raises:
         FileNotFoundError: there is no such classifier, or the folder is no run.
+        UntrustedError: the run's recipe names a data set of a package that is not trusted.
         CheckpointError: the file is damaged or no classifier.
         ValueError: the recipe of the run is damaged.
     """
     recipe = RunFolder(source).recipe
     if recipe.exists():
-        return take_from_training(read_yaml(recipe), EvaluationRecipe) | {"classifier": source}
+        values = take_from_training(read_yaml(recipe), EvaluationRecipe)
+        # The folder may be somebody else's.
+        READERS.check_trusted(str(values.get("data", {}).get("name")), trust or ())
+        return values | {"classifier": source}
     description = read_description(classifier_file(source, download=download))
-    values: dict[str, Any] = {"classifier": source, "backbone": {"name": description["backbone"]["name"]}}
+    values = {"classifier": source, "backbone": {"name": description["backbone"]["name"]}}
     preprocessing: Mapping[str, Any] | None = description["preprocessing"]
     return values | ({"data": dict(preprocessing)} if preprocessing else {})
 

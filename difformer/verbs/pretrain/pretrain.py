@@ -31,8 +31,6 @@ MAY_CHANGE = (
     "output", "trackers", "training.workers", "training.save_minutes", "data.root", "data.download",
     "data.check_images", "samples.every", "samples.count", "samples.steps", "samples.eta", "samples.seed",
 )  # fmt: skip
-
-
 # Stand-in images of data sets whose size is not known.
 _FAKE = 1000
 

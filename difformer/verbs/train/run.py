@@ -95,15 +95,18 @@ class Run:
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
         self._backbone_digest = "random" if fake else backbone.digest
         self._init_digest = None if recipe.init is None or fake else self._start_from(recipe.init, begun_with)
-        if recipe.backbone.gradient_checkpointing == "auto":
+        checkpointing = recipe.backbone.gradient_checkpointing
+        if checkpointing == "auto":
             # Now that the weights have taken their part of the memory.
-            backbone.unet.gradient_checkpointing = needs_checkpointing(
-                recipe, classifier.class_names, len(self.images["train"]), accelerator
-            )
+            checkpointing = needs_checkpointing(recipe, classifier.class_names, len(self.images["train"]), accelerator)
+        # The network may be shared with other runs.
+        backbone.unet.gradient_checkpointing = checkpointing
         # Of what runs now, a trial maybe; the recipe is that of the run.
         self._training = recipe.training
         self._cached = recipe.features == "cached"
         self._criterion = find_metric(recipe.evaluation.criterion)
+        if recipe.evaluation.criterion == "top5" and len(classifier.class_names) <= 5:
+            raise ValueError(f"evaluation.criterion: of {len(classifier.class_names)} classes there is no top5")
         self.task = Classification(self.classifier, recipe.training, seed=recipe.extractor.seed)
 
     @cached_property
@@ -205,9 +208,9 @@ class Run:
             if evaluation.validation is not None and due:
                 measured = self.measure(evaluation.validation)
                 record |= {f"validation_{name}": value for name, value in _summary(measured).items()}
-                improved = progress.note(
-                    _chosen_by(measured, evaluation.criterion), larger_is_better=self._criterion.larger_is_better
-                )
+                value = _chosen_by(measured, evaluation.criterion)
+                record[f"validation_{evaluation.criterion}"] = value
+                improved = progress.note(value, larger_is_better=self._criterion.larger_is_better)
             best = evaluation.select == "best"
             if best and improved:
                 self.task.kept = Kept(_on_cpu(self.task.parts), record)

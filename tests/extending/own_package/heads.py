@@ -3,7 +3,10 @@
 import torch
 from torch import nn
 
+from difformer.heads import HEADS
 
+
+@HEADS.register("own_gem")
 class GeMHead(nn.Module):
     """Reads any number of features; `power` 1 is average pooling, and larger ones come close to the maximum."""
 
