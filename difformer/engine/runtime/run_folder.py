@@ -87,7 +87,10 @@ class RunFolder:
             # Not released: the other run's files are open.
             self._lock.close()
             self._lock = None
-            raise FileExistsError(f"another run is at work in {self.path}; choose another --output") from error
+            raise FileExistsError(
+                f"another run is at work in {self.path}; choose another --output. One run on several machines without "
+                "GPUs is started by torchrun: `accelerate launch --cpu` starts one on each (train/README.md)"
+            ) from error
         except OSError:
             # Some file systems have no locks.
             pass
