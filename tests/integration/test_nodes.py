@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 from processes import variables_of_ranks
-from training import make_recipe, run_result, write_workplace
+from training import assert_same_run, make_recipe, run_result, write_workplace
 
 from difformer.config.reading import dump
 from difformer.features.shards import MANIFEST
@@ -78,8 +78,7 @@ def test_training(work, tmp_path):
 def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_another(work, tmp_path):
     _, values = work
     training = {"epochs": 30, "save_minutes": 0.0}
-    alone = make_recipe(values, output=str(tmp_path / "alone"), training=training)
-    train(alone)
+    ended(started("train", written(tmp_path, make_recipe(values, output=str(tmp_path / "whole"), training=training))))
     recipe = make_recipe(values, output=str(tmp_path / "run"), training=training)
     launchers = started("train", written(tmp_path, recipe), restarts=2)
     records, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + SECONDS
@@ -91,7 +90,7 @@ def test_a_worker_that_is_killed_is_started_again_and_the_run_ends_as_another(wo
     worker.send_signal(signal.SIGKILL)
     ended(launchers)
     assert len(records.read_text().splitlines()) == 30
-    assert_close_runs(tmp_path / "alone", tmp_path / "run")
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
 def test_extraction(work, tmp_path):
