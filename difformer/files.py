@@ -181,6 +181,10 @@ def sha256(path: Path, *, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
+# What to do about a damaged file of a command that makes what is missing.
+MADE_ANEW = "remove it, and the same command makes it anew"
+
+
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the digest of its entries, by which `read_json` notices damage.
 

@@ -98,7 +98,7 @@ class Registry(Generic[T]):
             name: as the file has it.
             trust: packages or modules whose code may run.
         """
-        if not _is_path(name) or any(_place(thing) == name for thing in self._things.values()):
+        if not _is_path(name) or self._registered(name) is not None:
             return
         module = name.partition(":")[0]
         trusted = [trust] if isinstance(trust, str) else list(trust)
@@ -117,14 +117,18 @@ class Registry(Generic[T]):
             ValueError, ImportError: as `find`.
         """
         self.check_trusted(name, trust)
-        registered = next((thing for thing in self._things.values() if _place(thing) == name), None)
-        if registered is not None:
-            return registered
+        found = self._registered(name)
+        if found is not None:
+            return found
         found = self.find(name)
         module = name.partition(":")[0]
         if _is_path(name) and getattr(found, "__module__", "").partition(".")[0] != module.partition(".")[0]:
             raise UntrustedError(f"{name} is not of {module}, but of {getattr(found, '__module__', 'elsewhere')}")
         return found
+
+    def _registered(self, path: str) -> T | None:
+        """The thing that is defined at a path, where it has registered itself."""
+        return next((thing for thing in self._things.values() if _place(thing) == path), None)
 
 
 def path_of(thing: Any, kind: str) -> str:

@@ -79,9 +79,8 @@ def weight_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 def search_folders(folder: Path | None = None) -> tuple[Path, ...]:
     """Where weights are looked for by name, the first place first.
 
-    That is the folder given alone; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/` in the working folder, the
-    weights that ship, and the cache. What users choose comes before what
-    ships, and what ships before what was once downloaded.
+    That is the folder given alone; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/` in the working folder, the weights
+    that ship, and the cache. What users choose comes before what ships, and what ships before what was once downloaded.
     """
     if folder is not None:
         return (expand_user(folder),)

@@ -71,7 +71,7 @@ class Stored:
     """What a file says a classifier is made of, on a backbone that is there.
 
     Attributes:
-        extractor, head: their weights still without values.
+        extractor, head: where they are of this package, their weights still without values.
         class_names, preprocessing: as of the classifier.
         state: what learned.
         source: the file, for messages.

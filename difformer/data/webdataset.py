@@ -114,9 +114,8 @@ def read_webdataset(config: DataConfig, split: str) -> Source:
         FileNotFoundError: no root.
     """
     paths = find_shards(config.root, split, config.splits.values())
-    bar = tqdm
     scan = partial(scan_shard, label_key=config.label_column, skip=config.on_bad_image == "skip")
-    entries = [scan(path) for path in bar(paths, "reading shards", unit="shard", delay=2, disable=None)]
+    entries = [scan(path) for path in tqdm(paths, "reading shards", unit="shard", delay=2, disable=None)]
     title = f"webdataset {split} in {config.root}"
     flat = [entry for shard in entries for entry in shard]
     shards = np.repeat(np.arange(len(paths)), [len(shard) for shard in entries])

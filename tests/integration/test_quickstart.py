@@ -20,6 +20,7 @@ from difformer.backbones import UNetBackbone
 from difformer.cli import main
 from difformer.config.reading import build, plain, read_yaml
 from difformer.data import collate, create_dataset
+from difformer.engine.config import build as building
 from difformer.engine.config.build import build_classifier, build_extractor
 from difformer.engine.config.recipe import Recipe
 from difformer.verbs.pretrain.recipe import PretrainRecipe
@@ -124,6 +125,24 @@ def test_all_methods_are_measured_and_the_page_shows_them(pets, capsys):
         assert text in page
     assert len(re.findall("<img", page)) == 6 + 12 + 5
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+
+
+def test_weights_and_splits_are_opened_once(linear_only, pets, tmp_path, monkeypatch):
+    opened = []
+
+    def counted(original):
+        def call(*arguments, **options):
+            opened.append((original.__name__, repr((arguments, options))))
+            return original(*arguments, **options)
+
+        return call
+
+    for name in ("create_backbone", "create_dataset"):
+        monkeypatch.setattr(building, name, counted(getattr(building, name)))
+    quickstart(QuickstartConfig(data=str(pets), seeds=2, diffeed_seeds=0, output=str(tmp_path / "run")))
+    assert [name for name, _ in opened].count("create_backbone") == 1
+    twice = {what for what in opened if opened.count(what) > 1}
+    assert twice == set()
 
 
 def test_its_classifiers_give_its_numbers(finished, pets):

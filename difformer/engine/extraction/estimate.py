@@ -40,8 +40,7 @@ class Estimate:
         total, missing = (human_bytes(size) for size in (self.total_bytes, self.missing_bytes))
         if not self.missing_images:
             return f"{total}, all there"
-        interval = tqdm.format_interval
-        times = [interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
+        times = [tqdm.format_interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
         return (
             f"{total}, of which {missing} ({self.missing_images} images) are missing and take about {times[0]}; "
             f"a stop loses at most {times[1]}"

@@ -13,7 +13,7 @@ from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
-from difformer.files import read_json, sealed
+from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.tables import read_rows
 from difformer.tasks.classification.results import read_measurements
 from difformer.verbs.extract.extract import extract
@@ -23,7 +23,6 @@ from difformer.verbs.quickstart.plan import KNN, SVM, Plan, PlannedRun
 from difformer.verbs.train.train import train
 
 SECONDS, FEATURES = "seconds.json", "features"
-_REMEDY = "remove it, and the same command makes it anew"
 # By what they are called in results; `Scores` says the rest.
 METRICS = ("top1", "mean_per_class", "macro_f1")
 
@@ -101,7 +100,7 @@ def _pixels(plan: Plan, folder: RunFolder, resources: Resources) -> MethodResult
             file.parent.mkdir(exist_ok=True)
             written = {"test": fitted.metrics.to_dict(), "C": fitted.strength, "train_images": fitted.images}
             folder.write_json(f"{name}/results.json", sealed(written))
-        found[name] = read_json(file, _REMEDY)
+        found[name] = read_json(file, MADE_ANEW)
     # Folders of earlier versions do not say how many.
     images = {f"{result['train_images']:,}" for result in found.values() if "train_images" in result}
     note = f", of {' or '.join(sorted(images))} training images" if images else ""
@@ -117,7 +116,7 @@ def _neighbours(plan: Plan, folder: RunFolder, resources: Resources) -> MethodRe
         if not (own / "results.json").exists():
             with _timed(folder, name):
                 run_probe(replace(plan.knn, data=data, output=str(own)), resources=resources)
-        result = read_measurements(own, "results.json", _REMEDY)
+        result = read_measurements(own, "results.json", MADE_ANEW)
         with (own / "confusion.csv").open(newline="", encoding="utf-8") as table:
             confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
         found[name] = result["test"] | {"confusion": confusion}
@@ -213,5 +212,5 @@ def _timed(folder: RunFolder, name: str) -> Iterator[None]:
 def seconds_of(folder: RunFolder) -> dict[str, float]:
     """What each part has taken, by name."""
     file = folder.path / SECONDS
-    seconds: dict[str, float] = read_json(file, _REMEDY) if file.exists() else {}
+    seconds: dict[str, float] = read_json(file, MADE_ANEW) if file.exists() else {}
     return seconds

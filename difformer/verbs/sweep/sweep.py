@@ -20,7 +20,7 @@ from difformer.engine.runtime.processes import create_accelerator, on_main, solv
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import FeatureExtractor
-from difformer.files import read_json, sealed
+from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.probe.probe import run_probe
@@ -34,9 +34,6 @@ _MAY_CHANGE = (
     "output", "timesteps", "workers", "batch_size", "test", "data.root", "data.download", "data.check_images",
     "backbone.folder", "backbone.download", "backbone.attention", "backbone.gradient_checkpointing",
 )  # fmt: skip
-
-
-_REMEDY = "remove it, and the same command makes it anew"
 
 
 def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
@@ -109,7 +106,7 @@ def _prepare(
         for file in folder.path.glob("scores-*.json"):
             file.unlink()
     elif folder.recipe.exists() and known.exists():
-        before = {"recipe": read_yaml(folder.recipe), "sources": read_json(known, _REMEDY)}
+        before = {"recipe": read_yaml(folder.recipe), "sources": read_json(known, MADE_ANEW)}
         for split, dataset in images.items():
             # Earlier versions had another digest of images.
             found = before["sources"].get(split)
@@ -159,12 +156,12 @@ def _timestep(
 def _read_scores(file: Path) -> list[Score] | None:
     if not file.exists():
         return None
-    record = read_json(file, _REMEDY)
+    record = read_json(file, MADE_ANEW)
     try:
         # Earlier versions wrote the list alone.
         return [Score(**values) for values in (record if isinstance(record, list) else record["scores"])]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{file} is damaged ({error!r}); {_REMEDY}") from error
+        raise ValueError(f"{file} is damaged ({error!r}); {MADE_ANEW}") from error
 
 
 def _fit(
