@@ -3,7 +3,8 @@
 import csv
 from collections.abc import Iterable, Sequence
 from numbers import Number
-from typing import TextIO
+from pathlib import Path
+from typing import Any, TextIO
 
 # What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection"), in full width too.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -20,6 +21,13 @@ def write_rows(file: TextIO, rows: Iterable[Sequence[object]], *, end: str = "\r
         end: of each line.
     """
     csv.writer(file, lineterminator=end).writerows([_written(cell) for cell in row] for row in rows)
+
+
+def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a CSV file; of None, nothing is written."""
+    # File names may hold bytes that are not UTF-8.
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        write_rows(file, [header, *rows])
 
 
 def read_rows(file: TextIO) -> list[list[str]]:

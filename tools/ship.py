@@ -37,7 +37,7 @@ from difformer.config.reading import build, read_yaml
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import sha256, write_atomically
-from difformer.tasks.classification.results import readable
+from difformer.tasks.classification.tables import readable
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 ROOT = Path(__file__).resolve().parents[1]

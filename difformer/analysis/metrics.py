@@ -24,12 +24,21 @@ class Metric:
     """A number that says how good the outputs for a split are.
 
     Attributes:
-        compute: from outputs (N, C) float32, such as logits, and labels (N,) int64 to the number.
+        compute: from outputs (N, C) float32, such as logits, and labels (N,) int64, or the targets (N, …) of another
+            task, to the number.
         larger_is_better: which way it counts where it chooses.
+        share: whether it lies in [0, 1] and is written in per cent.
+        title: what tables and the console call it, where that is not its name.
     """
 
     compute: Callable[[NDArray[Any], NDArray[Any]], float]
     larger_is_better: bool = True
+    share: bool = False
+    title: str | None = None
+
+    def text(self, value: float, width: int = 0) -> str:
+        """A value as people read it: `73.2%`, or four digits."""
+        return f"{value:{width}.1%}" if self.share else f"{value:{width}.4g}"
 
 
 METRICS: Registry[Metric] = Registry("metric")
@@ -130,13 +139,22 @@ class ClassificationMetrics:
         own = {"loss": "nll"}.get(name, name)
         return self.extra[name] if name in self.extra else getattr(self, own)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON has it: numbers, text, None, lists and dictionaries with the attributes' names."""
+    def summary(self) -> dict[str, float]:
+        """The numbers that stand in the record of an epoch."""
+        line = {"loss": self.nll, "top1": self.top1, "mean_per_class": self.mean_per_class, "ece": self.ece}
+        return (line if self.top5 is None else line | {"top5": self.top5}) | dict(self.extra)
+
+    def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
+        """The same as JSON has it: numbers, text, None, lists and dictionaries with the attributes' names.
+
+        Args:
+            tables: with `confusion` and `per_class`, which are long.
+        """
         rows = [asdict(row) for row in self.per_class]
-        lists = {"absent": list(self.absent), "confusion": self.confusion.tolist(), "per_class": rows}
-        found = vars(self) | {"top1_interval": asdict(self.top1_interval)} | lists
+        long = {"confusion": self.confusion.tolist(), "per_class": rows}
+        found = vars(self) | {"top1_interval": asdict(self.top1_interval), "absent": list(self.absent)} | long
         extra = dict(found.pop("extra"))
-        return found | {"extra": extra} if extra else found
+        return {name: found[name] for name in found if tables or name not in long} | ({"extra": extra} if extra else {})
 
 
 def classification_metrics(
@@ -294,9 +312,10 @@ def _own(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
     return compute
 
 
-# The numbers of ClassificationMetrics, and whether more of them is better.
+# The numbers of ClassificationMetrics: whether more of them is better, whether they are shares, and what to call them.
 _OWN = {
-    "top1": True, "top5": True, "mean_per_class": True, "macro_f1": True, "loss": False, "ece": False,
+    "top1": (True, True, "top-1"), "top5": (True, True, "top-5"), "mean_per_class": (True, True, "mean per class"),
+    "macro_f1": (True, True, "macro F1"), "loss": (False, False, "cross-entropy"), "ece": (False, True, "ECE"),
 }  # fmt: skip
-for _name, _larger in _OWN.items():
-    METRICS.register(_name)(Metric(_own(_name), _larger))
+for _name, _what in _OWN.items():
+    METRICS.register(_name)(Metric(_own(_name), *_what))

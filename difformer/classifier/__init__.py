@@ -8,12 +8,11 @@ from difformer.classifier.files import (
     write_classifier,
 )
 from difformer.classifier.inputs import ImageLike
-from difformer.classifier.model import DiffusionClassifier, Prediction, load_classifier
+from difformer.classifier.model import DiffusionClassifier, load_classifier
 
 __all__ = [
     "DiffusionClassifier",
     "ImageLike",
-    "Prediction",
     "is_classifier_file",
     "load_classifier",
     "read_classifier",

@@ -27,6 +27,7 @@ from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import HEADS, Head
 from difformer.registry import UntrustedError, path_of
 from difformer.taps import FeatureKey
+from difformer.tasks import Classification, Task, find_task
 
 _EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
 # In files by the names of their classes.
@@ -47,6 +48,8 @@ _PARTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "extractor": {"type": (str,), "arguments": (dict,)},
     "head": {"type": (str,), "keys": (list,), "arguments": (dict,)},
 }  # fmt: skip
+# Of a file that has one: most are of classifiers, which have none.
+_TASK: Mapping[str, tuple[type, ...]] = {"type": (str,), "arguments": (dict,)}
 
 
 class Parts(Protocol):
@@ -54,6 +57,7 @@ class Parts(Protocol):
 
     extractor: Any
     head: Any
+    task: Task
     class_names: tuple[str, ...]
 
     @property
@@ -72,6 +76,7 @@ class Stored:
 
     Attributes:
         extractor, head: where they are of this package, their weights still without values.
+        task: what the outputs mean.
         class_names, preprocessing: as of the classifier.
         state: what learned.
         source: the file, for messages.
@@ -80,6 +85,7 @@ class Stored:
 
     extractor: FeatureExtractor | FeedbackExtractor
     head: nn.Module
+    task: Task
     class_names: tuple[str, ...]
     preprocessing: Preprocessing | None
     state: Mapping[str, Tensor]
@@ -143,9 +149,10 @@ def open_classifier(
     if device is None:
         device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else "cpu"
     with rebuilding(str(file)):
+        task = stored_task(description, trust)
         extractor, head = _build(description, backbone, len(state), str(file), trust)
     preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
-    return Stored(extractor, head, tuple(description["class_names"]), preprocessing, state, str(file), device)
+    return Stored(extractor, head, task, tuple(description["class_names"]), preprocessing, state, str(file), device)
 
 
 @contextmanager
@@ -218,6 +225,9 @@ def describe(classifier: Parts, metadata: Mapping[str, Any]) -> dict[str, Any]:
         "preprocessing": asdict(classifier.preprocessing) if classifier.preprocessing else None,
         "metadata": dict(metadata),
     }
+    if type(classifier.task) is not Classification:
+        arguments = classifier.task.arguments
+        description["task"] = {"type": path_of(type(classifier.task), "task"), "arguments": arguments}
     for name, value in metadata.items():
         try:
             json.dumps(value, allow_nan=False)
@@ -242,6 +252,8 @@ def _parse(metadata: Mapping[str, str], source: str, *, verify: bool = True) -> 
             _check_entries(description[part], entries, part)
         _check_all(description["class_names"], str, "class_names")
         _check_all(description["head"]["keys"], dict, "head.keys")
+        if "task" in description:
+            _check_entries(description["task"], _TASK, "task")
         if description["preprocessing"] is not None:
             from_mapping(Preprocessing, description["preprocessing"])
     except (ValueError, RecursionError) as error:
@@ -312,6 +324,16 @@ def _build(
             return built, on_top(built)
     # Others may hold tensors that no file brings back, so they are built with values.
     return built, on_top(built)
+
+
+def stored_task(description: Mapping[str, Any], trust: str | Iterable[str] = ()) -> Task:
+    """The task that a file's description names; classification where it names none.
+
+    Raises:
+        UntrustedError, ValueError, ImportError: as `find_task`.
+    """
+    task = description.get("task", {"type": "classification", "arguments": {}})
+    return find_task(task["type"], task["arguments"], trust=[trust] if isinstance(trust, str) else trust)
 
 
 def _head_type(name: str, trust: str | Iterable[str]) -> type[nn.Module]:

@@ -82,14 +82,17 @@ def locate_pretrained(
 def _model_card(classifier: Parts, repo_id: str | None) -> str:
     description = describe(classifier, {})
     backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
-    package, colon, _ = head["type"].partition(":")
-    trust = f', trust="{package.partition(".")[0]}"' if colon else ""
+    task = description.get("task")
+    types = [part["type"] for part in (head, task) if part and ":" in part["type"]]
+    packages = list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in types))
+    trust = f", trust={json.dumps(packages if len(packages) > 1 else packages[0])}" if packages else ""
+    gives = f"the task {task['type']}" if task else f"{len(classifier.class_names)} classes"
     place = "path/of/this/folder" if repo_id is None else repo_id
     return f"""---
 library_name: difformer
-pipeline_tag: image-classification
+pipeline_tag: {"image-feature-extraction" if task else "image-classification"}
 ---
-A {head["type"]} on diffusion features ({extractor["type"]}) for {len(classifier.class_names)} classes.
+A {head["type"]} on diffusion features ({extractor["type"]}) for {gives}.
 
 The backbone is not in it: `{backbone["name"]}`, digest `{backbone["digest"]}`.
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -23,35 +22,23 @@ from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, Features
+from difformer.tasks import Classification, Task
 
 C = TypeVar("C", bound="DiffusionClassifier")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a classifier says of one image.
-
-    Attributes:
-        label: name of the likeliest class.
-        probability: of that class.
-        probabilities: by class name, in the order of the classes.
-    """
-
-    label: str
-    probability: float
-    probabilities: Mapping[str, float]
-
-
 class DiffusionClassifier(nn.Module):
-    """Images to logits: an extractor's features through a head.
+    """Images to logits, or to what another task makes of a head's outputs: an extractor's features through a head.
 
     Only the head, and the extractor's feedback layers, learn; the backbone is frozen.
 
     Args:
         extractor: a `FeatureExtractor` or `FeedbackExtractor`.
         head: built for (some of) the extractor's `specs`.
-        class_names: in the order of the logits; the numbers when left out.
+        class_names: in the order of the logits; the numbers when left out. Of another task, what the outputs are
+            called.
         preprocessing: how image files are read; see the property when left out.
+        task: what the outputs mean; classification when left out.
 
     Raises:
         ValueError: the parts are no extractor and head, the head reads features the extractor does not give, feedback
@@ -65,6 +52,7 @@ class DiffusionClassifier(nn.Module):
         *,
         class_names: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
+        task: Task | None = None,
     ) -> None:
         super().__init__()
         if not (hasattr(extractor, "specs") and hasattr(extractor, "backbone") and hasattr(head, "num_classes")):
@@ -82,6 +70,7 @@ class DiffusionClassifier(nn.Module):
         classes = int(head.num_classes)  # type: ignore[arg-type]
         self.class_names = _check_names(map(str, range(classes)) if class_names is None else class_names, classes)
         self._preprocessing = preprocessing
+        self.task: Task = Classification() if task is None else task
 
     def __repr__(self) -> str:
         shown = ", ".join(self.class_names[:5]) + ", …" * (len(self.class_names) > 5)
@@ -165,7 +154,7 @@ class DiffusionClassifier(nn.Module):
         return self.trained_parts.state_dict()
 
     @torch.no_grad()
-    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Prediction]:
+    def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Any]:
         """Names and probabilities for images, in evaluation mode.
 
         An image's noise depends on its content, so that its prediction does not depend on the others. Images are read
@@ -177,7 +166,7 @@ class DiffusionClassifier(nn.Module):
             batch_size: most images to classify at once, at least 1; tensors only with neighbours of their own size.
 
         Returns:
-            One prediction an image, in their order.
+            One `Prediction` an image, in their order; of another task, what that makes of outputs.
 
         Raises:
             ImageError: a file cannot be read.
@@ -190,20 +179,15 @@ class DiffusionClassifier(nn.Module):
             batches = batches_of(tensors, as_positive_integer("batch_size", batch_size))
             return [prediction for batch in batches for prediction in self._predict_batch(batch)]
 
-    def _predict_batch(self, batch: Tensor) -> list[Prediction]:
+    def _predict_batch(self, batch: Tensor) -> list[Any]:
         device = next(self.head.parameters()).device
-        logits = self(batch.to(device), ids=[content_id(image) for image in batch]).float().cpu()
-        if not logits.isfinite().all():
+        outputs = self(batch.to(device), ids=[content_id(image) for image in batch]).float().cpu()
+        if not outputs.isfinite().all():
             raise ValueError(
                 "the classifier's logits are not finite, so they say nothing: weights of the head are damaged, or the "
                 "backbone's precision overflows (open it with dtype=torch.float32)"
             )
-        predictions = []
-        for row in logits.softmax(dim=1).tolist():
-            best = max(range(len(row)), key=row.__getitem__)
-            by_name = dict(zip(self.class_names, row, strict=True))
-            predictions.append(Prediction(self.class_names[best], row[best], by_name))
-        return predictions
+        return self.task.predictions(outputs, self.class_names)
 
     def preprocess(self, image: ImageLike) -> Tensor:
         """The backbone's input for one image.
@@ -356,14 +340,14 @@ def load_classifier(
         device: where it is to run; by default where the backbone given is, or the CPU.
         dtype: precision of the backbone's convolutions, where it is opened here.
         verify: check the digests of the file and of the backbone.
-        trust: packages or modules that may be imported, and so run code, for a head that is not of this package; one
-            that is registered with `difformer.heads.HEADS` needs none.
+        trust: packages or modules that may be imported, and so run code, for a head or task that is not of this
+            package; one that is registered with `difformer.heads.HEADS` or `difformer.tasks.TASKS` needs none.
         cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
 
     Raises:
         FileNotFoundError: the file or the backbone is not there.
         CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
-        UntrustedError: its head is code that is neither registered nor trusted.
+        UntrustedError: its head or task is code that is neither registered nor trusted.
         ImportError: that package is not there.
     """
     stored = open_classifier(
@@ -374,6 +358,7 @@ def load_classifier(
         classifier = cls(
             stored.extractor, stored.head, class_names=stored.class_names, preprocessing=stored.preprocessing
         )
+    classifier.task = stored.task
     load_strictly(classifier.trained_parts, stored.state, stored.source)
     return classifier.to(stored.device).eval()
 

@@ -44,6 +44,7 @@ def classifier_table(source: str, path: Path, *, as_json: bool) -> str:
         return json.dumps(description, indent=2, ensure_ascii=False)
     weights = read_weights(path, verify=False, mapped=True).state
     backbone, head, names = description["backbone"], description["head"], description["class_names"]
+    task = description.get("task")
     shown = ", ".join(names[:_SHOWN_CLASSES]) + (", …" if len(names) > _SHOWN_CLASSES else "")
     lines = [
         f"{source}, a classifier",
@@ -51,9 +52,11 @@ def classifier_table(source: str, path: Path, *, as_json: bool) -> str:
         f"  backbone: {backbone['name']}, digest {backbone['digest']}",
         f"  extractor: {_with_arguments(description['extractor'])}",
         f"  head: {_with_arguments(head)}",
-        f"  classes: {len(names)} ({shown})",
+        f"  {'outputs' if task else 'classes'}: {len(names)} ({shown})",
         f"  weights: {sum(x.numel() for x in weights.values()):,} values in {len(weights)} tensors",
     ]
+    if task:
+        lines.append(f"  task: {_with_arguments(task)}")
     if description["preprocessing"]:
         lines.append(f"  preprocessing: {_listed(description['preprocessing'])}")
     lines += [f"  {name}: {value}" for name, value in _noted(description["metadata"])]

@@ -92,6 +92,12 @@ class ImageDataset(Dataset[Sample | None]):
         return self._reader.source.labels[self._indices]
 
     @property
+    def targets(self) -> NDArray[np.float32] | None:
+        """(N, …) what is to be predicted in place of the class, in the order of the samples, where there is any."""
+        targets = self._reader.source.targets
+        return None if targets is None else targets[self._indices]
+
+    @property
     def ids(self) -> NDArray[np.int64]:
         """(N,) stable numbers, in the order of the samples: places in the full split, or hashes of WebDataset keys."""
         return self._reader.source.ids[self._indices]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from difformer.data import HOLDOUT, DataConfig, Sample, canonical_name
@@ -49,13 +50,16 @@ class FakeImages(Dataset[Sample]):
         config: names the data set and says the size and what is held out or left out.
         split: `train`, `holdout`, or one of the data set's.
         length: images of data sets whose size is not known.
+        label: of every image, for tasks whose labels are no classes; the classes in turn where it is left out.
     """
 
     subset = None
     shards = None
     skipped = np.empty(0, dtype=np.int64)
 
-    def __init__(self, config: DataConfig, split: str, length: int) -> None:
+    targets = None
+
+    def __init__(self, config: DataConfig, split: str, length: int, *, label: Tensor | None = None) -> None:
         known = KNOWN.get(canonical_name(config.name), _known(_OTHER_CLASSES))
         self.class_names = config.class_names or tuple(map(str, range(known.classes)))
         self.size = config.size
@@ -64,6 +68,7 @@ class FakeImages(Dataset[Sample]):
         self.labels: NDArray[np.int64] = np.arange(count) % len(self.class_names)
         self.ids: NDArray[np.int64] = np.arange(count)
         self.digest = "fake"
+        self._label = label
 
     def set_epoch(self, epoch: int) -> None:
         """Does nothing: every epoch has the same images."""
@@ -74,7 +79,8 @@ class FakeImages(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([int(self.ids[index])])
         pixels = rng.uniform(-1, 1, (3, self.size, self.size)).astype(np.float32)
-        return Sample(torch.from_numpy(pixels), int(self.labels[index]), int(self.ids[index]))
+        label = int(self.labels[index]) if self._label is None else self._label
+        return Sample(torch.from_numpy(pixels), label, int(self.ids[index]))
 
 
 def _count(config: DataConfig, split: str, whole: int, classes: int) -> int:

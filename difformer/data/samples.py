@@ -22,12 +22,12 @@ class Sample(NamedTuple):
 
     Attributes:
         image: (3, size, size) float32 in [-1, 1].
-        label: in [0, number of classes).
+        label: in [0, number of classes); of a data set with targets, the (…) float32 target.
         id: stable number in [0, 2**63): does not depend on the subset, the order, workers or processes.
     """
 
     image: Tensor
-    label: int
+    label: int | Tensor
     id: int
 
 
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: (B, 3, size, size) float32 in [-1, 1].
-        labels: (B,) int64.
+        labels: (B,) int64, or the (B, …) float32 targets.
         ids: (B,) int64.
     """
 
@@ -55,8 +55,15 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     if not there:
         raise ImageError(f"none of the {len(samples)} images of a batch can be read; see the log for their names")
     images = torch.stack([sample.image for sample in there])
-    labels, ids = (torch.tensor([s[i] for s in there], dtype=torch.int64, device="cpu") for i in (1, 2))
+    labels, ids = collate_labels([s.label for s in there]), collate_labels([s.id for s in there])
     return Batch(images, labels, ids)
+
+
+def collate_labels(labels: Sequence[Any]) -> Tensor:
+    """(B,) int64 class numbers, or (B, …) targets, on the CPU."""
+    if isinstance(labels[0], Tensor):
+        return torch.stack(list(labels))
+    return torch.tensor(labels, dtype=torch.int64, device="cpu")
 
 
 def dataset_repr(dataset: Any, title: str) -> str:
@@ -129,4 +136,4 @@ class SampleReader:
             self.skip_or_raise(index, error)
             return None
         rng = sample_generator(self.seed, self.epoch, number)
-        return Sample(self.transform(image, rng), int(self.source.labels[index]), number)
+        return Sample(self.transform(image, rng), self.source.label(index), number)

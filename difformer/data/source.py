@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from difformer.data.images import Content, ImageError, decode_image
 from difformer.data.spec import DataConfig
@@ -74,7 +76,8 @@ class Source:
 
     Attributes:
         title: data set, split and place, for messages.
-        labels: (N,) int64 in [0, number of classes).
+        labels: (N,) int64 in [0, number of classes); empty where targets are all there is, and the images are then
+            of one class.
         class_names: in the order of the labels, all different.
         content: gives the image of an index, still encoded. Picklable, since workers get a copy.
         names: the images' file names relative to the split, where they have any.
@@ -84,9 +87,10 @@ class Source:
         files: paths of the files that the image of an index lies in, where there are any: one, or those of the table
             that holds it. Picklable.
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
+        targets: (N, …) finite numbers that a task is to predict in place of the class; kept as float32.
 
     Raises:
-        DataError: no image, a label out of range, or ids or class names that repeat.
+        DataError: no image, a label out of range, ids or class names that repeat, or targets of another number.
     """
 
     title: str
@@ -99,8 +103,10 @@ class Source:
     shards: NDArray[np.int64] | None = None
     files: Callable[[int], tuple[str, ...]] | None = None
     in_order: Callable[[Sequence[int]], Iterator[Content]] | None = None
+    targets: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
+        self._check_targets()
         labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "ids", self.ids if len(self.ids) else np.arange(len(labels)))
@@ -122,6 +128,23 @@ class Source:
             )
         if len(np.unique(self.ids)) < len(self.ids):
             raise DataError(f"{self.title}: the images' ids must differ")
+
+    def _check_targets(self) -> None:
+        if self.targets is None:
+            return
+        targets = np.asarray(self.targets, dtype=np.float32)
+        object.__setattr__(self, "targets", targets)
+        if not len(self.labels):
+            object.__setattr__(self, "labels", np.zeros(len(targets), dtype=np.int64))
+            object.__setattr__(self, "class_names", self.class_names or ("image",))
+        if len(targets) != len(self.labels):
+            raise DataError(f"{self.title}: {len(self.labels)} images need as many targets, got {len(targets)}")
+        wrong = np.flatnonzero(~np.isfinite(targets.reshape(len(targets), -1)).all(axis=1))
+        if len(wrong):
+            raise DataError(
+                f"{self.title}: {self.describe(wrong[0])} has the target {targets[wrong[0]]}, which is not finite; "
+                f"{len(wrong)} images have such a one"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,10 +182,16 @@ class Source:
         where = str(content) if isinstance(content, Path) else f"{self.title}: {self.describe(index)}"
         return decode_image(content, where)
 
+    def label(self, index: int) -> int | Tensor:
+        """What is to be predicted of an index: its target, where there are any, or else its class."""
+        if self.targets is None:
+            return int(self.labels[index])
+        return torch.from_numpy(np.asarray(self.targets[index]))
+
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the split's labels, ids, class names and file names: two splits with the same one agree in them.
-        The images are not looked at.
+        """SHA-256 of the split's labels, targets, ids, class names and file names: two splits that have the same one
+        agree in them. The images are not looked at.
         """
         digest = hashlib.sha256()
         for names in (Names(self.class_names), self.names or Names(())):
@@ -170,6 +199,8 @@ class Source:
             add_numbers(digest, names.stops)
         add_numbers(digest, self.labels)
         add_numbers(digest, self.ids)
+        if self.targets is not None:
+            digest.update(str(self.targets.shape).encode() + np.ascontiguousarray(self.targets, dtype="<f4").tobytes())
         return digest.hexdigest()
 
 

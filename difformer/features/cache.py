@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from difformer.data.samples import collate_labels
 from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path
 from difformer.files import expand_user
 from difformer.taps import FeatureKey, Features
@@ -22,12 +23,12 @@ class FeatureSample(NamedTuple):
 
     Attributes:
         features: (C, h, w) by key, in the dtype they are stored in.
-        label: in [0, number of classes).
+        label: in [0, number of classes); of a data set with targets, the (…) float32 target.
         id: the image's stable number.
     """
 
     features: dict[FeatureKey, Tensor]
-    label: int
+    label: int | Tensor
     id: int
 
 
@@ -36,7 +37,7 @@ class FeatureBatch(NamedTuple):
 
     Attributes:
         features: (B, C, h, w) by key, in the dtype they are stored in; what heads read.
-        labels: (B,) int64.
+        labels: (B,) int64, or the (B, …) float32 targets.
         ids: (B,) int64.
     """
 
@@ -49,7 +50,7 @@ def collate_features(samples: Sequence[FeatureSample]) -> FeatureBatch:
     """Stacks samples; the `collate_fn` of a data loader."""
     keys = samples[0].features
     features = Features((key, torch.stack([sample.features[key] for sample in samples])) for key in keys)
-    labels, ids = (torch.tensor([s[i] for s in samples], dtype=torch.int64, device="cpu") for i in (1, 2))
+    labels, ids = collate_labels([s.label for s in samples]), collate_labels([s.id for s in samples])
     return FeatureBatch(features, labels, ids)
 
 
@@ -71,6 +72,8 @@ class CachedFeatures(Dataset[FeatureSample]):
         keys: of the features that are read.
         labels: (N,) int64 in [0, number of classes).
         ids: (N,) int64 stable numbers.
+        targets: (N, …) of the data set, which a cache does not hold; to be set where they are to take the place of the
+            labels.
 
     Raises:
         FileNotFoundError: there is no cache in the folder.
@@ -96,6 +99,7 @@ class CachedFeatures(Dataset[FeatureSample]):
         labels, ids = self._read_numbers()
         self.labels: NDArray[np.int64] = np.concatenate(labels)
         self.ids: NDArray[np.int64] = np.concatenate(ids)
+        self.targets: NDArray[np.float32] | None = None
         self._starts = np.cumsum([0, *map(len, ids)])
 
     @property
@@ -131,7 +135,8 @@ class CachedFeatures(Dataset[FeatureSample]):
         shard = int(np.searchsorted(self._starts, place, side="right")) - 1
         row = place - int(self._starts[shard])
         features = self._shard(int(self._epoch) % self.views, shard).row(row, self.keys)
-        return FeatureSample(features, int(self.labels[place]), int(self.ids[place]))
+        label = int(self.labels[place]) if self.targets is None else torch.from_numpy(np.asarray(self.targets[place]))
+        return FeatureSample(features, label, int(self.ids[place]))
 
     def shard_numbers(self, shard: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) ids and (n,) labels of the images in a shard."""

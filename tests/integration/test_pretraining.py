@@ -15,7 +15,7 @@ from difformer.diffusion import NoiseSchedule
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.loop.trainer import Place, Trainer
 from difformer.engine.runtime.processes import create_accelerator
-from difformer.tasks.denoising import Denoising, ObjectiveConfig
+from difformer.verbs.pretrain.denoising import Denoising, ObjectiveConfig
 from difformer.verbs.pretrain.pretrain import PretrainRun, pretrain
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
@@ -99,7 +99,7 @@ def test_the_average_forgets_fresh_weights_soon_and_then_keeps_its_pace(values, 
     def noting(self, step):
         kept.append({name: tensor.clone() for name, tensor in self.averaged.items()})
         original(self, step)
-        kept.append({name: tensor.clone() for name, tensor in self.task.parts.state_dict().items()})
+        kept.append({name: tensor.clone() for name, tensor in self.objective.parts.state_dict().items()})
 
     monkeypatch.setattr(Trainer, "_average", noting)
     pretrain(recipe)

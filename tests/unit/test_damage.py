@@ -12,10 +12,10 @@ import torch
 from difformer import CheckpointError, FeatureKey
 from difformer.engine.loop import state as state_module
 from difformer.engine.loop.state import Progress, TrainingState
+from difformer.engine.runtime.result_folder import read_measurements, table_digests
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path, write_shard
 from difformer.files import read_json, sealed
-from difformer.tasks.classification.results import read_measurements, table_digests
 from difformer.verbs.quickstart.methods import seconds_of
 from difformer.verbs.sweep.scores import Score
 from difformer.verbs.sweep.sweep import _read_scores

@@ -36,14 +36,12 @@ RANKS = {
     "registry": 0,
     "diffusion": 1, "models": 1, "data": 1, "analysis": 1,
     "checkpoints": 2,
-    "backbones": 3, "heads": 3,
-    "features": 4,
+    "backbones": 3, "heads": 3, "report": 3,
+    "features": 4, "tasks": 4,
     "classifier": 5,
-    "report": 6,
-    "engine": 7,
-    "tasks": 8,
-    "verbs": 9,
-    "cli": 10,
+    "engine": 6,
+    "verbs": 7,
+    "cli": 8,
 }  # fmt: skip
 HEADS_MAY_IMPORT = {"_version", "_optional", "taps", "config", "models", "heads", "registry"}
 

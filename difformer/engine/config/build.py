@@ -22,6 +22,7 @@ from difformer.heads import HEADS, Head
 from difformer.models import UNet
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
+from difformer.tasks import Task, find_task
 
 Extractor = FeatureExtractor | FeedbackExtractor
 _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -167,11 +168,30 @@ def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_clas
     return head
 
 
-def build_classifier(recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...]) -> DiffusionClassifier:
-    """An untrained classifier, whose initial weights depend on the recipe's seed alone.
+def build_task(recipe: Recipe) -> Task:
+    """The task, as it is trained.
 
     Raises:
-        ValueError: as extractor, head and classifier.
+        ValueError, ImportError: as `find_task`.
+    """
+    smoothing = recipe.training.label_smoothing
+    arguments = {"label_smoothing": smoothing} if recipe.task.classifies and smoothing else {}
+    return find_task(recipe.task.name, {**recipe.task.arguments, **arguments})
+
+
+def build_classifier(
+    recipe: Recipe, backbone: Backbone, class_names: tuple[str, ...], *, task: Task | None = None
+) -> DiffusionClassifier:
+    """An untrained classifier, whose initial weights depend on the recipe's seed alone.
+
+    Args:
+        recipe: what it is made of.
+        backbone: what it reads.
+        class_names: its classes, or what the outputs of another task are called.
+        task: from `build_task`, to use one for several.
+
+    Raises:
+        ValueError: as extractor, head, task and classifier.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.training.seed)
@@ -179,7 +199,8 @@ def build_classifier(recipe: Recipe, backbone: Backbone, class_names: tuple[str,
         head = build_head(recipe.head, extractor.specs, len(class_names))
     data = recipe.data
     preprocessing = Preprocessing(data.size, data.resize)
-    return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing)
+    task = task or build_task(recipe)
+    return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing, task=task)
 
 
 def build_dataset(

@@ -11,6 +11,7 @@ from difformer.data import DataConfig
 from difformer.features.dtypes import DtypeName
 from difformer.features.planning import CacheConfig
 from difformer.heads import HEADS
+from difformer.tasks import TASKS
 
 FeatureSource = Literal["live", "cached"]
 Precision = Literal["no", "bf16", "fp16"]
@@ -122,6 +123,28 @@ class HeadConfig:
     def __post_init__(self) -> None:
         HEADS.check(self.name, "head.name")
         object.__setattr__(self, "arguments", dict(self.arguments))
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """What the outputs of the head mean.
+
+    Attributes:
+        name: classification, or one of your own as package.module:Name.
+        arguments: the task's own.
+    """
+
+    name: str = "classification"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        TASKS.check(self.name, "task.name")
+        object.__setattr__(self, "arguments", dict(self.arguments))
+
+    @property
+    def classifies(self) -> bool:
+        """Whether labels are classes, which can be smoothed and mixed."""
+        return self.name == "classification"
 
 
 @dataclass(frozen=True)
@@ -252,7 +275,7 @@ class EvaluationConfig:
         every: epochs between evaluations.
         select: keep the classifier of the `best` evaluation, or the `last`.
         criterion: what is best: top1, mean_per_class, loss, another of `difformer.analysis.METRICS`, or one of your own
-            as package.module:Name.
+            as package.module:Name. Of another task than classification: one of its metrics; the first when left out.
         test: split that is evaluated once, at the end, with the classifier that was kept.
         batch_size: images at once, over all processes; that of training when null; `auto` for as many as go
             through fastest.
@@ -270,7 +293,6 @@ class EvaluationConfig:
         if self.batch_size is not None:
             object.__setattr__(self, "batch_size", as_batch_size("evaluation.batch_size", self.batch_size))
         check_choice("evaluation.select", self.select, ("best", "last"))
-        METRICS.check(self.criterion, "evaluation.criterion")
         if self.select == "best" and self.validation is None:
             raise ValueError("evaluation.select: best needs evaluation.validation, such as holdout with data.holdout")
         if self.validation is not None and self.select == "best" and self.validation == self.test:
@@ -292,6 +314,7 @@ class Recipe:
         backbone: the diffusion model the features come from.
         extractor: which features are read.
         head: which head reads them.
+        task: what its outputs mean.
         data: which images.
         features: `live`, or `cached` on the disk (not for DifFeed).
         cache: where, and how many views.
@@ -308,6 +331,7 @@ class Recipe:
     backbone: BackboneConfig = BackboneConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     head: HeadConfig = HeadConfig()
+    task: TaskConfig = TaskConfig()
     features: FeatureSource = "live"
     cache: CacheConfig = field(default_factory=CacheConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -318,6 +342,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))
+        if self.task.classifies:
+            METRICS.check(self.evaluation.criterion, "evaluation.criterion")
+        for name in ("label_smoothing", "mixup", "cutmix"):
+            if getattr(self.training, name) and not self.task.classifies:
+                raise ValueError(f"training.{name} is for classes, and {self.task.name} has none; leave it at 0")
         if self.init is not None and (not isinstance(self.init, str) or not self.init):
             raise ValueError(f"init must name a run or a classifier, got {self.init!r}; leave it out to start anew")
         object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
@@ -334,6 +363,11 @@ class Recipe:
             )
         if self.training.early_stopping is not None and self.evaluation.validation is None:
             raise ValueError("training.early_stopping needs evaluation.validation")
+
+    @property
+    def own_modules(self) -> list[str]:
+        """The modules that it names itself, whose code may run: of a head or task of the user's own."""
+        return [name.partition(":")[0] for name in (self.head.name, self.task.name) if ":" in name]
 
     def lengthened(self, images: int) -> "Recipe":
         """The recipe for that many training images, of which few would otherwise leave the head with few steps.

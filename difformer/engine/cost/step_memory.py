@@ -7,7 +7,6 @@ from logging import getLogger
 
 import psutil
 import torch
-import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from difformer.classifier import DiffusionClassifier
@@ -54,11 +53,12 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
             if recipe.extractor.clean
             else dict.fromkeys(classifier.extractor.noising.timesteps, torch.empty_like(x_0))
         )
-        labels = torch.zeros(count, dtype=torch.int64)
+        stand_in = classifier.task.stand_in()
+        labels = torch.zeros(count, dtype=torch.int64) if stand_in is None else stand_in.expand(count, *stand_in.shape)
         with TensorMemory() as memory:
             with torch.autocast("cpu", dtype=half, enabled=half is not None):
-                logits = classifier(x_0, noise=noise)
-            F.cross_entropy(logits.float(), labels).backward()
+                outputs = classifier(x_0, noise=noise)
+            classifier.task.losses(outputs, labels).mean().backward()
     return memory.peak
 
 

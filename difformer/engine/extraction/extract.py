@@ -96,15 +96,16 @@ def open_or_extract(
     """
     plan = plan_for(classifier, dataset, split, data=data, cache=cache, seed=seed, augment=augment)
     job = Job(split, plan, classifier, dataset, processes, workers, batch_size)
-    folder = plan.folder
-    if on_main(processes, plan.missing):
-        other = on_main(processes, partial(plan.covering, dataset))
-        if other is None:
-            announce([job])
-            return extract_missing(job)
-        folder = other
-    on_all(processes, partial(_verify_shards, job, folder))
-    return CachedFeatures(folder, views=plan.views, keys=tuple(plan.manifest.shapes))
+    other = on_main(processes, partial(plan.covering, dataset)) if on_main(processes, plan.missing) else plan.folder
+    if other is None:
+        announce([job])
+        cached = extract_missing(job)
+    else:
+        on_all(processes, partial(_verify_shards, job, other))
+        cached = CachedFeatures(other, views=plan.views, keys=tuple(plan.manifest.shapes))
+    if dataset.targets is not None:
+        cached.targets = dataset.targets[np.isin(dataset.ids, cached.ids)]
+    return cached
 
 
 def plan_for(classifier: DiffusionClassifier, dataset: ImageDataset, split: str, **wanted: Any) -> CachePlan:
@@ -179,9 +180,13 @@ def _write_view(job: Job, view: int, shards: Sequence[int], bar: Any) -> None:
             batch: Batch | None = next(read)
             if batch is not None:
                 features = job.classifier.extractor(batch.images.to(device, non_blocking=True), batch.ids)
-                gathered.add(job.plan.pooled(features), batch.labels, batch.ids)
+                gathered.add(job.plan.pooled(features), batch.ids)
             bar.update(len(places))
-        write_shard(job.plan.folder, manifest, view, shard, *gathered.content())
+        maps, ids = gathered.content()
+        # In place of the batches' labels, which may be targets.
+        there = np.isin(job.dataset.ids[rows[shard]], ids)
+        labels = torch.from_numpy(job.dataset.labels[rows[shard]][there])
+        write_shard(job.plan.folder, manifest, view, shard, maps, labels, ids)
 
 
 class _Rows:
@@ -189,20 +194,19 @@ class _Rows:
 
     def __init__(self, manifest: CacheManifest, rows: int) -> None:
         self.features = {key: torch.empty(rows, *shape, dtype=manifest.dtype) for key, shape in manifest.shapes.items()}
-        self.numbers = torch.empty(2, rows, dtype=torch.int64)
+        self.ids = torch.empty(rows, dtype=torch.int64)
         self.count = 0
 
-    def add(self, features: Mapping[FeatureKey, Tensor], labels: Tensor, ids: Tensor) -> None:
+    def add(self, features: Mapping[FeatureKey, Tensor], ids: Tensor) -> None:
         place = slice(self.count, self.count + len(ids))
         for key, maps in features.items():
             self.features[key][place] = maps
-        self.numbers[:, place] = torch.stack([labels, ids])
+        self.ids[place] = ids
         self.count += len(ids)
 
-    def content(self) -> tuple[dict[FeatureKey, Tensor], Tensor, Tensor]:
-        """Features, labels and ids of the images that could be read."""
-        labels, ids = self.numbers[:, : self.count]
-        return {key: maps[: self.count] for key, maps in self.features.items()}, labels.clone(), ids.clone()
+    def content(self) -> tuple[dict[FeatureKey, Tensor], Tensor]:
+        """Features and ids of the images that could be read."""
+        return {key: maps[: self.count] for key, maps in self.features.items()}, self.ids[: self.count].clone()
 
 
 def _verify_shards(job: Job, folder: Path) -> None:

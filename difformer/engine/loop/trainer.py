@@ -55,7 +55,7 @@ class Place:
     counts: bool = True
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What is trained, and on which loss."""
 
     @property
@@ -101,7 +101,7 @@ class Totals:
     Attributes:
         loss_sum: of the losses.
         counted: images.
-        counts: what the task counts, by name.
+        counts: what the objective counts, by name.
         stop: whether one was asked to stop.
         save: whether the last save is `save_minutes` ago.
     """
@@ -120,7 +120,7 @@ class Trainer:
     are drawn from seeds that depend on epoch and step. So a run that was interrupted ends as one that was not.
 
     Args:
-        task: what is trained.
+        objective: what is trained.
         loop, optimizer, schedule: how.
         accelerator: Accelerate's.
         dataset: with `ids`, `set_epoch` and a length.
@@ -140,7 +140,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        objective: Objective,
         loop: LoopConfig,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
@@ -151,7 +151,7 @@ class Trainer:
         shuffle_buffer: int = 1000,
         sync_batch_norm: bool = False,
     ) -> None:
-        self.task = task
+        self.objective = objective
         self.loop = loop
         self.accelerator = accelerator
         self.dataset = dataset
@@ -167,14 +167,14 @@ class Trainer:
         self.batches.set(self._order(0))
         self.steps = self.batches.steps
         self.loader = create_loader(dataset, self.batches, collate, loop.workers, pin=cuda)
-        module = task.module
+        module = objective.module
         if sync_batch_norm and shares_statistics(accelerator):
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
         # In the order of the parts, which is that of saved states.
-        created = create_optimizer(task.parts, optimizer)
+        created = create_optimizer(objective.parts, optimizer)
         self._set_rate = create_schedule(created, schedule, loop.epochs, self.steps)
         self.model, self.optimizer = accelerator.prepare(module, created)
-        self.averaged = snapshot(task.parts) if loop.ema else None
+        self.averaged = snapshot(objective.parts) if loop.ema else None
 
     @property
     def rate(self) -> float:
@@ -187,8 +187,8 @@ class Trainer:
         Raises:
             CheckpointError: its weights are of another model.
         """
-        restore(self.task.parts, state.weights, source)
-        self.task.load_state_dict(state.task)
+        restore(self.objective.parts, state.weights, source)
+        self.objective.load_state_dict(state.task)
         self.optimizer.load_state_dict(state.optimizer)
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
@@ -203,7 +203,7 @@ class Trainer:
             TrainingError: a weight is not finite.
         """
         scaler = self.accelerator.scaler
-        weights = snapshot(self.task.parts)
+        weights = snapshot(self.objective.parts)
         for name, tensor in weights.items():
             if not tensor.isfinite().all():
                 raise DivergedError(
@@ -216,7 +216,7 @@ class Trainer:
             progress=self.progress,
             weights=weights,
             optimizer=self.optimizer.state_dict(),
-            task=self.task.state_dict(),
+            task=self.objective.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
             averaged=self.averaged,
             history=history,
@@ -240,10 +240,10 @@ class Trainer:
         progress = self.progress
         if until is None:
             check_batch_statistics(
-                self.task.module, len(self.dataset), self.loop, self.accelerator, shared=self._sync_batch_norm
+                self.objective.module, len(self.dataset), self.loop, self.accelerator, shared=self._sync_batch_norm
             )
         self.dataset.set_epoch(progress.epoch)
-        self.task.begin_epoch(progress.epoch)
+        self.objective.begin_epoch(progress.epoch)
         self.batches.set(self._order(progress.epoch), progress.step)
         self.model.train()
         last = self.steps if until is None else min(until, self.steps)
@@ -279,16 +279,16 @@ class Trainer:
         if not math.isfinite(loss_sum):
             self._refuse_loss(loss_sum, parts if not sums[0].isfinite() else [])
         if self._clip_norm is not None:
-            self.accelerator.clip_grad_norm_(self.task.parts.parameters(), self._clip_norm)
+            self.accelerator.clip_grad_norm_(self.objective.parts.parameters(), self._clip_norm)
         self.optimizer.step()
         self._average(number)
-        self.task.end_step()
-        by_name = dict(zip(self.task.counted, map(round, counts), strict=True))
+        self.objective.end_step()
+        by_name = dict(zip(self.objective.counted, map(round, counts), strict=True))
         return Totals(loss_sum, round(counted), by_name, stopping > 0, saving > 0)
 
     def _forward_backward(self, batch: Any, place: Place) -> Tensor:
         """Adds the gradient of one part; returns its loss, images and counts, on the device."""
-        losses, counts = self.task.losses(self.model, batch, self.accelerator.device, place)
+        losses, counts = self.objective.losses(self.model, batch, self.accelerator.device, place)
         loss = losses.sum() if place.counts else 0 * losses.sum()
         # Gradients are averaged over processes, which have different shares of the batch.
         size = self.batches.size(self.progress.step)
@@ -313,7 +313,7 @@ class Trainer:
             return
         # Fresh weights are forgotten soon: short runs would else keep a share of them.
         decay = min(self.loop.ema, (1 + step) / (10 + step))
-        for name, tensor in self.task.parts.state_dict().items():
+        for name, tensor in self.objective.parts.state_dict().items():
             kept = self.averaged[name]
             if kept.is_floating_point():
                 kept.lerp_(tensor, 1 - decay)

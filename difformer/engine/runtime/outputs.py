@@ -1,7 +1,6 @@
 """Logits or features for every image of a split, each exactly once however many processes share them."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,23 +13,7 @@ from difformer.engine.config.recipe import BatchSize, as_batch_size
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.batches import create_loader, inputs_of
 from difformer.engine.runtime.processes import gathered, on_all
-
-
-@dataclass(frozen=True, eq=False)
-class Outputs:
-    """What a model gives for a split.
-
-    Attributes:
-        values: (N, D) float32 logits or features, in the order of the data set.
-        labels: (N,) int64.
-        ids: (N,) int64.
-        skipped: ids of the images that could not be read, which are not among the N.
-    """
-
-    values: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    ids: NDArray[np.int64]
-    skipped: tuple[int, ...] = ()
+from difformer.tasks import Outputs
 
 
 class _InOrder:

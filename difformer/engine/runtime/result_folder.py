@@ -5,13 +5,16 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from difformer.files import check_writable, errors_name, expand_user
-from difformer.tables import write_rows
+import numpy as np
+from numpy.typing import NDArray
+
+from difformer.data import ImageDataset
+from difformer.files import check_writable, errors_name, expand_user, read_json, sha256
 
 
 class ResultFolder:
@@ -77,11 +80,45 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file; of None, nothing is written."""
-    # File names may hold bytes that are not UTF-8.
-    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        write_rows(file, [header, *rows])
+def describe_split(
+    split: str, images: ImageDataset, ids: NDArray[np.int64], skipped: tuple[int, ...]
+) -> dict[str, Any]:
+    """Which images were measured, as JSON has it.
+
+    Args:
+        split: its name.
+        images: all of it.
+        ids: of the images that were measured.
+        skipped: ids of images that could not be read, as far as they are known.
+    """
+    left_out = {*skipped, *images.skipped.tolist(), *np.setdiff1d(images.ids, ids).tolist()}
+    return {"split": split, "images": len(ids), "digest": images.digest, "skipped": sorted(left_out)}
+
+
+def table_digests(folder: Path) -> dict[str, str]:
+    """The digest of each table in a folder, for the file of numbers that lies beside them."""
+    return {path.name: sha256(path) for path in sorted(folder.glob("*.csv"))}
+
+
+def read_measurements(folder: Path, name: str, remedy: str) -> dict[str, Any]:
+    """Reads the file of numbers of an evaluation, and makes sure of the tables beside it, where it says how they were.
+
+    Args:
+        folder: of the evaluation.
+        name: of the file.
+        remedy: what to do about a damaged one, for the message.
+
+    Raises:
+        OSError: a file is missing, or cannot be read.
+        ValueError: one is damaged; the message names it.
+    """
+    report = read_json(folder / name, remedy)
+    if not isinstance(report, dict):
+        raise ValueError(f"{folder / name} is damaged: it holds no results; {remedy}")
+    for table, digest in report.get("tables", {}).items():
+        if sha256(folder / table) != digest:
+            raise ValueError(f"{folder / table} is damaged: it is not what was written; {remedy}")
+    return report
 
 
 def _sync(folder: Path) -> None:

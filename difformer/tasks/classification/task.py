@@ -1,77 +1,102 @@
-"""What training a classifier means for the loop: its loss, and what is measured beside it."""
+"""Classification: cross-entropy of logits, how many are right, and the likeliest class."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from difformer.classifier import DiffusionClassifier
-from difformer.engine.config.recipe import TrainingConfig
-from difformer.engine.loop.optimisation import Mixing
-from difformer.engine.loop.trainer import Place
-from difformer.engine.runtime.batches import inputs_of
-from difformer.streams import epoch_seed
+from difformer.analysis import METRICS, ClassificationMetrics, Metric, classification_metrics, image_scores
+from difformer.data import ImageDataset
+from difformer.tasks.classification.tables import TABLES, readable, write_tables
+from difformer.tasks.task import TASKS, Outputs
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The classifier that is kept so far.
+class Prediction:
+    """What a classifier says of one image.
 
     Attributes:
-        weights: of head and feedback, on the CPU.
-        record: of its epoch, as in metrics.jsonl.
+        label: name of the likeliest class.
+        probability: of that class.
+        probabilities: by class name, in the order of the classes.
     """
 
-    weights: dict[str, Tensor]
-    record: dict[str, Any]
+    label: str
+    probability: float
+    probabilities: Mapping[str, float]
 
 
+@TASKS.register("classification")
 class Classification:
-    """Cross-entropy of a classifier's logits.
+    """Outputs are logits of classes, and labels are class numbers.
 
     Args:
-        classifier: trained in place.
-        config: label smoothing, mixup and cutmix.
-        seed: of the extractor's noise; each epoch derives its own from it.
-
-    Attributes:
-        kept: the best classifier so far, where the best is to be kept.
+        label_smoothing: of the loss, in [0, 1); it concerns training alone and is not kept with the weights.
     """
 
     counted = ("correct",)
+    tables = TABLES
 
-    def __init__(self, classifier: DiffusionClassifier, config: TrainingConfig, *, seed: int) -> None:
-        self.module = classifier
-        self.parts = classifier.trained_parts
-        self.kept: Kept | None = None
-        self._extractor = classifier.extractor
-        self._seed = seed
-        self._label_smoothing = config.label_smoothing
-        self._mixing = Mixing(config, len(classifier.class_names))
+    def __init__(self, *, label_smoothing: float = 0.0) -> None:
+        self.arguments: dict[str, Any] = {}
+        self._label_smoothing = label_smoothing
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Fresh noise for each epoch."""
-        self._extractor.seed = epoch_seed(self._seed, epoch)
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Those of `difformer.analysis.METRICS`."""
+        return {name: METRICS.find(name) for name in METRICS}
 
-    def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, list[Tensor]]:
-        """(B,) losses, and of how many images the largest logit is the label's."""
-        inputs, labels, ids = inputs_of(batch, device)
-        targets = labels
-        if isinstance(inputs, Tensor):
-            inputs, targets = self._mixing(inputs, labels, place.step, place.process, place.part)
-        logits = model(inputs, ids)
-        losses = F.cross_entropy(logits.float(), targets, label_smoothing=self._label_smoothing, reduction="none")
-        return losses, [(logits.argmax(dim=1) == labels).sum()]
+    def output_names(self, images: ImageDataset) -> tuple[str, ...]:
+        """The names of the classes."""
+        return images.class_names
 
-    def end_step(self) -> None:
-        """Nothing is learned beside the weights."""
+    def stand_in(self) -> None:
+        """Labels are class numbers."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """What is to be known beside the weights: the classifier that is kept."""
-        return {} if self.kept is None else {"kept": vars(self.kept)}
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) cross-entropies; labels (B,), or probabilities (B, classes) of images that are mixed."""
+        return F.cross_entropy(outputs.float(), labels, label_smoothing=self._label_smoothing, reduction="none")
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
-        self.kept = Kept(**state["kept"]) if "kept" in state else None
+    def counts(self, outputs: Tensor, labels: Tensor) -> Sequence[Tensor]:
+        """Of how many images the largest logit is the label's."""
+        return [(outputs.argmax(dim=1) == labels).sum()]
+
+    def rates(self, counts: Mapping[str, int], images: int) -> dict[str, float]:
+        """The share of them."""
+        return {"top1": counts.get("correct", 0) / max(1, images)}
+
+    def measure(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str], *, extra: Iterable[str] = ()
+    ) -> ClassificationMetrics:
+        """See `classification_metrics`."""
+        return classification_metrics(outputs, labels, names, extra=extra)
+
+    def lines(self, record: Mapping[str, Any]) -> list[str]:
+        """Accuracies, their interval and calibration."""
+        return readable(record)
+
+    def write_tables(
+        self, folder: Path, measured: ClassificationMetrics, outputs: Outputs, images: ImageDataset
+    ) -> None:
+        """What each class received, the confusion matrix, and the predictions."""
+        write_tables(folder, measured, image_scores(outputs.values, outputs.labels), outputs, images)
+
+    def predictions(self, outputs: Tensor, names: Sequence[str]) -> list[Prediction]:
+        """The likeliest class of each image; of equal ones the first."""
+        found = []
+        for row in outputs.softmax(dim=1).tolist():
+            best = max(range(len(row)), key=row.__getitem__)
+            found.append(Prediction(names[best], row[best], dict(zip(names, row, strict=True))))
+        return found
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """The likeliest class, its probability, and the probability of each."""
+        return ["label", "probability", *names]
+
+    def row(self, prediction: Prediction) -> list[Any]:
+        """As `columns` says."""
+        return [prediction.label, prediction.probability, *prediction.probabilities.values()]

@@ -16,11 +16,12 @@ from difformer.engine.config.build import build_backbone, build_dataset
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.runtime.batches import create_loader
 from difformer.engine.runtime.processes import create_accelerator
-from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
+from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.runtime.run_folder import environment
 from difformer.features.pooling import DiffusionBlocks
 from difformer.report.similarity import draw_similarities
 from difformer.streams import Stream, generator
+from difformer.tables import write_table
 from difformer.verbs.cka.recipe import SimilarityRecipe
 from difformer.verbs.cka.representations import Representations, TimmBlocks
 

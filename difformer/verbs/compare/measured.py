@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from difformer.checkpoints.weights import read_metadata
 from difformer.config.reading import build
 from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.result_folder import read_measurements
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import expand_user
 from difformer.tables import read_rows
-from difformer.tasks.classification.results import read_measurements
 from difformer.verbs.eval.evaluate import METRICS, classifier_values, evaluate_classifier
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
@@ -79,6 +79,10 @@ def read_measured(source: str, split: str, name: str, trust: str | None = None) 
     parameters = run.read_results().get("trained_parameters") if run.results.exists() else None
     history = run.read_history() if run.metrics.exists() else []
     report = read_measurements(results, METRICS, _REMEDY)
+    if "top1" not in report.get("metrics", {}):
+        raise ValueError(
+            f"{source} is not of a classifier, and what is compared are the images that are classified right"
+        )
     try:
         return _read(results, report, name, parameters, history)
     except (KeyError, IndexError, ValueError) as error:

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, find_metric, image_scores
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
+from difformer.classifier.files import stored_task
 from difformer.config.provenance import carried, without_places
 from difformer.config.reading import read_yaml
 from difformer.data import ImageDataset
@@ -18,26 +18,20 @@ from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.extraction.extract import open_or_extract
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.locating import classifier_file
-from difformer.engine.runtime.outputs import Outputs, evaluate
+from difformer.engine.runtime.outputs import evaluate
 from difformer.engine.runtime.processes import create_accelerator
-from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import collate_features
 from difformer.files import expand_user, sealed
-from difformer.tasks.classification.results import (
-    TABLES,
-    describe_split,
-    readable,
-    scalars,
-    table_digests,
-    write_tables,
-)
+from difformer.tasks import Outputs, Task
+from difformer.tasks.task import Measured, check_labels, task_metric
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
 METRICS = "metrics.json"
 
 
-def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> ClassificationMetrics:
+def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> Measured:
     """Measures a classifier, each image of the split exactly once whatever the number of processes.
 
     Args:
@@ -51,37 +45,39 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         ValueError: the data does not fit the classifier, or a value in the recipe.
         OSError: something cannot be read or written.
         CheckpointError: the classifier is damaged, or the backbone is not its own.
-        UntrustedError: its head is code of a package that is not trusted.
+        UntrustedError: its head or task is code of a package that is not trusted.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
-    for name in recipe.metrics:
-        find_metric(name)
-    folder = ResultFolder(_output(recipe), (METRICS, *TABLES))
-    folder.check(overwrite=overwrite)
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
-    names = tuple(read_description(file)["class_names"])
+    description = read_description(file)
+    names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
+    for name in recipe.metrics:
+        task_metric(task, name, "metrics")
+    folder = ResultFolder(_output(recipe), (METRICS, *task.tables))
+    folder.check(overwrite=overwrite)
     images = build_dataset(recipe.data, recipe.split, classes=names)
-    check_same_classes(images.class_names, names, "of the data set", "of the classifier")
+    check_labels(task, images)
+    check_same_classes(task.output_names(images), names, "of the data set", "of the classifier")
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone, trust=recipe.trust or ())
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
-    metrics = classification_metrics(outputs.values, outputs.labels, names, extra=recipe.metrics)
+    measured = task.measure(outputs.values, outputs.labels, names, extra=recipe.metrics)
     if accelerator.is_main_process:
         report = {
             "classifier": _identity(recipe.classifier, file),
             "data": describe_split(recipe.split, images, outputs.ids, outputs.skipped),
-            "metrics": scalars(metrics),
+            "metrics": measured.to_dict(tables=False),
             "seconds": round(seconds, 3),
             "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
             "recipe": carried(recipe),
             "environment": environment(accelerator.num_processes, accelerator.device),
         }
         with folder.write() as temporary:
-            write_tables(temporary, metrics, image_scores(outputs.values, outputs.labels), outputs, images)
+            task.write_tables(temporary, measured, outputs, images)
             write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
-        print("\n".join(_lines(report, folder)), flush=True)
-    return metrics
+        print("\n".join(_lines(report, folder, task)), flush=True)
+    return measured
 
 
 def classifier_values(source: str, *, download: bool = False, trust: str | None = None) -> dict[str, Any]:
@@ -167,13 +163,13 @@ def _identity(source: str, file: Path) -> dict[str, Any]:
     }
 
 
-def _lines(report: Mapping[str, Any], folder: ResultFolder) -> list[str]:
+def _lines(report: Mapping[str, Any], folder: ResultFolder, task: Task) -> list[str]:
     """What the console shows."""
-    data = report["data"]
+    data, classes = report["data"], report["metrics"].get("num_classes")
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     return [
-        f"{data['split']:<15}{data['images']:,} images{skipped}, {report['metrics']['num_classes']} classes",
-        *readable(report["metrics"]),
+        f"{data['split']:<15}{data['images']:,} images{skipped}{'' if classes is None else f', {classes} classes'}",
+        *task.lines(report["metrics"]),
         f"{'throughput':<15}{report['images_per_second']:,.1f} images/s",
         f"results in {folder.path}",
     ]

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from typing import get_args
 
-from difformer.analysis import METRICS
 from difformer.config import as_tuple, check_choice
 from difformer.data import DataConfig
 from difformer.engine.config.recipe import (
@@ -32,8 +31,9 @@ class EvaluationRecipe:
         precision: no, bf16 or fp16 for head and backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.
-        metrics: further ones: names of `difformer.analysis.METRICS`, or your own as package.module:Name.
-        trust: a package whose code may run, for a classifier with a head of that package.
+        metrics: further ones: names of `difformer.analysis.METRICS` or of the classifier's task, or your own as
+            package.module:Name.
+        trust: a package whose code may run, for a classifier with a head or task of that package.
     """
 
     classifier: str
@@ -53,6 +53,4 @@ class EvaluationRecipe:
         check_choice("features", self.features, get_args(FeatureSource))
         check_computing(self)
         object.__setattr__(self, "metrics", as_tuple("metrics", self.metrics))
-        for name in self.metrics:
-            METRICS.check(name, "metrics")
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))

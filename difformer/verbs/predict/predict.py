@@ -43,7 +43,8 @@ def predict_folder(
         classifier: with a preprocessing.
         folder: searched for files with an image's suffix, through links too, but not in hidden entries and those of
             the system (`.cache`, `@eaDir`, `__MACOSX`).
-        table: the file to write: file (relative to the folder), label, probability, and one column a class. A leading
+        table: the file to write: file (relative to the folder), label, probability, and one column a class; of another
+            task than classification, its own columns. A leading
             `~` is the home folder; of a symbolic link, what it points to is written. Rows are gathered beside that, in
             `.partial`, which becomes the table at the end.
         batch_size: images to classify at once, at least 1.
@@ -66,7 +67,7 @@ def predict_folder(
     table = expand_user(table).resolve()
     partial = table.with_name(table.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        write_rows(file, [["file", "label", "probability", *classifier.class_names]])
+        write_rows(file, [["file", *classifier.task.columns(classifier.class_names)]])
         try:
             _predict(classifier, folder, paths, batch_size, file, report)
         except KeyboardInterrupt:
@@ -103,7 +104,6 @@ def _predict(
                 except ImageError as error:
                     report.skipped.append(error)
             for path, found in zip(readable, classifier.predict(images, batch_size=size), strict=True):
-                row = [path.relative_to(folder), found.label, found.probability, *found.probabilities.values()]
-                write_rows(file, [row])
+                write_rows(file, [[path.relative_to(folder), *classifier.task.row(found)]])
                 report.done += 1
             bar.update(min(size, len(paths) - start))

@@ -23,7 +23,7 @@ from difformer.engine.runtime.processes import on_main
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.models import UNet
 from difformer.report.grids import draw_grid
-from difformer.tasks.denoising import Denoising
+from difformer.verbs.pretrain.denoising import Denoising
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
 # What a run may resume with another value of: none of it changes the weights.
@@ -94,9 +94,9 @@ class PretrainRun:
         if recipe.compile:
             # All batches but an epoch's last are of one size.
             self.unet.compile(dynamic=False)
-        task = Denoising(self.unet, self.noise, recipe.objective, seed=recipe.training.seed, processes=accelerator)
+        objective = Denoising(self.unet, self.noise, recipe.objective, seed=recipe.training.seed, processes=accelerator)
         self.trainer = Trainer(
-            task,
+            objective,
             recipe.training,
             recipe.optimizer,
             recipe.schedule,

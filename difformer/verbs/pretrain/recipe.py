@@ -6,7 +6,7 @@ from typing import Literal
 from difformer.config import UNetConfig, as_integer, as_positive_integer, as_switch, as_tuple, check_range
 from difformer.data import DataConfig
 from difformer.engine.config.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
-from difformer.tasks.denoising import ObjectiveConfig
+from difformer.verbs.pretrain.denoising import ObjectiveConfig
 
 
 @dataclass(frozen=True)

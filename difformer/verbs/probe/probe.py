@@ -15,21 +15,15 @@ from difformer.engine.config.build import build_extractor
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.loop.trainer import Clock
-from difformer.engine.runtime.outputs import Outputs, evaluate
+from difformer.engine.runtime.outputs import evaluate
 from difformer.engine.runtime.processes import create_accelerator, solver_device
 from difformer.engine.runtime.resources import Resources
-from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
 from difformer.engine.runtime.run_folder import environment
 from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
-from difformer.tasks.classification.results import (
-    TABLES,
-    describe_split,
-    readable,
-    scalars,
-    table_digests,
-    write_tables,
-)
+from difformer.tasks import Outputs
+from difformer.tasks.classification.tables import TABLES, readable, write_tables
 from difformer.verbs.probe.recipe import ProbeRecipe
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
@@ -168,7 +162,7 @@ def _decision(
 ) -> dict[str, Any]:
     """What was chosen and why, and what came of it."""
     left_out = _MEANINGLESS[recipe.method]
-    measured = {} if test is None else scalars(test.metrics)
+    measured = {} if test is None else test.metrics.to_dict(tables=False)
     return {
         "method": recipe.method,
         "candidates": [{**candidate.settings, "validation": candidate.accuracy} for candidate in candidates],

@@ -12,10 +12,10 @@ from difformer.data.dataset import TEST
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.resources import Resources
+from difformer.engine.runtime.result_folder import read_measurements
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.tables import read_rows
-from difformer.tasks.classification.results import read_measurements
 from difformer.verbs.extract.extract import extract
 from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.quickstart.pixels import classify_pixels

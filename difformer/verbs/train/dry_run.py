@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from difformer.engine.config.recipe import Recipe
@@ -58,7 +57,7 @@ def try_out(recipe: Recipe, *, fake_data: bool = False) -> Trial:
     if not fake_data:
         # Of the recipe's batches, not of the trial's.
         images, shared = len(run.images["train"]), recipe.training.sync_batch_norm
-        check_batch_statistics(run.task.module, images, recipe.training, accelerator, shared=shared)
+        check_batch_statistics(run.objective.module, images, recipe.training, accelerator, shared=shared)
     found = costs(run.classifier, recipe.data.size)
     counts = {split: len(images) for split, images in run.images.items()}
     stand_ins = " (random stand-ins)" if fake_data else ""
@@ -84,10 +83,11 @@ def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], st
     flops = f"{found.flops / 1e9:,.1f} GFLOP an image; whole passes would be {found.full_flops / 1e9:,.1f}"
     if found.gradient_flops:
         flops += f"; gradients through the backbone about {found.gradient_flops / 1e9:,.1f} more"
+    outputs = "classes" if recipe.task.classifies else "outputs"
     an_epoch = counts["train"] * (found.flops + found.gradient_flops)
     lines = [
         f"output        {run.folder.path}",
-        f"images        {images}{stand_ins}; {len(run.classifier.class_names)} classes",
+        f"images        {images}{stand_ins}; {len(run.classifier.class_names)} {outputs}",
         f"backbone      {recipe.backbone.name}, {found.backbone:,} parameters, frozen",
         f"trained       {found.trained:,} parameters: head {found.head:,}, feedback {found.feedback:,}",
         f"features      {flops}",
@@ -184,12 +184,14 @@ def _head_seconds(run: Run) -> float:
     for key, spec in head.specs.items():
         side = min(head.map_sizes[key] or spec.size, spec.size)
         features[key] = torch.zeros(count, spec.channels, side, side, device=device)
-    labels = torch.zeros(count, dtype=torch.int64, device=device)
+    stand_in = classifier.task.stand_in()
+    labels = torch.zeros(count, dtype=torch.int64) if stand_in is None else stand_in.expand(count, *stand_in.shape)
+    labels = labels.to(device)
     clock = Clock()
     for _ in range(STEPS):
         clock.lap()
         with run.accelerator.autocast():
-            loss = F.cross_entropy(head(features).float(), labels)
+            loss = classifier.task.losses(head(features), labels).mean()
         run.accelerator.backward(loss)
         run.trainer.optimizer.step()
         run.trainer.optimizer.zero_grad()

@@ -44,7 +44,7 @@ def read_init(recipe: Recipe, backbone: Backbone) -> DiffusionClassifier:
         raise FileNotFoundError(f"init: {error}") from error
     if file.resolve().parent == expand_user(recipe.output).resolve():
         raise ValueError(f"init: {recipe.init} is the run's own; choose another --output, so that it stays")
-    found = load_classifier(file, backbone=backbone)
+    found = load_classifier(file, backbone=backbone, trust=recipe.own_modules)
     _warn_of_seen_images(file, recipe.data)
     return found
 
@@ -85,7 +85,8 @@ def check_init(found: DiffusionClassifier, classifier: DiffusionClassifier, sour
         classifier: what is to start from them.
         source: where they came from, for the message.
     """
-    check_same_classes(classifier.class_names, found.class_names, "of the data set", f"of {source}")
+    if type(found.task) is type(classifier.task):
+        check_same_classes(classifier.class_names, found.class_names, "of the data set", f"of {source}")
     begins_feedback = _feedback(found) is None and _feedback(classifier) is not None
     there, here = (_meaning(one, feedback=not begins_feedback) for one in (found, classifier))
     differing = changed_keys(there, here)
@@ -112,6 +113,8 @@ def _meaning(classifier: DiffusionClassifier, *, feedback: bool) -> dict[str, An
         "features": features,
         "extractor.clean": classifier.extractor.noising.clean,
         "head": type(head).__name__,
+        "task": type(classifier.task).__name__,
+        "task.arguments": classifier.task.arguments,
         "head.arguments": {name: value for name, value in arguments.items() if name not in _TRAINING_ONLY},
     }
     if feedback:

@@ -12,15 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from difformer.analysis.metrics import ClassificationMetrics, classification_metrics, find_metric
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.config.provenance import carried
 from difformer.data import ImageDataset, collate
 from difformer.data.fake import FakeImages
-from difformer.engine.config.build import build_backbone, build_classifier
+from difformer.engine.config.build import build_backbone, build_classifier, build_task
 from difformer.engine.config.evaluation import choice_note
-from difformer.engine.config.recipe import Recipe
+from difformer.engine.config.recipe import EvaluationConfig, Recipe
 from difformer.engine.cost.step_memory import needs_checkpointing
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.extraction.extract import open_or_extract
@@ -33,8 +32,9 @@ from difformer.engine.runtime.processes import on_main
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features import collate_features
-from difformer.tasks.classification.task import Classification, Kept
+from difformer.tasks.task import Measured, Task, check_labels, task_metric
 from difformer.verbs.train.init import read_init, start_from
+from difformer.verbs.train.learning import HeadLearning, Kept
 
 _log = getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Run:
         recipe: with as many epochs as its least steps take.
         images: the data sets by split.
         classifier: what is trained.
-        task: what its training means.
+        objective: what its training means.
 
     Raises:
         ValueError, OSError, ImportError: as the parts; before the first step.
@@ -78,7 +78,13 @@ class Run:
         resources = resources or Resources()
         self.accelerator = accelerator
         self.folder = RunFolder(recipe.output)
-        self.images: dict[str, Any] = _fake_splits(recipe) if fake else _open_splits(recipe, resources)
+        task = build_task(recipe)
+        self._criterion = criterion_of(recipe.evaluation, task)
+        self._larger_is_better = task_metric(task, self._criterion, "evaluation.criterion").larger_is_better
+        self.images: dict[str, Any] = _fake_splits(recipe, task) if fake else _open_splits(recipe, resources)
+        if not fake:
+            for images in self.images.values():
+                check_labels(task, images)
         # Of stand-ins the number is made up.
         self.recipe = recipe if fake else recipe.lengthened(len(self.images["train"]))
         if not fake:
@@ -91,23 +97,23 @@ class Run:
             backbone = build_backbone(recipe.backbone, **how, random_weights=True)
         else:
             backbone = resources.backbone(recipe.backbone, **how)
-        classifier = build_classifier(recipe, backbone, self.images["train"].class_names)
+        names = task.output_names(self.images["train"])
+        classifier = build_classifier(recipe, backbone, names, task=task)
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
         self._backbone_digest = "random" if fake else backbone.digest
         self._init_digest = None if recipe.init is None or fake else self._start_from(recipe.init, begun_with)
         checkpointing = recipe.backbone.gradient_checkpointing
         if checkpointing == "auto":
             # Now that the weights have taken their part of the memory.
-            checkpointing = needs_checkpointing(recipe, classifier.class_names, len(self.images["train"]), accelerator)
+            checkpointing = needs_checkpointing(recipe, names, len(self.images["train"]), accelerator)
         # The network may be shared with other runs.
         backbone.unet.gradient_checkpointing = checkpointing
         # Of what runs now, a trial maybe; the recipe is that of the run.
         self._training = recipe.training
         self._cached = recipe.features == "cached"
-        self._criterion = find_metric(recipe.evaluation.criterion)
-        if recipe.evaluation.criterion == "top5" and len(classifier.class_names) <= 5:
-            raise ValueError(f"evaluation.criterion: of {len(classifier.class_names)} classes there is no top5")
-        self.task = Classification(self.classifier, recipe.training, seed=recipe.extractor.seed)
+        if self._criterion == "top5" and len(names) <= 5:
+            raise ValueError(f"evaluation.criterion: of {len(names)} classes there is no top5")
+        self.objective = HeadLearning(self.classifier, recipe.training, seed=recipe.extractor.seed)
 
     @cached_property
     def inputs(self) -> Mapping[str, Any]:
@@ -121,11 +127,11 @@ class Run:
             return self.images
         recipe, images = self.recipe, len(self.images["train"])
         check_batch_statistics(
-            self.task.module, images, recipe.training, self.accelerator, shared=recipe.training.sync_batch_norm
+            self.objective.module, images, recipe.training, self.accelerator, shared=recipe.training.sync_batch_norm
         )
         steps = -(-images // recipe.training.batch_size)
         create_schedule(
-            create_optimizer(self.task.parts, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
+            create_optimizer(self.objective.parts, recipe.optimizer), recipe.schedule, recipe.training.epochs, steps
         )
         return {
             split: open_or_extract(
@@ -147,7 +153,7 @@ class Run:
         """What trains."""
         recipe = self.recipe
         return Trainer(
-            self.task,
+            self.objective,
             self._training,
             recipe.optimizer,
             recipe.schedule,
@@ -171,7 +177,12 @@ class Run:
 
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
-        return f"loss {progress.loss_sum / max(1, progress.counted):.3f}, top-1 {_train_top1(progress):.1%}"
+        metrics = self.classifier.task.metrics
+        rates = [
+            f"{metrics[name].title or name} {metrics[name].text(value)}"
+            for name, value in self._rates(progress).items()
+        ]
+        return ", ".join([f"loss {progress.loss_sum / max(1, progress.counted):.3f}", *rates])
 
     def resume(self) -> None:
         """Makes sure of the best classifier so far, which states of earlier versions do not hold.
@@ -182,14 +193,14 @@ class Run:
         """
         progress = self.trainer.progress
         best = progress.best_epoch
-        if self.recipe.evaluation.select == "best" and best is not None and self.task.kept is None:
+        if self.recipe.evaluation.select == "best" and best is not None and self.objective.kept is None:
             file = self.folder.classifier
-            classifier = load_classifier(file, backbone=self.classifier.backbone)
+            classifier = load_classifier(file, backbone=self.classifier.backbone, trust=self.recipe.own_modules)
             notes = read_description(file)["metadata"]
             # Of the current epoch where the run was killed between writing it and the state; it is then written again.
             if notes.get("epoch") not in (best, progress.epoch + 1):
                 raise CheckpointError(f"{file} is of epoch {notes.get('epoch')}, not {best}, the best so far")
-            self.task.kept = Kept(_on_cpu(classifier.trained_parts), notes["metrics"])
+            self.objective.kept = Kept(_on_cpu(classifier.trained_parts), notes["metrics"])
 
     def end_epoch(self, record: dict[str, Any]) -> bool:
         """Evaluates, and keeps the classifier.
@@ -201,19 +212,19 @@ class Run:
             Whether to stop early.
         """
         progress, evaluation, training = self.trainer.progress, self.recipe.evaluation, self.recipe.training
-        record["train_top1"] = _train_top1(progress)
+        record |= {f"train_{name}": value for name, value in self._rates(progress).items()}
         due = progress.epoch + 1 == training.epochs or (progress.epoch + 1) % evaluation.every == 0
         improved = False
         with self._as_kept():
             if evaluation.validation is not None and due:
                 measured = self.measure(evaluation.validation)
-                record |= {f"validation_{name}": value for name, value in _summary(measured).items()}
-                value = _chosen_by(measured, evaluation.criterion)
-                record[f"validation_{evaluation.criterion}"] = value
-                improved = progress.note(value, larger_is_better=self._criterion.larger_is_better)
+                record |= {f"validation_{name}": value for name, value in measured.summary().items()}
+                value = _chosen_by(measured, self._criterion)
+                record[f"validation_{self._criterion}"] = value
+                improved = progress.note(value, larger_is_better=self._larger_is_better)
             best = evaluation.select == "best"
             if best and improved:
-                self.task.kept = Kept(_on_cpu(self.task.parts), record)
+                self.objective.kept = Kept(_on_cpu(self.objective.parts), record)
             files = [self.folder.latest] if best else []
             files += [self.folder.classifier] if improved or not best else []
             on_main(self.accelerator, partial(self._save, files, record))
@@ -224,25 +235,25 @@ class Run:
         it, once.
         """
         results: dict[str, Any] = {
-            "trained_parameters": sum(p.numel() for p in self.task.parts.parameters() if p.requires_grad),
+            "trained_parameters": sum(p.numel() for p in self.objective.parts.parameters() if p.requires_grad),
             "classifier": self.folder.classifier.name,
         }
-        kept = self.task.kept
+        kept = self.objective.kept
         with self._as_kept():
             if kept is not None:
-                restore(self.task.parts, kept.weights, "the best classifier")
+                restore(self.objective.parts, kept.weights, "the best classifier")
             record = last if kept is None else kept.record
             on_main(self.accelerator, partial(self._save, [self.folder.classifier], record))
             if self.recipe.evaluation.test is not None:
                 results["test"] = self.measure(self.recipe.evaluation.test).to_dict()
         return results
 
-    def measure(self, split: str) -> ClassificationMetrics:
+    def measure(self, split: str) -> Measured:
         """Evaluates the classifier as it is, with the noise of evaluation."""
         recipe = self.recipe
         self.classifier.extractor.seed = recipe.extractor.seed
         outputs = evaluate(
-            self.task.module,
+            self.objective.module,
             self.inputs[split],
             collate_features if self._cached else collate_readable,
             self.accelerator,
@@ -250,23 +261,27 @@ class Run:
             workers=recipe.training.workers,
             progress=True,
         )
-        names, extra = self.classifier.class_names, (recipe.evaluation.criterion,)
-        return classification_metrics(outputs.values, outputs.labels, names, extra=extra)
+        names, extra = self.classifier.class_names, (self._criterion,)
+        return self.classifier.task.measure(outputs.values, outputs.labels, names, extra=extra)
+
+    def _rates(self, progress: Progress) -> dict[str, float]:
+        """What was counted in this epoch so far."""
+        return self.classifier.task.rates(progress.counts, progress.counted)
 
     @contextmanager
     def _as_kept(self) -> Iterator[None]:
         """Has the weights that are kept: the moving average, where there is one, and the main process's statistics."""
-        own = snapshot(self.task.parts)
+        own = snapshot(self.objective.parts)
         if self.trainer.averaged is not None:
-            restore(self.task.parts, self.trainer.averaged, "the moving average")
+            restore(self.objective.parts, self.trainer.averaged, "the moving average")
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
-            broadcast(list(self.task.parts.buffers()))
+            broadcast(list(self.objective.parts.buffers()))
         try:
             yield
         finally:
-            restore(self.task.parts, own, "the weights in training")
+            restore(self.objective.parts, own, "the weights in training")
 
     def _save(self, files: Sequence[Path], record: Mapping[str, Any]) -> None:
         """Writes the classifier as it is, with the record of its epoch."""
@@ -317,28 +332,24 @@ def _open_splits(recipe: Recipe, resources: Resources) -> dict[str, ImageDataset
     return resources.splits(recipe.data, ("train", *evaluated), augment=True)
 
 
-def _fake_splits(recipe: Recipe) -> dict[str, Any]:
+def _fake_splits(recipe: Recipe, task: Task) -> dict[str, Any]:
     evaluation = recipe.evaluation
     names = dict.fromkeys(("train", evaluation.validation, evaluation.test))
     length = 4 * recipe.training.batch_size
-    return {name: FakeImages(recipe.data, name, length) for name in names if name is not None}
+    return {name: FakeImages(recipe.data, name, length, label=task.stand_in()) for name in names if name is not None}
 
 
 def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:
     return {name: tensor.cpu() for name, tensor in snapshot(parts).items()}
 
 
-def _train_top1(progress: Progress) -> float:
-    return progress.counts.get("correct", 0) / max(1, progress.counted)
+def criterion_of(evaluation: EvaluationConfig, task: Task) -> str:
+    """The metric that chooses: the recipe's, or the task's first where that has no top1, which is the default."""
+    default = evaluation.criterion == EvaluationConfig.criterion and evaluation.criterion not in task.metrics
+    return next(iter(task.metrics)) if default else evaluation.criterion
 
 
-def _summary(metrics: ClassificationMetrics) -> dict[str, float]:
-    """The numbers of a line."""
-    line = {"loss": metrics.nll, "top1": metrics.top1, "mean_per_class": metrics.mean_per_class, "ece": metrics.ece}
-    return (line if metrics.top5 is None else line | {"top5": metrics.top5}) | dict(metrics.extra)
-
-
-def _chosen_by(metrics: ClassificationMetrics, criterion: str) -> float:
+def _chosen_by(metrics: Measured, criterion: str) -> float:
     """The number that chooses; raises ValueError where there is none."""
     value = metrics.value(criterion)
     if value is None or not math.isfinite(value):

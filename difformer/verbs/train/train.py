@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from difformer.engine.config.build import build_task
 from difformer.engine.config.fitting import with_named_taps
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.course import carry_out
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
-from difformer.tasks.classification.results import readable
 from difformer.verbs.train.run import Run
 
 # What a run may resume with another value of: none of it changes the result.
@@ -55,15 +55,21 @@ def train(
 def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
     """What the console says at the end: the score with its interval, the folder, and what can be done next."""
     folder = RunFolder(recipe.output)
-    test = results.get("test")
+    task, test = build_task(recipe), results.get("test")
     if test is not None:
-        lines = [f"{recipe.evaluation.test:<15}{test['num_images']:,} images", *readable(test)]
+        lines = [f"{recipe.evaluation.test:<15}{test['num_images']:,} images", *task.lines(test)]
     else:
         record = results["best" if recipe.evaluation.select == "best" else "last"]
-        scores = {"validation_top1": recipe.evaluation.validation, "train_top1": "train"}
-        name = next(name for name in scores if name in record)
+        name, metric = next(iter(task.metrics.items()))
+        scores = {f"validation_{name}": recipe.evaluation.validation, f"train_{name}": "train", "train_loss": "train"}
+        key = next(key for key in scores if key in record)
+        score = (
+            f"{record[key]:6.4g} loss"
+            if key == "train_loss"
+            else f"{metric.text(record[key], 6)} {metric.title or name}"
+        )
         lines = [
-            f"{scores[name]:<15}{record[name]:6.1%} top-1 in epoch {record['epoch']}",
+            f"{scores[key]:<15}{score} in epoch {record['epoch']}",
             f"{'test':<15}not measured: give evaluation.test, or `difformer eval`",
         ]
     run, classifier, backbone = map(shlex.quote, (str(folder.path), str(folder.classifier), recipe.backbone.name))

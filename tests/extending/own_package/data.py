@@ -1,4 +1,4 @@
-"""A data set: images that are made, not read; the class is the brighter half."""
+"""Data sets: images that are made, not read; with a class (the brighter half), and with a number (the brightness)."""
 
 import io
 
@@ -28,4 +28,20 @@ class _Images:
         pixels[:, half] += 100
         file = io.BytesIO()
         Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+        return file.getvalue()
+
+
+def shades(config, split):
+    """Grey images, whose brightness in [0, 1] is to be predicted in place of a class."""
+    brightness = np.random.default_rng(sorted(IMAGES).index(split)).uniform(size=(IMAGES[split], 1))
+    return Source(f"shades, {split}", [], (), _Shades(brightness), targets=brightness)
+
+
+class _Shades:
+    def __init__(self, brightness):
+        self._brightness = brightness
+
+    def __call__(self, index):
+        file = io.BytesIO()
+        Image.new("L", (SIDE, SIDE), round(255 * float(self._brightness[index, 0]))).save(file, "PNG")
         return file.getvalue()

@@ -1,0 +1,249 @@
+"""What a task is, and all tasks by name."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from difformer.analysis import Metric, find_metric
+from difformer.config import as_call
+from difformer.data import ImageDataset
+from difformer.registry import Registry
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model gives for a split.
+
+    Attributes:
+        values: (N, D) float32 outputs or features, in the order of the data set.
+        labels: (N,) int64, or the targets of the data set.
+        ids: (N,) int64.
+        skipped: ids of the images that could not be read, which are not among the N.
+    """
+
+    values: NDArray[np.float32]
+    labels: NDArray[Any]
+    ids: NDArray[np.int64]
+    skipped: tuple[int, ...] = ()
+
+
+class Measured(Protocol):
+    """What was measured of a split."""
+
+    @property
+    def num_images(self) -> int:
+        """How many images there were."""
+        ...
+
+    def value(self, name: str) -> float | None:
+        """The number of a metric; None where it has none here."""
+        ...
+
+    def summary(self) -> dict[str, float]:
+        """The numbers that stand in the record of an epoch."""
+        ...
+
+    def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
+        """All of it, in JSON types; without what is long and stands in the tables where these are not wanted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Plain numbers, for tasks that need nothing more.
+
+    Attributes:
+        num_images: how many images were measured.
+        values: by metric.
+    """
+
+    num_images: int
+    values: Mapping[str, float] = field(default_factory=dict)
+
+    def value(self, name: str) -> float | None:
+        """The number of a metric; None where it was not measured."""
+        return self.values.get(name)
+
+    def summary(self) -> dict[str, float]:
+        """All of them."""
+        return dict(self.values)
+
+    def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
+        """`num_images` and the numbers by name."""
+        return {"num_images": self.num_images, **self.values}
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What everything around it requires of a task, which is an object `Task(**arguments)`.
+
+    A task of one's own is used in a recipe as `task.name: package.module:Name`. Its labels are what the data set gives
+    for an image: a class number, or a target (see `difformer.data.Source`).
+
+    Attributes:
+        arguments: what it was built with, as JSON types; a saved file brings them back.
+        metrics: those it knows by name, the one that is reported first before the others.
+        counted: what is counted beside the loss while training, see `counts`.
+        tables: names of the files that `write_tables` writes.
+    """
+
+    @property
+    def arguments(self) -> dict[str, Any]: ...
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
+
+    @property
+    def counted(self) -> tuple[str, ...]: ...
+
+    @property
+    def tables(self) -> tuple[str, ...]: ...
+
+    def output_names(self, images: ImageDataset) -> tuple[str, ...]:
+        """What the outputs of a head are called, which is as many as it has.
+
+        Args:
+            images: the training split.
+        """
+        ...
+
+    def stand_in(self) -> Tensor | None:
+        """A target as an image could have, for trials without data; None where labels are class numbers."""
+        ...
+
+    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """(B,) losses.
+
+        Args:
+            outputs: (B, len(names)) of the head.
+            labels: (B, …) as the data set gives them.
+        """
+        ...
+
+    def counts(self, outputs: Tensor, labels: Tensor) -> Sequence[Tensor]:
+        """Of each that is `counted`, the sum over the batch; it stays on the device."""
+        ...
+
+    def rates(self, counts: Mapping[str, int], images: int) -> dict[str, float]:
+        """What the counts say of the images of an epoch, by name."""
+        ...
+
+    def measure(
+        self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str], *, extra: Iterable[str] = ()
+    ) -> Measured:
+        """Everything that is reported of a split.
+
+        Args:
+            outputs: (N, len(names)) float32.
+            labels: (N, …).
+            names: of the outputs.
+            extra: further metrics by name, see `task_metric`.
+
+        Raises:
+            ValueError: outputs that are not finite, or as `task_metric`.
+        """
+        ...
+
+    def lines(self, record: Mapping[str, Any]) -> list[str]:
+        """Lines for the console from what `Measured.to_dict` gave."""
+        ...
+
+    def write_tables(self, folder: Path, measured: Any, outputs: Outputs, images: ImageDataset) -> None:
+        """Writes the files that `tables` names.
+
+        Args:
+            folder: where to.
+            measured: of these outputs.
+            outputs: of the split.
+            images: gives their names.
+        """
+        ...
+
+    def predictions(self, outputs: Tensor, names: Sequence[str]) -> list[Any]:
+        """What is said of each image.
+
+        Args:
+            outputs: (B, len(names)) finite float32 on the CPU.
+            names: of the outputs.
+        """
+        ...
+
+    def columns(self, names: Sequence[str]) -> list[str]:
+        """The header of a table of predictions."""
+        ...
+
+    def row(self, prediction: Any) -> list[Any]:
+        """A prediction as such a table has it."""
+        ...
+
+
+TASKS: Registry[Any] = Registry("task")
+
+
+def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: Iterable[str] | None = None) -> Task:
+    """A task by name, or one of your own as `package.module:Name`.
+
+    Args:
+        name: as a recipe or a file has it.
+        arguments: to build it with.
+        trust: for a name that a file brought, packages whose code may run; None for one that the user gave.
+
+    Raises:
+        ValueError: there is none, it is something else, or an argument it does not have.
+        UntrustedError: it is code of a package that is not trusted.
+        ImportError: its module cannot be imported.
+    """
+    kind = TASKS.find(name) if trust is None else TASKS.find_trusted(name, trust)
+    try:
+        task = kind(**(arguments or {}))
+    except TypeError as error:
+        given = as_call(arguments or {}) or "no arguments"
+        raise ValueError(f"the task {name} cannot be built with {given}: {error}") from error
+    if not isinstance(task, Task):
+        wanted = ", ".join(one for one in dir(Task) if one[0] != "_" and not hasattr(task, one))
+        raise ValueError(f"the task {name} must be as difformer.tasks.Task says; {type(task).__name__} lacks {wanted}")
+    return task
+
+
+def check_labels(task: Task, images: Any) -> None:
+    """Raises ValueError where a data set does not give what a task is to predict.
+
+    Args:
+        task: any.
+        images: a split.
+    """
+    stand_in = task.stand_in()
+    wanted = None if stand_in is None else tuple(stand_in.shape)
+    found = None if images.targets is None else images.targets.shape[1:]
+    if found != wanted:
+        has = "classes and no targets" if found is None else f"targets of shape {found}"
+        predicts = "classes" if wanted is None else f"{wanted}"
+        raise ValueError(
+            f"{images} has {has}, and the task {type(task).__name__} predicts {predicts}; choose another task.name, or "
+            "another data set"
+        )
+
+
+def task_metric(task: Task, name: str, option: str) -> Metric:
+    """A metric of a task by name, or one of your own as `package.module:Name`.
+
+    Args:
+        task: whose metrics are known by name.
+        name: of the metric.
+        option: whose value it is, for the message.
+
+    Raises:
+        ValueError: there is none, or it is something else.
+        ImportError: its module cannot be imported.
+    """
+    if name in task.metrics:
+        return task.metrics[name]
+    if ":" not in name:
+        known = ", ".join(task.metrics)
+        raise ValueError(f"{option} must be one of {known}, or one of your own as package.module:Name, got {name!r}")
+    return find_metric(name)
