@@ -25,7 +25,7 @@ from difformer.engine.config.build import build_classifier
 from difformer.engine.loop.state import TrainingState
 from difformer.engine.loop.trainer import TrainingError
 from difformer.engine.runtime.stopping import Stopped
-from difformer.tasks.classification.task import Classification
+from difformer.verbs.train.learning import HeadLearning
 from difformer.verbs.train.train import train
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
@@ -270,7 +270,7 @@ def test_weights_that_are_not_finite_do_not_replace_the_state(workplace, finishe
         next(self.parts.parameters()).data.fill_(float("nan"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Classification, "end_step", spoil)
+        patch.setattr(HeadLearning, "end_step", spoil)
         with pytest.raises(TrainingError, match="is not finite after epoch 1, step 3"):
             train(recipe)
     assert (tmp_path / "run" / "state.pt").read_bytes() == before

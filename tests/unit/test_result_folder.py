@@ -5,9 +5,10 @@ import pytest
 from PIL import Image
 
 from difformer.data.classes import check_same_classes
-from difformer.engine.runtime.result_folder import ResultFolder, write_json, write_table
+from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.report import draw_confusion
+from difformer.tables import write_table
 
 
 @pytest.fixture
