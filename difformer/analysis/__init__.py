@@ -3,7 +3,7 @@
 from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
 from difformer.analysis.cka import MinibatchCKA, cka, cknna
 from difformer.analysis.knn import knn_scores
-from difformer.analysis.linear import LinearModel, accuracy, choose
+from difformer.analysis.linear import LinearModel, choose
 from difformer.analysis.logistic import LogisticFit, logistic_path
 from difformer.analysis.metrics import (
     METRICS,
@@ -11,11 +11,13 @@ from difformer.analysis.metrics import (
     ClassMetrics,
     ImageScores,
     Metric,
+    accuracy,
     calibration_error,
     classification_metrics,
     confusion_matrix,
     find_metric,
     image_scores,
+    measure,
 )
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
 from difformer.analysis.retrieval import nearest_images, precision_at_k
@@ -52,6 +54,7 @@ __all__ = [
     "images_of_equal_weight",
     "knn_scores",
     "logistic_path",
+    "measure",
     "nearest_images",
     "paired_bootstrap",
     "pca_maps",

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from difformer.analysis._inputs import Array, as_labels, as_matrix
-
-Criterion: TypeAlias = Literal["top1", "mean_per_class"]
+from difformer.analysis._inputs import Array, as_matrix
+from difformer.analysis.metrics import accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,14 +47,14 @@ class Fit(Protocol):
 FitT = TypeVar("FitT", bound=Fit)
 
 
-def choose(fits: Sequence[FitT], features: Array, labels: Array, *, criterion: Criterion = "top1") -> FitT:
+def choose(fits: Sequence[FitT], features: Array, labels: Array, *, criterion: str = "top1") -> FitT:
     """The fit that classifies validation images best; of equal ones, the most strongly regularised.
 
     Args:
         fits: one or more.
         features: (N, D) finite, of the validation images.
         labels: (N,) integers in [0, C).
-        criterion: `mean_per_class` averages the accuracies of the classes that have images.
+        criterion: top1 or mean_per_class, which averages the accuracies of the classes that have images.
 
     Raises:
         ValueError: no fits, wrong shapes, types or ranges.
@@ -63,28 +62,6 @@ def choose(fits: Sequence[FitT], features: Array, labels: Array, *, criterion: C
     if not fits:
         raise ValueError("there are no fits to choose from")
     return max(fits, key=lambda fit: (accuracy(fit.model.logits(features), labels, criterion), fit.l2))
-
-
-def accuracy(logits: Array, labels: Array, criterion: Criterion = "top1") -> float:
-    """Share of the images, or mean over the classes with images of their share, whose label has the largest logit.
-
-    Args:
-        logits: (N, C) finite.
-        labels: (N,) integers in [0, C).
-        criterion: which of the two.
-
-    Raises:
-        ValueError: wrong shapes, types or ranges, or an unknown criterion.
-    """
-    if criterion not in ("top1", "mean_per_class"):
-        raise ValueError(f"criterion must be 'top1' or 'mean_per_class', got {criterion!r}")
-    logits = as_matrix("logits", logits)
-    labels = as_labels(labels, *logits.shape).cpu()
-    correct = (logits.argmax(dim=1).cpu() == labels).double()
-    if criterion == "top1":
-        return float(correct.mean())
-    counts = labels.bincount().double()
-    return float((labels.bincount(correct) / counts)[counts > 0].mean())
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from difformer.analysis._inputs import Array, as_labels, as_matrix
 from difformer.analysis.bootstrap import Interval, bootstrap_mean
 from difformer.config import as_positive_integer
 from difformer.registry import Registry
+
+# What of a classifier's outputs means something, from little to much.
+Told: TypeAlias = Literal["scores", "confidence", "probabilities"]
 
 # Rows that are looked at together: 2000 of ImageNet's thousand classes take 16 MB in float64.
 _CHUNK_ELEMENTS = 2_000_000
@@ -29,12 +32,22 @@ class Metric:
         larger_is_better: which way it counts where it chooses.
         share: whether it lies in [0, 1] and is written in per cent.
         title: what tables and the console call it, where that is not its name.
+        reads: what must mean something for the number to do so: the outputs' order or size alone (`scores`), their
+            softmax for the predicted class (`confidence`), or for each class (`probabilities`). Of a method that does
+            not give it, the metric is refused as the criterion.
     """
 
     compute: Callable[[NDArray[Any], NDArray[Any]], float]
     larger_is_better: bool = True
     share: bool = False
     title: str | None = None
+    reads: Told = "scores"
+
+    @property
+    def sign(self) -> int:
+        """1, or -1 where smaller is better: times it, the larger of two numbers is the better, and times it again it
+        is the number."""
+        return 1 if self.larger_is_better else -1
 
     def text(self, value: float, width: int = 0) -> str:
         """A value as people read it: `73.2%`, or four digits."""
@@ -217,6 +230,50 @@ def _compute(metrics: Mapping[str, Metric], logits: Tensor, labels: Array) -> di
     return {name: float(metric.compute(values, targets)) for name, metric in metrics.items()}
 
 
+def accuracy(logits: Array, labels: Array, criterion: str = "top1") -> float:
+    """Share of the images, or mean over the classes with images of their share, whose label has the largest logit.
+
+    Args:
+        logits: (N, C) finite.
+        labels: (N,) integers in [0, C).
+        criterion: which of the two.
+
+    Raises:
+        ValueError: wrong shapes, types or ranges, or an unknown criterion.
+    """
+    if criterion not in ("top1", "mean_per_class"):
+        raise ValueError(f"criterion must be 'top1' or 'mean_per_class', got {criterion!r}")
+    logits = as_matrix("logits", logits)
+    labels = as_labels(labels, *logits.shape).cpu()
+    correct = (logits.argmax(dim=1).cpu() == labels).double()
+    if criterion == "top1":
+        return float(correct.mean())
+    counts = labels.bincount().double()
+    return float((labels.bincount(correct) / counts)[counts > 0].mean())
+
+
+def measure(logits: Array, labels: Array, criterion: str = "top1") -> float:
+    """The number that chooses: `accuracy`, or another metric.
+
+    Args:
+        logits: (N, C) finite.
+        labels: (N,) integers in [0, C).
+        criterion: name of a metric, see `find_metric`.
+
+    Raises:
+        ValueError: wrong shapes, types or ranges, or the metric has no finite number here; or as `find_metric`.
+        ImportError: as `find_metric`.
+    """
+    if criterion in ("top1", "mean_per_class"):
+        # In the logits' own precision, and without all that is measured besides.
+        return accuracy(logits, labels, criterion)
+    METRICS.check(criterion, "criterion")
+    value = _compute({criterion: find_metric(criterion)}, as_matrix("logits", logits), labels)[criterion]
+    if not math.isfinite(value):
+        raise ValueError(f"criterion: {criterion} is {value} here, so that nothing can be chosen by it")
+    return value
+
+
 def image_scores(logits: Array, labels: Array) -> ImageScores:
     """Prediction, rank of the label, confidence and negative log-likelihood of every image.
 
@@ -312,10 +369,14 @@ def _own(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
     return compute
 
 
-# The numbers of ClassificationMetrics: whether more of them is better, whether they are shares, and what to call them.
+# The numbers of ClassificationMetrics.
 _OWN = {
-    "top1": (True, True, "top-1"), "top5": (True, True, "top-5"), "mean_per_class": (True, True, "mean per class"),
-    "macro_f1": (True, True, "macro F1"), "loss": (False, False, "cross-entropy"), "ece": (False, True, "ECE"),
-}  # fmt: skip
-for _name, _what in _OWN.items():
-    METRICS.register(_name)(Metric(_own(_name), *_what))
+    "top1": Metric(_own("top1"), share=True, title="top-1"),
+    "top5": Metric(_own("top5"), share=True, title="top-5"),
+    "mean_per_class": Metric(_own("mean_per_class"), share=True, title="mean per class"),
+    "macro_f1": Metric(_own("macro_f1"), share=True, title="macro F1"),
+    "loss": Metric(_own("loss"), larger_is_better=False, title="cross-entropy", reads="probabilities"),
+    "ece": Metric(_own("ece"), larger_is_better=False, share=True, title="ECE", reads="confidence"),
+}
+for _name, _metric in _OWN.items():
+    METRICS.register(_name)(_metric)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from difformer.analysis.knn import knn_scores
-from difformer.analysis.linear import Criterion, Fit, accuracy
+from difformer.analysis.linear import Fit
 from difformer.analysis.logistic import STRENGTHS as LOGISTIC_STRENGTHS
 from difformer.analysis.logistic import logistic_path
+from difformer.analysis.metrics import METRICS, Metric, Told, find_metric, measure
 from difformer.analysis.ridge import STRENGTHS as RIDGE_STRENGTHS
 from difformer.analysis.ridge import ridge_path
 from difformer.analysis.sgd import RATES, WEIGHT_DECAYS, SGDFit, sgd_grids
@@ -21,6 +22,14 @@ Scorer: TypeAlias = Callable[[Tensor], Iterator[tuple[Settings, Tensor]]]
 
 # Of DINO's protocol (Caron et al. 2021).
 KS = (10, 20, 100, 200)
+# What a method's outputs tell: the votes of neighbours leave classes without a probability, and ridge estimates
+# targets.
+TOLD: dict[str, tuple[Told, ...]] = {
+    "knn": ("scores", "confidence"),
+    "logistic": ("scores", "confidence", "probabilities"),
+    "ridge": ("scores",),
+    "sgd": ("scores", "confidence", "probabilities"),
+}
 # Classes that got no vote have no logarithm of one.
 _SMALLEST_VOTE = 1e-12
 
@@ -48,7 +57,7 @@ class Candidate:
 
     Attributes:
         settings: by name, such as {"k": 20, "temperature": 0.07}.
-        accuracy: on the validation images.
+        accuracy: on the validation images, or another criterion's number.
     """
 
     settings: Settings
@@ -195,8 +204,37 @@ def create_probe(
     return LinearProbe(path, strengths or usual)
 
 
+def find_criterion(name: str, method: str) -> Metric:
+    """The metric that chooses among a method's settings.
+
+    Args:
+        name: of the metric, see `find_metric`.
+        method: knn, logistic, ridge or sgd.
+
+    Raises:
+        ValueError: there is none, or it reads what the method's outputs do not tell; the message names those that work.
+        ImportError: its module cannot be imported.
+    """
+    metric = find_metric(name)
+    if metric.reads not in TOLD[method]:
+        working = [other for other in METRICS if METRICS.find(other).reads in TOLD[method]]
+        methods = [other for other, told in TOLD.items() if metric.reads in told]
+        needed = {"confidence": "the predicted class's probability", "probabilities": "the classes' probabilities"}
+        raise ValueError(
+            f"criterion: {name} needs {needed[metric.reads]}, which {method} does not give; choose by "
+            f"{', '.join(working)}, or take another method: {', '.join(methods)}"
+        )
+    return metric
+
+
+def check_criterion(name: str, num_classes: int) -> None:
+    """Raises ValueError where a criterion has no number for so few classes."""
+    if name == "top5" and num_classes <= 5:
+        raise ValueError(f"criterion: of {num_classes} classes there is no top5; choose by top1 or mean_per_class")
+
+
 def compare(
-    probe: Probe, train: Labelled, validation: Labelled, num_classes: int, *, criterion: Criterion = "top1"
+    probe: Probe, train: Labelled, validation: Labelled, num_classes: int, *, criterion: str = "top1"
 ) -> list[Candidate]:
     """How well each setting, fitted on training images, does on validation images.
 
@@ -204,32 +242,37 @@ def compare(
         probe: method and settings.
         train, validation: different images.
         num_classes: C.
-        criterion: as for `accuracy`.
+        criterion: as for `measure`.
 
     Raises:
-        ValueError: as `Probe.fit`.
+        ValueError: as `Probe.fit` and `measure`.
     """
     return judge(probe.fit(train, num_classes), validation, criterion=criterion)
 
 
-def judge(scorer: Scorer, validation: Labelled, *, criterion: Criterion = "top1") -> list[Candidate]:
+def judge(scorer: Scorer, validation: Labelled, *, criterion: str = "top1") -> list[Candidate]:
     """How well each fitted setting does on validation images.
 
     Args:
         scorer: gives the settings and their logits.
         validation: the images.
-        criterion: as for `accuracy`.
+        criterion: as for `measure`.
     """
     scores = scorer(validation.features)
-    return [Candidate(settings, accuracy(logits, validation.labels, criterion)) for settings, logits in scores]
+    return [Candidate(settings, measure(logits, validation.labels, criterion)) for settings, logits in scores]
 
 
-def best(candidates: Sequence[Candidate]) -> Candidate:
+def best(candidates: Sequence[Candidate], *, larger_is_better: bool = True) -> Candidate:
     """The most accurate; of equal ones the smoothest, which has the larger settings: neighbours, temperature, penalty.
+
+    Args:
+        candidates: one or more.
+        larger_is_better: of the criterion they were measured by.
 
     Raises:
         ValueError: there are none.
     """
     if not candidates:
         raise ValueError("there are no candidates to choose from")
-    return max(candidates, key=lambda candidate: (candidate.accuracy, *candidate.settings.values()))
+    sign = 1 if larger_is_better else -1
+    return max(candidates, key=lambda candidate: (sign * candidate.accuracy, *candidate.settings.values()))

@@ -7,14 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from difformer.analysis._inputs import Array, as_labels, as_matrix
-from difformer.analysis.linear import (
-    Criterion,
-    LinearModel,
-    Standardised,
-    accuracy,
-    check_strengths,
-    principal_axes,
-)
+from difformer.analysis.linear import LinearModel, Standardised, check_strengths, principal_axes
+from difformer.analysis.metrics import measure
 from difformer.config import as_positive_integer
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
@@ -27,7 +21,7 @@ class RidgeFit:
     Attributes:
         model: the layer, on features as they are. Its outputs estimate one-hot targets; they are no log-probabilities.
         l2: strength of the penalty.
-        leave_one_out: accuracy on the training images, each classified by the fit to all the others.
+        leave_one_out: the criterion's number on the training images, each classified by the fit to all the others.
     """
 
     model: LinearModel
@@ -42,7 +36,7 @@ def ridge_path(
     *,
     strengths: Sequence[float] = STRENGTHS,
     dtype: torch.dtype = torch.float64,
-    criterion: Criterion = "top1",
+    criterion: str = "top1",
 ) -> tuple[RidgeFit, ...]:
     """Fits for several regularisation strengths.
 
@@ -57,13 +51,13 @@ def ridge_path(
         num_classes: C, at least 1.
         strengths: values of l2, positive and different.
         dtype: that is computed in, float64 or float32.
-        criterion: of the leave-one-out accuracy.
+        criterion: what is measured by leaving one out, top1 or another metric, see `find_metric`.
 
     Returns:
         One fit for each strength, in the order asked for; see `choose` and `choose_leave_one_out`.
 
     Raises:
-        ValueError: wrong shapes, types or ranges, or a value that is not finite.
+        ValueError: wrong shapes, types or ranges, or a value that is not finite; or as `measure`.
     """
     features = as_matrix("features", features)
     size = len(features)
@@ -89,16 +83,21 @@ def ridge_path(
         remainder = (1 - leverage).clamp_min(torch.finfo(dtype).eps)
         unseen = targets - (targets - bias - z @ weight) / remainder[:, None]
         model = data.unfold((axes @ weight).T, bias)
-        fits.append(RidgeFit(model, l2, accuracy(unseen, labels, criterion)))
+        fits.append(RidgeFit(model, l2, measure(unseen, labels, criterion)))
     return tuple(fits)
 
 
-def choose_leave_one_out(fits: Sequence[RidgeFit]) -> RidgeFit:
-    """The fit with the best leave-one-out accuracy; of equal ones, the most strongly regularised.
+def choose_leave_one_out(fits: Sequence[RidgeFit], *, larger_is_better: bool = True) -> RidgeFit:
+    """The fit with the best leave-one-out number; of equal ones, the most strongly regularised.
+
+    Args:
+        fits: one or more.
+        larger_is_better: of the criterion they were measured by.
 
     Raises:
         ValueError: no fits.
     """
     if not fits:
         raise ValueError("there are no fits to choose from")
-    return max(fits, key=lambda fit: (fit.leave_one_out, fit.l2))
+    sign = 1 if larger_is_better else -1
+    return max(fits, key=lambda fit: (sign * fit.leave_one_out, fit.l2))

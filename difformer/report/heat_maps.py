@@ -1,4 +1,4 @@
-"""Shares by block and timestep as pictures."""
+"""Shares, or other numbers, by block and timestep as pictures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +19,16 @@ def draw_heat_maps(
     *,
     label: str,
     chosen: tuple[str, str, int] | None = None,
+    percent: bool = True,
 ) -> None:
     """Draws heat maps, blocks by timesteps, one below another, as a PNG; what is not there stays white.
 
     Args:
         shares: in [0, 1], by title, then by tap and timestep; taps in network order.
         path: the file; replaced when it is there.
-        label: of the colours, which are in %.
+        label: of the colours.
         chosen: title, tap and timestep of the cell that is framed.
+        percent: write shares in %; otherwise numbers of any size are drawn as they are.
 
     Raises:
         ValueError: there are none.
@@ -38,6 +40,7 @@ def draw_heat_maps(
     taps = list(dict.fromkeys(tap for table in shares.values() for tap, _ in table))
     timesteps = sorted({t for table in shares.values() for _, t in table})
     low, high = min(values), max(values)
+    scale, form = (100, ".0f") if percent else (1, ".2g")
     height = len(shares) * (0.32 * len(timesteps) + 0.6) + 0.6
     # Of many blocks, columns are just wide enough for their numbers, so that the picture fits a page.
     width = float(np.clip(0.52 * len(taps), 5, max(9, 0.24 * len(taps))))
@@ -47,14 +50,14 @@ def draw_heat_maps(
     for axes, (title, table) in zip(panels, shares.items(), strict=True):
         cells = np.ma.masked_all((len(timesteps), len(taps)))
         for (tap, t), share in table.items():
-            cells[timesteps.index(t), taps.index(tap)] = 100 * share
-        image = axes.imshow(cells, cmap="viridis", vmin=100 * low, vmax=100 * high, aspect="auto")
+            cells[timesteps.index(t), taps.index(tap)] = scale * share
+        image = axes.imshow(cells, cmap="viridis", vmin=scale * low, vmax=scale * high, aspect="auto")
         axes.set_yticks(range(len(timesteps)), [str(t) for t in timesteps])
         axes.set_xticks(range(len(taps)), [plain(tap) for tap in taps], rotation=90)
         axes.set(ylabel="Timestep t", title=plain(title))
         axes.tick_params(length=0)
         if len(taps) <= _MOST_WITH_NUMBERS:
-            _write_numbers(axes, cells, 100 * (low + high) / 2)
+            _write_numbers(axes, cells, scale * (low + high) / 2, form)
         if chosen is not None and chosen[0] == title:
             _frame(axes, taps.index(chosen[1]), timesteps.index(chosen[2]))
     panels[-1].set_xlabel("Block")
@@ -62,11 +65,11 @@ def draw_heat_maps(
     save_figure(figure, path)
 
 
-def _write_numbers(axes: Any, cells: Any, middle: float) -> None:
+def _write_numbers(axes: Any, cells: Any, middle: float, form: str) -> None:
     for (row, column), value in np.ndenumerate(cells):
         if not np.ma.is_masked(cells[row, column]):
             color = "black" if value > middle else "white"
-            axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=color)
+            axes.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=7, color=color)
 
 
 def _frame(axes: Any, column: int, row: int) -> None:

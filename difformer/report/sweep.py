@@ -7,13 +7,20 @@ from difformer.report._figure import new_figure, plain, save_figure
 from difformer.report.heat_maps import draw_heat_maps
 
 
-def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], chosen: tuple[str, int, int], path: Path) -> None:
+def draw_sweep(
+    accuracies: Mapping[tuple[str, int, int], float],
+    chosen: tuple[str, int, int],
+    path: Path,
+    *,
+    criterion: str | None = None,
+) -> None:
     """Draws accuracies as heat maps, blocks by timesteps, one below another for each pooling.
 
     Args:
-        accuracies: in [0, 1], by tap, timestep and pooling, taps in network order.
+        accuracies: in [0, 1], by tap, timestep and pooling, taps in network order; or the criterion's numbers.
         chosen: which of them is framed.
         path: the file; replaced when it is there.
+        criterion: name of another criterion, which is not in %.
 
     Raises:
         ValueError: there are none.
@@ -26,30 +33,42 @@ def draw_sweep(accuracies: Mapping[tuple[str, int, int], float], chosen: tuple[s
         for pool in sorted({pool for _, _, pool in accuracies})
     }
     tap, t, pool = chosen
-    draw_heat_maps(by_pool, path, label="Validation accuracy, %", chosen=(f"Pool {pool}", tap, t))
+    draw_heat_maps(by_pool, path, label=_label(criterion), chosen=(f"Pool {pool}", tap, t), percent=criterion is None)
 
 
-def draw_pareto(points: Sequence[tuple[float, float]], front: Sequence[tuple[float, float, str]], path: Path) -> None:
+def _label(criterion: str | None) -> str:
+    return "Validation accuracy, %" if criterion is None else plain(f"Validation {criterion}")
+
+
+def draw_pareto(
+    points: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float, str]],
+    path: Path,
+    *,
+    criterion: str | None = None,
+) -> None:
     """Draws accuracy over cost, with the front of those that none cheaper beats.
 
     Args:
-        points: GFLOP and accuracy in [0, 1] of every probe.
+        points: GFLOP and accuracy in [0, 1], or the criterion's number, of every probe.
         front: the same of the front, from cheap to dear, with a name each.
         path: the file; replaced when it is there.
+        criterion: name of another criterion, which is not in %.
 
     Raises:
         OSError: it cannot be written.
     """
     figure = new_figure(6.5, 4, "drawing a front")
     axes = figure.subplots()
-    axes.scatter(*zip(*[(cost, 100 * accuracy) for cost, accuracy in points], strict=True), s=9, color="0.75")
-    steps = [(cost, 100 * accuracy) for cost, accuracy, _ in front]
+    scale = 100 if criterion is None else 1
+    axes.scatter(*zip(*[(cost, scale * accuracy) for cost, accuracy in points], strict=True), s=9, color="0.75")
+    steps = [(cost, scale * accuracy) for cost, accuracy, _ in front]
     axes.step(*zip(*steps, strict=True), where="post", marker="o", markersize=4, color="#c2570c")
     for cost, accuracy, name in front:
         axes.annotate(
-            plain(name), (cost, 100 * accuracy), xytext=(4, -9), textcoords="offset points", fontsize=7, color="0.25"
+            plain(name), (cost, scale * accuracy), xytext=(4, -9), textcoords="offset points", fontsize=7, color="0.25"
         )
-    axes.set(xlabel="GFLOP an image", ylabel="Validation accuracy, %")
+    axes.set(xlabel="GFLOP an image", ylabel=_label(criterion))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

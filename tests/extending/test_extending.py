@@ -76,6 +76,115 @@ def test_a_criterion_chooses_in_its_direction(run):
     assert results["test"]["extra"].keys() == {name}
 
 
+SMALLER = "own_package.metrics:largest_logit"
+
+
+@pytest.fixture
+def looking(run, tmp_path):
+    """Values that every verb which looks at features takes, with a data set and a criterion of the package."""
+    return {
+        "output": str(tmp_path / "out"),
+        "backbone": {"name": str(run.parent / "backbone.safetensors")},
+        "data": {"name": "own_package.data:halves", "size": 32, "holdout": 0.25},
+        "criterion": SMALLER,
+        "batch_size": 8,
+        "workers": 0,
+    }
+
+
+def carry_out(verb, values, **more):
+    """Runs a verb in this process; returns its status and the folder of its results."""
+    folder = Path(values["output"])
+    folder.parent.mkdir(exist_ok=True)
+    recipe = folder.with_suffix(".yaml")
+    recipe.write_text(json.dumps(values | more))
+    return main([verb, str(recipe)]), folder
+
+
+def test_a_criterion_chooses_the_settings_of_a_probe(looking, capsys):
+    status, folder = carry_out("probe", looking, extractor={"taps": ["mid"], "timesteps": [90]}, method="ridge")
+    results = json.loads((folder / "results.json").read_text())
+    values = [candidate["validation"] for candidate in results["candidates"]]
+    assert status == 0
+    assert len(set(values)) > 1
+    assert results["validation"] == min(values)
+    assert results["test"]["extra"].keys() == {SMALLER}
+    chosen = next(line for line in capsys.readouterr().out.splitlines() if line.endswith("chosen"))
+    assert chosen.split()[:2] == [f"{results['chosen']['l2']:g}", f"{min(values):.4g}"]
+
+
+def test_a_criterion_chooses_the_features_of_a_sweep(looking, capsys):
+    wanted = {"taps": ["in03", "mid", "out01"], "timesteps": [50, 200], "pools": [1, 2], "test": "test"}
+    status, folder = carry_out("sweep", looking, **wanted)
+    assert status == 0
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    best = min(rows, key=lambda row: float(row[SMALLER]))
+    printed, recommended = capsys.readouterr().out, (folder / "recommended.yaml").read_text()
+    number = f"{float(best[SMALLER]):.4g}"
+    assert f"{best['tap']:<6} t = {best['t']:<4} pool {best['pool']}: {number}, " in printed
+    assert f"best single feature: {best['tap']} at t = {best['t']}, pool {best['pool']}: {number}," in recommended
+    assert f"by {SMALLER} of 6 images of holdout; the best of 12 owes" in recommended
+    assert "%" not in recommended
+    measured = json.loads((folder / "best" / "results.json").read_text())
+    assert measured["features"] == [{"tap": best["tap"], "t": int(best["t"]), "round": 0}]
+    assert measured["validation"] == pytest.approx(float(best[SMALLER]))
+
+
+def test_a_criterion_chooses_the_features_of_a_search(looking, capsys):
+    wanted = {"taps": ["in03", "mid", "out01"], "timesteps": [50, 200], "pools": [1, 2], "fused_timesteps": 2}
+    status, folder = carry_out("select", looking, budget=2.0, **wanted)
+    assert status == 0
+    results = json.loads((folder / "select.json").read_text())
+    best = results["best"]
+    assert best["score"] == min(found["score"] for found in results["measured"]) > 0
+    assert best["interval"] is None
+    assert 0 < results["fused"]["score"] <= best["score"]
+    assert results["score"] == f"{SMALLER} on holdout"
+    printed = capsys.readouterr().out
+    assert f"{best['tap']}, t = {best['t']}, pool {best['pool']}: {best['score']:.4g}\n" in printed
+    # Few images find the timestep by the same direction.
+    _, folder = carry_out(
+        "select", looking | {"output": looking["output"] + "-few"}, **(wanted | {"fused_timesteps": 1})
+    )
+    results = json.loads((folder / "select.json").read_text())
+    means = {
+        t: sorted(found["score"] for found in results["coarse"] if found["t"] == t)[0]
+        for t in {found["t"] for found in results["coarse"]}
+    }
+    assert results["best"]["t"] == min(means, key=means.get)
+
+
+@pytest.mark.parametrize(
+    ("verb", "more", "message"),
+    [
+        ("sweep", {"criterion": "loss"}, "loss needs the classes' probabilities, which ridge does not give; choose by "
+         "top1, top5, mean_per_class, macro_f1, or take another method: logistic, sgd"),
+        ("select", {"criterion": "ece"}, "ece needs the predicted class's probability, which ridge does not give; "),
+        ("probe", {"criterion": "own_package.metrics:brier"}, "brier needs the classes' probabilities, which knn does "
+         "not give; choose by top1, top5, mean_per_class, macro_f1, ece, or"),
+        ("probe", {"criterion": "top5"}, "of 2 classes there is no top5"),
+        ("select", {"criterion": "top5"}, "of 2 classes there is no top5"),
+        ("sweep", {"criterion": "own_package.data:halves"}, "must be a difformer.analysis.Metric, got function"),
+        ("sweep", {"criterion": "f2"}, "criterion must be one of top1, .*, or one of your own as package.module:Name"),
+    ],
+)  # fmt: skip
+def test_a_criterion_that_cannot_choose_is_refused_before_anything_is_read(
+    looking, verb, more, message, monkeypatch, capsys
+):
+    monkeypatch.setattr("difformer.features.FeatureExtractor.forward", lambda *a, **k: pytest.fail("read"))
+    assert carry_out(verb, looking, **more)[0] == 1
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("criterion", ["own_package.metrics:brier", "loss"])
+def test_probabilities_choose_where_a_method_gives_them(looking, criterion):
+    features = {"taps": ["mid"], "timesteps": [90]}
+    status, folder = carry_out("probe", looking, extractor=features, method="logistic", criterion=criterion)
+    results = json.loads((folder / "results.json").read_text())
+    assert status == 0
+    assert results["validation"] == min(candidate["validation"] for candidate in results["candidates"])
+
+
 def test_a_head_and_a_data_set_go_all_the_way(run, tmp_path, capsys, not_imported):
     results = json.loads((run / "results.json").read_text())
     assert results["test"]["num_images"] == 12

@@ -194,11 +194,19 @@ def test_the_front_holds_what_no_cheaper_one_beats():
     assert best_score(scores).tap == "c"
 
 
+def test_where_smaller_is_better_the_front_and_the_best_are_the_smallest():
+    scores = [score("a", 1, 0.5, 1), score("b", 1, 0.6, 2), score("c", 1, 0.2, 3), score("d", 1, 0.2, 4)]
+    assert [s.tap for s in pareto_front(scores, larger_is_better=False)] == ["a", "c"]
+    assert best_score(scores, larger_is_better=False).tap == "c"
+    taps = {tap: TapSpec(tap, i + 1, 4, 8, 3 - i) for i, tap in enumerate("abcd")}
+    assert recommend(scores, taps, 1, larger_is_better=False) == (["c"], [1])
+
+
 def test_of_equal_scores_the_cheapest_is_recommended_framed_and_printed_first(tmp_path, monkeypatch, capsys):
     taps = {tap: TapSpec(tap, i + 1, 4, 8, 3 - i) for i, tap in enumerate(("a", "b", "c"))}
     scores = [score(tap, t, 0.5, taps[tap].flops) for tap in taps for t in (10, 50)]
     framed = []
-    monkeypatch.setattr(module, "draw_sweep", lambda accuracies, chosen, path: framed.append(chosen))
+    monkeypatch.setattr(module, "draw_sweep", lambda accuracies, chosen, path, **how: framed.append(chosen))
     recipe = SweepRecipe(DataConfig("folder"))
     module._conclude(recipe, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path), CHOOSER)
     assert framed == [("c", 10, 1)]
@@ -244,6 +252,16 @@ def test_a_mean_over_classes_is_as_certain_as_its_smallest_class_lets_it_be():
     balanced = replace(CHOOSER, criterion="mean_per_class")
     assert high - low < np.subtract(*balanced.interval(0.5)[::-1])
     assert balanced.interval(0.5) == share_interval(0.5, 15)
+
+
+def test_what_is_no_share_has_no_interval():
+    loss = replace(CHOOSER, criterion="loss")
+    assert (loss.interval(1.25), loss.certain(1.25), loss.larger_is_better) == (None, "1.25", False)
+    assert (
+        loss.caution(6) == "by loss of 20 images of holdout; the best of 6 owes some of it to luck, so expect "
+        "worse of other images"
+    )
+    assert replace(CHOOSER, criterion="macro_f1").interval(0.5) is None
 
 
 @pytest.mark.parametrize("method", ["ridge", "logistic", "sgd"])

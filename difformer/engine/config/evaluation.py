@@ -1,15 +1,13 @@
 """What evaluations take from the recipe of a training run, and on which images choices are made."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
 from difformer.config.reading import check_keys, unknown_key
 from difformer.data import HOLDOUT as SET_ASIDE
 from difformer.data import DataConfig, canonical_name
 from difformer.data.dataset import TEST
 from difformer.engine.config.recipe import Recipe
-
-ProbeCriterion = Literal["top1", "mean_per_class"]
 
 # Of the training split, where a probe is to choose on a holdout and the data does not say how large.
 HOLDOUT = 0.1

@@ -1,11 +1,21 @@
 """How certain what a sweep or a search has found is, in words."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
 
-from difformer.analysis import images_of_equal_weight, share_interval
+from difformer.analysis import find_metric, images_of_equal_weight, share_interval
+
+# The criteria that are shares of images, and of how many: all, or as many as weigh alike. Nothing is known of how far
+# another number lies from that of other images.
+_SHARES: dict[str, Callable[[Any], float]] = {"top1": len, "top5": len, "mean_per_class": images_of_equal_weight}
+
+
+def is_share(criterion: str) -> bool:
+    """Whether a criterion's numbers are shares of images, which are said in %."""
+    return criterion in _SHARES
 
 
 @dataclass(frozen=True, eq=False)
@@ -15,26 +25,31 @@ class Chooser:
     Attributes:
         labels: (N,) of the images.
         split: what they are called.
-        criterion: top1 or mean_per_class.
+        criterion: name of a metric.
     """
 
     labels: NDArray[Any]
     split: str
     criterion: str
 
-    def interval(self, accuracy: float) -> tuple[float, float]:
-        """Of 95 %, for an accuracy in [0, 1]; too high where the accuracy is the best of many, see `caution`."""
-        weigh = images_of_equal_weight if self.criterion == "mean_per_class" else len
-        return share_interval(accuracy, weigh(self.labels))
+    @property
+    def larger_is_better(self) -> bool:
+        """Of the criterion."""
+        return find_metric(self.criterion).larger_is_better
 
-    def certain(self, accuracy: float) -> str:
-        """An accuracy in [0, 1] in %, with its interval."""
-        low, high = self.interval(accuracy)
-        return f"{accuracy:.2%} ({100 * low:.1f} … {100 * high:.1f})"
+    def interval(self, value: float) -> tuple[float, float] | None:
+        """Of 95 %, for a share in [0, 1]; too high where it is the best of many, see `caution`. None for others."""
+        return share_interval(value, _SHARES[self.criterion](self.labels)) if is_share(self.criterion) else None
+
+    def certain(self, value: float) -> str:
+        """A share in [0, 1] in %, with its interval; another criterion's number as it is."""
+        ends = self.interval(value)
+        return f"{value:.4g}" if ends is None else f"{value:.2%} ({100 * ends[0]:.1f} … {100 * ends[1]:.1f})"
 
     def caution(self, tried: int) -> str:
         """What a number that is the best of so many says of other images."""
+        intervals, less = (", with 95 % intervals", "less") if is_share(self.criterion) else ("", "worse")
         return (
-            f"by {self.criterion} of {len(self.labels):,} images of {self.split}, with 95 % intervals; the best of "
-            f"{tried:,} owes some of it to luck, so expect less of other images"
+            f"by {self.criterion} of {len(self.labels):,} images of {self.split}{intervals}; the best of "
+            f"{tried:,} owes some of it to luck, so expect {less} of other images"
         )

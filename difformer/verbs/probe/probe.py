@@ -7,7 +7,17 @@ from typing import Any
 import torch
 
 from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
-from difformer.analysis.probes import Candidate, Labelled, Probe, best, compare, create_probe
+from difformer.analysis.probes import (
+    TOLD,
+    Candidate,
+    Labelled,
+    Probe,
+    best,
+    check_criterion,
+    compare,
+    create_probe,
+    find_criterion,
+)
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
 from difformer.data import ImageDataset
@@ -23,13 +33,13 @@ from difformer.engine.runtime.run_folder import environment
 from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
 from difformer.tasks import Outputs
+from difformer.tasks.classification.certainty import is_share
 from difformer.tasks.classification.tables import TABLES, readable, write_tables
 from difformer.verbs.probe.recipe import ProbeRecipe
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
-# What a method's outputs do not tell: the votes of neighbours leave classes without a probability, and ridge estimates
-# targets.
-_MEANINGLESS = {"knn": ("nll",), "logistic": (), "ridge": ("nll", "ece"), "sgd": ()}
+# Numbers that say nothing of a method whose outputs do not tell this.
+_NEEDED = {"nll": "probabilities", "ece": "confidence"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +85,7 @@ def run_probe(
     resources = resources or Resources()
     folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
     folder.check(overwrite=overwrite)
+    metric = find_criterion(recipe.criterion, recipe.method)
     images = _open_splits(recipe, resources)
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
@@ -86,7 +97,8 @@ def run_probe(
         return None
 
     device = solver_device(accelerator.device)
-    candidates, chosen = _choose(recipe, splits, device)
+    candidates = _candidates(recipe, splits, device)
+    chosen = best(candidates, larger_is_better=metric.larger_is_better)
     test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
     results = _decision(recipe, candidates, chosen, test) | {
         "note": choice_note(recipe.data, recipe.validation),
@@ -106,6 +118,7 @@ def run_probe(
 def _open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:
     """All of them without augmentation, before the first image is read."""
     images = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
+    check_criterion(recipe.criterion, len(images["train"].class_names))
     most = max(recipe.ks or (0,))
     if recipe.method == "knn" and most > len(images["train"]):
         raise ValueError(f"ks: {most} neighbours were asked for, but there are {len(images['train'])} training images")
@@ -126,14 +139,11 @@ def _read(recipe: ProbeRecipe, model: PooledFeatures, split: str, images: ImageD
     return _Split(images, outputs)
 
 
-def _choose(
-    recipe: ProbeRecipe, splits: Mapping[str, _Split], device: torch.device
-) -> tuple[list[Candidate], Candidate]:
-    """All settings with their validation accuracies, and the best. The test split plays no part."""
+def _candidates(recipe: ProbeRecipe, splits: Mapping[str, _Split], device: torch.device) -> list[Candidate]:
+    """All settings with the criterion on the validation split. The test split plays no part."""
     train, validation = (splits[name].labelled(device) for name in ("train", recipe.validation))
     classes = len(splits["train"].images.class_names)
-    candidates = compare(_probe(recipe), train, validation, classes, criterion=recipe.criterion)
-    return candidates, best(candidates)
+    return compare(_probe(recipe), train, validation, classes, criterion=recipe.criterion)
 
 
 def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split], device: torch.device) -> _Test:
@@ -143,7 +153,7 @@ def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split
     names = splits["train"].images.class_names
     fitted = _probe(recipe).only(chosen.settings).fit(train.joined(validation) if recipe.refits else train, len(names))
     [(_, logits)] = fitted(test.features)
-    metrics = classification_metrics(logits, test.labels, names)
+    metrics = classification_metrics(logits, test.labels, names, extra=(recipe.criterion,))
     return _Test(splits[recipe.test], metrics, image_scores(logits, test.labels))
 
 
@@ -161,7 +171,7 @@ def _decision(
     recipe: ProbeRecipe, candidates: Sequence[Candidate], chosen: Candidate, test: _Test | None
 ) -> dict[str, Any]:
     """What was chosen and why, and what came of it."""
-    left_out = _MEANINGLESS[recipe.method]
+    left_out = [name for name, told in _NEEDED.items() if told not in TOLD[recipe.method]]
     measured = {} if test is None else test.metrics.to_dict(tables=False)
     return {
         "method": recipe.method,
@@ -178,7 +188,7 @@ def _write(recipe: ProbeRecipe, folder: ResultFolder, results: Mapping[str, Any]
     with folder.write() as temporary:
         tables = {}
         if test is not None:
-            split, probabilities = test.split, recipe.method != "ridge"
+            split, probabilities = test.split, "confidence" in TOLD[recipe.method]
             write_tables(temporary, test.metrics, test.scores, split.outputs, split.images, probabilities=probabilities)
             tables = table_digests(temporary)
         (temporary / RECIPE).write_text(dump(recipe), encoding="utf-8")
@@ -189,8 +199,9 @@ def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:
     """The candidates, the best marked, and the test metrics."""
     columns = list(results["chosen"])
     lines = ["  ".join(f"{name:>11}" for name in [*columns, recipe.validation])]
+    form = ">11.1%" if is_share(recipe.criterion) else ">11.4g"
     for candidate in results["candidates"]:
-        numbers = [f"{candidate[name]:>11g}" for name in columns] + [f"{candidate['validation']:>11.1%}"]
+        numbers = [f"{candidate[name]:>11g}" for name in columns] + [f"{candidate['validation']:{form}}"]
         mark = "  chosen" if all(candidate[name] == results["chosen"][name] for name in columns) else ""
         lines.append("  ".join(numbers) + mark)
     if results["note"] is not None:

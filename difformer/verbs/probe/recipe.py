@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
+from difformer.analysis import METRICS
 from difformer.config import as_positive_integer, check_choice
 from difformer.data import DataConfig
-from difformer.engine.config.evaluation import HOLDOUT, ProbeCriterion
+from difformer.engine.config.evaluation import HOLDOUT
 from difformer.engine.config.recipe import (
     BackboneConfig,
     BatchSize,
@@ -34,7 +35,8 @@ class ProbeRecipe:
         temperatures: of the neighbours' votes, to choose from.
         strengths: of the L2 penalty of logistic, ridge and sgd, to choose from; when null over several decades.
         rates: learning rates of sgd, to choose from.
-        criterion: what is best on the validation split: top1 or mean_per_class.
+        criterion: what is best on the validation split: top1, mean_per_class, another of
+            `difformer.analysis.METRICS`, or one of your own as package.module:Name.
         validation: split that chooses, and alone does so.
         test: split that is measured once, after the choice; none when null.
         refit: after the choice, fit on training and validation images together; for knn, both are neighbours. Without
@@ -56,7 +58,7 @@ class ProbeRecipe:
     temperatures: tuple[float, ...] = (0.07,)
     strengths: tuple[float, ...] | None = None
     rates: tuple[float, ...] | None = None
-    criterion: ProbeCriterion = "top1"
+    criterion: str = "top1"
     validation: str = "holdout"
     test: str | None = "test"
     refit: bool = True
@@ -69,7 +71,7 @@ class ProbeRecipe:
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
         object.__setattr__(self, "pool", as_positive_integer("pool", self.pool))
         check_choice("method", self.method, get_args(ProbeMethod))
-        check_choice("criterion", self.criterion, get_args(ProbeCriterion))
+        METRICS.check(self.criterion, "criterion")
         self._check_splits()
         self._check_grid()
         if self.extractor.feedback_taps:

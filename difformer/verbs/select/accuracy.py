@@ -1,5 +1,9 @@
-"""How well ridge classification does on a part of the images, or on all of them."""
+"""How well ridge classification does on a part of the images, or on all of them.
 
+Scores are the criterion's numbers times its sign, so that the larger is the better.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -9,7 +13,8 @@ from torch import Tensor
 
 from difformer.analysis import choose_leave_one_out, ridge_path
 from difformer.analysis.linear import Standardised, principal_axes
-from difformer.analysis.probes import Labelled, best, compare, create_probe
+from difformer.analysis.metrics import find_metric
+from difformer.analysis.probes import Labelled, best, check_criterion, compare, create_probe
 from difformer.analysis.ridge import STRENGTHS
 from difformer.data import percentage
 from difformer.engine.extraction.pooled import SplitFeatures
@@ -31,9 +36,10 @@ class Accuracy:
 
     Attributes:
         pools: the best pooling of each feature that was measured on all images.
+        sign: times it, a score is the criterion's number.
 
     Raises:
-        ValueError: no class has two training images.
+        ValueError: no class has two training images, or there are too few classes for the criterion.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -42,8 +48,11 @@ class Accuracy:
         self._kept: dict[Pair, dict[str, Tensor]] = {}
         self._labels: dict[str, Tensor] = {}
         self.pools: dict[Pair, int] = {}
+        self._metric = find_metric(parts.recipe.criterion)
+        self.sign = self._metric.sign
         train = parts.images["train"]
         self._classes = len(train.class_names)
+        check_criterion(parts.recipe.criterion, self._classes)
         if np.bincount(train.labels).max() < 2:
             raise ValueError(
                 "a search leaves one training image out to see whether others of its class find it, and no class has "
@@ -51,14 +60,14 @@ class Accuracy:
             )
 
     def measure(self, t: int, share: float) -> tuple[Mapping[str, float], float]:
-        """Accuracy by tap in its best pooling: of some images by leaving one out, or of all on validation.
+        """Score by tap in its best pooling: of some images by leaving one out, or of all on validation.
 
         Args:
             t: timestep.
             share: of the images of both splits; below 1 that many are training images, at least some of each class.
 
         Returns:
-            The accuracies, and the share of the images that was read.
+            The scores, and the share of the images that was read.
         """
         parts = self._parts
         if share < 1:
@@ -73,7 +82,7 @@ class Accuracy:
         return {tap: score for tap, (_, score) in found.items()}, 1.0
 
     def fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
-        """The features to read together, of some with their accuracies on all images, and their accuracy together.
+        """The features to read together, of some with their scores on all images, and their score together.
 
         The first is the best that the budget allows. Joined, features of many columns count by their first principal
         components.
@@ -88,11 +97,12 @@ class Accuracy:
         for tap, pool in train.places:
             features = train.of(tap, pool).to(self._device)
             fits = ridge_path(features, labels, self._classes, strengths=strengths, criterion=recipe.criterion)
-            scores[tap] = max(scores.get(tap, 0.0), choose_leave_one_out(fits).leave_one_out)
+            found = choose_leave_one_out(fits, larger_is_better=self._metric.larger_is_better)
+            scores[tap] = max(scores.get(tap, -math.inf), self.sign * found.leave_one_out)
         return scores
 
     def _keep(self, splits: Mapping[str, SplitFeatures], t: int) -> dict[str, tuple[int, float]]:
-        """Best pooling and its accuracy by tap; keeps its vectors for fusing."""
+        """Best pooling and its score by tap; keeps its vectors for fusing."""
         self._labels = {name: torch.from_numpy(split.labels) for name, split in splits.items()}
         found = {}
         for tap in self._parts.taps:
@@ -125,7 +135,8 @@ class Accuracy:
             Labelled(vectors[name].to(self._device), self._labels[name]) for name in ("train", recipe.validation)
         )
         probe = create_probe("ridge", strengths=recipe.strengths)
-        return best(compare(probe, train, validation, self._classes, criterion=recipe.criterion)).accuracy
+        candidates = compare(probe, train, validation, self._classes, criterion=recipe.criterion)
+        return self.sign * best(candidates, larger_is_better=self._metric.larger_is_better).accuracy
 
 
 def condense(vectors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

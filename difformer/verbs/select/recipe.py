@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 
 from difformer.config import as_positive_integer, as_switch, as_tuple, check_pools, check_range
 from difformer.data import DataConfig
-from difformer.engine.config.evaluation import ProbeCriterion
 from difformer.engine.config.recipe import BackboneConfig, BatchSize, Precision
 from difformer.verbs.probe.recipe import ProbeRecipe
 
@@ -23,7 +22,8 @@ class SelectRecipe:
             labels it can be but one, which is 1 when empty.
         seed: of the noise.
         strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
-        criterion: what is best: top1 or mean_per_class.
+        criterion: what is best: top1, mean_per_class, another of `difformer.analysis.METRICS`, or one of your own as
+            package.module:Name.
         validation: split that chooses.
         labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
             together, and no set to fuse is chosen.
@@ -45,7 +45,7 @@ class SelectRecipe:
     pools: tuple[int, ...] = ()
     seed: int = 0
     strengths: tuple[float, ...] | None = None
-    criterion: ProbeCriterion = "top1"
+    criterion: str = "top1"
     validation: str = "holdout"
     labels: bool = True
     views: int = 4

@@ -1,10 +1,10 @@
-"""The search itself, which knows nothing of networks: accuracy is unimodal over the timesteps."""
+"""The search itself, which knows nothing of networks: scores are unimodal over the timesteps."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Accuracy by tap, of a timestep and a share of the training images; and what it took, in passes over all images.
+# Score by tap, of a timestep and a share of the training images; and what it took, in passes over all images.
 Measure = Callable[[int, float], tuple[Mapping[str, float], float]]
 
 # The share of the images that the coarse stage learns from, and how many timesteps it begins with at the least. Of
@@ -27,8 +27,8 @@ class Search:
         timesteps: ascending.
         whole: timesteps to measure on all images at the least.
         spent: so far, in passes over all images; the whole grid takes one for each timestep.
-        coarse: accuracy on few images by timestep and tap.
-        found: accuracy on all images by tap and timestep.
+        coarse: score on few images by timestep and tap.
+        found: score on all images by tap and timestep.
     """
 
     measure: Measure
@@ -49,7 +49,7 @@ class Search:
         for count, t in enumerate(sorted(self.timesteps, key=self._promise, reverse=True)):
             if count >= self.whole and self.spent + 1 > _MOST_OF_GRID * len(self.timesteps):
                 break
-            self.found |= {(tap, t): accuracy for tap, accuracy in self._ask(t, 1.0).items()}
+            self.found |= {(tap, t): score for tap, score in self._ask(t, 1.0).items()}
         return max(self.found, key=lambda key: self.found[key])
 
     def _find_timesteps(self) -> None:
@@ -91,7 +91,7 @@ def greedy_set(
     """Features to fuse: the best, then again and again the one that helps most, as long as any helps.
 
     Args:
-        score: accuracy of several features together, on images that no probe has learned from.
+        score: of several features together, on images that no probe has learned from.
         candidates: (tap, timestep).
         costs: of an image up to each tap.
         budget: most that may be spent, by `set_cost`.

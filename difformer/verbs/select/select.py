@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from difformer.analysis.probes import find_criterion
 from difformer.backbones import UNetBackbone
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
@@ -32,7 +33,8 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
 
     Returns:
         As in `select.json`: `best`, `measured` (on all images), `coarse` (on few), `cost` (share of a whole sweep's),
-        and with labels `images` (how many chose), the best's `interval`, of 95 %, and `fused`.
+        and with labels `images` (how many chose), the best's `interval`, of 95 % (None of a criterion that is no share
+        of images), and `fused`.
 
     Raises:
         ValueError: a value in the recipe or in the data.
@@ -41,6 +43,8 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
+    if recipe.labels:
+        find_criterion(recipe.criterion, "ridge")
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
@@ -51,7 +55,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     measured = Accuracy(parts) if recipe.labels else Views(parts)
     search = Search(measured.measure, recipe.timesteps, recipe.fused_timesteps)
     best = search.run()
-    results = _found(recipe, search, best, measured.pools)
+    results = _found(recipe, search, best, measured)
     pairs, chooser = [best], None
     if isinstance(measured, Accuracy):
         chooser = Chooser(parts.images[recipe.validation].labels, recipe.validation, recipe.criterion)
@@ -61,7 +65,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
         pairs, score = measured.fuse({pair: search.found[pair] for pair in candidates}, costs)
         results["fused"] = {
             "pairs": [{"tap": tap, "t": t, "pool": measured.pools[tap, t]} for tap, t in pairs],
-            "score": score,
+            "score": measured.sign * score,
             "passes": set_cost(pairs, costs),
         }
     results["note"] = choice_note(recipe.data, recipe.validation) if recipe.labels else None
@@ -95,10 +99,10 @@ def _candidates(found: Mapping[Pair, float], timesteps: int) -> list[Pair]:
     return [pair for pair in found if pair[1] in chosen]
 
 
-def _found(recipe: SelectRecipe, search: Search, best: Pair, pools: Mapping[Pair, int]) -> dict[str, Any]:
+def _found(recipe: SelectRecipe, search: Search, best: Pair, by: Accuracy | Views) -> dict[str, Any]:
     """What the search has seen."""
     measured = {
-        (tap, t): {"tap": tap, "t": t, "pool": pools[tap, t], "score": score}
+        (tap, t): {"tap": tap, "t": t, "pool": by.pools[tap, t], "score": by.sign * score}
         for (tap, t), score in search.found.items()
     }
     return {
@@ -108,7 +112,9 @@ def _found(recipe: SelectRecipe, search: Search, best: Pair, pools: Mapping[Pair
         else "1 - view criterion, without labels",
         "measured": list(measured.values()),
         "coarse": [
-            {"tap": tap, "t": t, "score": score} for t, scores in search.coarse.items() for tap, score in scores.items()
+            {"tap": tap, "t": t, "score": by.sign * score}
+            for t, scores in search.coarse.items()
+            for tap, score in scores.items()
         ],
         "cost": search.spent / len(search.timesteps),
     }

@@ -28,11 +28,13 @@ class Views:
 
     Attributes:
         pools: the pooling, which is the same for each feature.
+        sign: as for labels: the larger score is the better.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.pools: dict[Pair, int] = {}
+        self.sign = 1
 
     def measure(self, t: int, share: float) -> tuple[Mapping[str, float], float]:
         """1 minus the label-free criterion by tap, of as many images as make the share together with their views.

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from difformer.config import as_tuple, check_choice, check_different, check_pools
 from difformer.data import DataConfig
-from difformer.engine.config.evaluation import HOLDOUT, ProbeCriterion
+from difformer.engine.config.evaluation import HOLDOUT
 from difformer.engine.config.recipe import (
     BackboneConfig,
     BatchSize,
@@ -36,7 +36,8 @@ class SweepRecipe:
         method: ridge (closed form), logistic, or sgd (all settings of a probe trained at once).
         strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
         rates: learning rates of sgd, to choose from likewise.
-        criterion: what is best on the validation split: top1 or mean_per_class.
+        criterion: what is best on the validation split: top1, mean_per_class, another of
+            `difformer.analysis.METRICS`, or one of your own as package.module:Name.
         validation: split that chooses, and alone does so.
         test: split that the best probe is measured on, once, after the choice; none when null.
         precision: no, bf16 or fp16 for the backbone.
@@ -54,7 +55,7 @@ class SweepRecipe:
     method: SweepMethod = "ridge"
     strengths: tuple[float, ...] | None = None
     rates: tuple[float, ...] | None = None
-    criterion: ProbeCriterion = "top1"
+    criterion: str = "top1"
     validation: str = "holdout"
     test: str | None = None
     precision: Precision = "no"
@@ -67,7 +68,6 @@ class SweepRecipe:
         check_different("timesteps", self.timesteps)
         check_pools(self.pools)
         check_choice("method", self.method, get_args(SweepMethod))
-        check_choice("criterion", self.criterion, get_args(ProbeCriterion))
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
         check_computing(self)
         if self.validation == "holdout" and not self.data.holdout:

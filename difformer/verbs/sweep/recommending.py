@@ -29,18 +29,21 @@ def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec], ch
     return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser)} if decoder else {})
 
 
-def recommend(scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = _COUNT) -> tuple[list[str], list[int]]:
+def recommend(
+    scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = _COUNT, *, larger_is_better: bool = True
+) -> tuple[list[str], list[int]]:
     """Blocks and timesteps to fuse: the best block, then the best of other map sizes; the best timesteps of these.
 
     Args:
         scores: of the sweep.
         taps: the backbone's.
         count: of blocks, and of timesteps.
+        larger_is_better: of the sweep's criterion.
 
     Returns:
         Taps in network order, and ascending timesteps.
     """
-    by_rank = ranked(scores)
+    by_rank = ranked(scores, larger_is_better=larger_is_better)
     best_taps = list(dict.fromkeys(score.tap for score in by_rank))
     chosen = _of_different_sizes(best_taps, taps)[:count]
     chosen += [tap for tap in best_taps if tap not in chosen][: count - len(chosen)]
@@ -61,7 +64,7 @@ def _is_in_decoder(tap: str, taps: Mapping[str, TapSpec]) -> bool:
 
 
 def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
-    blocks, timesteps = recommend(scores, taps)
+    blocks, timesteps = recommend(scores, taps, larger_is_better=chooser.larger_is_better)
     # Attention finds the places that count among many, where a linear probe has a weight for each.
     arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
     gflop = len(timesteps) * max(taps[tap].flops for tap in blocks) / 1e9
@@ -74,8 +77,9 @@ def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Ch
 
 def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
     """The best block of the decoder is read; at its timestep, the best of each map size are fed back."""
-    best = best_score(decoder)
-    at_best = [score.tap for score in ranked(decoder) if score.t == best.t]
+    by_rank = ranked(decoder, larger_is_better=chooser.larger_is_better)
+    best = by_rank[0]
+    at_best = [score.tap for score in by_rank if score.t == best.t]
     fed_back = _of_different_sizes(list(dict.fromkeys(at_best)), taps)
     values = {
         "extractor": {
@@ -92,7 +96,7 @@ def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Cho
 
 
 def _described(scores: Sequence[Score], chooser: Chooser, remark: str, values: Mapping[str, Any]) -> str:
-    best = best_score(scores)
+    best = best_score(scores, larger_is_better=chooser.larger_is_better)
     comments = [
         f"The best single feature: {best.tap} at t = {best.t}, pool {best.pool}: {chooser.certain(best.accuracy)},",
         f"{chooser.caution(len(scores))}.",

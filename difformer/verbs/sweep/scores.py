@@ -17,7 +17,7 @@ class Score:
         t: timestep.
         pool: side of the pooled map.
         settings: of the probe, those that were best on the validation images.
-        accuracy: on the validation images, in [0, 1], by the sweep's criterion.
+        accuracy: on the validation images, in [0, 1], or the number of another criterion.
         gflop: of the feature of one image.
     """
 
@@ -30,29 +30,32 @@ class Score:
     gflop: float
 
 
-def ranked(scores: Sequence[Score]) -> list[Score]:
-    """The most accurate first; of equal ones the cheapest."""
-    return sorted(scores, key=lambda score: (-score.accuracy, score.gflop))
+def ranked(scores: Sequence[Score], *, larger_is_better: bool = True) -> list[Score]:
+    """The best by the criterion first, which says which way it counts; of equal ones the cheapest."""
+    sign = 1 if larger_is_better else -1
+    return sorted(scores, key=lambda score: (-sign * score.accuracy, score.gflop))
 
 
-def best_score(scores: Sequence[Score]) -> Score:
+def best_score(scores: Sequence[Score], *, larger_is_better: bool = True) -> Score:
     """The first by rank."""
-    return ranked(scores)[0]
+    return ranked(scores, larger_is_better=larger_is_better)[0]
 
 
-def pareto_front(scores: Sequence[Score]) -> list[Score]:
+def pareto_front(scores: Sequence[Score], *, larger_is_better: bool = True) -> list[Score]:
     """Those that no other beats at the same or a lower cost, from cheap to dear."""
     front: list[Score] = []
-    for score in sorted(scores, key=lambda score: (score.gflop, -score.accuracy)):
-        if not front or score.accuracy > front[-1].accuracy:
+    sign = 1 if larger_is_better else -1
+    for score in sorted(scores, key=lambda score: (score.gflop, -sign * score.accuracy)):
+        if not front or sign * score.accuracy > sign * front[-1].accuracy:
             front.append(score)
     return front
 
 
-def csv_table(scores: Sequence[Score]) -> str:
-    """One line a probe."""
+def csv_table(scores: Sequence[Score], *, column: str = "accuracy") -> str:
+    """One line a probe; `column` is the title of what is in `accuracy`."""
     out = io.StringIO()
     rows = [dict(dotted(asdict(score))) for score in scores]
     names = list(rows[0])
-    write_rows(out, [names, *([row.get(name) for name in names] for row in rows)], end="\n")
+    titles = [column if name == "accuracy" else name for name in names]
+    write_rows(out, [titles, *([row.get(name) for name in names] for row in rows)], end="\n")
     return out.getvalue()

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from difformer.analysis.probes import Labelled, best, create_probe, judge
+from difformer.analysis.metrics import find_metric
+from difformer.analysis.probes import Labelled, best, check_criterion, create_probe, find_criterion, judge
 from difformer.backbones import UNetBackbone
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import dump, plain, read_yaml
@@ -22,7 +23,7 @@ from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import FeatureExtractor
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
-from difformer.tasks.classification.certainty import Chooser
+from difformer.tasks.classification.certainty import Chooser, is_share
 from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
@@ -52,6 +53,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         ImageError: an image cannot be read, and such are not to be skipped.
     """
     resources = Resources()
+    metric = find_criterion(recipe.criterion, recipe.method)
     images = _open_splits(recipe, resources)
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
@@ -70,7 +72,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     finally:
         folder.release()
     if recipe.test is not None:
-        chosen = best_score(scores)
+        chosen = best_score(scores, larger_is_better=metric.larger_is_better)
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
         run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
     return scores
@@ -79,6 +81,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
 def _open_splits(recipe: SweepRecipe, resources: Resources) -> dict[str, ImageDataset]:
     """The splits that probes learn from and are chosen on; that of the test is only looked at."""
     opened = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
+    check_criterion(recipe.criterion, len(opened["train"].class_names))
     return {split: opened[split] for split in ("train", recipe.validation)}
 
 
@@ -175,12 +178,13 @@ def _fit(
     """Every block's and pooling's probe, each with the strength that is best on the validation images."""
     train, validation = splits["train"], splits[recipe.validation]
     labels = torch.from_numpy(validation.labels)
+    larger = find_metric(recipe.criterion).larger_is_better
     probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
     fits = fit_places(probe, train, len(images["train"].class_names), device)
     found = {}
     for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
         unseen = Labelled(validation.of(tap, pool).to(device), labels)
-        chosen = best(judge(scorer, unseen, criterion=recipe.criterion))
+        chosen = best(judge(scorer, unseen, criterion=recipe.criterion), larger_is_better=larger)
         spec = backbone.taps[tap]
         found[tap, pool] = Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9)
     return [found[place] for place in train.places]
@@ -190,21 +194,23 @@ def _conclude(
     recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder, chooser: Chooser
 ) -> None:
     """Writes table, pictures and recommendation, and prints the best."""
-    folder.write_text("scores.csv", csv_table(scores))
-    accuracies = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
-    first = best_score(scores)
-    draw_sweep(accuracies, (first.tap, first.t, first.pool), folder.path / "scores.png")
-    front = pareto_front(scores)
+    larger, shown = chooser.larger_is_better, None if is_share(recipe.criterion) else recipe.criterion
+    folder.write_text("scores.csv", csv_table(scores, column=shown or "accuracy"))
+    values = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
+    first = best_score(scores, larger_is_better=larger)
+    draw_sweep(values, (first.tap, first.t, first.pool), folder.path / "scores.png", criterion=shown)
+    front = pareto_front(scores, larger_is_better=larger)
     draw_pareto(
         [(score.gflop, score.accuracy) for score in scores],
         [(score.gflop, score.accuracy, f"{score.tap}, t = {score.t}, pool {score.pool}") for score in front],
         folder.path / "pareto.png",
+        criterion=shown,
     )
     recipes = recommended_recipes(scores, backbone.taps, chooser)
     note = choice_note(recipe.data, recipe.validation)
     for name, text in recipes.items():
         folder.write_text(name, text if note is None else f"# {note}\n{text}")
-    for score in ranked(scores)[:5]:
+    for score in ranked(scores, larger_is_better=larger)[:5]:
         accuracy = chooser.certain(score.accuracy)
         print(f"{score.tap:<6} t = {score.t:<4} pool {score.pool}: {accuracy}, {score.gflop:.3g} GFLOP")
     print(chooser.caution(len(scores)))
