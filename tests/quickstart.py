@@ -26,7 +26,7 @@ def write_quickstart(folder: Path) -> None:
     values["base"] |= {"cache": {"views": 2}, "schedule": {"name": "constant"}}
     values["base"]["training"] |= {"epochs": 2, "batch_size": 8}
     for section in (*values["heads"].values(), values["knn"]):
-        section.pop("least_steps", None)
+        section.pop("training", None)
         feedback = "feedback_taps" in section["extractor"]
         section["extractor"] = {"taps": ["mid"], "timesteps": [50]}
         section["extractor"] |= {"feedback_taps": ["out00"], "gate": True} if feedback else {}
@@ -36,7 +36,7 @@ def write_quickstart(folder: Path) -> None:
     values["heads"]["difformer"]["extractor"] = {"taps": ["in03", "mid"], "timesteps": [50, 100]}
     values["heads"]["diffeed"] |= {"head": {"name": "attention", "arguments": SMALL}, "training": {"epochs": 1}}
     # Two epochs are fewer steps.
-    values["heads"]["attention"]["least_steps"] = 7
+    values["heads"]["attention"]["training"] = {"least_steps": 7}
     values["pictured"] = {"taps": ["in03", "mid"], "timesteps": [50]}
     (weights / "folder.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     shutil.copy(plan.RECIPES / "elpv.yaml", weights)

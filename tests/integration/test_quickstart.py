@@ -170,7 +170,7 @@ def test_what_is_done_is_not_done_again(finished, monkeypatch):
     page = Path(finished.output, "report.html")
     results = (page.parent / "results.json").read_text()
     page.unlink()
-    for name in ("train", "run_probe", "classify_pixels"):
+    for name in ("train", "probe", "classify_pixels"):
         monkeypatch.setattr(methods, name, lambda *_, **__: pytest.fail("done again"))
     assert quickstart(finished) == page
     assert page.exists()
@@ -323,7 +323,8 @@ def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasure
         ({}, {"seeds": 2, "diffeed_seeds": 3}, "is to have 3 seeds where that has 2; give --seeds 3"),
         ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
         ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
-        ({"heads.attention.least_step": 9}, {}, "did you mean 'heads.attention.least_steps'"),
+        ({"heads.attention.least_step": 9}, {}, "did you mean 'heads.attention.training.least_steps'"),
+        ({"heads.attention.training": {"least_steps": 0}}, {}, r"training\.least_steps must be a positive integer"),
         ({"heads.attention.least_steps": 0}, {}, r"heads\.attention\.least_steps must be a positive integer"),
         ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
         (
@@ -339,12 +340,15 @@ def test_recipes_that_would_be_ignored_in_part_are_refused(changes, options, mes
         create_plan(QuickstartConfig(recipe=str(path), **options))
 
 
-def test_few_images_are_seen_more_often(tmp_path):
+def test_few_images_are_seen_more_often(tmp_path, caplog):
+    # The second as earlier versions wrote it.
     path = write_recipe(
-        tmp_path / "mine.yaml", **{"heads.attention.least_steps": 1001, "heads.diffeed.least_steps": 50}
+        tmp_path / "mine.yaml",
+        **{"heads.attention.training": {"least_steps": 1001}, "heads.diffeed.least_steps": 50},
     )
     plan = create_plan(QuickstartConfig(recipe=str(path)))
     epochs = {run.method: run.recipe.training.epochs for run in plan.runs}
+    assert "heads.diffeed.least_steps is now written heads.diffeed.training.least_steps" in caplog.text
     # 180 images are three steps of 64, the last of them with 52.
     few = {run.method: run.recipe.lengthened(180) for run in plan.runs}
     longer = {method: recipe.training.epochs for method, recipe in few.items()}
@@ -426,7 +430,7 @@ def test_says_what_to_install(pets, monkeypatch, capsys):
     monkeypatch.setattr("difformer.verbs.quickstart.quickstart.find_spec", lambda name: None)
     assert main(["quickstart"]) == 1
     error = capsys.readouterr().err
-    assert 'scikit-learn and elpv-dataset; in the clone, run: pip install -e ".[demo]"' in error
+    assert "scikit-learn and elpv-dataset, not installed here; run: pip install scikit-learn elpv-dataset" in error
     assert main(["quickstart", "--data", str(pets)]) == 1
     assert "elpv-dataset" not in capsys.readouterr().err
 

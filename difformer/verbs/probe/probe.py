@@ -62,9 +62,28 @@ class _Test:
     scores: ImageScores
 
 
+@dataclass(frozen=True, eq=False)
+class Probed:
+    """What a probe found.
+
+    Attributes:
+        results: the content of `results.json` without its digests.
+        metrics: on the test split; None without one.
+    """
+
+    results: dict[str, Any]
+    metrics: ClassificationMetrics | None
+
+
 def run_probe(
     recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources | None = None
 ) -> dict[str, Any] | None:
+    """As `probe`, of which it gives the results."""
+    found = probe(recipe, overwrite=overwrite, resources=resources)
+    return None if found is None else found.results
+
+
+def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources | None = None) -> Probed | None:
     """Reads the features of every split, each image once; chooses settings on the validation split alone, and measures
     the test split once.
 
@@ -74,8 +93,7 @@ def run_probe(
         resources: shared with other runs of this process.
 
     Returns:
-        The content of `results.json` without its digests, on the main process; None on the others, which only help to
-        read features.
+        What it found, on the main process; None on the others, which only help to read features.
 
     Raises:
         ValueError: a value in the recipe or in the data.
@@ -112,7 +130,7 @@ def run_probe(
     }
     _write(recipe, folder, results, test)
     print("\n".join([*_table(recipe, results), f"results in {folder.path}"]), flush=True)
-    return results
+    return Probed(results, None if test is None else test.metrics)
 
 
 def _open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:

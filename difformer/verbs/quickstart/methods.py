@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -17,7 +18,7 @@ from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.tables import read_rows
 from difformer.verbs.extract.extract import extract
-from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.probe.probe import probe
 from difformer.verbs.quickstart.pixels import classify_pixels
 from difformer.verbs.quickstart.plan import KNN, SVM, Plan, PlannedRun
 from difformer.verbs.train.train import train
@@ -66,7 +67,7 @@ def measure_methods(
 
     Raises:
         Stopped: a signal asked to stop; the same command resumes.
-        And as `train`, `run_probe` and `classify_pixels`.
+        And as `train`, `probe` and `classify_pixels`.
     """
     by_method: dict[str, list[PlannedRun]] = {}
     for run in plan.runs:
@@ -113,15 +114,24 @@ def _neighbours(plan: Plan, folder: RunFolder, resources: Resources) -> MethodRe
     for suffix, data in plan.draws.items():
         name = f"{KNN}{suffix}"
         own = folder.path / name
-        if not (own / "results.json").exists():
+        if (own / "results.json").exists():
+            result, confusion = _read_probe(own)
+        else:
             with _timed(folder, name):
-                run_probe(replace(plan.knn, data=data, output=str(own)), resources=resources)
-        result = read_measurements(own, "results.json", MADE_ANEW)
-        with (own / "confusion.csv").open(newline="", encoding="utf-8") as table:
-            confusion = [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
+                done = probe(replace(plan.knn, data=data, output=str(own)), resources=resources)
+            assert done is not None
+            assert done.metrics is not None
+            result, confusion = done.results, done.metrics.confusion.tolist()
         found[name] = result["test"] | {"confusion": confusion}
         chosen.append(f"{result['chosen']['k']:g}")
     return _untrained(KNN, found, folder, f"k = {', '.join(chosen)}")
+
+
+def _read_probe(folder: Path) -> tuple[dict[str, Any], list[list[int]]]:
+    """Results and confusion of a probe that was done earlier."""
+    results = read_measurements(folder, "results.json", MADE_ANEW)
+    with (folder / "confusion.csv").open(newline="", encoding="utf-8") as table:
+        return results, [[int(cell) for cell in row[1:]] for row in read_rows(table)[1:]]
 
 
 def _extract(plan: Plan, folder: RunFolder, resources: Resources) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from difformer.files import expand_user
 from difformer.verbs.probe.recipe import ProbeRecipe
 from difformer.verbs.quickstart.folders import check_output, with_splits
 
+_log = getLogger(__name__)
+
 SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent
 # Sections that all methods share, or their numbers could not be compared.
 _SHARED = ("data", "backbone")
-# What a head's section may say beside what recipes do, for training.
-_STEPS = "least_steps"
+# How earlier versions wrote a head's `training.least_steps`.
+_FORMER_STEPS = "least_steps"
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
     output = expand_user(config.output or f"runs/quickstart-{_stem(config)}")
     check_output(data, output)
     heads = {
-        method: replace(
-            read_values(parser, Recipe, overlay(Recipe, file.base, _with_steps(method, section))), data=data
-        )
+        method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, section)), data=data)
         for method, section in file.heads.items()
     }
     _check_inits(config, heads)
@@ -160,15 +161,6 @@ def create_plan(config: QuickstartConfig) -> Plan:
         published=() if config.levels else tuple(file.published),
         output=output,
     )
-
-
-def _with_steps(method: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    """A head's section as a recipe has it, where the least steps belong to training."""
-    values = {key: value for key, value in section.items() if key != _STEPS}
-    if _STEPS in section:
-        steps = as_positive_integer(f"heads.{method}.{_STEPS}", section[_STEPS])
-        values["training"] = {**(values.get("training") or {}), _STEPS: steps}
-    return values
 
 
 def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:
@@ -241,10 +233,21 @@ def _read(config: QuickstartConfig) -> _File:
     path = RECIPES / ("elpv.yaml" if config.data is None else "folder.yaml")
     file = build(_File, read_yaml(config.recipe or path))
     _check_sections(file)
+    heads = {method: _without_former(method, section) for method, section in file.heads.items()}
     for name in (SVM, KNN, *file.heads):
         if name not in file.titles:
             raise ValueError(f"titles must name every method; there is none for {name}")
-    return file
+    return replace(file, heads=heads)
+
+
+def _without_former(method: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A head's section as a recipe has it."""
+    if _FORMER_STEPS not in section:
+        return section
+    values = dict(section)
+    steps = as_positive_integer(f"heads.{method}.{_FORMER_STEPS}", values.pop(_FORMER_STEPS))
+    _log.warning("heads.%s.least_steps is now written heads.%s.training.least_steps", method, method)
+    return values | {"training": {**(values.get("training") or {}), "least_steps": steps}}
 
 
 def _check_sections(file: _File) -> None:
@@ -261,10 +264,10 @@ def _check_sections(file: _File) -> None:
             if key in section:
                 raise ValueError(f"{name}.{key}: all methods share one {key}; give it as base.{key}")
     for method, section in file.heads.items():
-        known = [f"heads.{method}.{key}" for key in (*(field.name for field in fields(Recipe)), _STEPS)]
+        known = [f"heads.{method}.{field.name}" for field in fields(Recipe)]
         for key in section:
-            if f"heads.{method}.{key}" not in known:
-                raise unknown_key(f"heads.{method}.{key}", known)
+            if key != _FORMER_STEPS and f"heads.{method}.{key}" not in known:
+                raise unknown_key(f"heads.{method}.{key}", [*known, f"heads.{method}.training.least_steps"])
 
 
 def _stem(config: QuickstartConfig) -> str:

@@ -100,7 +100,9 @@ def _check_libraries(plan: Plan) -> None:
     needed = {"sklearn": "scikit-learn"} | ({"elpv_dataset": "elpv-dataset"} if own else {})
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
-        raise ImportError(f'the quickstart needs {" and ".join(missing)}; in the clone, run: pip install -e ".[demo]"')
+        raise ImportError(
+            f"the quickstart needs {' and '.join(missing)}, not installed here; run: pip install {' '.join(missing)}"
+        )
 
 
 def _open_images(plan: Plan, resources: Resources) -> list[ImageDataset]:
