@@ -1,11 +1,10 @@
 """What weights carry of the recipe they were trained with, and in what two recipes differ."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict
 from pathlib import Path, PurePath
 from typing import Any
 
-from difformer.config.reading import plain
+from difformer.config.reading import as_values, plain
 from difformer.files import expand_user
 
 # Where things lie on one machine: it says nothing of the weights, and is nobody else's business.
@@ -19,7 +18,7 @@ def carried(recipe: Any) -> dict[str, Any]:
 
     Keys that earlier versions did not have are left out where they say nothing, so that recipes compare with theirs.
     """
-    stripped: dict[str, Any] = without_places(plain(asdict(recipe)))
+    stripped: dict[str, Any] = without_places(plain(as_values(recipe)))
     for key, silent in _LATER.items():
         if stripped.get(key) == silent:
             del stripped[key]

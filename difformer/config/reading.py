@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -258,7 +258,15 @@ def build(configuration: type[C], values: Mapping[str, Any]) -> C:
 
 def dump(configuration: Any) -> str:
     """A configuration as YAML that `parse` reads."""
-    return yaml.safe_dump(plain(asdict(configuration)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(as_values(configuration)), sort_keys=False, allow_unicode=True)
+
+
+def as_values(configuration: Any) -> dict[str, Any]:
+    """A configuration as nested dictionaries, in the order of its help: what can only be given by name comes last."""
+    values = asdict(configuration)
+    return {
+        field.name: values[field.name] for field in sorted(fields(configuration), key=lambda field: bool(field.kw_only))
+    }
 
 
 def plain(value: Any) -> Any:

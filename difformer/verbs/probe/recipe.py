@@ -20,13 +20,37 @@ ProbeMethod = Literal["knn", "logistic", "ridge", "sgd"]
 
 
 @dataclass(frozen=True)
-class ProbeRecipe:
+class FeatureRecipe:
+    """What all recipes say of which classifiers are fitted to features at once.
+
+    Attributes:
+        data: which images.
+        output: folder for the results.
+        backbone: the diffusion model the features come from.
+        precision: no, bf16 or fp16 for the backbone.
+        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        workers: of each process's data loader.
+    """
+
+    data: DataConfig
+    output: str
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    # Named only, so that they come last.
+    precision: Precision = field(default="no", kw_only=True)
+    batch_size: BatchSize = field(default=128, kw_only=True)
+    workers: int = field(default=2, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_computing(self)
+        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
+
+
+@dataclass(frozen=True)
+class ProbeRecipe(FeatureRecipe):
     """A classifier on pooled features that is fitted at once for a grid of settings.
 
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given.
-        output: folder for the results.
-        backbone: the diffusion model the features come from.
         extractor: which features are read.
         pool: side to which each feature map is averaged.
         normalize: scale each feature to length 1 before they are joined, so that none outweighs the others.
@@ -42,14 +66,9 @@ class ProbeRecipe:
         refit: after the choice, fit on training and validation images together; for knn, both are neighbours. Without
             effect where `data` has a label subset (k_shot, percent or list_file), which limits `train` alone: the
             probe is then fitted on no more labels than that, though the whole validation split chooses its settings.
-        precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
-        workers: of each process's data loader.
     """
 
-    data: DataConfig
     output: str = "runs/probe"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
     pool: int = 1
     normalize: bool = False
@@ -62,13 +81,9 @@ class ProbeRecipe:
     validation: str = "holdout"
     test: str | None = "test"
     refit: bool = True
-    precision: Precision = "no"
-    batch_size: BatchSize = 128
-    workers: int = 2
 
     def __post_init__(self) -> None:
-        check_computing(self)
-        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
+        super().__post_init__()
         object.__setattr__(self, "pool", as_positive_integer("pool", self.pool))
         check_choice("method", self.method, get_args(ProbeMethod))
         METRICS.check(self.criterion, "criterion")

@@ -1,21 +1,17 @@
 """What a search among blocks and timesteps is made of."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from difformer.config import as_positive_integer, as_switch, as_tuple, check_pools, check_range
-from difformer.data import DataConfig
-from difformer.engine.config.recipe import BackboneConfig, BatchSize, Precision
-from difformer.verbs.probe.recipe import ProbeRecipe
+from difformer.verbs.probe.recipe import FeatureRecipe, ProbeRecipe
 
 
 @dataclass(frozen=True)
-class SelectRecipe:
+class SelectRecipe(FeatureRecipe):
     """A search for the best features by ridge classification, at a fraction of a sweep's cost. It reads no test images.
 
     Attributes:
         data: which images, as for a sweep.
-        output: folder for the results.
-        backbone: the diffusion model the features come from.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000), ascending.
         pools: sides to which maps are averaged, of which each feature's best counts: 1, 2 and 4 when empty. Without
@@ -32,14 +28,9 @@ class SelectRecipe:
         most: features to fuse.
         fused_timesteps: how many timesteps features to fuse may come from at the most. At least as many are measured
             on all images, each for a pass over them.
-        precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
-        workers: of each process's data loader.
     """
 
-    data: DataConfig
     output: str = "runs/select"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pools: tuple[int, ...] = ()
@@ -52,11 +43,9 @@ class SelectRecipe:
     budget: float = 1.0
     most: int = 4
     fused_timesteps: int = 1
-    precision: Precision = "no"
-    batch_size: BatchSize = 128
-    workers: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
@@ -84,5 +73,5 @@ class SelectRecipe:
             batch_size=self.batch_size,
             workers=self.workers,
         )
-        for name in ("data", "strengths", "batch_size"):
+        for name in ("data", "strengths"):
             object.__setattr__(self, name, getattr(alone, name))

@@ -1,34 +1,23 @@
 """What a sweep over blocks and timesteps is made of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from difformer.config import as_tuple, check_choice, check_different, check_pools
-from difformer.data import DataConfig
-from difformer.engine.config.evaluation import HOLDOUT
-from difformer.engine.config.recipe import (
-    BackboneConfig,
-    BatchSize,
-    ExtractorConfig,
-    Precision,
-    as_batch_size,
-    check_computing,
-)
-from difformer.verbs.probe.recipe import ProbeRecipe
+from difformer.engine.config.recipe import ExtractorConfig
+from difformer.verbs.probe.recipe import FeatureRecipe, ProbeRecipe
 
 SweepMethod = Literal["ridge", "logistic", "sgd"]
 
 
 @dataclass(frozen=True)
-class SweepRecipe:
+class SweepRecipe(FeatureRecipe):
     """Linear probes of every block, timestep and pooling.
 
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given; `k_shot` and
             `percent` limit the images that probes learn from.
-        output: folder for the results.
-        backbone: the diffusion model the features come from.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
@@ -40,14 +29,9 @@ class SweepRecipe:
             `difformer.analysis.METRICS`, or one of your own as package.module:Name.
         validation: split that chooses, and alone does so.
         test: split that the best probe is measured on, once, after the choice; none when null.
-        precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
-        workers: of each process's data loader.
     """
 
-    data: DataConfig
     output: str = "runs/sweep"
-    backbone: BackboneConfig = field(default_factory=BackboneConfig)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pools: tuple[int, ...] = (1, 2, 4)
@@ -58,23 +42,17 @@ class SweepRecipe:
     criterion: str = "top1"
     validation: str = "holdout"
     test: str | None = None
-    precision: Precision = "no"
-    batch_size: BatchSize = 128
-    workers: int = 2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         check_different("timesteps", self.timesteps)
         check_pools(self.pools)
         check_choice("method", self.method, get_args(SweepMethod))
-        object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))
-        check_computing(self)
-        if self.validation == "holdout" and not self.data.holdout:
-            object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
-        # The rest of what can be wrong with them is a probe's.
+        # What else can be wrong is a probe's, and its holdout is theirs.
         alone = self.probe(1, 0, 1)
-        for name in ("strengths", "rates"):
+        for name in ("data", "strengths", "rates"):
             object.__setattr__(self, name, getattr(alone, name))
 
     def probe(self, tap: int | str, t: int, pool: int, settings: Mapping[str, float] | None = None) -> ProbeRecipe:
