@@ -1,22 +1,26 @@
 """What pictures have in common."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from difformer._optional import require
 from difformer.files import write_atomically
 from difformer.taps import FeatureKey
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LONGEST_NAME = 24
 
 
-def new_figure(width: float, height: float, purpose: str) -> Any:
-    """An empty figure of a size in inches; `purpose` is for the error when Matplotlib is missing."""
-    figure_type = require("matplotlib.figure", purpose, install="matplotlib").Figure
-    return figure_type(figsize=(width, height), layout="constrained")
+def new_figure(width: float, height: float) -> "Figure":
+    """An empty figure of a size in inches."""
+    # Here, as Matplotlib takes long to import.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: Any, path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
     """Writes a PNG; replaces the file when it is there.
 
     Raises:

@@ -41,7 +41,7 @@ def draw_attention(shares: Mapping[FeatureKey, float], path: Path) -> None:
         table[blocks.index((key.tap, key.round)), timesteps.index(key.t)] = value
 
     names = [block_label(FeatureKey(tap, 0, number)) for tap, number in blocks]
-    figure = new_figure(max(3.2, 0.95 * len(timesteps)) + 2.2, max(1.6, 0.5 * len(blocks)) + 1.1, "drawing attention")
+    figure = new_figure(max(3.2, 0.95 * len(timesteps)) + 2.2, max(1.6, 0.5 * len(blocks)) + 1.1)
     axes = figure.subplots()
     image = axes.imshow(table, cmap="Blues", vmin=0, vmax=table.max(), aspect="auto", interpolation="nearest")
     axes.set_facecolor("0.88")

@@ -27,7 +27,7 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
     """
     classes = len(class_names)
     side = float(np.clip(0.45 * classes, 3, 9) if classes <= _MOST_WITH_SHARES else np.clip(0.13 * classes, 9, 30))
-    figure = new_figure(side + 2, side + 1, "drawing a confusion matrix")
+    figure = new_figure(side + 2, side + 1)
     axes = figure.subplots()
     counts = confusion.sum(axis=1, keepdims=True)
     # Rows without an image stay empty.

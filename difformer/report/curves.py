@@ -25,7 +25,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         name: [key for key in (f"train_{name}", f"validation_{name}", name) if key in recorded] for name in _PANELS
     }
     panels = [name for name, keys in sources.items() if keys]
-    figure = new_figure(4 * len(panels), 3.5, "drawing curves")
+    figure = new_figure(4 * len(panels), 3.5)
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for source in sources[name]:
             points = [(record["epoch"], record[source]) for record in history if source in record]

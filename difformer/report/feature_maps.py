@@ -37,7 +37,7 @@ def draw_feature_maps(images: Tensor, features: Mapping[FeatureKey, Tensor], pat
     timesteps = sorted({key.t for key in features})
     width, height = 1 + len(blocks), len(timesteps)
     aspect = images.shape[2] / images.shape[3]
-    figure = new_figure(_INCHES * width + 0.5, _INCHES * aspect * height + 0.6, "drawing feature maps")
+    figure = new_figure(_INCHES * width + 0.5, _INCHES * aspect * height + 0.6)
     figure.set_layout_engine("compressed")
     panels = figure.subplots(height, width, squeeze=False)
     pixels = (images.detach().cpu().float().clamp(-1, 1).permute(0, 2, 3, 1) + 1) / 2

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
 
 from difformer._optional import require
@@ -21,11 +22,10 @@ def draw_grid(images: Tensor, path: Path, *, columns: int | None = None, scale: 
         OSError: it cannot be written.
     """
     make_grid = require("torchvision.utils", "drawing images", install="torchvision").make_grid
-    image_module = require("PIL.Image", "drawing images", install="pillow")
     pixels = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round()
     repeat = scale or max(1, -(-64 // images.shape[-1]))
     pixels = pixels.repeat_interleave(repeat, dim=2).repeat_interleave(repeat, dim=3)
     grid = make_grid(pixels, nrow=columns or max(1, round(len(images) ** 0.5)), padding=2 * repeat, pad_value=255)
     array = grid.permute(1, 2, 0).byte().numpy()
     with write_atomically(path, overwrite=True) as temporary:
-        image_module.fromarray(array).save(temporary, format="PNG")
+        Image.fromarray(array).save(temporary, format="PNG")

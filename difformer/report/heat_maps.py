@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from difformer._optional import require
 from difformer.report._figure import new_figure, plain, save_figure
 
 # Beyond these many cells a row, numbers would overlap.
@@ -44,7 +43,7 @@ def draw_heat_maps(
     height = len(shares) * (0.32 * len(timesteps) + 0.6) + 0.6
     # Of many blocks, columns are just wide enough for their numbers, so that the picture fits a page.
     width = float(np.clip(0.52 * len(taps), 5, max(9, 0.24 * len(taps))))
-    figure = new_figure(width + 1.6, height, "drawing heat maps")
+    figure = new_figure(width + 1.6, height)
     panels = figure.subplots(len(shares), 1, squeeze=False, sharex=True)[:, 0]
     image: Any = None
     for axes, (title, table) in zip(panels, shares.items(), strict=True):
@@ -73,5 +72,6 @@ def _write_numbers(axes: Any, cells: Any, middle: float, form: str) -> None:
 
 
 def _frame(axes: Any, column: int, row: int) -> None:
-    rectangle = require("matplotlib.patches", "drawing heat maps", install="matplotlib").Rectangle
-    axes.add_patch(rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from difformer._optional import require
 from difformer.report._figure import new_figure, plain, save_figure
 
 _PANELS = {
@@ -32,13 +31,15 @@ def draw_learning(runs: Mapping[str, Sequence[History]], path: Path) -> None:
         ValueError: nothing was recorded.
         OSError: it cannot be written.
     """
+    from matplotlib import color_sequences
+
     recorded = {key for seeds in runs.values() for history in seeds for record in history for key in record}
     panels = [key for key in _PANELS if key in recorded]
     if not panels:
         raise ValueError(f"there is nothing to draw; records have one or more of {', '.join(_PANELS)}")
     legend_rows = -(-len(runs) // 4)
-    figure = new_figure(max(6, 3.7 * len(panels)), 3.2 + 0.25 * legend_rows, "drawing curves")
-    colors = require("matplotlib", "drawing curves").colormaps["tab10"].colors
+    figure = new_figure(max(6, 3.7 * len(panels)), 3.2 + 0.25 * legend_rows)
+    colors = color_sequences["tab10"]
     lines: dict[str, Any] = {}
     for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for place, (method, seeds) in enumerate(runs.items()):

@@ -77,7 +77,7 @@ def _framed(image: Tensor, size: tuple[int, int], color: tuple[float, float, flo
 
 def _draw_wall(wall: NDArray[np.float32], rows: Sequence[str], columns: Sequence[str], path: Path) -> None:
     height, width = wall.shape[:2]
-    figure = new_figure(width / _DENSITY, height / _DENSITY, "drawing neighbours")
+    figure = new_figure(width / _DENSITY, height / _DENSITY)
     # The axes fill the figure, and names stand outside, so that pixels of the wall are pixels of the picture.
     figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
-from difformer._optional import require
+from PIL import Image, UnidentifiedImageError
+
 from difformer.files import expand_user, write_atomically
 
 Mark = Literal["right", "wrong"]
@@ -186,11 +187,12 @@ def write_page(path: Path, title: str, sections: Sequence[Section], *, lead: str
     Raises:
         ValueError: an empty title, a picture that is no PNG, or an unknown kind of block.
         OSError: a picture cannot be read, or the page not written.
-        ImportError: Jinja2 or Pillow is missing.
     """
     if not title.strip():
         raise ValueError("a page needs a title")
-    jinja2 = require("jinja2", "writing a page")
+    # Here, as nothing but a page needs it.
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("difformer.report", ""),
         autoescape=True,
@@ -228,12 +230,11 @@ def _view(block: Block) -> dict[str, Any]:
 
 def _inline(image: Path | bytes) -> dict[str, Any]:
     """A PNG as an address that holds all of it, with the size to show it at, in CSS pixels."""
-    pillow = require("PIL.Image", "writing a page with pictures", install="pillow")
     data = image if isinstance(image, bytes) else expand_user(image).read_bytes()
     try:
-        with pillow.open(io.BytesIO(data), formats=["PNG"]) as opened:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as opened:
             (width, height), density = opened.size, opened.info.get("dpi", (_CSS_DENSITY,))[0]
-    except pillow.UnidentifiedImageError:
+    except UnidentifiedImageError:
         name = f"an example of {len(data)} bytes" if isinstance(image, bytes) else str(image)
         raise ValueError(f"{name} is not a PNG") from None
     scale = min(1, _CSS_DENSITY / density) if density > 0 else 1

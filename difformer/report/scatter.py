@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from difformer._optional import require
 from difformer.report._figure import new_figure, save_figure, short
 
 # More classes are coloured, but not named.
@@ -27,16 +26,26 @@ def draw_scatter(points: NDArray[Any], labels: NDArray[np.int64], class_names: S
         ValueError: points that are not (N, 2), or other than as many labels.
         OSError: it cannot be written.
     """
+    from matplotlib import colormaps
+
     if points.ndim != 2 or points.shape[1] != 2 or len(labels) != len(points):
         raise ValueError(f"points must be (N, 2) with N labels, got {points.shape} and {labels.shape}")
-    figure = new_figure(6.5, 5, "drawing a map")
+    figure = new_figure(6.5, 5)
     axes = figure.subplots()
-    colors = require("matplotlib", "drawing a map").colormaps["tab20" if len(class_names) > 10 else "tab10"]
+    colors = colormaps["tab20" if len(class_names) > 10 else "tab10"]
     for label, name in enumerate(class_names):
         rows = labels == label
         if rows.any():
             shown = short(name) if len(class_names) <= _MOST_NAMED else None
-            axes.scatter(*points[rows].T, s=10, alpha=0.75, linewidths=0, color=colors(label % colors.N), label=shown)
+            axes.scatter(
+                points[rows, 0],
+                points[rows, 1],
+                s=10,
+                alpha=0.75,
+                linewidths=0,
+                color=colors(label % colors.N),
+                label=shown,
+            )
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     if len(class_names) <= _MOST_NAMED:

@@ -41,7 +41,7 @@ def draw_similarities(
     across = min(_COLUMNS, len(matrices))
     down = -(-len(matrices) // across)
     width, height = (float(np.clip(0.16 * count, 1.8, 8)) for count in (shape[1], shape[0]))
-    figure = new_figure(across * (width + 0.6) + 1, down * (height + 0.7), "drawing similarities")
+    figure = new_figure(across * (width + 0.6) + 1, down * (height + 0.7))
     panels = figure.subplots(down, across, squeeze=False)
     image: Any = None
     for number, axes in enumerate(panels.flat):

@@ -58,10 +58,11 @@ def draw_pareto(
     Raises:
         OSError: it cannot be written.
     """
-    figure = new_figure(6.5, 4, "drawing a front")
+    figure = new_figure(6.5, 4)
     axes = figure.subplots()
     scale = 100 if criterion is None else 1
-    axes.scatter(*zip(*[(cost, scale * accuracy) for cost, accuracy in points], strict=True), s=9, color="0.75")
+    costs, accuracies = zip(*points, strict=True)
+    axes.scatter(costs, [scale * accuracy for accuracy in accuracies], s=9, color="0.75")
     steps = [(cost, scale * accuracy) for cost, accuracy, _ in front]
     axes.step(*zip(*steps, strict=True), where="post", marker="o", markersize=4, color="#c2570c")
     for cost, accuracy, name in front:
