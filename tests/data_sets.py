@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
-from difformer.data import create_dataset
+from difformer.data import collate, create_dataset
 
 
 def pixels(number: int, height: int = 24, width: int = 30) -> np.ndarray:
@@ -120,3 +121,14 @@ def check_samples(dataset):
     for i, sample in enumerate(samples):
         assert sample.image.shape == (3, 16, 16)
         assert torch.equal(sample.image, copy[i].image)
+
+
+def shard_spec(root, **changes):
+    """The configuration of shards in a folder."""
+    return {"name": "webdataset", "root": str(root), "size": 8, "shuffle_buffer": 4} | changes
+
+
+def ids_of(dataset, workers=0, **options):
+    """The ids that a loader gives, in its order."""
+    loader = DataLoader(dataset, 3, num_workers=workers, collate_fn=collate, **options)
+    return [i for batch in loader for i in batch.ids.tolist()]

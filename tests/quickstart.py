@@ -14,6 +14,7 @@ from difformer.config.reading import read_yaml
 from difformer.verbs.quickstart import pictures, plan
 
 NAME = "adm32_cifar10"
+METHODS = ["svm", "knn", "linear", "attention", "difformer", "diffeed"]
 SMALL = {"width": 8, "heads": 2, "layers": 1, "pool": 2}
 
 
@@ -49,3 +50,18 @@ def use_quickstart(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setattr(plan, "RECIPES", folder / "weights")
     patch.setattr(pictures, "STEPS", 2)
     return folder / "pets"
+
+
+def write_recipe(path, **changes):
+    """A recipe like that for folders, with other values under dotted keys, and without those of None."""
+    values = read_yaml(plan.RECIPES / "folder.yaml")
+    for dotted, value in changes.items():
+        *sections, key = dotted.split(".")
+        place = values
+        for section in sections:
+            place = place[section]
+        place[key] = value
+        if value is None:
+            del place[key]
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path

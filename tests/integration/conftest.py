@@ -1,10 +1,12 @@
 """Fixtures for tests of several verbs."""
 
+import shutil
 from pathlib import Path
 
 import matplotlib.figure
 import pytest
 from PIL import Image
+from quickstart import use_quickstart, write_quickstart
 
 
 @pytest.fixture(scope="module")
@@ -25,3 +27,20 @@ def drawn_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matplotlib.figure.Figure, "savefig", once)
         yield
+
+
+@pytest.fixture(scope="module")
+def quickstart_place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    write_quickstart(folder)
+    return folder
+
+
+@pytest.fixture
+def pets(quickstart_place, tmp_path, monkeypatch):
+    """A folder of images, whose quickstart takes seconds; the working folder is empty."""
+    for name in ("weights", "pets"):
+        shutil.copytree(quickstart_place / name, tmp_path / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return use_quickstart(tmp_path, monkeypatch)

@@ -3,62 +3,38 @@
 import json
 import re
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from browser import open_page
-from quickstart import use_quickstart, write_quickstart
+from quickstart import METHODS, use_quickstart, write_recipe
 from training import interrupt_after
 
-from difformer import NoiseSchedule, UNet, load_classifier
-from difformer.backbones import UNetBackbone
+from difformer import load_classifier
 from difformer.cli import main
-from difformer.config.reading import build, plain, read_yaml
 from difformer.data import collate, create_dataset
 from difformer.engine.config import build as building
-from difformer.engine.config.build import build_classifier, build_extractor
-from difformer.engine.config.recipe import Recipe
-from difformer.verbs.pretrain.recipe import PretrainRecipe
 from difformer.verbs.quickstart import methods
 from difformer.verbs.quickstart import plan as plans
 from difformer.verbs.quickstart.plan import QuickstartConfig, create_plan
-from difformer.verbs.quickstart.quickstart import _made_with, check_inits, quickstart
+from difformer.verbs.quickstart.quickstart import _made_with, quickstart
 
 ROOT = Path(__file__).parents[2]
 HEADS = ROOT / "eval" / "configs" / "cifar10_heads.yaml"
 pytestmark = pytest.mark.usefixtures("drawn_once")
-METHODS = ["svm", "knn", "linear", "attention", "difformer", "diffeed"]
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    write_quickstart(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def done(workplace):
+def done(quickstart_place):
     """The folder of a quickstart with one seed and without DifFeed."""
     with pytest.MonkeyPatch.context() as patch:
-        root = use_quickstart(workplace, patch)
-        config = QuickstartConfig(data=str(root), seeds=1, diffeed_seeds=0, output=str(workplace / "done"))
+        root = use_quickstart(quickstart_place, patch)
+        config = QuickstartConfig(data=str(root), seeds=1, diffeed_seeds=0, output=str(quickstart_place / "done"))
         return quickstart(config).parent
-
-
-@pytest.fixture
-def pets(workplace, tmp_path, monkeypatch):
-    """A folder of images, whose quickstart takes seconds; the working folder is empty."""
-    for name in ("weights", "pets"):
-        shutil.copytree(workplace / name, tmp_path / name)
-    (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    return use_quickstart(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -81,21 +57,6 @@ def unmeasured(monkeypatch):
     module = "difformer.verbs.quickstart.quickstart"
     monkeypatch.setattr(f"{module}.measure_methods", lambda *_, **__: [])
     monkeypatch.setattr(f"{module}.write_report", lambda plan, *_: plan.output / "report.html")
-
-
-def write_recipe(path, **changes):
-    """A recipe like that for folders, with other values under dotted keys, and without those of None."""
-    values = read_yaml(plans.RECIPES / "folder.yaml")
-    for dotted, value in changes.items():
-        *sections, key = dotted.split(".")
-        place = values
-        for section in sections:
-            place = place[section]
-        place[key] = value
-        if value is None:
-            del place[key]
-    path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return path
 
 
 def test_all_methods_are_measured_and_the_page_shows_them(pets, capsys):
@@ -310,60 +271,6 @@ def test_what_cannot_be_removed_does_not_count_as_done(pets, tmp_path, unmeasure
         quickstart(config, overwrite=True)
 
 
-@pytest.mark.parametrize(
-    ("changes", "options", "message"),
-    [
-        ({"heads.linear.data": {"size": 16}}, {}, r"heads\.linear\.data: all methods share one data; give it as base"),
-        ({"heads.diffeed.backbone": {}}, {}, r"heads\.diffeed\.backbone: all methods share one backbone"),
-        ({"knn.data": {"size": 16}}, {}, r"knn\.data: all methods share"),
-        ({"heads.linear": 3}, {}, r"heads\.linear must hold keys and values, got 3"),
-        ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
-        ({"heads.linear.init": "attention"}, {}, r"heads\.linear\.init must be a method before it, got 'attention'"),
-        ({"heads.diffeed.init": "runs/x"}, {}, r"init must be one of .* linear, attention, difformer, got 'runs/x'"),
-        ({}, {"seeds": 2, "diffeed_seeds": 3}, "is to have 3 seeds where that has 2; give --seeds 3"),
-        ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
-        ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
-        ({"heads.attention.least_step": 9}, {}, "did you mean 'heads.attention.training.least_steps'"),
-        ({"heads.attention.training": {"least_steps": 0}}, {}, r"training\.least_steps must be a positive integer"),
-        ({"heads.attention.least_steps": 0}, {}, r"heads\.attention\.least_steps must be a positive integer"),
-        ({"base.evaluation.test": None}, {}, r"evaluation\.test of linear must be test, .* got None"),
-        (
-            dict.fromkeys(("heads.linear", "heads.attention", "heads.difformer", "heads.diffeed.init")),
-            {"diffeed_seeds": 0},
-            "so nothing would be trained",
-        ),
-    ],
-)
-def test_recipes_that_would_be_ignored_in_part_are_refused(changes, options, message, tmp_path):
-    path = write_recipe(tmp_path / "mine.yaml", **changes)
-    with pytest.raises(ValueError, match=message):
-        create_plan(QuickstartConfig(recipe=str(path), **options))
-
-
-def test_few_images_are_seen_more_often(tmp_path, caplog):
-    # The second as earlier versions wrote it.
-    path = write_recipe(
-        tmp_path / "mine.yaml",
-        **{"heads.attention.training": {"least_steps": 1001}, "heads.diffeed.least_steps": 50},
-    )
-    plan = create_plan(QuickstartConfig(recipe=str(path)))
-    epochs = {run.method: run.recipe.training.epochs for run in plan.runs}
-    assert "heads.diffeed.least_steps is now written heads.diffeed.training.least_steps" in caplog.text
-    # 180 images are three steps of 64, the last of them with 52.
-    few = {run.method: run.recipe.lengthened(180) for run in plan.runs}
-    longer = {method: recipe.training.epochs for method, recipe in few.items()}
-    assert longer == epochs | {"linear": 100, "attention": 334, "difformer": 200, "diffeed": 17}
-    # Two epochs of 24 warm up.
-    assert few["linear"].schedule.warmup_epochs == pytest.approx(100 / 12)
-    assert few["linear"].schedule.step_epochs == pytest.approx(7 * 100 / 24)
-    assert all(run.recipe.lengthened(50_000) == run.recipe for run in plan.runs)
-
-
-def test_a_title_may_have_braces(tmp_path):
-    path = write_recipe(tmp_path / "mine.yaml", title="{name} of {a}")
-    assert create_plan(QuickstartConfig(recipe=str(path))).title == "mine of {a}"
-
-
 @pytest.mark.usefixtures("linear_only")
 def test_the_page_does_without_pictures_of_unreadable_images(pets, tmp_path):
     for label in (0, 1):
@@ -374,111 +281,6 @@ def test_the_page_does_without_pictures_of_unreadable_images(pets, tmp_path):
     page = quickstart(QuickstartConfig(data=str(pets), recipe=str(path), seeds=1)).read_text(encoding="utf-8")
     assert "What the features see" not in page
     assert "The same weights generate" in page
-
-
-def test_a_recipe_of_ones_own_takes_folders_as_they_are(pets, tmp_path):
-    path = write_recipe(tmp_path / "mine.yaml")
-    plan = create_plan(QuickstartConfig(data=str(pets / "train"), recipe=str(path)))
-    assert (plan.data.splits, plan.data.test_fraction) == ({"train": "."}, 0.25)
-    assert plan.title == "Your images: train"
-    assert plan.output.name == "quickstart-mine"
-    path = write_recipe(path, **{"base.data.test_fraction": 0.5})
-    assert create_plan(QuickstartConfig(data=str(pets), recipe=str(path))).data.test_fraction == 0.5
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--data", "nowhere"], "there is no folder nowhere"),
-        (["--data", "one", "--levels"], "levels are ELPV's"),
-        (["--data", "one"], "has no class folders"),
-        (["--data", "one", "--seeds", "0"], "seeds"),
-    ],
-)
-def test_wrong_words_end_before_any_work(arguments, message, pets, capsys):
-    (pets.parent / "elsewhere" / "one").mkdir()
-    assert main(["quickstart", *arguments]) == 1
-    assert message in capsys.readouterr().err
-    assert not (pets.parent / "elsewhere" / "runs").exists()
-
-
-def test_too_few_images_end_before_any_work(pets, capsys):
-    for label in range(3):
-        for file in sorted((pets / "train" / f"class{label}").iterdir())[1:]:
-            file.unlink()
-    assert main(["quickstart", "--data", str(pets)]) == 1
-    assert "leaves none to hold out" in capsys.readouterr().err
-    assert not (pets.parent / "elsewhere" / "runs").exists()
-
-
-def test_results_among_the_images_end_before_any_work(pets, monkeypatch, capsys):
-    monkeypatch.chdir(pets / "train")
-    assert main(["quickstart", "--data", "."]) == 1
-    assert "lies among the images" in capsys.readouterr().err
-    assert not (pets / "train" / "runs").exists()
-
-
-def test_a_single_class_is_refused(pets, capsys):
-    for split in ("train", "test"):
-        for label in (1, 2):
-            shutil.rmtree(pets / split / f"class{label}")
-    assert main(["quickstart", "--data", str(pets)]) == 1
-    assert "one class only, class0" in capsys.readouterr().err
-
-
-def test_says_what_to_install(pets, monkeypatch, capsys):
-    monkeypatch.setattr("difformer.verbs.quickstart.quickstart.find_spec", lambda name: None)
-    assert main(["quickstart"]) == 1
-    error = capsys.readouterr().err
-    assert "scikit-learn and elpv-dataset, not installed here; run: pip install scikit-learn elpv-dataset" in error
-    assert main(["quickstart", "--data", str(pets)]) == 1
-    assert "elpv-dataset" not in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("name", "config"),
-    [
-        ("adm_elpv", QuickstartConfig()),
-        ("adm32_cifar10", QuickstartConfig(data=".")),
-        ("adm32_cifar10", QuickstartConfig(recipe=str(HEADS))),
-    ],
-    ids=["elpv", "folder", "cifar10"],
-)
-def test_its_recipes_fit_the_networks_they_name(name, config):
-    model = build(PretrainRecipe, read_yaml(ROOT / "train" / "pretraining" / f"{name}.yaml")).model
-    plan = create_plan(config)
-    assert {run.method for run in plan.runs} == set(METHODS[2:])
-    assert plan.data.size == model.image_size
-    with torch.device("meta"):
-        backbone = UNetBackbone(UNet(model), NoiseSchedule.cosine(1000))
-        heads = {}
-        for run in plan.runs:
-            assert run.recipe.backbone.name == name
-            heads[run.method] = build_classifier(run.recipe, backbone, ("one", "other")).head
-        for extractor in (plan.knn.extractor, plan.pictured):
-            build_extractor(extractor, backbone)
-    assert plan.heads["diffeed"].init == "attention"
-    check_inits(plan, backbone, ("one", "other"))
-    # The others' features are among DifFormer's.
-    read = {run.method: run.recipe.extractor for run in plan.runs}
-    for method in ("linear", "attention"):
-        assert set(read[method].taps) <= set(read["difformer"].taps)
-        assert set(read[method].timesteps) <= set(read["difformer"].timesteps)
-        assert heads[method].map_sizes.items() <= heads["difformer"].map_sizes.items()
-
-
-@pytest.mark.parametrize(
-    ("method", "name"),
-    [("attention", "cifar10_attention"), ("difformer", "cifar10"), ("diffeed", "cifar10_diffeed")],
-)
-def test_the_recipes_of_cifar10_train_the_heads_of_its_table(method, name):
-    planned = plain(asdict(create_plan(QuickstartConfig(recipe=str(HEADS))).heads[method]))
-    single = plain(asdict(build(Recipe, read_yaml(ROOT / "train" / "configs" / f"{name}.yaml"))))
-    differing = {key for key in single if planned[key] != single[key]}
-    unused = {"cache"} if single["features"] == "live" else set()
-    # There a method, here a run.
-    assert single["init"] == (planned["init"] and f"runs/cifar10_{planned['init']}")
-    assert differing <= {"output", "trackers", "init"} | unused
 
 
 @pytest.mark.browser
