@@ -3,18 +3,16 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from difformer._version import __version__
-from difformer.backbones import Backbone, create_backbone
+from difformer.backbones import Backbone
 from difformer.checkpoints import (
     CheckpointError,
-    locate,
     read_weights,
     verify_shipped,
     weights_digest,
@@ -70,29 +68,6 @@ class Parts(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """What a file says a classifier is made of, on a backbone that is there.
-
-    Attributes:
-        extractor, head: where they are of this package, their weights still without values.
-        task: what the outputs mean.
-        class_names, preprocessing: as of the classifier.
-        state: what learned.
-        source: the file, for messages.
-        device: where it is to run.
-    """
-
-    extractor: FeatureExtractor | FeedbackExtractor
-    head: nn.Module
-    task: Task
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing | None
-    state: Mapping[str, Tensor]
-    source: str
-    device: torch.device | str
-
-
 def save_classifier(path: str | Path, classifier: Parts, **metadata: Any) -> None:
     """Writes a classifier as one safetensors file: head and feedback weights, and how to rebuild the rest.
 
@@ -125,34 +100,6 @@ def write_classifier(path: Path, state: Mapping[str, Tensor], description: Mappi
     """
     entries = {"description": json.dumps(description)}
     write_described(path, state, CLASSIFIER_FORMAT, entries, digest=weights_digest(state), overwrite=True)
-
-
-def open_classifier(
-    path: str | Path,
-    *,
-    backbone: Backbone | str | Path | None,
-    folder: str | Path | None,
-    download: bool,
-    device: torch.device | str | None,
-    dtype: torch.dtype | None,
-    verify: bool,
-    trust: str | Iterable[str],
-) -> Stored:
-    """Finds, reads and verifies a file, and builds what it describes; all as for `load_classifier`."""
-    file = locate(path, folder=Path(folder) if folder else None, download=download)
-    state, description = read_classifier(file, verify=verify)
-    if backbone is None or isinstance(backbone, str | Path):
-        name = description["backbone"]["name"] if backbone is None else backbone
-        backbone = create_backbone(name, folder=folder, download=download, device=device, dtype=dtype, verify=verify)
-    if verify:
-        _check_backbone(backbone, description["backbone"], str(file))
-    if device is None:
-        device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else "cpu"
-    with rebuilding(str(file)):
-        task = stored_task(description, trust)
-        extractor, head = _build(description, backbone, len(state), str(file), trust)
-    preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
-    return Stored(extractor, head, task, tuple(description["class_names"]), preprocessing, state, str(file), device)
 
 
 @contextmanager
@@ -291,7 +238,8 @@ def _identity(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
+def check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
+    """Raises CheckpointError when it is not the backbone that a file's description expects."""
     found = _identity(backbone)
     for part in ("digest", "config", "schedule"):
         # A backbone of another kind may have had none of them.
@@ -302,9 +250,18 @@ def _check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str
             )
 
 
-def _build(
+def build_parts(
     description: Mapping[str, Any], backbone: Backbone, tensors: int, source: str, trust: str | Iterable[str]
 ) -> tuple[FeatureExtractor | FeedbackExtractor, nn.Module]:
+    """Extractor and head as a description says, the head's weights without values where it is of this package.
+
+    Args:
+        description: of a file.
+        backbone: that the features are read from.
+        tensors: how many the file holds.
+        source: the file, for messages.
+        trust: as for `load_classifier`.
+    """
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
     kind, head_type = extractor["type"], _head_type(head["type"], trust)
     if kind not in _EXTRACTORS:

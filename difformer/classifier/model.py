@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difformer.backbones import Backbone
-from difformer.checkpoints import load_strictly
+from difformer.backbones import Backbone, create_backbone
+from difformer.checkpoints import load_strictly, locate
 from difformer.classifier import hub
-from difformer.classifier.files import open_classifier, rebuilding
+from difformer.classifier.files import build_parts, check_backbone, read_classifier, rebuilding, stored_task
 from difformer.classifier.inputs import ImageLike, as_picture, batches_of
-from difformer.config import as_positive_integer
+from difformer.config import as_positive_integer, from_mapping
 from difformer.data import Preprocessing, content_id
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.images import check_batch, check_range
@@ -350,17 +350,24 @@ def load_classifier(
         UntrustedError: its head or task is code that is neither registered nor trusted.
         ImportError: that package is not there.
     """
-    stored = open_classifier(
-        path, backbone=backbone, folder=folder, download=download, device=device, dtype=dtype, verify=verify,
-        trust=trust,
-    )  # fmt: skip
-    with rebuilding(stored.source):
-        classifier = cls(
-            stored.extractor, stored.head, class_names=stored.class_names, preprocessing=stored.preprocessing
-        )
-    classifier.task = stored.task
-    load_strictly(classifier.trained_parts, stored.state, stored.source)
-    return classifier.to(stored.device).eval()
+    file = locate(path, folder=Path(folder) if folder else None, download=download)
+    state, description = read_classifier(file, verify=verify)
+    if backbone is None or isinstance(backbone, str | Path):
+        name = description["backbone"]["name"] if backbone is None else backbone
+        backbone = create_backbone(name, folder=folder, download=download, device=device, dtype=dtype, verify=verify)
+    if verify:
+        check_backbone(backbone, description["backbone"], str(file))
+    if device is None:
+        device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else "cpu"
+    preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
+    with rebuilding(str(file)):
+        task = stored_task(description, trust)
+        extractor, head = build_parts(description, backbone, len(state), str(file), trust)
+        names = tuple(description["class_names"])
+        classifier = cls(extractor, head, class_names=names, preprocessing=preprocessing)
+    classifier.task = task
+    load_strictly(classifier.trained_parts, state, str(file))
+    return classifier.to(device).eval()
 
 
 def _learned_size(head: Any, own: int) -> int | None:
