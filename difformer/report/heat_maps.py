@@ -33,6 +33,8 @@ def draw_heat_maps(
         ValueError: there are none.
         OSError: it cannot be written.
     """
+    from matplotlib.patches import Rectangle
+
     values = [share for table in shares.values() for share in table.values()]
     if not values:
         raise ValueError("there are no shares to draw")
@@ -58,7 +60,8 @@ def draw_heat_maps(
         if len(taps) <= _MOST_WITH_NUMBERS:
             _write_numbers(axes, cells, scale * (low + high) / 2, form)
         if chosen is not None and chosen[0] == title:
-            _frame(axes, taps.index(chosen[1]), timesteps.index(chosen[2]))
+            corner = taps.index(chosen[1]) - 0.5, timesteps.index(chosen[2]) - 0.5
+            axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))
     panels[-1].set_xlabel("Block")
     figure.colorbar(image, ax=list(panels), label=label, shrink=0.6)
     save_figure(figure, path)
@@ -69,9 +72,3 @@ def _write_numbers(axes: Any, cells: Any, middle: float, form: str) -> None:
         if not np.ma.is_masked(cells[row, column]):
             color = "black" if value > middle else "white"
             axes.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=7, color=color)
-
-
-def _frame(axes: Any, column: int, row: int) -> None:
-    from matplotlib.patches import Rectangle
-
-    axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))

@@ -45,7 +45,8 @@ def draw_learning(runs: Mapping[str, Sequence[History]], path: Path) -> None:
         for place, (method, seeds) in enumerate(runs.items()):
             turn, color = divmod(place, len(colors))
             style = {"color": colors[color], "linestyle": _DASHES[turn % len(_DASHES)]}
-            lines[method] = _draw_method(axes, [_points(history, key) for history in seeds], style)
+            points = [{record["epoch"]: record[key] for record in history if key in record} for history in seeds]
+            lines[method] = _draw_method(axes, points, style)
         axes.set(title=_PANELS[key], xlabel="Epoch")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -55,10 +56,6 @@ def draw_learning(runs: Mapping[str, Sequence[History]], path: Path) -> None:
     names = [plain(method) for method in lines]
     figure.legend(list(lines.values()), names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
     save_figure(figure, path)
-
-
-def _points(history: History, key: str) -> dict[int, float]:
-    return {record["epoch"]: record[key] for record in history if key in record}
 
 
 def _draw_method(axes: Any, seeds: Sequence[Mapping[int, float]], style: Mapping[str, Any]) -> Any:

@@ -66,7 +66,8 @@ def write_report(
         _generation(backbone, images, pictures),
         _next(plan, shown, backbone, folder),
     ]
-    write_page(page, plan.title, sections, lead=plan.about, footer=_footer(plan, backbone))
+    footer = f"{backbone.name}, weights {backbone.digest[:12]}; {plan.data.name}, split seed {plan.data.split_seed}."
+    write_page(page, plan.title, sections, lead=plan.about, footer=footer)
     return page
 
 
@@ -173,7 +174,3 @@ for prediction in classifier.predict(["image.png"]):
     shell = f"difformer predict {shlex.quote(file)} FOLDER --csv predictions.csv{option}"
     text = "Every classifier lies in a folder beside this page, with its recipe, curves and results."
     return Section("Use it", [Paragraph(text), Code(load), Code(shell, "sh")])
-
-
-def _footer(plan: Plan, backbone: UNetBackbone) -> str:
-    return f"{backbone.name}, weights {backbone.digest[:12]}; {plan.data.name}, split seed {plan.data.split_seed}."

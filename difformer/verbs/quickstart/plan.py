@@ -139,7 +139,8 @@ def create_plan(config: QuickstartConfig) -> Plan:
     parser = create_parser(Recipe, "quickstart", "", {})
     base = read_values(parser, Recipe, file.base)
     data = _data(config, base.data)
-    output = expand_user(config.output or f"runs/quickstart-{_stem(config)}")
+    stem = _subject(config) if config.recipe is None else expand_user(config.recipe).stem
+    output = expand_user(config.output or f"runs/quickstart-{stem}")
     check_output(data, output)
     heads = {
         method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, section)), data=data)
@@ -268,11 +269,6 @@ def _check_sections(file: _File) -> None:
         for key in section:
             if key != _FORMER_STEPS and f"heads.{method}.{key}" not in known:
                 raise unknown_key(f"heads.{method}.{key}", [*known, f"heads.{method}.training.least_steps"])
-
-
-def _stem(config: QuickstartConfig) -> str:
-    """Of the folder of results."""
-    return _subject(config) if config.recipe is None else expand_user(config.recipe).stem
 
 
 def _subject(config: QuickstartConfig) -> str:

@@ -25,7 +25,8 @@ def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec], ch
         One for DifFormer, and one for DifFeed where the sweep has blocks of the decoder.
     """
     recipes = {"recommended.yaml": _difformer(scores, taps, chooser)}
-    decoder = [score for score in scores if _is_in_decoder(score.tap, taps)]
+    in_decoder = list(taps)[len(taps) // 2 + 1 :]
+    decoder = [score for score in scores if score.tap in in_decoder]
     return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser)} if decoder else {})
 
 
@@ -57,10 +58,6 @@ def _of_different_sizes(ordered: Sequence[str], taps: Mapping[str, TapSpec]) -> 
     for tap in ordered:
         first.setdefault(taps[tap].size, tap)
     return list(first.values())
-
-
-def _is_in_decoder(tap: str, taps: Mapping[str, TapSpec]) -> bool:
-    return list(taps).index(tap) > len(taps) // 2
 
 
 def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
