@@ -110,6 +110,10 @@ class UNetBackbone(nn.Module):
         """The features it offers, by tap name in network order."""
         return self.unet.taps
 
+    def taps_at(self, height: int, width: int) -> dict[str, TapSpec]:
+        """The same for images of another size; see `UNet.taps_at`."""
+        return self.unet.taps_at(height, width)
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the convolutions, and of the features."""

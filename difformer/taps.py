@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from torch import Tensor
 from torch.utils._pytree import MappingKey, register_pytree_node
 
-from difformer.config import as_integer
+from difformer.config import Size, as_integer, as_size, sides
 
 # The diffusion-feature papers number the blocks of ADM-256, which has this many in its encoder.
 LITERATURE_ENCODER_BLOCKS = 18
@@ -21,16 +21,33 @@ class TapSpec:
         name: `in00 …` for the encoder, `mid`, `out00 …` for the decoder.
         block: the literature's 1-based block number in network order.
         channels: channels of the feature map.
-        size: side of the feature map in pixels at the backbone's own image size.
+        size: of the feature map in pixels, for images of the backbone's own size where nothing else is said: its side
+            where it is square, else (h, w).
         flops: cost of one image from the input up to and including this block, in floating-point operations
             (a multiply-add counts as two; normalisation and activations are not counted).
+
+    Raises:
+        ValueError: a size that is neither.
     """
 
     name: str
     block: int
     channels: int
-    size: int
+    size: Size
     flops: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", as_size("size", self.size))
+
+    @property
+    def height(self) -> int:
+        """Of the feature map in pixels."""
+        return sides(self.size)[0]
+
+    @property
+    def width(self) -> int:
+        """Of the feature map in pixels."""
+        return sides(self.size)[1]
 
 
 @dataclass(frozen=True)

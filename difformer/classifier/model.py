@@ -16,7 +16,7 @@ from difformer.checkpoints import load_strictly, locate
 from difformer.classifier import hub
 from difformer.classifier.files import build_parts, check_backbone, read_classifier, rebuilding, stored_task
 from difformer.classifier.inputs import ImageLike, as_picture, batches_of
-from difformer.config import as_positive_integer, from_mapping
+from difformer.config import Size, as_positive_integer, from_mapping, sides, size_of
 from difformer.data import Preprocessing, content_id
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.images import check_batch, check_range
@@ -79,7 +79,8 @@ class DiffusionClassifier(nn.Module):
     @property
     def preprocessing(self) -> Preprocessing | None:
         """How image files are read: as was given; else to the size of the images that the head learned from; else,
-        where it has not learned in this process, to the backbone's own size. None where that is not known either.
+        where it has not learned in this process, to the extractor's `image_size` or the backbone's own. None where that
+        is not known either.
 
         Raises:
             ValueError: the head learned from images of several sizes, or from maps that do not tell theirs.
@@ -87,6 +88,7 @@ class DiffusionClassifier(nn.Module):
         if self._preprocessing is not None:
             return self._preprocessing
         own = getattr(getattr(self.backbone, "config", None), "image_size", None)
+        own = getattr(self.extractor, "image_size", None) or own
         size = own if own is None else _learned_size(self.head, own) or own
         return None if size is None else Preprocessing(size)
 
@@ -222,9 +224,10 @@ class DiffusionClassifier(nn.Module):
             # A head that learned from several sizes reads any.
             with suppress(ValueError):
                 known, why = self.preprocessing, "the head learned from"
-        if known is not None and image.shape[1:] != (known.size, known.size):
+        if known is not None and image.shape[1:] != sides(known.size):
+            height, width = sides(known.size)
             raise ValueError(
-                f"{why} images of {known.size}×{known.size}, got {image.shape[1]}×{image.shape[2]}: resize it; "
+                f"{why} images of {height}×{width}, got {image.shape[1]}×{image.shape[2]}: resize it; "
                 "files and PIL images are read at the right size, and classifier(images) takes images of any"
             )
 
@@ -370,33 +373,34 @@ def load_classifier(
     return classifier.to(device).eval()
 
 
-def _learned_size(head: Any, own: int) -> int | None:
-    """The side of the images that a head learned from, by the maps it saw; None where it has not learned.
+def _learned_size(head: Any, own: Size) -> Size | None:
+    """The size of the images that a head learned from, by the maps it saw; None where it has not learned.
 
     Args:
         head: any.
-        own: the backbone's image size, for which the sizes in the head's specs hold.
+        own: the image size for which the sizes in the head's specs hold.
 
     Raises:
-        ValueError: they had several sizes or were not square, or the maps, averaged beforehand, do not tell.
+        ValueError: they had several sizes, or the maps, averaged beforehand, do not tell.
     """
     learned = getattr(head, "learned_from", None)
     if not learned:
         return None
-    averaged = tuple((side, side) for side in head.map_sizes.values())
-    found = {
-        Fraction(side * own, spec.size)
-        for maps in learned
-        for pair, spec in zip(maps, head.specs.values(), strict=True)
-        for side in pair
-    }
-    size = found.pop()
-    if found or size.denominator > 1 or (size < own and averaged in learned):
-        raise ValueError(
-            f"the head learned from maps of {', '.join(map(str, sorted(learned)))}, which do not tell one size of "
-            "images; say which they were read at: classifier.preprocessing = Preprocessing(size), from difformer.data"
-        )
-    return int(size)
+    found = []
+    for axis, side in enumerate(sides(own)):
+        seen = {tuple(pair[axis] for pair in maps) for maps in learned}
+        known = [sides(spec.size)[axis] for spec in head.specs.values()]
+        lengths = {Fraction(cells * side, one) for maps in seen for cells, one in zip(maps, known, strict=True)}
+        averaged = tuple(-1 if size is None else sides(size)[axis] for size in head.map_sizes.values())
+        length = lengths.pop()
+        if lengths or length.denominator > 1 or (length < side and averaged in seen):
+            raise ValueError(
+                f"the head learned from maps of {', '.join(map(str, sorted(learned)))}, which do not tell one size of "
+                "images; say which they were read at: classifier.preprocessing = Preprocessing(size), from "
+                "difformer.data"
+            )
+        found.append(int(length))
+    return size_of(*found)
 
 
 def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[FeatureKey]) -> None:

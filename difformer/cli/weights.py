@@ -254,7 +254,7 @@ def _table(source: str, config: UNetConfig, schedule: NoiseSchedule) -> str:
     lines += [f"  schedule: {schedule.name}, {schedule.num_timesteps} timesteps{rescaled}", ""]
     lines.append(f"{'block':>5}  {'tap':<6} {'channels':>8} {'size':>9} {'GFLOP':>9} {'share':>7}")
     for spec in specs.values():
-        size = f"{spec.size}×{spec.size}"
+        size = f"{spec.height}×{spec.width}"
         cost, share = f"{spec.flops / 1e9:,.1f}", f"{spec.flops / total:.1%}"
         lines.append(f"{spec.block:>5}  {spec.name:<6} {spec.channels:>8} {size:>9} {cost:>9} {share:>7}")
     lines.append("GFLOP: one image from the input to the end of the block, a multiply-add counted as two")

@@ -1,5 +1,6 @@
 """Configurations: architectures and recipes, read strictly."""
 
+from difformer.config.sizes import Size, as_json_size, as_size, shown, sides, size_of
 from difformer.config.values import (
     NORM_GROUPS,
     UNetConfig,
@@ -20,13 +21,16 @@ from difformer.config.values import (
 
 __all__ = [
     "NORM_GROUPS",
+    "Size",
     "UNetConfig",
     "as_call",
     "as_integer",
+    "as_json_size",
     "as_positive_integer",
     "as_positive_integers",
     "as_positive_number",
     "as_rate",
+    "as_size",
     "as_switch",
     "as_tuple",
     "check_choice",
@@ -34,4 +38,7 @@ __all__ = [
     "check_pools",
     "check_range",
     "from_mapping",
+    "shown",
+    "sides",
+    "size_of",
 ]

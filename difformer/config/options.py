@@ -62,7 +62,10 @@ def with_lists(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
         values = [text] if equals else list(takewhile(lambda other: not other.startswith("-"), words))
         if not equals:
             del words[: len(values)]
-        given += [f"--{name}={_bracketed(values, element)}"] if values else [word]
+        # A number that may stand in place of a list, as that of a square does, is none.
+        free = get_origin(kinds[name]) not in (tuple, list) and element in get_args(kinds[name])
+        single = free and len(values) == 1 and "," not in values[0]
+        given += [f"--{name}={values[0] if single else _bracketed(values, element)}"] if values else [word]
     return given
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from difformer._optional import require
 from difformer.config.options import option_kinds, refuse_published, with_lists
+from difformer.config.sizes import Size, as_size
 from difformer.files import expand_user
 from difformer.registry import did_you_mean
 
@@ -152,6 +153,11 @@ def parse(
     try:
         values = parser.parse_args(_with_whole_mappings(words, files, mappings)).as_dict()
     except jsonargparse.ArgumentError as error:
+        named = [word[2:].split("=", 1) for word in given if word.startswith("--") and "=" in word]
+        written = [pair for file in files for pair in dotted(file)]
+        _check_sizes(
+            error, kinds, [*written, *((name, _read_value(text)) for name, text in named if kinds.get(name) == Size)]
+        )
         raise ValueError(str(error)) from error
     values.pop("config", None)
     given_switches = {name: bool(values.pop(name)) for name in switches}
@@ -180,8 +186,24 @@ def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) 
     try:
         found = parser.parse_object(plain(values)).as_dict()
     except jsonargparse.ArgumentError as error:
+        _check_sizes(error, dict(option_kinds(get_type_hints(configuration))), dotted(values))
         raise ValueError(str(error)) from error
     return build(configuration, {name: value for name, value in found.items() if name != "config"})
+
+
+def _check_sizes(error: Exception, kinds: Mapping[str, Any], values: Iterable[tuple[str, Any]]) -> None:
+    """Raises ValueError, which says how sizes are written, where the parser's error is about one.
+
+    The parser says no more than which types it has tried.
+
+    Args:
+        error: the parser's.
+        kinds: types by dotted key.
+        values: what was given, with dotted keys.
+    """
+    for key, value in values:
+        if kinds.get(key) == Size and f'"{key}"' in str(error):
+            as_size(key, value)
 
 
 def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "") -> None:

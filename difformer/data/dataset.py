@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from difformer.config import as_json_size, sides
 from difformer.data.checking import readable
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
@@ -312,12 +313,12 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
     if isinstance(transform, PublishedTransform):
         resize = list(transform.short_sides)
     elif not random:
-        resize = config.resize or config.size
+        resize = config.resize or min(sides(config.size))
     elif isinstance(transform, Symmetric | Shifted):
         resize = config.resize
     return {
         "name": config.augmentation if random else "none",
-        "size": config.size,
+        "size": as_json_size(config.size),
         "resize": resize,
         "random_erasing": config.random_erasing if random else 0.0,
         "seed": config.seed if random else None,

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from difformer.config import sides
 from difformer.data import HOLDOUT, DataConfig, Sample, canonical_name
 
 
@@ -62,7 +63,7 @@ class FakeImages(Dataset[Sample]):
     def __init__(self, config: DataConfig, split: str, length: int, *, label: Tensor | None = None) -> None:
         known = KNOWN.get(canonical_name(config.name), _known(_OTHER_CLASSES))
         self.class_names = config.class_names or tuple(map(str, range(known.classes)))
-        self.size = config.size
+        self.sides = sides(config.size)
         own = config.split_name("train" if split == HOLDOUT else split)
         count = _count(config, split, known.images.get(own, length), len(self.class_names))
         self.labels: NDArray[np.int64] = np.arange(count) % len(self.class_names)
@@ -78,7 +79,7 @@ class FakeImages(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         rng = np.random.default_rng([int(self.ids[index])])
-        pixels = rng.uniform(-1, 1, (3, self.size, self.size)).astype(np.float32)
+        pixels = rng.uniform(-1, 1, (3, *self.sides)).astype(np.float32)
         label = int(self.labels[index]) if self._label is None else self._label
         return Sample(torch.from_numpy(pixels), label, int(self.ids[index]))
 

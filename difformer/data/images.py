@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from difformer._optional import require
-from difformer.config import as_positive_integer
+from difformer.config import Size, as_positive_integer, as_size, sides, size_of
 from difformer.streams import stable_id
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ _TURNS = {
 # Far above what any backbone reads; a mistyped or made up size should not fill the memory.
 _LARGEST = 8192
 
-# Of an image that is longer than this many short sides, only the middle is resized: scaled up, a line of pixels would
-# fill the memory.
+# Of an image that is longer than this many windows, only the middle is resized: scaled up, a line of pixels would fill
+# the memory.
 _LONGEST = 32
 
 
@@ -59,33 +59,37 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes the backbone's input: short side resized, centre cropped, pixels to [-1, 1].
+    """How an image becomes the backbone's input: scaled to cover a window, centre cropped, pixels to [-1, 1].
+
+    For square results, the short side of the image is resized to that of the window.
 
     Attributes:
-        size: side of the result in pixels.
-        resize: the short side before cropping; `size` when None, as published.
+        size: of the result in pixels, its side or (h, w).
+        resize: short side of the window that the image covers before cropping, which has the result's proportions; the
+            window is the result when None, as published.
 
     Raises:
-        ValueError: a size that is no integer from 1 to 8192, or a crop larger than the resized image.
+        ValueError: sides that are no integers from 1 to 8192, or a crop larger than the resized image.
     """
 
-    size: int
+    size: Size
     resize: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "resize") if self.resize is not None else ("size",):
-            number = as_positive_integer(name, getattr(self, name))
-            if number > _LARGEST:
-                raise ValueError(f"{name} must be at most {_LARGEST} pixels, got {number}")
-            object.__setattr__(self, name, number)
-        if self.resize is not None and self.resize < self.size:
+        object.__setattr__(self, "size", as_size("size", self.size))
+        if self.resize is not None:
+            object.__setattr__(self, "resize", as_positive_integer("resize", self.resize))
+        for name, largest in (("size", max(sides(self.size))), ("resize", self.resize or 0)):
+            if largest > _LARGEST:
+                raise ValueError(f"{name} must be at most {_LARGEST} pixels, got {largest}")
+        if self.resize is not None and self.resize < min(sides(self.size)):
             raise ValueError(f"need 1 <= size <= resize, got size {self.size} and resize {self.resize}")
 
     def __call__(self, image: "Image") -> Tensor:
-        """Args: an RGB image of any size. Returns (3, size, size) float32 in [-1, 1]."""
+        """Args: an RGB image of any size. Returns (3, h, w) float32 in [-1, 1]."""
         functional = require("torchvision.transforms.v2.functional", "preprocessing images", install="torchvision")
-        resized = resize_short_side(image, self.resize or self.size)
-        cropped = functional.center_crop(resized, [self.size, self.size])
+        resized = resize_to_cover(image, enlarged(self.size, self.resize))
+        cropped = functional.center_crop(resized, sides(self.size))
         pixels: Tensor = functional.pil_to_tensor(cropped)
         return pixels.float() / 127.5 - 1
 
@@ -179,16 +183,29 @@ def _orientation(image: "Image") -> int:
         return 1
 
 
-def resize_short_side(image: "Image", side: int) -> "Image":
-    """An image with its short side of a length, bilinear and antialiased, and its proportions kept.
+def enlarged(size: Size, short: int | None) -> Size:
+    """A size of about the same proportions whose short side has a length; the same size when None."""
+    height, width = sides(size)
+    return size if short is None else size_of(*(side * short // min(height, width) for side in (height, width)))
 
-    Of an image that is longer than 32 short sides, the middle 32.
+
+def resize_to_cover(image: "Image", window: Size) -> "Image":
+    """An image as large as it must be to cover a window, bilinear and antialiased, and its proportions kept.
+
+    It is as high or as wide as the window, and not less in the other direction: of a square window, its short side is
+    the window's. Of an image that would be longer than 32 windows, only the middle 32 are used.
     """
     functional = require("torchvision.transforms.v2.functional", "preprocessing images", install="torchvision")
-    longest = _LONGEST * min(image.size)
-    if max(image.size) > longest:
-        image = functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
-    resized: Image = functional.resize(image, [side])
+    height, width = sides(window)
+    highest = max(1, _LONGEST * image.width * height // width)
+    widest = max(1, _LONGEST * image.height * width // height)
+    if image.height > highest or image.width > widest:
+        image = functional.center_crop(image, [min(image.height, highest), min(image.width, widest)])
+    if height * image.width >= width * image.height:
+        covering = [height, image.width * height // image.height]
+    else:
+        covering = [image.height * width // image.width, width]
+    resized: Image = functional.resize(image, covering)
     return resized
 
 

@@ -21,7 +21,7 @@ class Sample(NamedTuple):
     """One image of a data set.
 
     Attributes:
-        image: (3, size, size) float32 in [-1, 1].
+        image: (3, h, w) float32 in [-1, 1].
         label: in [0, number of classes); of a data set with targets, the (…) float32 target.
         id: stable number in [0, 2**63): does not depend on the subset, the order, workers or processes.
     """
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     """Several samples.
 
     Attributes:
-        images: (B, 3, size, size) float32 in [-1, 1].
+        images: (B, 3, h, w) float32 in [-1, 1].
         labels: (B,) int64, or the (B, …) float32 targets.
         ids: (B,) int64.
     """

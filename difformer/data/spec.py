@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from difformer.config import as_integer, from_mapping
+from difformer.config import Size, as_integer, as_size, from_mapping, sides
 
 OnBadImage = Literal["raise", "skip"]
 CheckImages = Literal["headers", "decode", "none"]
@@ -35,13 +35,14 @@ class DataConfig:
         on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
         check_images: what is looked at before the first step: how encoded images begin and end, which shows those that
             are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
-        size: side of the input in pixels.
+        size: of the input in pixels: its side, or [h, w], height before width, of images that are not square.
         resize: short side before the central crop in evaluation, and in the augmentations `none`, `flip`, `flips`,
-            `symmetries` and `shift`; `size` when None, as published.
+            `symmetries` and `shift`: an image is scaled until it covers a window of the proportions of `size` with that
+            short side; `size` itself is the window when None, as published.
         augmentation: of the training split: `published`, `none`, `flip` (random horizontal flip), `flips`
-            (horizontal, vertical or both), `symmetries` (one of the square's eight), `shift` (moved by up to an eighth
-            of the side, and flip), `crop` (random resized crop and flip), or a policy by timm's name, such as
-            `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`.
+            (horizontal, vertical or both), `symmetries` (one of the square's eight, not for [h, w]), `shift` (moved by
+            up to an eighth of each side, and flip), `crop` (random resized crop and flip), or a policy by timm's name,
+            such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`.
         random_erasing: probability of timm's random erasing, with `crop` and timm's policies.
         stream: read WebDataset shards as a stream; otherwise as a data set with random access.
         shuffle_buffer: images of the training stream to choose the next from.
@@ -70,7 +71,7 @@ class DataConfig:
     split_seed: int = 0
     on_bad_image: OnBadImage = "raise"
     check_images: CheckImages = "headers"
-    size: int = 256
+    size: Size = 256
     resize: int | None = None
     augmentation: str = "published"
     random_erasing: float = 0.0
@@ -131,7 +132,6 @@ class DataConfig:
         smallest = {
             "seed": 0,
             "split_seed": 0,
-            "size": 1,
             "resize": 1,
             "k_shot": 1,
             "shuffle_buffer": 1,
@@ -145,8 +145,12 @@ class DataConfig:
             self._set("first_label", as_integer("first_label", self.first_label))
             if self.first_label not in (0, 1):
                 raise ValueError(f"first_label must be 0 or 1, got {self.first_label}")
-        if self.resize is not None and self.resize < self.size:
-            raise ValueError(f"resize must be at least size, which is {self.size}, got {self.resize}")
+        self._set("size", as_size("size", self.size))
+        check_symmetries(self.augmentation, self.size)
+        short = min(sides(self.size))
+        if self.resize is not None and self.resize < short:
+            of = "" if isinstance(self.size, int) else "the shorter side of "
+            raise ValueError(f"resize must be at least {of}size, which is {short}, got {self.resize}")
         for name in ("percent", "holdout", "test_fraction", "random_erasing"):
             if getattr(self, name) is not None or name != "percent":
                 self._set(name, _as_number(name, getattr(self, name)))
@@ -160,6 +164,15 @@ class DataConfig:
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+
+
+def check_symmetries(augmentation: str, size: Size) -> None:
+    """Raises ValueError for the augmentation `symmetries` of images that are not square."""
+    if augmentation == "symmetries" and not isinstance(size, int):
+        raise ValueError(
+            f"the augmentation symmetries turns images by quarters, which {list(size)} does not allow; give flips, "
+            "which are the symmetries of a rectangle, or a square size"
+        )
 
 
 def _as_number(name: str, value: Any) -> float:

@@ -13,13 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer._optional import require
-from difformer.data.images import Preprocessing, resize_short_side
+from difformer.config import Size, sides
+from difformer.data.images import Preprocessing, enlarged, resize_to_cover
+from difformer.data.spec import check_symmetries
 from difformer.registry import did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# An RGB image of any size and the sample's generator, to (3, size, size) float32 in [-1, 1].
+# An RGB image of any size and the sample's generator, to (3, h, w) float32 in [-1, 1].
 SampleTransform = Callable[["Image", np.random.Generator], Tensor]
 
 _SYMMETRIES = ("flip", "flips", "symmetries")
@@ -33,32 +35,35 @@ class PublishedTransform:
     """The published training transform: short side to a random size, random crop, flip, pixels to [-1, 1].
 
     Attributes:
-        size: side of the result in pixels.
-        resize: smallest and largest short side, both included; (size, 5/4 size) when None, which is [256, 320] at 256.
+        size: of the result in pixels, its side or (h, w).
+        resize: smallest and largest short side of the window that the image covers before the crop, which has the
+            result's proportions, both included; 1 and 5/4 times the result's when None, which is [256, 320] at 256.
 
     Raises:
         ValueError: sizes that are not in order.
     """
 
-    size: int
+    size: Size
     resize: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.short_sides
-        if not 1 <= self.size <= low <= high:
+        if not 1 <= min(sides(self.size)) <= low <= high:
             raise ValueError(f"need 1 <= size <= smallest <= largest short side, got {self.size} and {self.resize}")
 
     @property
     def short_sides(self) -> tuple[int, int]:
-        return self.resize or (self.size, self.size * 5 // 4)
+        short = min(sides(self.size))
+        return self.resize or (short, short * 5 // 4)
 
     def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
         functional = require("torchvision.transforms.v2.functional", "augmenting images", install="torchvision")
         low, high = self.short_sides
-        resized = resize_short_side(image, int(rng.integers(low, high + 1)))
-        width, height = resized.size
-        top, left = (int(rng.integers(0, side - self.size + 1)) for side in (height, width))
-        cropped = functional.crop(resized, top, left, self.size, self.size)
+        height, width = sides(self.size)
+        resized = resize_to_cover(image, enlarged(self.size, int(rng.integers(low, high + 1))))
+        top = int(rng.integers(0, resized.height - height + 1))
+        left = int(rng.integers(0, resized.width - width + 1))
+        cropped = functional.crop(resized, top, left, height, width)
         if rng.random() < 0.5:
             cropped = functional.horizontal_flip(cropped)
         pixels: Tensor = functional.pil_to_tensor(cropped)
@@ -72,10 +77,16 @@ class Symmetric:
     Attributes:
         preprocessing: the evaluation transform.
         name: of the group it is drawn from: `flip`, `flips` or `symmetries`.
+
+    Raises:
+        ValueError: `symmetries` of images that are not square, which a quarter turn would give another shape.
     """
 
     preprocessing: Preprocessing
     name: str
+
+    def __post_init__(self) -> None:
+        check_symmetries(self.name, self.preprocessing.size)
 
     def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
         pixels = self.preprocessing(image)
@@ -88,7 +99,7 @@ class Symmetric:
 
 @dataclass(frozen=True)
 class Shifted:
-    """The evaluation transform, moved by up to an eighth of the side, and a random horizontal flip.
+    """The evaluation transform, moved by up to an eighth of each side, and a random horizontal flip.
 
     Edges are reflected into the room that the move leaves; He et al. 2016, who move CIFAR-10's images so, leave it 0.
     Objects keep the scale they have in evaluation; `published` enlarges them by up to a quarter.
@@ -101,11 +112,11 @@ class Shifted:
 
     def __call__(self, image: "Image", rng: np.random.Generator) -> Tensor:
         pixels = self.preprocessing(image)
-        side = pixels.shape[-1]
-        margin = side // 8
-        padded = F.pad(pixels, (margin,) * 4, mode="reflect")
-        top, left = (int(rng.integers(0, 2 * margin + 1)) for _ in range(2))
-        moved = padded[:, top : top + side, left : left + side]
+        height, width = pixels.shape[1:]
+        above, beside = height // 8, width // 8
+        padded = F.pad(pixels, (beside, beside, above, above), mode="reflect")
+        top, left = (int(rng.integers(0, 2 * margin + 1)) for margin in (above, beside))
+        moved = padded[:, top : top + height, left : left + width]
         return moved.flip(2) if rng.random() < 0.5 else moved.contiguous()
 
 
@@ -151,7 +162,7 @@ def isolated_generators(rng: np.random.Generator) -> Iterator[None]:
 
 
 def create_transform(
-    name: str, size: int, *, resize: int | None = None, random_erasing: float = 0.0
+    name: str, size: Size, *, resize: int | None = None, random_erasing: float = 0.0
 ) -> SampleTransform:
     """A transform by name.
 
@@ -159,13 +170,14 @@ def create_transform(
         name: `none` (the evaluation transform), `flip` (and a random horizontal flip), `flips` (horizontal, vertical
             or both), `symmetries` (one of the square's eight), `shift` (moved, and flip), `published`, `crop`, or a
             policy by timm's name.
-        size: side of the result in pixels.
-        resize: short side before the central crop, for `none` and those that begin with it: all but `published`, `crop`
-            and policies.
+        size: of the result in pixels, its side or (h, w).
+        resize: short side before the central crop, as of `Preprocessing`, for `none` and those that begin with it: all
+            but `published`, `crop` and policies.
         random_erasing: probability of timm's random erasing, for `crop` and timm's policies.
 
     Raises:
-        ValueError: an unknown name, or random erasing with a transform that has none.
+        ValueError: an unknown name, random erasing with a transform that has none, or `symmetries` of images that are
+            not square.
     """
     if name in _WITHOUT_TIMM:
         if random_erasing:
@@ -187,8 +199,11 @@ def create_transform(
     return Isolated(_timm_transform(None if name == "crop" else name, size, random_erasing))
 
 
-def _timm_transform(policy: str | None, size: int, random_erasing: float) -> Callable[["Image"], Tensor]:
+def _timm_transform(policy: str | None, size: Size, random_erasing: float) -> Callable[["Image"], Tensor]:
     timm = require("timm.data", "this augmentation", install="timm")
+    height, width = sides(size)
+    # What is cut out has about the proportions of the result, up to 3:4 and 4:3, which is timm's default for squares.
+    proportions = {} if height == width else {"ratio": (3 / 4 * width / height, 4 / 3 * width / height)}
     try:
         transform: Callable[[Image], Tensor] = timm.create_transform(
             input_size=size,
@@ -198,6 +213,7 @@ def _timm_transform(policy: str | None, size: int, random_erasing: float) -> Cal
             re_prob=random_erasing,
             mean=(0.5, 0.5, 0.5),
             std=(0.5, 0.5, 0.5),
+            **proportions,
         )
     # timm checks names with assertions.
     except (AssertionError, ValueError, KeyError, IndexError) as error:

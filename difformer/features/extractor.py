@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone, check_backbone
-from difformer.config import as_call, as_integer, as_positive_integer
+from difformer.config import Size, as_call, as_integer, as_json_size, as_positive_integer, as_size
 from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.images import ImageCheck
 from difformer.features.noising import Noising, repeat_conditioning
+from difformer.features.sizes import taps_at
 from difformer.taps import FeatureKey, Features, TapSpec, resolve_taps
 
 
@@ -28,12 +29,15 @@ class FeatureExtractor(nn.Module):
         clean: add no noise; the network is still told the timestep.
         chunk_size: most noisy images to pass at once; all of them when None, fewer after the GPU ran out of memory.
         dtype: of the features; a floating-point type or its name, such as "bfloat16".
+        image_size: of the images that `specs` are for, a side or (h, w); the backbone's own when None. Images of other
+            sizes can be read all the same.
 
     Attributes:
         specs: what it gives, by key in the order it gives them: timesteps outermost.
 
     Raises:
-        ValueError: unknown or repeated taps or timesteps, or numbers or types that make no sense.
+        ValueError: unknown or repeated taps or timesteps, numbers or types that make no sense, or an image size that
+            the backbone does not take.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class FeatureExtractor(nn.Module):
         clean: bool = False,
         chunk_size: int | None = None,
         dtype: torch.dtype | str = torch.float32,
+        image_size: Size | None = None,
     ) -> None:
         super().__init__()
         check_backbone(backbone)
@@ -57,14 +62,17 @@ class FeatureExtractor(nn.Module):
         self.seed = as_integer("seed", seed)
         self.chunk_size = None if chunk_size is None else as_positive_integer("chunk_size", chunk_size)
         self.dtype = as_dtype(dtype)
+        self.image_size = None if image_size is None else as_size("image_size", image_size)
         self._check_images = ImageCheck()
+        offered = taps_at(backbone, self.image_size)
         self.specs: dict[FeatureKey, TapSpec] = {
-            FeatureKey(tap, t): backbone.taps[tap] for t in self.noising.timesteps for tap in self.taps
+            FeatureKey(tap, t): offered[tap] for t in self.noising.timesteps for tap in self.taps
         }
 
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments to build it again with, beside the backbone; JSON types only."""
+        size = {} if self.image_size is None else {"image_size": as_json_size(self.image_size)}
         return {
             "taps": list(self.taps),
             "timesteps": list(self.noising.timesteps),
@@ -72,6 +80,7 @@ class FeatureExtractor(nn.Module):
             "draws": self.noising.draws,
             "clean": self.noising.clean,
             "dtype": dtype_name(self.dtype),
+            **size,
         }
 
     @torch.no_grad()

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from difformer.backbones import Backbone, ResumableBackbone, check_backbone
-from difformer.config import as_call, as_integer, as_switch
+from difformer.config import Size, as_call, as_integer, as_json_size, as_size, as_switch
 from difformer.features.dtypes import as_dtype, dtype_name
 from difformer.features.images import ImageCheck
 from difformer.features.noising import Noising, repeat_conditioning
+from difformer.features.sizes import taps_at
 from difformer.taps import FeatureKey, Features, TapSpec, mirror, resolve_taps
 
 FeedbackNorm = Literal["batch", "group", "none"]
@@ -58,7 +59,7 @@ class FeedbackExtractor(nn.Module):
         taps: taps to read in the second pass. Published: block 24.
         timesteps: noise timesteps.
         first_pass_taps: taps to read in the first pass, besides.
-        seed, draws, clean, dtype: as for `FeatureExtractor`.
+        seed, draws, clean, dtype, image_size: as for `FeatureExtractor`.
         norm: normalisation of the feedback layers: "batch" (published), "group" or "none".
         gate: start from the features without feedback.
 
@@ -69,7 +70,7 @@ class FeedbackExtractor(nn.Module):
 
     Raises:
         ValueError: unknown or repeated taps or timesteps, a feedback tap outside the decoder, or one whose mirror
-            lies after every tap of the second pass.
+            lies after every tap of the second pass; an image size that the backbone does not take.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class FeedbackExtractor(nn.Module):
         norm: FeedbackNorm = "batch",
         gate: bool = False,
         dtype: torch.dtype | str = torch.float32,
+        image_size: Size | None = None,
     ) -> None:
         super().__init__()
         if norm not in get_args(FeedbackNorm):
@@ -105,14 +107,16 @@ class FeedbackExtractor(nn.Module):
         self.norm = norm
         self.gate = as_switch("gate", gate)
         self.dtype = as_dtype(dtype)
+        self.image_size = None if image_size is None else as_size("image_size", image_size)
         self._check_images = ImageCheck()
         self.feedback = nn.ModuleList(
             FeedbackLayer(backbone.taps[tap].channels, backbone.taps[into].channels, norm, self.gate)
             for tap, into in self.mirrors.items()
         )
         rounds = (self.first_pass_taps, self.taps)
+        offered = taps_at(backbone, self.image_size)
         self.specs: dict[FeatureKey, TapSpec] = {
-            FeatureKey(tap, t, number): backbone.taps[tap]
+            FeatureKey(tap, t, number): offered[tap]
             for t in self.noising.timesteps
             for number, names in enumerate(rounds)
             for tap in names
@@ -121,6 +125,7 @@ class FeedbackExtractor(nn.Module):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments to build it again with, beside the backbone; JSON types only."""
+        size = {} if self.image_size is None else {"image_size": as_json_size(self.image_size)}
         return {
             "feedback_taps": list(self.feedback_taps),
             "taps": list(self.taps),
@@ -132,6 +137,7 @@ class FeedbackExtractor(nn.Module):
             "norm": self.norm,
             "gate": self.gate,
             "dtype": dtype_name(self.dtype),
+            **size,
         }
 
     def forward(

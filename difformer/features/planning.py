@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer.backbones import Backbone
-from difformer.config import as_positive_integer, check_choice
+from difformer.config import Size, as_positive_integer, check_choice, sides
 from difformer.data import DataConfig, ImageDataset, transform_description
 from difformer.features import FeatureCacheError, FeatureExtractor, FeedbackExtractor
 from difformer.features.dtypes import DtypeName, as_dtype, dtype_name
 from difformer.features.shards import MANIFEST, MAX_SHARD_BYTES, CacheManifest, Shape, is_whole
+from difformer.features.sizes import taps_at
 from difformer.files import expand_user
 from difformer.streams import epoch_seed
 from difformer.taps import FeatureKey, TapSpec
@@ -60,7 +61,7 @@ class CachePlan:
     Attributes:
         folder: where they belong.
         manifest: what they are.
-        map_sizes: side to which each feature is pooled; None for as it is.
+        map_sizes: size to which each feature is pooled, a side or (h, w); None for as it is.
         views: augmentation and noise draws of each image.
         augment: whether views are training epochs; otherwise there is one, as in evaluation.
         seed: the extractor's.
@@ -69,7 +70,7 @@ class CachePlan:
 
     folder: Path
     manifest: CacheManifest
-    map_sizes: Mapping[FeatureKey, int | None]
+    map_sizes: Mapping[FeatureKey, Size | None]
     views: int
     augment: bool
     seed: int
@@ -138,17 +139,18 @@ class CachePlan:
         return stored
 
 
-def pool(maps: Tensor, side: int | None) -> Tensor:
-    """Average-pools (B, C, h, w) to at most `side` cells a side; a head that pools to the same finds it done."""
-    height, width = maps.shape[2:]
-    if side is None or max(height, width) <= side:
+def pool(maps: Tensor, size: Size | None) -> Tensor:
+    """Average-pools (B, C, h, w) to at most `size` cells; a head that pools to the same finds it done."""
+    if size is None:
         return maps
-    return F.adaptive_avg_pool2d(maps, (min(height, side), min(width, side)))
+    height, width = sides(size)
+    cells = min(maps.shape[2], height), min(maps.shape[3], width)
+    return maps if cells == maps.shape[2:] else F.adaptive_avg_pool2d(maps, cells)
 
 
 def plan_cache(
     extractor: FeatureExtractor | FeedbackExtractor,
-    map_sizes: Mapping[FeatureKey, int | None],
+    map_sizes: Mapping[FeatureKey, Size | None],
     dataset: ImageDataset,
     split: str,
     *,
@@ -166,7 +168,7 @@ def plan_cache(
 
     Args:
         extractor: gives the features.
-        map_sizes: those that are wanted, each with the side to which it is pooled; a head's `map_sizes`.
+        map_sizes: those that are wanted, each with the size to which it is pooled; a head's `map_sizes`.
         dataset: as `build_dataset` gives it for data, split and augment.
         split: its name.
         data: which images.
@@ -178,12 +180,9 @@ def plan_cache(
         ValueError: the features cannot be cached.
     """
     extractor = check_cacheable(extractor)
-    scale = data.size / getattr(getattr(extractor.backbone, "config", None), "image_size", data.size)
-    # Of images larger than the backbone's own, heads that are not tied to a size may read more cells.
-    sizes = {
-        key: None if scale > 1 and (side or 0) >= extractor.specs[key].size else side for key, side in map_sizes.items()
-    }
-    shapes = {key: _pooled_shape(extractor.specs[key], side, scale) for key, side in sizes.items()}
+    offered = taps_at(extractor.backbone, data.size)
+    sizes = {key: _kept_size(extractor.specs[key], offered[key.tap], size) for key, size in map_sizes.items()}
+    shapes = {key: _pooled_shape(offered[key.tap], size) for key, size in sizes.items()}
     dtype = as_dtype(cache.dtype)
     noising = extractor.noising
     identity = {
@@ -211,10 +210,19 @@ def check_cacheable(extractor: FeatureExtractor | FeedbackExtractor) -> FeatureE
     return extractor
 
 
-def _pooled_shape(spec: TapSpec, side: int | None, scale: float) -> Shape:
-    size = round(spec.size * scale)
-    cells = size if side is None else min(size, side)
-    return spec.channels, cells, cells
+def _kept_size(spec: TapSpec, offered: TapSpec, size: Size | None) -> Size | None:
+    """To what the maps of images of the data's size are pooled, for a head that was built for those of `spec`.
+
+    Of larger images, heads that are not tied to a size may read more cells, so that all of them are kept.
+    """
+    wanted = (0, 0) if size is None else sides(size)
+    grown = zip(sides(offered.size), sides(spec.size), wanted, strict=True)
+    return None if any(there > known <= most for there, known, most in grown) else size
+
+
+def _pooled_shape(spec: TapSpec, size: Size | None) -> Shape:
+    height, width = sides(spec.size if size is None else size)
+    return spec.channels, min(spec.height, height), min(spec.width, width)
 
 
 def _backbone_identity(backbone: Backbone) -> dict[str, Any]:

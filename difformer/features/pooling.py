@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difformer.backbones import UNetBackbone
+from difformer.config import Size
 from difformer.features.extractor import FeatureExtractor
 from difformer.features.feedback import FeedbackExtractor
 from difformer.features.reduced import read_reduced
@@ -55,15 +56,23 @@ class DiffusionBlocks:
         timesteps: noise timesteps.
         seed: of the noise.
         pool: side to which maps are averaged; as they are when None.
+        image_size: of the images, a side or (h, w); the backbone's own when None.
 
     Attributes:
         keys: of the features, blocks outermost.
     """
 
     def __init__(
-        self, backbone: UNetBackbone, taps: Sequence[int | str], timesteps: Sequence[int], seed: int, pool: int | None
+        self,
+        backbone: UNetBackbone,
+        taps: Sequence[int | str],
+        timesteps: Sequence[int],
+        seed: int,
+        pool: int | None,
+        image_size: Size | None = None,
     ) -> None:
-        self._extractor = FeatureExtractor(backbone, taps=taps or tuple(backbone.taps), timesteps=timesteps, seed=seed)
+        taps = taps or tuple(backbone.taps)
+        self._extractor = FeatureExtractor(backbone, taps=taps, timesteps=timesteps, seed=seed, image_size=image_size)
         self._pool = pool
         self.keys = [FeatureKey(tap, t) for tap in self._extractor.taps for t in timesteps]
 

@@ -32,7 +32,7 @@ def read_reduced(extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduc
     Raises:
         ValueError: as the extractor.
     """
-    numbers = sum(spec.channels * spec.size**2 for spec in extractor.specs.values())
+    numbers = sum(spec.channels * spec.height * spec.width for spec in extractor.specs.values())
     size = max(1, int(_MOST_BYTES / (numbers * extractor.dtype.itemsize)))
     parts: list[dict[K, Tensor]] = []
     for some_images, some_ids in zip(images.split(size), ids.split(size), strict=True):

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from difformer.config import as_positive_integer, as_positive_number, as_rate, as_switch
+from difformer.config import Size, as_positive_integer, as_positive_number, as_rate, as_switch, size_of
 from difformer.heads._inputs import MapSides, check_specs, describe, receive, single_key
 from difformer.heads.registry import HEADS
 from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
@@ -102,14 +102,16 @@ class DifFormerHead(nn.Module):
         self.fc = nn.Linear(width if joint else width * len(self.timesteps), self.num_classes)
 
     @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
-        """The side to which each map is averaged before anything else, None for one that is read as it is.
+    def map_sizes(self) -> dict[FeatureKey, Size | None]:
+        """The size to which each map is averaged before anything else, a side or (h, w).
 
-        The logits are the same for maps that went through `adaptive_avg_pool2d` to these sides beforehand, so that
+        The logits are the same for maps that went through `adaptive_avg_pool2d` to these sizes beforehand, so that
         this is all that needs to be kept of them. Without norm="layer" this is so for maps of the specs' own sizes:
         larger images may have more cells, up to `pool` a side.
         """
-        return {key: min(spec.size, self.pool) for key, spec in self.specs.items()}
+        return {
+            key: size_of(min(spec.height, self.pool), min(spec.width, self.pool)) for key, spec in self.specs.items()
+        }
 
     __repr__ = describe
 
@@ -199,8 +201,8 @@ class AttentionHead(nn.Module):
         self.arguments: dict[str, Any] = {name: self.difformer.arguments[name] for name in given}
 
     @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
-        """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`."""
+    def map_sizes(self) -> dict[FeatureKey, Size | None]:
+        """The size to which each map is averaged before anything else; see `DifFormerHead.map_sizes`."""
         return self.difformer.map_sizes
 
     @property

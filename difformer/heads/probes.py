@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difformer.config import as_positive_integer, as_positive_integers, as_rate, as_switch
+from difformer.config import Size, as_positive_integer, as_positive_integers, as_rate, as_switch
 from difformer.heads._inputs import MapSides, check_specs, describe, receive, single_key
 from difformer.heads.registry import HEADS
 from difformer.taps import FeatureKey, TapSpec
@@ -43,7 +43,7 @@ class LinearHead(nn.Module):
         self.fcs = nn.ModuleList([nn.Linear(width, self.num_classes)])
 
     @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
+    def map_sizes(self) -> dict[FeatureKey, Size | None]:
         """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
 
         Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
@@ -95,7 +95,7 @@ class MLPHead(nn.Module):
         self.fcs = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
+    def map_sizes(self) -> dict[FeatureKey, Size | None]:
         """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
 
         Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
@@ -147,7 +147,7 @@ class CNNHead(nn.Module):
         self.fc = nn.Linear(widths[-1], self.num_classes)
 
     @property
-    def map_sizes(self) -> dict[FeatureKey, int | None]:
+    def map_sizes(self) -> dict[FeatureKey, Size | None]:
         """None for its map: convolutions read it as it is. See `DifFormerHead.map_sizes`."""
         return {self.key: None}
 

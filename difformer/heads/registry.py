@@ -5,6 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from difformer.config import Size
 from difformer.registry import Registry
 from difformer.taps import FeatureKey, TapSpec
 
@@ -19,8 +20,8 @@ class Head(Protocol):
         specs: the features it reads, some of an extractor's.
         num_classes: length of the logits.
         arguments: what it was built with beside these, as JSON types; a saved file brings them back.
-        map_sizes: the side to which each map is averaged before anything else, None for one that is read as it is; what
-            need not be kept of features on the disk.
+        map_sizes: the size to which each map is averaged before anything else, a side or (h, w), None for one that is
+            read as it is; what need not be kept of features on the disk.
     """
 
     num_classes: int
@@ -30,7 +31,7 @@ class Head(Protocol):
     def specs(self) -> Mapping[FeatureKey, TapSpec]: ...
 
     @property
-    def map_sizes(self) -> Mapping[FeatureKey, int | None]: ...
+    def map_sizes(self) -> Mapping[FeatureKey, Size | None]: ...
 
     def __call__(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Logits (B, num_classes) of features (B, C, h, w) by key."""

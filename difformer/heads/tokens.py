@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from difformer.config import Size, sides
+
 TokenNorm = Literal["layer", "batch", "channel"]
 
 # Positions are measured on a grid of this many cells a side, whatever the map's own size.
@@ -18,34 +20,34 @@ class Tokenizer(nn.Module):
 
     Args:
         channels: of the map.
-        size: side of the map that the head is built for.
+        size: of the map that the head is built for, a side or (h, w).
         width: of the tokens.
         pool: greatest side of the pooled map.
-        norm: "layer" over (C, s, s) as published, "batch", or "channel": LayerNorm over the channels of each cell,
+        norm: "layer" over (C, h', w') as published, "batch", or "channel": LayerNorm over the channels of each cell,
             which fits maps of any size.
 
     Raises:
         ValueError: unknown norm.
     """
 
-    def __init__(self, channels: int, size: int, width: int, pool: int, norm: TokenNorm) -> None:
+    def __init__(self, channels: int, size: Size, width: int, pool: int, norm: TokenNorm) -> None:
         super().__init__()
         if norm not in get_args(TokenNorm):
             raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(TokenNorm))}")
-        side = min(size, pool)
+        rows, columns = (min(side, pool) for side in sides(size))
         self.pool = pool
         # LayerNorm over the whole map ties the head to one size.
-        self.side = side if norm == "layer" else None
+        self.cells = (rows, columns) if norm == "layer" else None
         if norm == "layer":
-            self.norm: nn.Module = nn.LayerNorm([channels, side, side])
+            self.norm: nn.Module = nn.LayerNorm([channels, rows, columns])
         else:
             self.norm = nn.BatchNorm2d(channels) if norm == "batch" else ChannelNorm(channels)
         self.project = nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, C, h, w). Returns (B, width, h', w') with sides of at most `pool`."""
-        size = (min(x.shape[2], self.pool), min(x.shape[3], self.pool)) if self.side is None else (self.side, self.side)
-        return self.project(self.norm(F.adaptive_avg_pool2d(x, size)))
+        cells = self.cells or (min(x.shape[2], self.pool), min(x.shape[3], self.pool))
+        return self.project(self.norm(F.adaptive_avg_pool2d(x, cells)))
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from difformer.config import UNetConfig
+from difformer.config import Size, UNetConfig, as_size, sides, size_of
 from difformer.taps import TapSpec, tap_names
 
 Resample = Literal["down", "up"]
@@ -55,7 +55,7 @@ class BlockPlan:
 
     Attributes:
         name: its tap name.
-        level: the level its input lives on (0 is the finest): its input's side is the image's over 2**level.
+        level: the level its input lives on (0 is the finest): its input's sides are the image's over 2**level.
         layers: what it runs, in order.
         skip_channels: channels it takes from the encoder by concatenation, 0 outside the decoder.
     """
@@ -86,13 +86,27 @@ def block_plans(config: UNetConfig) -> tuple[BlockPlan, ...]:
     return (*encoder, middle, *_decoder(config, [block.out_channels for block in encoder]))
 
 
-def tap_specs(config: UNetConfig) -> Mapping[str, TapSpec]:
-    """The taps of a configuration in network order, with shapes and cumulative cost at its own image size."""
+def tap_specs(config: UNetConfig, size: Size | None = None) -> Mapping[str, TapSpec]:
+    """The taps of a configuration in network order, with shapes and cumulative cost.
+
+    Args:
+        config: the architecture.
+        size: of the images; that of the configuration when None.
+
+    Raises:
+        ValueError: the network takes no images of that size.
+    """
+    height, width = sides(config.image_size if size is None else as_size("the image size", size))
+    if height % config.downsampling or width % config.downsampling:
+        raise ValueError(
+            f"image sides must be multiples of {config.downsampling} for this network, got {height}×{width}; choose "
+            "another size"
+        )
     specs = {}
     flops = embedding_flops(config)
     for number, plan in enumerate(block_plans(config), start=1):
-        flops += block_flops(config, plan)
-        size = config.image_size >> plan.out_level
+        flops += block_flops(config, plan, height, width)
+        size = size_of(height >> plan.out_level, width >> plan.out_level)
         specs[plan.name] = TapSpec(plan.name, number, plan.out_channels, size, flops)
     return MappingProxyType(specs)
 
@@ -103,13 +117,13 @@ def embedding_flops(config: UNetConfig) -> int:
     return 2 * (width * 4 * width + 4 * width * 4 * width)
 
 
-def block_flops(config: UNetConfig, plan: BlockPlan) -> int:
-    """Cost of one block for one image of the configuration's size."""
+def block_flops(config: UNetConfig, plan: BlockPlan, height: int, width: int) -> int:
+    """Cost of one block for one image of a size that the network takes."""
     total, level = 0, plan.level
     for layer in plan.layers:
         if getattr(layer, "resample", None) is not None:
             level += 1 if layer.resample == "down" else -1  # type: ignore[union-attr]
-        total += _layer_flops(config, layer, positions=(config.image_size >> level) ** 2)
+        total += _layer_flops(config, layer, positions=(height >> level) * (width >> level))
     return total
 
 

@@ -90,6 +90,17 @@ class UNet(nn.Module):
             GroupNorm(last), nn.SiLU(), zero_init(nn.Conv2d(last, config.out_channels, 3, padding=1))
         )
 
+    def taps_at(self, height: int, width: int) -> dict[str, TapSpec]:
+        """What it offers for images of a size, by tap name in network order: `taps` with the maps and costs there.
+
+        Args:
+            height, width: of the images in pixels, multiples of `config.downsampling`.
+
+        Raises:
+            ValueError: they are not.
+        """
+        return dict(tap_specs(self.config, (height, width)))
+
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the convolutions."""

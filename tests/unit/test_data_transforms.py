@@ -20,7 +20,7 @@ from difformer.data import (
     sample_generator,
     transform_description,
 )
-from difformer.data.images import resize_short_side
+from difformer.data.images import resize_to_cover
 from difformer.data.transforms import Isolated
 
 NAMES = ["published", "shift", "crop", "rand-m9-mstd0.5-inc1", "augmix-m3-w3", "3a", "original"]
@@ -96,7 +96,7 @@ def test_long_images_are_resized_whole():
     from torchvision.transforms.v2 import functional
 
     picture = Image.fromarray(pixels(0, 4, 128))
-    assert resize_short_side(picture, 8) == functional.resize(picture, [8])
+    assert resize_to_cover(picture, 8) == functional.resize(picture, [8])
     assert PublishedTransform(16)(Image.fromarray(pixels(0, 1, 1)), sample_generator(0, 0, 0)).shape == (3, 16, 16)
 
 

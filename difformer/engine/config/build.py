@@ -12,12 +12,13 @@ import torch
 from difformer.backbones import Backbone, UNetBackbone, create_backbone
 from difformer.checkpoints import UnderspecifiedError, describe
 from difformer.classifier import DiffusionClassifier
-from difformer.config import UNetConfig
+from difformer.config import Size, UNetConfig
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
 from difformer.diffusion import NoiseSchedule
 from difformer.engine.config.fitting import fitting
 from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features.sizes import taps_at
 from difformer.heads import HEADS, Head
 from difformer.models import UNet
 from difformer.registry import did_you_mean, path_of
@@ -116,12 +117,18 @@ def outline_classifier(
         return build_classifier(recipe, backbone or outline_backbone(recipe.backbone), class_names)
 
 
-def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
+def build_extractor(config: ExtractorConfig, backbone: Backbone, size: Size | None = None) -> Extractor:
     """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
 
+    Args:
+        config: which features are read.
+        backbone: that they are read from.
+        size: of the images, a side or (h, w); the backbone's own when left out.
+
     Raises:
-        ValueError: as theirs.
+        ValueError: as theirs, or the backbone takes no images of that size.
     """
+    taps_at(backbone, size)
     image_size = getattr(getattr(backbone, "config", None), "image_size", None)
     config = fitting(config, backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=image_size)
     common: dict[str, Any] = {
@@ -130,6 +137,8 @@ def build_extractor(config: ExtractorConfig, backbone: Backbone) -> Extractor:
         "seed": config.seed,
         "draws": config.draws,
         "clean": config.clean,
+        # Of squares of any size, heads are built for the maps of the backbone's own, as they always were.
+        "image_size": size if isinstance(size, tuple) else None,
     }
     if not config.feedback_taps:
         return FeatureExtractor(backbone, chunk_size=config.chunk_size, **common)
@@ -195,7 +204,7 @@ def build_classifier(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.training.seed)
-        extractor = build_extractor(recipe.extractor, backbone)
+        extractor = build_extractor(recipe.extractor, backbone, recipe.data.size)
         head = build_head(recipe.head, extractor.specs, len(class_names))
     data = recipe.data
     preprocessing = Preprocessing(data.size, data.resize)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difformer.checkpoints import describe
-from difformer.config import UNetConfig
+from difformer.config import UNetConfig, as_size, sides
 from difformer.config.reading import value_at
 from difformer.data import canonical_name
 from difformer.diffusion import NoiseSchedule
@@ -113,10 +113,11 @@ def fit_to_backbone(
         if not _is_given("data.size", options, files):
             fitted["data"] = {**data, "size": config.image_size}
         elif data["size"] != config.image_size:
+            height, width = sides(as_size("data.size", data["size"]))
             _log.warning(
                 "data.size is %s, and %s was trained on images of %d pixels: its blocks see another scale, and each "
                 "image takes %.3g times the work; leave data.size out for the backbone's own",
-                data["size"], backbone["name"], config.image_size, (data["size"] / config.image_size) ** 2,
+                data["size"], backbone["name"], config.image_size, height * width / config.image_size**2,
             )  # fmt: skip
     return fitted
 
@@ -207,7 +208,7 @@ def _elsewhere(taps: Sequence[Any], file: Mapping[str, Any], made_for: str, conf
 
 def _places(specs: Mapping[str, TapSpec], config: UNetConfig) -> list[float]:
     """Where the blocks lie: sides of their maps, as parts of the image's."""
-    return [spec.size / config.image_size for spec in specs.values()]
+    return [spec.height / config.image_size for spec in specs.values()]
 
 
 def _is_given(key: str, options: Collection[str], files: Iterable[Mapping[str, Any]]) -> bool:

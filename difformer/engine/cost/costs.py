@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from difformer.backbones import Backbone, ResumableBackbone
+from difformer.backbones import ResumableBackbone
 from difformer.classifier import DiffusionClassifier
-from difformer.config import UNetConfig
+from difformer.config import Size, sides
 from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.models.plan import tap_specs
+from difformer.features.sizes import taps_at
 from difformer.taps import FeatureKey, TapSpec
 
 
@@ -51,12 +51,12 @@ class _Passes:
     whole: float
 
 
-def costs(classifier: DiffusionClassifier, size: int | None = None) -> Costs:
+def costs(classifier: DiffusionClassifier, size: Size | None = None) -> Costs:
     """Counts parameters and operations, without running anything; the weights may be on the meta device.
 
     Args:
         classifier: with its extractor and head.
-        size: side of the images; the backbone's own when left out.
+        size: of the images, a side or (h, w); that of the extractor's `specs` when left out.
     """
     backbone = classifier.backbone
     frozen = list(backbone.parameters()) if isinstance(backbone, nn.Module) else []
@@ -75,20 +75,20 @@ def costs(classifier: DiffusionClassifier, size: int | None = None) -> Costs:
     )
 
 
-def flops_per_image(extractor: FeatureExtractor | FeedbackExtractor, size: int | None = None) -> tuple[float, float]:
+def flops_per_image(extractor: FeatureExtractor | FeedbackExtractor, size: Size | None = None) -> tuple[float, float]:
     """Operations of the features of one image, and of the same when whole networks run.
 
     Args:
         extractor: which features.
-        size: side of the image; the backbone's own when left out.
+        size: of the image, a side or (h, w); that of the extractor's `specs` when left out.
     """
     passes, repeats = _passes(extractor, size), extractor.noising.repeats
     times = 2 if isinstance(extractor, FeedbackExtractor) else 1
     return (passes.first + passes.second) * repeats, times * passes.whole * repeats
 
 
-def _passes(extractor: FeatureExtractor | FeedbackExtractor, size: int | None) -> _Passes:
-    taps = _taps_at(extractor.backbone, size)
+def _passes(extractor: FeatureExtractor | FeedbackExtractor, size: Size | None) -> _Passes:
+    taps = taps_at(extractor.backbone, extractor.image_size if size is None else size)
     whole = list(taps.values())[-1].flops
     deepest = max(taps[tap].flops for tap in extractor.taps)
     if isinstance(extractor, FeatureExtractor):
@@ -97,27 +97,21 @@ def _passes(extractor: FeatureExtractor | FeedbackExtractor, size: int | None) -
     start = min((taps[tap] for tap in extractor.mirrors.values()), key=lambda spec: spec.block)
     shared = start.flops if isinstance(extractor.backbone, ResumableBackbone) else 0
     layers = sum(
-        2 * taps[tap].channels * taps[entry].channels * taps[tap].size ** 2 for tap, entry in extractor.mirrors.items()
+        2 * taps[tap].channels * taps[entry].channels * taps[tap].height * taps[tap].width
+        for tap, entry in extractor.mirrors.items()
     )
     return _Passes(first, deepest - shared + layers, whole)
 
 
-def _taps_at(backbone: Backbone, size: int | None) -> Mapping[str, TapSpec]:
-    """The taps for images of a size, where the backbone says how its cost depends on that."""
-    config = getattr(backbone, "config", None)
-    if not isinstance(config, UNetConfig) or size in (None, config.image_size):
-        return backbone.taps
-    coarsest = config.image_size // config.downsampling
-    attending = [r * size // config.image_size for r in config.attention_resolutions if r >= coarsest]
-    return tap_specs(replace(config, image_size=size, attention_resolutions=tuple(attending)))
-
-
 def cache_bytes(
-    specs: Mapping[FeatureKey, TapSpec], map_sizes: Mapping[FeatureKey, int | None], dtype: torch.dtype
+    specs: Mapping[FeatureKey, TapSpec], map_sizes: Mapping[FeatureKey, Size | None], dtype: torch.dtype
 ) -> int:
-    """Bytes that the cached features of one image of the backbone's size take."""
-    sides = {key: specs[key].size if side is None else min(side, specs[key].size) for key, side in map_sizes.items()}
-    return sum(specs[key].channels * side**2 * dtype.itemsize for key, side in sides.items())
+    """Bytes that the cached features of one image take, of the size that the specs are for."""
+    numbers = 0
+    for key, size in map_sizes.items():
+        height, width = sides(specs[key].size if size is None else size)
+        numbers += specs[key].channels * min(height, specs[key].height) * min(width, specs[key].width)
+    return numbers * dtype.itemsize
 
 
 def human_bytes(number: float) -> str:

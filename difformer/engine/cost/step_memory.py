@@ -10,6 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from difformer.classifier import DiffusionClassifier
+from difformer.config import sides
 from difformer.engine.config.build import outline_backbone, outline_classifier, torso_dtype
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import human_bytes
@@ -46,7 +47,7 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
         shapes = classifier.state_dict()
         classifier.load_state_dict({name: torch.empty_like(t, device="cpu") for name, t in shapes.items()}, assign=True)
         classifier.train()
-        x_0 = torch.empty(count, 3, recipe.data.size, recipe.data.size)
+        x_0 = torch.empty(count, 3, *sides(recipe.data.size))
         # Else it would be computed from the images' numbers, which are looked at.
         noise = (
             {}

@@ -53,7 +53,7 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     images = build_dataset(recipe.data, recipe.split)
     batches = _batches(recipe, len(images))
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
-    rows = DiffusionBlocks(backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+    rows = DiffusionBlocks(backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size)
     columns = _columns(recipe, accelerator.device)
     matrix = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
     with folder.write() as temporary:
@@ -69,7 +69,7 @@ def _columns(recipe: SimilarityRecipe, device: torch.device) -> Representations 
     if recipe.other is None:
         return None
     other = build_backbone(replace(recipe.backbone, name=recipe.other), precision=recipe.precision, device=device)
-    return DiffusionBlocks(other, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool)
+    return DiffusionBlocks(other, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size)
 
 
 def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:

@@ -50,7 +50,7 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
     places = _places(recipe, len(images))
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = recipe.taps or tuple(backbone.taps)[::3]
-    blocks = DiffusionBlocks(backbone, taps, recipe.timesteps, recipe.seed, recipe.pool)
+    blocks = DiffusionBlocks(backbone, taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size)
     read, vectors = _read(recipe, images, places, blocks, accelerator.device)
     precision = {key: precision_at_k(vectors[key], read.labels, recipe.ks) for key in blocks.keys}
     best = max(precision, key=lambda key: precision[key][max(recipe.ks)])

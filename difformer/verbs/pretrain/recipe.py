@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from difformer.config import UNetConfig, as_integer, as_positive_integer, as_switch, as_tuple, check_range
+from difformer.config import UNetConfig, as_integer, as_positive_integer, as_switch, as_tuple, check_range, shown
 from difformer.data import DataConfig
 from difformer.engine.config.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
 from difformer.verbs.pretrain.denoising import ObjectiveConfig
@@ -94,4 +94,7 @@ class PretrainRecipe:
         if self.objective.label_dropout and self.model.num_classes is None:
             raise ValueError("objective.label_dropout needs model.num_classes: the classes and one for the null label")
         if self.data.size != self.model.image_size:
-            raise ValueError(f"data.size, {self.data.size}, must be model.image_size, {self.model.image_size}")
+            raise ValueError(
+                f"data.size, {shown(self.data.size)}, must be model.image_size, {self.model.image_size}: a network is "
+                "trained on square images, and can then be read at any size, [h, w] included"
+            )

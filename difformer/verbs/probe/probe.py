@@ -107,7 +107,8 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
     images = _open_splits(recipe, resources)
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
-    model = PooledFeatures(build_extractor(recipe.extractor, backbone), recipe.pool, normalize=recipe.normalize)
+    extractor = build_extractor(recipe.extractor, backbone, recipe.data.size)
+    model = PooledFeatures(extractor, recipe.pool, normalize=recipe.normalize)
     clock = Clock()
     splits = {name: _read(recipe, model, name, dataset, accelerator) for name, dataset in images.items()}
     seconds = clock.seconds

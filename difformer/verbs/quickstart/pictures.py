@@ -13,6 +13,7 @@ from difformer.backbones import UNetBackbone
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, DataConfig, ImageDataset, few_shot
 from difformer.data.dataset import TEST
+from difformer.data.images import enlarged
 from difformer.diffusion import sample_ddim
 from difformer.engine.config.build import build_dataset, build_extractor
 from difformer.engine.extraction.estimate import collate_readable
@@ -27,7 +28,7 @@ _BATCH = 64
 SAMPLES, STEPS = 16, 40
 # Images whose features are shown.
 _SHOWN = 4
-# Pixels a side of examples, which the networks see smaller.
+# Pixels of the short side of examples, which the networks see smaller.
 _EXAMPLE_SIZE = 128
 
 
@@ -120,7 +121,7 @@ def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, pa
     batch = collate_readable([images[int(place)] for place in places])
     if batch is None:
         return False
-    extractor = build_extractor(plan.pictured, backbone).eval()
+    extractor = build_extractor(plan.pictured, backbone, plan.data.size).eval()
     device = next(backbone.parameters()).device
     with torch.no_grad():
         features = extractor(batch.images.to(device), batch.ids)
@@ -130,7 +131,8 @@ def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, pa
 
 def write_examples(data: DataConfig, places: Sequence[int], folder: Path) -> list[Path]:
     """Writes test images as PNGs, larger than the networks see them."""
-    images = build_dataset(replace(data, size=_EXAMPLE_SIZE, resize=None), TEST)
+    size = enlarged(data.size, _EXAMPLE_SIZE)
+    images = build_dataset(replace(data, size=size, resize=None), TEST)
     files = []
     for number, place in enumerate(places):
         sample = images[place]

@@ -44,7 +44,7 @@ class Parts:
                 recipe.data, recipe.validation, augment=False, classes=train.class_names
             )
         # A timestep that the backbone does not have is refused here, not when its turn comes.
-        FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps)
+        FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps, image_size=recipe.data.size)
         counts = [len(images) for images in self.images.values()]
         on_main(accelerator, partial(check_memory, self._model(recipe.timesteps[0], recipe.seed), counts))
 
@@ -64,5 +64,6 @@ class Parts:
         return count / sum(len(images) for images in self.images.values())
 
     def _model(self, t: int, seed: int) -> PooledInEveryWay:
-        extractor = FeatureExtractor(self.backbone, taps=self.taps, timesteps=[t], seed=seed)
+        size = self.recipe.data.size
+        extractor = FeatureExtractor(self.backbone, taps=self.taps, timesteps=[t], seed=seed, image_size=size)
         return PooledInEveryWay(extractor, self.recipe.pools)

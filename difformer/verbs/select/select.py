@@ -6,14 +6,14 @@ from typing import Any
 import yaml
 
 from difformer.analysis.probes import find_criterion
-from difformer.backbones import UNetBackbone
+from difformer.config import sides
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
 from difformer.engine.config.build import build_backbone
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
-from difformer.taps import resolve_taps
+from difformer.taps import TapSpec, resolve_taps
 from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.select.accuracy import Accuracy
 from difformer.verbs.select.parts import Pair, Parts
@@ -49,7 +49,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
     taps = tuple(tap for tap in backbone.taps if tap in taps)
-    costs = _costs(backbone, taps)
+    costs = _costs(backbone.taps_at(*sides(recipe.data.size)), taps)
     _check_budget(recipe, costs)
     parts = Parts(recipe, backbone, taps, accelerator)
     measured = Accuracy(parts) if recipe.labels else Views(parts)
@@ -77,10 +77,10 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     return results
 
 
-def _costs(backbone: UNetBackbone, taps: Sequence[str]) -> dict[str, float]:
+def _costs(offered: Mapping[str, TapSpec], taps: Sequence[str]) -> dict[str, float]:
     """Of an image up to each tap, in passes through the whole network."""
-    whole = list(backbone.taps.values())[-1].flops
-    return {tap: backbone.taps[tap].flops / whole for tap in taps}
+    whole = list(offered.values())[-1].flops
+    return {tap: offered[tap].flops / whole for tap in taps}
 
 
 def _check_budget(recipe: SelectRecipe, costs: Mapping[str, float]) -> None:

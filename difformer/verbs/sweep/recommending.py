@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from difformer.config import Size
 from difformer.taps import TapSpec
 from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.sweep.scores import Score, best_score, ranked
@@ -54,7 +55,7 @@ def recommend(
 
 def _of_different_sizes(ordered: Sequence[str], taps: Mapping[str, TapSpec]) -> list[str]:
     """The first tap of each map size, in the same order."""
-    first: dict[int, str] = {}
+    first: dict[Size, str] = {}
     for tap in ordered:
         first.setdefault(taps[tap].size, tap)
     return list(first.values())

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from difformer.analysis.metrics import find_metric
 from difformer.analysis.probes import Labelled, best, check_criterion, create_probe, find_criterion, judge
 from difformer.backbones import UNetBackbone
+from difformer.config import sides
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import dump, plain, read_yaml
 from difformer.data import ImageDataset
@@ -86,7 +87,13 @@ def _open_splits(recipe: SweepRecipe, resources: Resources) -> dict[str, ImageDa
 
 
 def _extractor(recipe: SweepRecipe, backbone: UNetBackbone, timesteps: Sequence[int]) -> FeatureExtractor:
-    return FeatureExtractor(backbone, taps=recipe.taps or tuple(backbone.taps), timesteps=timesteps, seed=recipe.seed)
+    return FeatureExtractor(
+        backbone,
+        taps=recipe.taps or tuple(backbone.taps),
+        timesteps=timesteps,
+        seed=recipe.seed,
+        image_size=recipe.data.size,
+    )
 
 
 def _prepare(
@@ -181,11 +188,12 @@ def _fit(
     larger = find_metric(recipe.criterion).larger_is_better
     probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
     fits = fit_places(probe, train, len(images["train"].class_names), device)
+    offered = backbone.taps_at(*sides(recipe.data.size))
     found = {}
     for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
         unseen = Labelled(validation.of(tap, pool).to(device), labels)
         chosen = best(judge(scorer, unseen, criterion=recipe.criterion), larger_is_better=larger)
-        spec = backbone.taps[tap]
+        spec = offered[tap]
         found[tap, pool] = Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9)
     return [found[place] for place in train.places]
 

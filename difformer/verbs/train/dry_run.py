@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from difformer.config import shown, sides
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.cost.step_memory import free_memory, images_at_once, step_bytes
@@ -117,8 +118,8 @@ def _check_memory(run: Run, batch: int) -> None:
     )
     if needed > free:
         raise ValueError(
-            f"{images} images of {recipe.data.size} pixels at once need about {human_bytes(needed)} of memory, and "
-            f"{human_bytes(free)} are free; give a smaller data.size (that of the backbone is "
+            f"{images} images of {shown(recipe.data.size)} pixels at once need about {human_bytes(needed)} of memory, "
+            f"and {human_bytes(free)} are free; give a smaller data.size (that of the backbone is "
             f"{run.classifier.backbone.config.image_size}), a lower extractor.chunk_size, or for DifFeed "  # type: ignore[attr-defined]
             "backbone.gradient_checkpointing: true"
         )
@@ -182,8 +183,9 @@ def _head_seconds(run: Run) -> float:
     count = _at_once(run.recipe, run.recipe.training.batch_size, run)
     features = {}
     for key, spec in head.specs.items():
-        side = min(head.map_sizes[key] or spec.size, spec.size)
-        features[key] = torch.zeros(count, spec.channels, side, side, device=device)
+        height, width = sides(head.map_sizes[key] or spec.size)
+        cells = min(height, spec.height), min(width, spec.width)
+        features[key] = torch.zeros(count, spec.channels, *cells, device=device)
     stand_in = classifier.task.stand_in()
     labels = torch.zeros(count, dtype=torch.int64) if stand_in is None else stand_in.expand(count, *stand_in.shape)
     labels = labels.to(device)
