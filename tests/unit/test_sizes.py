@@ -15,8 +15,8 @@ from support import small_config, small_unet
 from difformer import (
     AttentionHead,
     CNNHead,
-    DiffusionClassifier,
     DifFormerHead,
+    DiffusionClassifier,
     FeatureExtractor,
     FeedbackExtractor,
     LinearHead,

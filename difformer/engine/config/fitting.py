@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from difformer.checkpoints import describe
-from difformer.config import UNetConfig, as_size, sides
+from difformer.config import UNetConfig, as_size, shown, sides
 from difformer.config.reading import value_at
 from difformer.data import canonical_name
 from difformer.diffusion import NoiseSchedule
@@ -112,12 +112,12 @@ def fit_to_backbone(
     if isinstance(data, Mapping) and "size" in data:
         if not _is_given("data.size", options, files):
             fitted["data"] = {**data, "size": config.image_size}
-        elif data["size"] != config.image_size:
-            height, width = sides(as_size("data.size", data["size"]))
+        elif (size := as_size("data.size", data["size"])) != config.image_size:
+            height, width = sides(size)
             _log.warning(
                 "data.size is %s, and %s was trained on images of %d pixels: its blocks see another scale, and each "
                 "image takes %.3g times the work; leave data.size out for the backbone's own",
-                data["size"], backbone["name"], config.image_size, height * width / config.image_size**2,
+                shown(size), backbone["name"], config.image_size, height * width / config.image_size**2,
             )  # fmt: skip
     return fitted
 
