@@ -103,7 +103,7 @@ class DifFormerHead(nn.Module):
 
     @property
     def map_sizes(self) -> dict[FeatureKey, Size | None]:
-        """The size to which each map is averaged before anything else, a side or (h, w).
+        """The size to which each map is averaged before anything else, a side or (h, w), None for one read as it is.
 
         The logits are the same for maps that went through `adaptive_avg_pool2d` to these sizes beforehand, so that
         this is all that needs to be kept of them. Without norm="layer" this is so for maps of the specs' own sizes:

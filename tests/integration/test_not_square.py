@@ -5,13 +5,17 @@ import json
 
 import pytest
 import torch
+import yaml
 from extraction import parts, plan_of, recipe_for
+from PIL import Image
+from quickstart import use_quickstart, write_quickstart
 from support import small_unet
 from training import make_recipe, merged, write_images, write_subject, write_workplace
 
 from difformer import create_backbone, load_classifier
+from difformer.classifier import read_description
 from difformer.cli import main
-from difformer.config.reading import dump
+from difformer.config.reading import dump, read_yaml
 from difformer.data import Preprocessing, collate
 from difformer.engine.config.build import build_backbone, build_classifier
 from difformer.engine.cost.costs import costs
@@ -164,6 +168,23 @@ def test_memory_of_a_step_is_of_the_size(workplace, changes):
     with TensorMemory() as memory:
         classifier(torch.zeros(2, 3, *SIZE), [0, 1]).sum().backward()
     assert found[0] == pytest.approx(memory.peak, rel=0.2)
+
+
+def test_a_quickstart(tmp_path, monkeypatch):
+    write_quickstart(tmp_path)
+    pets = use_quickstart(tmp_path, monkeypatch)
+    file = tmp_path / "weights" / "folder.yaml"
+    values = read_yaml(file)
+    values["base"]["data"]["size"] = [16, 24]
+    values["heads"] = {name: values["heads"][name] for name in ("attention", "diffeed")}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    output = tmp_path / "found"
+    assert main(["quickstart", "--data", str(pets), "--output", str(output), "--seeds", "1"]) == 0
+    for method in ("attention-0", "diffeed-0"):
+        description = read_description(output / method / "classifier.safetensors")
+        assert description["preprocessing"] == {"size": [16, 24], "resize": None}
+    example = Image.open(next(output.rglob("example-00.png")))
+    assert (example.height, example.width) == (128, 192)
 
 
 @pytest.mark.parametrize("verb", ["probe", "sweep", "select", "cka", "look"])
