@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from difformer.backbones import Backbone
-from difformer.config import Size, sides
+from difformer.config import Size, as_size, sides
 from difformer.taps import TapSpec
 
 
@@ -15,10 +15,10 @@ def taps_at(backbone: Backbone, size: Size | None) -> Mapping[str, TapSpec]:
         size: of the images, a side or (h, w); the backbone's own when None.
 
     Raises:
-        ValueError: the backbone takes no images of that size.
+        ValueError: it is no size, or the backbone takes no images of it.
     """
     at = getattr(backbone, "taps_at", None)
     if size is None or at is None:
         return backbone.taps
-    found: Mapping[str, TapSpec] = at(*sides(size))
+    found: Mapping[str, TapSpec] = at(*sides(as_size("the image size", size)))
     return found

@@ -72,7 +72,10 @@ def test_from_the_recipe_to_predictions(workplace, tmp_path, name, capsys):
     trained = json.loads((run / "results.json").read_text())["test"]
     assert measured["top1"] == pytest.approx(trained["top1"])
     assert measured["nll"] == pytest.approx(trained["nll"], rel=1e-4)
-    # The same command again, on images of another size.
+    assert main(["train", recipe]) == 0, "the run is recognised"
+    assert main(["train", recipe, "--data.size", "48", "32"]) == 1
+    assert "data.size" in capsys.readouterr().err
+    # And on images of another size.
     options = ["--data.size", "16", "32", "--output", str(tmp_path / "smaller")]
     assert main(["eval", str(run), *options]) == 0
     output = tmp_path / "predicted.csv"
@@ -204,6 +207,7 @@ def test_verbs_that_look_at_features(tmp_path, verb, monkeypatch):
     (tmp_path / "subject.yaml").write_text(json.dumps(values))
     assert main([verb, "subject.yaml"]) == 0
     if verb == "sweep":
+        assert main([verb, "subject.yaml"]) == 0, "what is there is recognised"
         with (tmp_path / "found" / "scores.csv").open() as file:
             found = {row["tap"]: float(row["gflop"]) for row in csv.DictReader(file)}
         backbone = create_backbone(tmp_path / "backbone.safetensors")

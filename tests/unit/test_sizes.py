@@ -24,6 +24,7 @@ from difformer import (
     load_classifier,
     save_classifier,
 )
+from difformer.classifier import read_description
 from difformer.config import as_json_size, as_size, sides
 from difformer.data import (
     DataConfig,
@@ -283,6 +284,18 @@ def test_heads_read_maps_that_are_not_square(backbone, name, tmp_path):
     assert loaded.preprocessing == Preprocessing((24, 40))
     assert loaded.head.specs == head.specs
     assert torch.equal(loaded.eval()(images, [0, 1]), classifier.eval()(images, [0, 1]))
+
+
+def test_files_of_squares_say_no_more_than_they_did(backbone, tmp_path):
+    extractor = FeatureExtractor(backbone, taps=["out05"], timesteps=[90])
+    head = LinearHead(extractor.specs, 3)
+    save_classifier(tmp_path / "head.safetensors", DiffusionClassifier(extractor, head))
+    description = read_description(tmp_path / "head.safetensors")
+    assert description["preprocessing"] == {"size": 32, "resize": None}
+    assert sorted(description["extractor"]["arguments"]) == ["clean", "draws", "dtype", "seed", "taps", "timesteps"]
+    loaded = load_classifier(tmp_path / "head.safetensors", backbone=backbone)
+    assert loaded.extractor.image_size is None
+    assert loaded.head.map_sizes == head.map_sizes
 
 
 def test_the_published_head_has_the_maps_own_grid(backbone):
