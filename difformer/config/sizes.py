@@ -25,7 +25,7 @@ def as_size(name: str, value: Any) -> Size:
         height = width = 0
     if min(height, width) < 1:
         raise ValueError(
-            f"{name} must be a positive integer or [h, w], two of them, height before width; got {value!r}"
+            f"{name} must be an integer of at least 1, or [h, w], two of them, height before width; got {value!r}"
         )
     return size_of(height, width)
 

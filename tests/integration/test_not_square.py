@@ -131,8 +131,8 @@ def test_maps_are_kept_whole_for_heads_that_may_read_more_cells(tmp_path):
 @pytest.mark.parametrize(
     ("size", "message"),
     [
-        (["[64]"], "data.size must be a positive integer or [h, w], two of them, height before width; got [64]"),
-        (["[0, 5]"], "data.size must be a positive integer or"),
+        (["[64]"], "data.size must be an integer of at least 1, or [h, w], two of them, height before width; got [64]"),
+        (["[0, 5]"], "data.size must be an integer of at least 1, or"),
         (["64x96"], "height before width; got '64x96'"),
         (["64", "96", "3"], "height before width; got [64, 96, 3]"),
         (["33", "32"], "image sides must be multiples of 2 for this network, got 33×32; choose another size"),

@@ -62,10 +62,12 @@ def extractor_of(backbone, size=(24, 40)):
 
 @pytest.mark.parametrize("bad", BAD, ids=str)
 def test_sizes_that_are_none_are_refused(bad):
-    with pytest.raises(ValueError, match=r"size must be a positive integer or \[h, w\], .*height before width; got"):
+    with pytest.raises(
+        ValueError, match=r"size must be an integer of at least 1, or \[h, w\], .*height before width; got"
+    ):
         as_size("size", bad)
     for build in (lambda: DataConfig(name="folder", size=bad), lambda: Preprocessing(bad)):
-        with pytest.raises(ValueError, match="size must be a positive integer or"):
+        with pytest.raises(ValueError, match="size must be an integer of at least 1, or"):
             build()
 
 
@@ -92,7 +94,7 @@ def test_a_tap_has_height_and_width():
     assert (square.size, square.height, square.width) == (4, 4, 4)
     assert (wide.size, wide.height, wide.width) == ((4, 6), 4, 6)
     assert TapSpec("mid", 1, 8, (4, 4), 0) == square
-    with pytest.raises(ValueError, match="size must be a positive integer or"):
+    with pytest.raises(ValueError, match="size must be an integer of at least 1, or"):
         TapSpec("mid", 1, 8, (4,), 0)
 
 
@@ -215,7 +217,7 @@ def test_sizes_that_the_network_does_not_take_are_refused(backbone, size):
     ):
         with pytest.raises(ValueError, match=expected):
             refused()
-    with pytest.raises(ValueError, match="the image size must be a positive integer or"):
+    with pytest.raises(ValueError, match="the image size must be an integer of at least 1, or"):
         backbone.taps_at(32, 0)
 
 
