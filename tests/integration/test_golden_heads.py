@@ -46,15 +46,15 @@ def build_head(name, specs, options):
 def settle_kinks(extractor, undecided):
     """Puts ReLU inputs that lie within rounding of zero on the positive side.
 
-    In the feedback golden file one of some 200,000 units has an input of -5e-7 here (in float64 too) and a positive
-    one there, which shows as 3e-3 in the gradients of its layer. The derivative at zero is nobody's error; everything
-    else must match to the bound.
+    In the feedback golden file one of some 200,000 units has an input of -5e-7 here (in float64 too; -2e-6 on a CPU
+    without AVX-512, which adds in another order) and a positive one there, which shows as 3e-3 in the gradients of its
+    layer. The derivative at zero is nobody's error; everything else must match to the bound.
     """
 
     def settle(module, args, output):
-        close = output.abs() < 1e-6
+        close = output.abs() < 4e-6
         undecided.append(int(close.sum()))
-        return output + 1e-6 * close
+        return output + 4e-6 * close
 
     for layer in extractor.feedback:
         layer[1].register_forward_hook(settle)

@@ -26,9 +26,11 @@ IDS = [40, 2, 700]
 
 
 def close(found, expected, tolerance=1e-5):
+    """To rounding, which is that of the largest numbers that were added: maps have values up to 9."""
     assert list(found) == list(expected)
     for key in expected:
-        torch.testing.assert_close(found[key], expected[key], rtol=tolerance, atol=tolerance)
+        largest = expected[key].abs().max().item()
+        torch.testing.assert_close(found[key], expected[key], rtol=tolerance, atol=tolerance * max(1, largest))
 
 
 def test_features_are_those_of_the_backbone_in_the_order_asked(backbone, images):
@@ -38,8 +40,9 @@ def test_features_are_those_of_the_backbone_in_the_order_asked(backbone, images)
     assert list(features) == list(extractor.specs) == expected
     for t in (90, 150):
         x_t = q_sample(images, t, image_noise(images, IDS, t, seed=5), backbone.schedule)
-        for tap, feature in backbone.forward_taps(x_t, t, ["out03", "mid", "in01"]).items():
-            torch.testing.assert_close(features[FeatureKey(tap, t)], feature, rtol=1e-4, atol=1e-5)
+        maps = backbone.forward_taps(x_t, t, ["out03", "mid", "in01"])
+        close({tap: features[FeatureKey(tap, t)] for tap in maps}, maps)
+        for tap in maps:
             assert extractor.specs[FeatureKey(tap, t)] == backbone.taps[tap]
 
 
