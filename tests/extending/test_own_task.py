@@ -240,7 +240,8 @@ def test_targets_of_a_source():
 
 def test_verbs_for_classes_refuse_it(run, recipe, tmp_path, capsys):
     assert main(["eval", str(run), "--trust", "own_package", "--output", str(tmp_path / "eval")]) == 0
-    assert main(["compare", str(tmp_path / "eval"), str(tmp_path / "eval"), "--output", str(tmp_path / "out")]) == 1
+    shutil.copytree(tmp_path / "eval", tmp_path / "other")
+    assert main(["compare", str(tmp_path / "eval"), str(tmp_path / "other"), "--output", str(tmp_path / "out")]) == 1
     assert "is not of a classifier" in capsys.readouterr().err
     assert main(["info", str(run / "classifier.safetensors")]) == 0
     printed = capsys.readouterr().out

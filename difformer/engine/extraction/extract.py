@@ -185,7 +185,7 @@ def _write_view(job: Job, view: int, shards: Sequence[int], bar: Any) -> None:
         maps, ids = gathered.content()
         # In place of the batches' labels, which may be targets.
         there = np.isin(job.dataset.ids[rows[shard]], ids)
-        labels = torch.from_numpy(job.dataset.labels[rows[shard]][there])
+        labels = torch.tensor(job.dataset.labels[rows[shard]][there].tolist(), dtype=torch.int64)
         write_shard(job.plan.folder, manifest, view, shard, maps, labels, ids)
 
 
