@@ -177,7 +177,8 @@ def corresponding_tap(tap: str | int, there: Iterable[str], here: Iterable[str])
     if place == half:
         return own[ours]
     depth = round((place % (half + 1)) * (ours - 1) / max(1, half - 1))
-    return own[depth + (ours + 1 if place > half else 0)]
+    # Networks of one or two blocks have no decoder.
+    return own[min(max(0, depth) + (ours + 1 if place > half else 0), len(own) - 1)]
 
 
 def _block_number(tap: str | int) -> int | None:

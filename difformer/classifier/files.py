@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from difformer._version import __version__
-from difformer.backbones import Backbone
+from difformer.backbones import Backbone, identity
 from difformer.checkpoints import (
     CheckpointError,
     read_weights,
@@ -71,7 +71,8 @@ class Parts(Protocol):
 def save_classifier(path: str | Path, classifier: Parts, **metadata: Any) -> None:
     """Writes a classifier as one safetensors file: head and feedback weights, and how to rebuild the rest.
 
-    The backbone is not in it; its name and digest are. A file that is there is replaced once the new one is whole.
+    The backbone is not in it; its name and digest are, and its family where that is not of this package. A file that is
+    there is replaced once the new one is whole.
 
     Args:
         path: the file; its folder must exist.
@@ -165,7 +166,7 @@ def describe(classifier: Parts, metadata: Mapping[str, Any]) -> dict[str, Any]:
     keys = [asdict(key) for key in head.specs]
     description: dict[str, Any] = {
         "difformer_version": __version__,
-        "backbone": _identity(backbone),
+        "backbone": identity(backbone),
         "extractor": {"type": type(extractor).__name__, "arguments": extractor.arguments},
         "head": {"type": head_type, "keys": keys, "arguments": head.arguments},
         "class_names": list(classifier.class_names),
@@ -197,6 +198,8 @@ def _parse(metadata: Mapping[str, str], source: str, *, verify: bool = True) -> 
         _check_entries(description, _DESCRIPTION, "the description")
         for part, entries in _PARTS.items():
             _check_entries(description[part], entries, part)
+        if "family" in description["backbone"]:
+            _check_entries(description["backbone"], {"family": (str,)}, "backbone")
         _check_all(description["class_names"], str, "class_names")
         _check_all(description["head"]["keys"], dict, "head.keys")
         if "task" in description:
@@ -225,28 +228,15 @@ def _check_all(values: Iterable[Any], kind: type, where: str) -> None:
             raise ValueError(f"{where} must hold {kind.__name__} alone, got {type(value).__name__}")
 
 
-def _identity(backbone: Backbone) -> dict[str, Any]:
-    """What tells a backbone from others; the same weights mean something else under another configuration."""
-    config = getattr(backbone, "config", None)
-    schedule = getattr(backbone.schedule, "to_dict", None)
-    return {
-        "name": getattr(backbone, "name", "unnamed"),
-        "digest": getattr(backbone, "digest", None),
-        # Through JSON, so that what is given compares with what was stored.
-        "config": json.loads(json.dumps(asdict(config))) if config is not None else None,
-        "schedule": schedule() if schedule is not None else None,
-    }
-
-
 def check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
     """Raises CheckpointError when it is not the backbone that a file's description expects."""
-    found = _identity(backbone)
-    for part in ("digest", "config", "schedule"):
-        # A backbone of another kind may have had none of them.
-        if expected[part] is not None and found[part] != expected[part]:
+    found = identity(backbone)
+    for part in dict.fromkeys(("digest", "config", "schedule", *expected)):
+        # Earlier files of a backbone of another kind may have none of them.
+        if part != "name" and expected[part] is not None and found.get(part) != expected[part]:
             raise CheckpointError(
                 f"{source} was trained on the backbone {expected['name']} with {part} {expected[part]}, but the one "
-                f"given, {found['name']}, has {found[part]}; give the right one, or verify=False to try"
+                f"given, {found['name']}, has {found.get(part)}; give the right one, or verify=False to try"
             )
 
 

@@ -83,8 +83,8 @@ def _model_card(classifier: Parts, repo_id: str | None) -> str:
     description = describe(classifier, {})
     backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
     task = description.get("task")
-    types = [part["type"] for part in (head, task) if part and ":" in part["type"]]
-    packages = list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in types))
+    types = [head["type"], task["type"] if task else "", backbone.get("family", "")]
+    packages = list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in types if ":" in name))
     trust = f", trust={json.dumps(packages if len(packages) > 1 else packages[0])}" if packages else ""
     gives = f"the task {task['type']}" if task else f"{len(classifier.class_names)} classes"
     place = "path/of/this/folder" if repo_id is None else repo_id

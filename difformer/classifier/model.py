@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from difformer.backbones import Backbone, create_backbone
+from difformer.backbones import FAMILIES, Backbone, create_backbone, device_of
 from difformer.checkpoints import load_strictly, locate
 from difformer.classifier import hub
 from difformer.classifier.files import build_parts, check_backbone, read_classifier, rebuilding, stored_task
@@ -19,6 +19,7 @@ from difformer.classifier.inputs import ImageLike, as_picture, batches_of
 from difformer.config import Size, as_positive_integer, from_mapping, sides, size_of
 from difformer.data import Preprocessing, content_id
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features.conditioning import Conditioning
 from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, Features
@@ -87,8 +88,7 @@ class DiffusionClassifier(nn.Module):
         """
         if self._preprocessing is not None:
             return self._preprocessing
-        own = getattr(getattr(self.backbone, "config", None), "image_size", None)
-        own = getattr(self.extractor, "image_size", None) or own
+        own = getattr(self.extractor, "image_size", None) or self.backbone.image_size
         size = own if own is None else _learned_size(self.head, own) or own
         return None if size is None else Preprocessing(size)
 
@@ -100,6 +100,11 @@ class DiffusionClassifier(nn.Module):
     def backbone(self) -> Backbone:
         """The frozen model the features come from."""
         return self.extractor.backbone
+
+    @property
+    def conditioning(self) -> Conditioning:
+        """What the backbone is told with each image; nothing that an extractor of another kind would say."""
+        return getattr(self.extractor, "conditioning", Conditioning())
 
     def forward(
         self,
@@ -172,8 +177,10 @@ class DiffusionClassifier(nn.Module):
 
         Raises:
             ImageError: a file cannot be read.
-            ValueError: as `preprocess`, a bad batch_size, or logits that are no numbers.
+            ValueError: as `preprocess`, a bad batch_size, features that are conditioned on each image's label, or
+                logits that are no numbers.
         """
+        self.conditioning.check_unlabelled()
         alone = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
         tensors = map(self.preprocess, [images] if alone else images)
@@ -343,25 +350,37 @@ def load_classifier(
         device: where it is to run; by default where the backbone given is, or the CPU.
         dtype: precision of the backbone's convolutions, where it is opened here.
         verify: check the digests of the file and of the backbone.
-        trust: packages or modules that may be imported, and so run code, for a head or task that is not of this
-            package; one that is registered with `difformer.heads.HEADS` or `difformer.tasks.TASKS` needs none.
+        trust: packages or modules that may be imported, and so run code, for a head, a task or a family of backbones
+            that is not of this package; what is registered with `difformer.heads.HEADS`, `difformer.tasks.TASKS` or
+            `difformer.backbones.FAMILIES` needs none. A backbone that is given is there already.
         cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
 
     Raises:
         FileNotFoundError: the file or the backbone is not there.
         CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
-        UntrustedError: its head or task is code that is neither registered nor trusted.
+        UntrustedError: its head or task, or the family of its backbone, is code that is neither registered nor trusted.
         ImportError: that package is not there.
     """
     file = locate(path, folder=Path(folder) if folder else None, download=download)
     state, description = read_classifier(file, verify=verify)
     if backbone is None or isinstance(backbone, str | Path):
-        name = description["backbone"]["name"] if backbone is None else backbone
-        backbone = create_backbone(name, folder=folder, download=download, device=device, dtype=dtype, verify=verify)
+        family = description["backbone"].get("family")
+        if family is not None:
+            with rebuilding(str(file)):
+                FAMILIES.find_trusted(family, trust)
+        backbone = create_backbone(
+            description["backbone"]["name"] if backbone is None else backbone,
+            folder=folder,
+            download=download,
+            device=device,
+            dtype=dtype,
+            verify=verify,
+            family=family,
+        )
     if verify:
         check_backbone(backbone, description["backbone"], str(file))
     if device is None:
-        device = next(backbone.parameters()).device if isinstance(backbone, nn.Module) else "cpu"
+        device = device_of(backbone)
     preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
     with rebuilding(str(file)):
         task = stored_task(description, trust)

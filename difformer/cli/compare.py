@@ -22,7 +22,7 @@ def compare(
         output: folder for the page, its pictures and the numbers.
         split: on which runs are compared.
         seed: of the bootstrap.
-        trust: a package whose code may run, for runs with a head or data set of that package.
+        trust: a package whose code may run, for runs with a head, data set or backbone of that package.
         overwrite: replace what is there.
     """
     compare_runs(runs, output, split=split, seed=seed, overwrite=overwrite, trust=trust)

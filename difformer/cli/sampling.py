@@ -6,11 +6,15 @@ from typing import Literal
 import torch
 from tqdm import tqdm
 
-from difformer.backbones import UNetBackbone, create_backbone
-from difformer.diffusion import guided, sample_ddim, sample_ddpm
+from difformer.backbones import Backbone, DenoisingBackbone, as_denoiser, create_backbone, device_of
+from difformer.config import sides
+from difformer.diffusion import NoiseSchedule, guided, sample_ddim, sample_ddpm
 from difformer.diffusion.samplers import Denoiser
 from difformer.files import check_target
 from difformer.report.grids import draw_grid
+
+# Of images, which is what backbones that work on pixels generate.
+_CHANNELS = 3
 
 
 def sample(
@@ -29,6 +33,7 @@ def sample(
     folder: Path | None = None,
     download: bool = False,
     overwrite: bool = False,
+    family: str | None = None,
 ) -> None:
     """Generates images from a backbone's weights, as one picture.
 
@@ -47,6 +52,7 @@ def sample(
         folder: where named weights lie, in place of the usual folders.
         download: allow the download of what is not on this machine.
         overwrite: replace the picture if it exists.
+        family: of the backbone, where it is one of your own, as package.module:Name.
     """
     check_target(out, overwrite=overwrite, ending=".png")
     for name, value in (("count", count), ("batch_size", batch_size)):
@@ -54,14 +60,16 @@ def sample(
             raise ValueError(f"{name} must be at least 1, got {value}")
     if eta is not None and method != "ddim":
         raise ValueError("eta is the noise of ddim; give --method ddim with it, or leave it out")
-    opened = create_backbone(backbone, folder=folder, download=download, device=device)
+    opened = as_denoiser(create_backbone(backbone, folder=folder, download=download, device=device, family=family))
+    if opened is None or opened.image_size is None or not isinstance(opened.schedule, NoiseSchedule):
+        raise ValueError(f"{backbone} does not generate: it needs a forward, an image_size and a NoiseSchedule")
     labels = _labels(opened, count, label, guidance)
-    where = next(opened.parameters()).device
+    where = device_of(opened)
     images = []
     with tqdm(total=-(-count // batch_size) * steps, unit="step") as bar:
         for start in range(0, count, batch_size):
             ids = list(range(start, min(start + batch_size, count)))
-            shape = (len(ids), opened.config.in_channels, opened.config.image_size, opened.config.image_size)
+            shape = (len(ids), _CHANNELS, *sides(opened.image_size))
             denoiser = _denoiser(opened, None if labels is None else labels[ids].to(where), guidance)
             if method == "ddpm":
                 batch = sample_ddpm(
@@ -77,8 +85,8 @@ def sample(
     print(f"wrote {out}: {count} images of {opened.name}, {method}, {steps} steps, seed {seed}")
 
 
-def _labels(backbone: UNetBackbone, count: int, label: int | None, guidance: float) -> torch.Tensor | None:
-    classes = backbone.config.num_classes
+def _labels(backbone: Backbone, count: int, label: int | None, guidance: float) -> torch.Tensor | None:
+    classes = backbone.conditioning.get("y")
     if classes is None:
         if label is not None or guidance:
             raise ValueError(f"{backbone.name} is not class-conditional; leave out --label and --guidance")
@@ -89,13 +97,16 @@ def _labels(backbone: UNetBackbone, count: int, label: int | None, guidance: flo
     return torch.arange(count) % known if label is None else torch.full((count,), label)
 
 
-def _denoiser(backbone: UNetBackbone, labels: torch.Tensor | None, guidance: float) -> Denoiser:
+def _denoiser(backbone: DenoisingBackbone, labels: torch.Tensor | None, guidance: float) -> Denoiser:
+    if labels is None:
+        return backbone.forward
+    # The last class, which is asked for with guidance alone.
+    null = torch.full_like(labels, backbone.conditioning["y"] - 1)
+
     def conditional(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return backbone(x_t, t, labels)
+        return backbone.forward(x_t, t, y=labels)
 
     def unconditional(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        # Guidance is refused where there are no classes.
-        null = (backbone.config.num_classes or 1) - 1
-        return backbone(x_t, t, None if labels is None else torch.full_like(labels, null))
+        return backbone.forward(x_t, t, y=null)
 
-    return guided(conditional, unconditional, guidance, backbone.config.in_channels) if guidance else conditional
+    return guided(conditional, unconditional, guidance, _CHANNELS) if guidance else conditional

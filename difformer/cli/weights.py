@@ -227,7 +227,7 @@ def predict(
         batch_size: images to classify at once.
         device: where to run, such as cuda; the CPU by default.
         download: allow the download of what is not on this machine.
-        trust: a package whose code may run, for a classifier with a head of that package.
+        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
         overwrite: replace the table if it exists.
     """
     check_target(csv, overwrite=overwrite, ending=".csv")

@@ -4,24 +4,16 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from difformer.config.reading import as_values, plain
+from difformer.config.reading import plain
 from difformer.files import expand_user
 
 # Where things lie on one machine: it says nothing of the weights, and is nobody else's business.
 _PLACES = ("output", "data.root", "data.list_file", "cache.folder", "backbone.folder")
-# Keys that came after 0.1.0, with the value that stands for how it was before.
-_LATER: Mapping[str, Any] = {"task": {"name": "classification", "arguments": {}}}
 
 
 def carried(recipe: Any) -> dict[str, Any]:
-    """A recipe as the weights carry it, in JSON types and without the folders of this machine; see `without_places`.
-
-    Keys that earlier versions did not have are left out where they say nothing, so that recipes compare with theirs.
-    """
-    stripped: dict[str, Any] = without_places(plain(as_values(recipe)))
-    for key, silent in _LATER.items():
-        if stripped.get(key) == silent:
-            del stripped[key]
+    """A recipe as the weights carry it, in JSON types and without the folders of this machine; see `without_places`."""
+    stripped: dict[str, Any] = without_places(plain(recipe))
     return stripped
 
 

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -18,6 +19,10 @@ from difformer.registry import did_you_mean
 C = TypeVar("C")
 Reader = Callable[[str], Mapping[str, Any]]
 Adapter = Callable[[Mapping[str, Any], Collection[str], Sequence[Mapping[str, Any]]], Mapping[str, Any]]
+
+# Marks a field of a configuration that earlier versions did not have, `field(default=…, metadata=ADDED_LATER)`. At its
+# default it is not written down, so that recipes, states and digests compare with those of before.
+ADDED_LATER: Mapping[str, Any] = MappingProxyType({"added_later": True})
 
 # Of a file, far above any recipe.
 _MOST_VALUES = 100_000
@@ -280,22 +285,27 @@ def build(configuration: type[C], values: Mapping[str, Any]) -> C:
 
 def dump(configuration: Any) -> str:
     """A configuration as YAML that `parse` reads."""
-    return yaml.safe_dump(plain(as_values(configuration)), sort_keys=False, allow_unicode=True)
-
-
-def as_values(configuration: Any) -> dict[str, Any]:
-    """A configuration as nested dictionaries, in the order of its help: what can only be given by name comes last."""
-    values = asdict(configuration)
-    return {
-        field.name: values[field.name] for field in sorted(fields(configuration), key=lambda field: bool(field.kw_only))
-    }
+    return yaml.safe_dump(plain(configuration), sort_keys=False, allow_unicode=True)
 
 
 def plain(value: Any) -> Any:
-    """The same in lists and dictionaries, as YAML and JSON have them."""
+    """The same in lists and dictionaries, as YAML and JSON have them.
+
+    A configuration's are in the order of its help, where what can only be given by name comes last. What is
+    `ADDED_LATER` and has its default is left out, here and nowhere else.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        ordered = sorted(fields(value), key=lambda field: bool(field.kw_only))
+        return plain({f.name: getattr(value, f.name) for f in ordered if not _as_before(f, getattr(value, f.name))})
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _as_before(field: Field[Any], value: Any) -> bool:
+    """Whether a field of a configuration says nothing that earlier versions would not have said."""
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    return "added_later" in field.metadata and value == default
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from difformer.backbones import Backbone, check_backbone
 from difformer.config import Size, as_call, as_integer, as_json_size, as_positive_integer, as_size
+from difformer.features.conditioning import Conditioning
 from difformer.features.dtypes import as_dtype, dtype_name
-from difformer.features.images import ImageCheck
+from difformer.features.images import ImageCheck, check_sides
 from difformer.features.noising import Noising, repeat_conditioning
 from difformer.features.sizes import taps_at
 from difformer.taps import FeatureKey, Features, TapSpec, resolve_taps
@@ -31,6 +32,9 @@ class FeatureExtractor(nn.Module):
         dtype: of the features; a floating-point type or its name, such as "bfloat16".
         image_size: of the images that `specs` are for, a side or (h, w); the backbone's own when None. Images of other
             sizes can be read all the same.
+        conditioning: what the backbone is conditioned on, by keyword: a class number for all images, such as
+            `{"y": 3}`, or "label" for each image's own, which the call must then give. For a backbone with classes and
+            without this, each call gives all of it.
 
     Attributes:
         specs: what it gives, by key in the order it gives them: timesteps outermost.
@@ -52,6 +56,7 @@ class FeatureExtractor(nn.Module):
         chunk_size: int | None = None,
         dtype: torch.dtype | str = torch.float32,
         image_size: Size | None = None,
+        conditioning: Mapping[str, int | str] | None = None,
     ) -> None:
         super().__init__()
         check_backbone(backbone)
@@ -63,6 +68,8 @@ class FeatureExtractor(nn.Module):
         self.chunk_size = None if chunk_size is None else as_positive_integer("chunk_size", chunk_size)
         self.dtype = as_dtype(dtype)
         self.image_size = None if image_size is None else as_size("image_size", image_size)
+        self.conditioning = Conditioning(conditioning or {})
+        self.conditioning.check(backbone)
         self._check_images = ImageCheck()
         offered = taps_at(backbone, self.image_size)
         self.specs: dict[FeatureKey, TapSpec] = {
@@ -81,6 +88,7 @@ class FeatureExtractor(nn.Module):
             "clean": self.noising.clean,
             "dtype": dtype_name(self.dtype),
             **size,
+            **self.conditioning.arguments,
         }
 
     @torch.no_grad()
@@ -100,7 +108,8 @@ class FeatureExtractor(nn.Module):
             ids: (B,) the images' stable numbers, which their noise depends on; their places in the batch when left
                 out, so that their features then depend on the batch.
             noise: eps of the shape of x_0 by timestep, in place of the per-image noise there.
-            conditioning: what the backbone is conditioned on, one row an image, such as `y` for class labels.
+            conditioning: what the backbone is conditioned on, one row an image, such as `y` for class labels; in place
+                of what the extractor was built with.
 
         Returns:
             (B, C, h, w) by key, in `dtype`, in the order of `specs`.
@@ -109,9 +118,11 @@ class FeatureExtractor(nn.Module):
             ValueError: images, ids, noise or conditioning that do not fit.
         """
         self._check_images(images, training=self.training)
+        check_sides(images, self.backbone.multiple)
+        given = self.conditioning.complete(conditioning, images)
         x_0 = self.backbone.encode(images)
         x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
-        maps = self._read(x_t, t, repeat_conditioning(conditioning, len(images), self.noising.repeats))
+        maps = self._read(x_t, t, repeat_conditioning(given, len(images), self.noising.repeats))
         by_tap = {tap: self.noising.separate(feature) for tap, feature in maps.items()}
         return Features((key, by_tap[key.tap][key.t].to(self.dtype)) for key in self.specs)
 

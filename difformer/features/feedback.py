@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from difformer.backbones import Backbone, ResumableBackbone, check_backbone
 from difformer.config import Size, as_call, as_integer, as_json_size, as_size, as_switch
+from difformer.features.conditioning import Conditioning
 from difformer.features.dtypes import as_dtype, dtype_name
-from difformer.features.images import ImageCheck
+from difformer.features.images import ImageCheck, check_sides
 from difformer.features.noising import Noising, repeat_conditioning
 from difformer.features.sizes import taps_at
 from difformer.taps import FeatureKey, Features, TapSpec, mirror, resolve_taps
@@ -59,7 +60,7 @@ class FeedbackExtractor(nn.Module):
         taps: taps to read in the second pass. Published: block 24.
         timesteps: noise timesteps.
         first_pass_taps: taps to read in the first pass, besides.
-        seed, draws, clean, dtype, image_size: as for `FeatureExtractor`.
+        seed, draws, clean, dtype, image_size, conditioning: as for `FeatureExtractor`.
         norm: normalisation of the feedback layers: "batch" (published), "group" or "none".
         gate: start from the features without feedback.
 
@@ -88,6 +89,7 @@ class FeedbackExtractor(nn.Module):
         gate: bool = False,
         dtype: torch.dtype | str = torch.float32,
         image_size: Size | None = None,
+        conditioning: Mapping[str, int | str] | None = None,
     ) -> None:
         super().__init__()
         if norm not in get_args(FeedbackNorm):
@@ -108,6 +110,8 @@ class FeedbackExtractor(nn.Module):
         self.gate = as_switch("gate", gate)
         self.dtype = as_dtype(dtype)
         self.image_size = None if image_size is None else as_size("image_size", image_size)
+        self.conditioning = Conditioning(conditioning or {})
+        self.conditioning.check(backbone)
         self._check_images = ImageCheck()
         self.feedback = nn.ModuleList(
             FeedbackLayer(backbone.taps[tap].channels, backbone.taps[into].channels, norm, self.gate)
@@ -138,6 +142,7 @@ class FeedbackExtractor(nn.Module):
             "gate": self.gate,
             "dtype": dtype_name(self.dtype),
             **size,
+            **self.conditioning.arguments,
         }
 
     def forward(
@@ -153,10 +158,12 @@ class FeedbackExtractor(nn.Module):
         Args, Returns and Raises: as for `FeatureExtractor.forward`. Features of the second pass carry gradients.
         """
         self._check_images(images, training=self.training)
+        check_sides(images, self.backbone.multiple)
+        given = self.conditioning.complete(conditioning, images)
         with torch.no_grad():
             x_0 = self.backbone.encode(images)
             x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
-        first, second = self._two_passes(x_t, t, repeat_conditioning(conditioning, len(images), self.noising.repeats))
+        first, second = self._two_passes(x_t, t, repeat_conditioning(given, len(images), self.noising.repeats))
         maps = {(tap, 0): self.noising.separate(first[tap]) for tap in self.first_pass_taps}
         maps |= {(tap, 1): self.noising.separate(second[tap]) for tap in self.taps}
         return Features((key, maps[key.tap, key.round][key.t].to(self.dtype)) for key in self.specs)

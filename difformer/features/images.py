@@ -34,6 +34,18 @@ class ImageCheck:
             self._looked = True
 
 
+def check_sides(images: Tensor, multiple: int) -> None:
+    """Raises ValueError where a side of images (B, C, H, W) is no multiple of what a backbone asks for."""
+    height, width = images.shape[2:]
+    check_multiples(height, width, multiple)
+
+
+def check_multiples(height: int, width: int, multiple: int) -> None:
+    """Raises ValueError where one of these sides is no multiple of what a backbone asks for."""
+    if height % multiple or width % multiple:
+        raise ValueError(f"image sides must be multiples of {multiple}, got {height}×{width}; resize or pad")
+
+
 def check_batch(images: Any) -> None:
     """Raises ValueError where images are no floating-point tensor (B, C, H, W)."""
     expected = "images must be a floating-point tensor (B, 3, H, W) in [-1, 1]"

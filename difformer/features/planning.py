@@ -1,9 +1,8 @@
 """Which feature cache a recipe asks for: what its digest is taken of, what is missing, what it will take."""
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from logging import getLogger
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from difformer.backbones import Backbone
+from difformer.backbones import Backbone, identity
 from difformer.config import Size, as_positive_integer, check_choice, sides
 from difformer.data import DataConfig, ImageDataset, transform_description
 from difformer.features import FeatureCacheError, FeatureExtractor, FeedbackExtractor
@@ -185,17 +184,18 @@ def plan_cache(
     shapes = {key: _pooled_shape(offered[key.tap], size) for key, size in sizes.items()}
     dtype = as_dtype(cache.dtype)
     noising = extractor.noising
-    identity = {
+    cached = {
         "split": split,
         "data": dataset.digest,
         "transform": transform_description(data, augment),
         "noise": None if noising.clean else {"seed": seed, "draws": noising.draws, "fresh": augment},
         "backbone": _backbone_identity(extractor.backbone),
         "precision": dtype_name(extractor.dtype),
+        **extractor.conditioning.arguments,
     }
-    image_bytes = CacheManifest(identity, 1, 1, shapes, dtype, ()).image_bytes
+    image_bytes = CacheManifest(cached, 1, 1, shapes, dtype, ()).image_bytes
     shard_size = min(cache.shard_size, max(1, MAX_SHARD_BYTES // image_bytes))
-    manifest = CacheManifest(identity, len(dataset), shard_size, shapes, dtype, dataset.class_names)
+    manifest = CacheManifest(cached, len(dataset), shard_size, shapes, dtype, dataset.class_names)
     prefix = re.sub(r"[^\w-]+", "_", f"{data.name}-{split}{'-augmented' if augment else ''}")
     folder = expand_user(cache.folder) / manifest.folder_name(prefix)
     views = cache.views if augment else 1
@@ -226,18 +226,6 @@ def _pooled_shape(spec: TapSpec, size: Size | None) -> Shape:
 
 
 def _backbone_identity(backbone: Backbone) -> dict[str, Any]:
-    digest = getattr(backbone, "digest", None)
-    if digest is None:
-        raise ValueError("the backbone has no digest of its weights, so its features cannot be told from others'")
-    config = getattr(backbone, "config", None)
-    schedule = getattr(backbone.schedule, "to_dict", None)
-    dtype = getattr(backbone, "dtype", None)
-    identity = {
-        "digest": digest,
-        "config": asdict(config) if config is not None else None,
-        "schedule": schedule() if schedule is not None else None,
-        "dtype": dtype_name(dtype) if dtype is not None else None,
-    }
-    # Through JSON, as the manifest has it.
-    plain: dict[str, Any] = json.loads(json.dumps(identity))
-    return plain
+    # The same weights under another name give the same features.
+    found = {name: value for name, value in identity(backbone).items() if name != "name"}
+    return found | {"dtype": dtype_name(backbone.dtype)}

@@ -1,12 +1,12 @@
 """Features of whole images: maps averaged to a few cells, as vectors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difformer.backbones import UNetBackbone
+from difformer.backbones import Backbone
 from difformer.config import Size
 from difformer.features.extractor import FeatureExtractor
 from difformer.features.feedback import FeedbackExtractor
@@ -31,18 +31,19 @@ class PooledFeatures(nn.Module):
         self.pool = pool
         self.normalize = normalize
 
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
+    def forward(self, images: Tensor, ids: Tensor, **conditioning: Tensor) -> Tensor:
         """Reads and joins the features.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
             ids: (B,) the images' stable numbers.
+            conditioning: as for the extractor.
 
         Returns:
             (B, D) float32: the features in the extractor's order, each with its channels outermost.
         """
         with torch.autocast(images.device.type, enabled=False):
-            features = self.extractor(images, ids)
+            features = self.extractor(images, ids, **conditioning)
         vectors = [F.adaptive_avg_pool2d(maps.float(), self.pool).flatten(1) for maps in features.values()]
         return torch.cat([F.normalize(vector) for vector in vectors] if self.normalize else vectors, dim=1)
 
@@ -57,6 +58,7 @@ class DiffusionBlocks:
         seed: of the noise.
         pool: side to which maps are averaged; as they are when None.
         image_size: of the images, a side or (h, w); the backbone's own when None.
+        conditioning: as for `FeatureExtractor`.
 
     Attributes:
         keys: of the features, blocks outermost.
@@ -64,15 +66,22 @@ class DiffusionBlocks:
 
     def __init__(
         self,
-        backbone: UNetBackbone,
+        backbone: Backbone,
         taps: Sequence[int | str],
         timesteps: Sequence[int],
         seed: int,
         pool: int | None,
         image_size: Size | None = None,
+        conditioning: Mapping[str, int | str] | None = None,
     ) -> None:
-        taps = taps or tuple(backbone.taps)
-        self._extractor = FeatureExtractor(backbone, taps=taps, timesteps=timesteps, seed=seed, image_size=image_size)
+        self._extractor = FeatureExtractor(
+            backbone,
+            taps=taps or tuple(backbone.taps),
+            timesteps=timesteps,
+            seed=seed,
+            image_size=image_size,
+            conditioning=conditioning,
+        )
         self._pool = pool
         self.keys = [FeatureKey(tap, t) for tap in self._extractor.taps for t in timesteps]
 
@@ -85,9 +94,10 @@ class DiffusionBlocks:
         """Where among the names the blocks at a timestep are, by block."""
         return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
 
-    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """Args: images (B, 3, H, W) in [-1, 1], ids (B,). Returns (B, D) by name."""
-        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: flat(maps, self._pool)})
+    def read(self, images: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Args: images (B, 3, H, W) in [-1, 1], ids and labels (B,). Returns (B, D) by name."""
+        told = self._extractor.conditioning.by_label(labels)
+        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: flat(maps, self._pool)}, **told)
         return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
 
 

@@ -16,7 +16,9 @@ Reduce = Callable[[FeatureKey, Tensor], dict[K, Tensor]]
 _MOST_BYTES = 2**31
 
 
-def read_reduced(extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduce: Reduce[K]) -> dict[K, Tensor]:
+def read_reduced(
+    extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduce: Reduce[K], **conditioning: Tensor
+) -> dict[K, Tensor]:
     """Reads features of as many images at a time as have room, and keeps only what they are reduced to.
 
     Args:
@@ -25,6 +27,7 @@ def read_reduced(extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduc
         ids: (B,).
         reduce: from a feature's key and maps (b, C, h, w) to what is kept of them, of b rows each, by names that no
             other feature's has.
+        conditioning: as for the extractor, (B, …).
 
     Returns:
         (B, …) by name, on the images' device.
@@ -35,9 +38,11 @@ def read_reduced(extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduc
     numbers = sum(spec.channels * spec.height * spec.width for spec in extractor.specs.values())
     size = max(1, int(_MOST_BYTES / (numbers * extractor.dtype.itemsize)))
     parts: list[dict[K, Tensor]] = []
-    for some_images, some_ids in zip(images.split(size), ids.split(size), strict=True):
+    for start in range(0, len(images), size):
+        part = slice(start, start + size)
         kept: dict[K, Tensor] = {}
-        for key, maps in extractor(some_images, some_ids).items():
+        some = {name: value[part] for name, value in conditioning.items()}
+        for key, maps in extractor(images[part], ids[part], **some).items():
             kept |= reduce(key, maps)
         parts.append(kept)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,9 +1,11 @@
 """What a backbone offers for images of another size than its own."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from difformer.backbones import Backbone
-from difformer.config import Size, as_size, sides
+from difformer.backbones import Backbone, SizedBackbone
+from difformer.config import Size, as_size, sides, size_of
+from difformer.features.images import check_multiples
 from difformer.taps import TapSpec
 
 
@@ -11,14 +13,28 @@ def taps_at(backbone: Backbone, size: Size | None) -> Mapping[str, TapSpec]:
     """The taps of a backbone, with the maps and costs that they have for images of a size.
 
     Args:
-        backbone: with `taps_at`, as `UNetBackbone` has it. Of one without, the taps are those of its own size.
+        backbone: with `taps_at`, as `UNetBackbone` has it. Of one without, maps are taken to grow with the sides of the
+            images, and costs with their area; where its own size is not known either, its taps are those of any.
         size: of the images, a side or (h, w); the backbone's own when None.
 
     Raises:
         ValueError: it is no size, or the backbone takes no images of it.
     """
-    at = getattr(backbone, "taps_at", None)
-    if size is None or at is None:
+    if size is None:
         return backbone.taps
-    found: Mapping[str, TapSpec] = at(*sides(as_size("the image size", size)))
-    return found
+    height, width = sides(as_size("the image size", size))
+    if isinstance(backbone, SizedBackbone):
+        return backbone.taps_at(height, width)
+    check_multiples(height, width, backbone.multiple)
+    own = backbone.image_size
+    if own is None or sides(own) == (height, width):
+        return backbone.taps
+    tall, wide = height / sides(own)[0], width / sides(own)[1]
+    return {
+        name: replace(
+            spec,
+            size=size_of(max(1, round(spec.height * tall)), max(1, round(spec.width * wide))),
+            flops=round(spec.flops * tall * wide),
+        )
+        for name, spec in backbone.taps.items()
+    }

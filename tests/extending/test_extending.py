@@ -17,28 +17,7 @@ from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
 from difformer.cli import main
 from difformer.data import create_dataset
-from difformer.heads import HEADS
 from difformer.registry import Registry, UntrustedError
-
-HERE = Path(__file__).parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed():
-    """The package can be imported, as one that is installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        yield
-
-
-@pytest.fixture
-def not_imported():
-    """As in a process that has not seen the package."""
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "own_package"}
-    registered = HEADS._things.pop("own_gem")
-    yield
-    sys.modules.update(kept)
-    HEADS._things["own_gem"] = registered
 
 
 @pytest.fixture(scope="module")

@@ -119,6 +119,15 @@ def test_it_is_evaluated(run, capsys, not_imported):
     assert "metrics must be one of mae, within, or one of your own" in capsys.readouterr().err
 
 
+def test_its_targets_are_no_classes_of_the_backbone(recipe, tmp_path, capsys):
+    create_backbone(small_unet(num_classes=5), schedule="linear").save(tmp_path / "backbone.safetensors")
+    words = [str(recipe), "--backbone.name", str(tmp_path / "backbone.safetensors"), "--output", str(tmp_path / "run")]
+    for verb in ("train", "extract"):
+        assert main([verb, *words, "--extractor.conditioning.y", "label"]) == 1
+        assert f"those of the task {TASK} are targets and no classes; give a class" in capsys.readouterr().err
+    assert main(["train", *words, "--extractor.conditioning.y", "2", "--training.epochs", "1"]) == 0
+
+
 def test_it_predicts(run, tmp_path, not_imported):
     (tmp_path / "images").mkdir()
     for name, value in (("dark", 10), ("light", 240)):

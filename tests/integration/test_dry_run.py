@@ -95,7 +95,7 @@ def test_peak_memory_is_that_of_the_process(workplace, empty):
 def test_fake_data_needs_neither_weights_nor_images(workplace, empty, monkeypatch, capsys):
     values = merged(workplace[1], {"data": {"name": "CUB_200-2011", "root": None}, "output": "run"})
     # Of a file that names the backbone, the architecture is read and not the weights.
-    monkeypatch.setattr("difformer.backbones.open_weights", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("difformer.backbones.adm.open_weights", lambda *_, **__: pytest.fail("weights were read"))
     found = try_out(make_recipe(values), fake_data=True)
     assert found.images == {"train": 4795, "holdout": 1199, "test": 5794}
     assert "(random stand-ins); 200 classes" in capsys.readouterr().out

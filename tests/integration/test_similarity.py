@@ -105,6 +105,8 @@ def test_the_order_is_a_function_of_the_seed(values):
 class ManyImages:
     """Images of four pixels, as many as wanted."""
 
+    class_names = ("one",)
+
     def __init__(self, count):
         self.count = count
 
@@ -127,13 +129,13 @@ class WideVectors:
     def places(self, t):
         return {name: place for place, name in enumerate(self.names)}
 
-    def read(self, images, ids):
+    def read(self, images, ids, labels):
         waves = torch.sin(images.flatten(1) * ids[:, None])
         return {name: waves @ weights for name, weights in self.weights.items()}
 
 
 def test_ten_times_as_many_images_take_no_more_memory(values, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "build_backbone", lambda *a, **k: None)
+    monkeypatch.setattr(module, "build_backbone", lambda *a, **k: SimpleNamespace(conditioning={}))
     monkeypatch.setattr(module, "DiffusionBlocks", WideVectors)
     peaks = []
     for count in (1000, 10_000):

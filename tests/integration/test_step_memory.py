@@ -81,7 +81,7 @@ def test_what_a_step_takes_grows_with_what_it_does(values, recipe):
 
 def test_counting_computes_nothing_and_reads_no_weights(values, recipe, monkeypatch):
     expected = step_bytes(recipe, NAMES, 2, checkpointing=True)
-    monkeypatch.setattr("difformer.backbones.open_weights", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr("difformer.backbones.adm.open_weights", lambda *_, **__: pytest.fail("weights were read"))
     state = torch.random.get_rng_state()
     assert step_bytes(recipe, NAMES, 2, checkpointing=True) == expected
     assert torch.random.get_rng_state().equal(state)

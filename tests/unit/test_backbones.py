@@ -71,7 +71,7 @@ def test_a_live_networks_digest_is_that_of_its_weights_now():
 def test_a_live_network_stays_where_it_is(monkeypatch):
     asked = []
     monkeypatch.setattr(UNet, "to", lambda self, device: asked.append(torch.device(device)) or self)
-    monkeypatch.setattr("difformer.backbones.load_strictly", lambda unet, state, source: None)
+    monkeypatch.setattr("difformer.backbones.adm.load_strictly", lambda unet, state, source: None)
     with torch.device("meta"):  # the one other device there is everywhere
         unet = UNet(small_config())
     create_backbone(unet, schedule="linear")

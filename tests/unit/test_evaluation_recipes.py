@@ -1,11 +1,13 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
-from difformer.config.reading import build, create_parser, dump, parse, read_yaml
+from difformer.config.reading import build, create_parser, dump, parse, plain, read_yaml
 from difformer.data import DataConfig
 from difformer.engine.config.evaluation import choice_note, take_from_training
-from difformer.engine.config.recipe import ExtractorConfig
+from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, ReadingConfig
+from difformer.verbs.cka.recipe import SimilarityRecipe
 from difformer.verbs.eval.recipe import EvaluationRecipe
 from difformer.verbs.look.recipe import LookRecipe
 from difformer.verbs.probe.recipe import ProbeRecipe
@@ -188,3 +190,30 @@ def test_nothing_is_learned_from_beyond_a_label_subset():
 def test_meaningless_probes_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         ProbeRecipe(data=DataConfig("folder"), **arguments)
+
+
+@pytest.mark.parametrize("configuration", [SweepRecipe, SelectRecipe, LookRecipe, SimilarityRecipe])
+def test_a_look_at_many_features_takes_what_they_are_conditioned_on(configuration):
+    extractor = {"taps": ["mid"], "timesteps": [90], "seed": 3}
+    for told in ({}, {"conditioning": {"y": 3}}):
+        for more in ({}, {"training": {"epochs": 3}}):
+            file = {"data": {"name": "folder"}, "extractor": extractor | told, **more}
+            taken = take_from_training(file, configuration)
+            assert taken["extractor"] == told
+            assert build(configuration, taken).extractor.conditioning == told.get("conditioning", {})
+    with pytest.raises(ValueError, match=r"unknown key 'extractor\.condition'; did you mean"):
+        build(configuration, take_from_training({"data": {}, "extractor": {"condition": {}}}, configuration))
+
+
+def test_what_was_added_later_is_not_written_down_at_its_default():
+    """So that old runs resume, old caches are found, and an old quickstart is the same one."""
+    data = DataConfig("folder")
+    assert "family" not in plain(BackboneConfig(family="adm"))
+    assert plain(BackboneConfig(family="a.b:C"))["family"] == "a.b:C"
+    assert "conditioning" not in plain(ExtractorConfig())
+    for configuration in (SweepRecipe, SelectRecipe, LookRecipe, SimilarityRecipe):
+        assert "extractor" not in plain(configuration(data=data))
+    told = SweepRecipe(data=data, extractor=ReadingConfig({"y": "label"}))
+    assert plain(told)["extractor"] == {"conditioning": {"y": "label"}}
+    assert told.probe("mid", 90, 1).extractor.conditioning == {"y": "label"}
+    assert build(SweepRecipe, yaml.safe_load(dump(told)) | {"data": data}) == told

@@ -164,8 +164,13 @@ def test_another_kind_of_backbone_works(images):
     """Nothing may assume pixels or a U-Net: here latents are half the size and there is no module at all."""
 
     class Latent:
+        name, digest, dtype, image_size, multiple = "latent", "0", torch.float32, None, 2
+        conditioning = {}  # noqa: RUF012 - nothing is ever put into it
         schedule = NoiseSchedule.cosine(100)
         taps = {"block0": small_unet().taps["mid"], "block1": small_unet().taps["mid"]}  # noqa: RUF012
+
+        def describe(self):
+            return {}
 
         def encode(self, images):
             return images[:, :, ::2, ::2]

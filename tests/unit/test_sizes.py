@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from difformer.data import (
 )
 from difformer.data.images import enlarged, resize_to_cover
 from difformer.engine.cost.costs import cache_bytes, flops_per_image
+from difformer.features.sizes import taps_at
 from difformer.models.memory import flop_counter
 from difformer.models.plan import tap_specs
 from difformer.taps import FeatureKey, TapSpec
@@ -205,6 +207,22 @@ def test_each_tap_costs_what_torch_counts(size):
 
 def test_taps_at_its_own_size_are_its_taps(backbone):
     assert backbone.taps_at(32, 32) == dict(backbone.taps) == dict(tap_specs(small_config()))
+
+
+def test_maps_of_a_backbone_that_says_no_more_grow_with_the_images(backbone):
+    quiet = SimpleNamespace(taps=backbone.taps, image_size=32, multiple=4)
+    for size in (32, (64, 32), (8, 48)):
+        height, width = sides(size)
+        for name, spec in taps_at(quiet, size).items():
+            assert spec.size == backbone.taps_at(height, width)[name].size
+            assert spec.flops == pytest.approx(backbone.taps[name].flops * height * width / 32**2, abs=1)
+    with pytest.raises(ValueError, match="image sides must be multiples of 4, got 32×30"):
+        taps_at(quiet, (32, 30))
+    quiet.image_size = (16, 64)
+    assert taps_at(quiet, (16, 64)) == backbone.taps
+    assert sides(taps_at(quiet, 64)["in00"].size) == (4 * 32, 32)
+    quiet.image_size = None
+    assert taps_at(quiet, (64, 32)) == backbone.taps
 
 
 @pytest.mark.parametrize("size", [(65, 64), (64, 66), (30, 30)])

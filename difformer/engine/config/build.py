@@ -9,18 +9,24 @@ from typing import Any
 
 import torch
 
-from difformer.backbones import Backbone, UNetBackbone, create_backbone
-from difformer.checkpoints import UnderspecifiedError, describe
+from difformer import backbones
+from difformer.backbones import (
+    Backbone,
+    build_random,
+    compile_backbone,
+    create_backbone,
+    switch_checkpointing,
+)
+from difformer.checkpoints import UnderspecifiedError
 from difformer.classifier import DiffusionClassifier
-from difformer.config import Size, UNetConfig
+from difformer.config import Size
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
-from difformer.diffusion import NoiseSchedule
 from difformer.engine.config.fitting import fitting
 from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
+from difformer.features.conditioning import check_conditioning, check_targets
 from difformer.features.sizes import taps_at
 from difformer.heads import HEADS, Head
-from difformer.models import UNet
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
@@ -37,7 +43,7 @@ def torso_dtype(config: BackboneConfig, precision: str) -> torch.dtype:
 
 def build_backbone(
     config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu", random_weights: bool = False
-) -> UNetBackbone:
+) -> Backbone:
     """Opens the backbone.
 
     Args:
@@ -47,43 +53,42 @@ def build_backbone(
         random_weights: use the architecture alone, for a trial run on a machine that has no weights.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
+        FileNotFoundError, CheckpointError, ValueError, ImportError: as `create_backbone`.
     """
-    how: dict[str, Any] = {
-        "dtype": torso_dtype(config, precision),
-        "device": device,
-        "attention": config.attention,
-        # `auto` is for those who train to decide; elsewhere nothing is kept for a gradient.
-        "gradient_checkpointing": config.gradient_checkpointing is True,
-    }
-    if random_weights:
-        architecture, schedule = _describe(config)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
-            unet = UNet(architecture)
-        backbone = create_backbone(unet, schedule=schedule, **how)
-    else:
-        with _says_how_to_convert(config):
-            backbone = create_backbone(config.name, folder=config.folder, download=config.download, **how)
+    how = _how(config) | {"dtype": torso_dtype(config, precision)}
+    with _says_how_to_convert(config):
+        if random_weights:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(0)
+                backbone = build_random(config.name, **how)
+            if isinstance(backbone, torch.nn.Module):
+                backbone.to(device)
+        else:
+            backbone = create_backbone(config.name, download=config.download, device=device, **how)
+    # `auto` is for those who train to decide; elsewhere nothing is kept for a gradient.
+    switch_checkpointing(backbone, config.gradient_checkpointing is True)
     if config.compile:
-        backbone.compile()
+        compile_backbone(backbone)
     return backbone
 
 
-def outline_backbone(config: BackboneConfig) -> UNetBackbone:
+def outline_backbone(config: BackboneConfig, *, precision: str = "no") -> Backbone:
     """The backbone on the meta device: shapes and costs, without weights. Named presets need no file.
 
+    Args:
+        config: which.
+        precision: no, bf16 or fp16; what the dtype follows where the configuration leaves it out.
+
     Raises:
-        FileNotFoundError, CheckpointError, ValueError: as `create_backbone`.
+        FileNotFoundError, CheckpointError, ValueError, ImportError: as `create_backbone`.
     """
-    architecture, schedule = _describe(config)
-    with torch.device("meta"):
-        return UNetBackbone(UNet(architecture, attention=config.attention), schedule)  # type: ignore[arg-type]
-
-
-def _describe(config: BackboneConfig) -> tuple[UNetConfig, NoiseSchedule]:
     with _says_how_to_convert(config):
-        return describe(config.name, folder=Path(config.folder) if config.folder else None)
+        return backbones.outline_backbone(config.name, dtype=torso_dtype(config, precision), **_how(config))
+
+
+def _how(config: BackboneConfig) -> dict[str, Any]:
+    """What a configuration says of opening a backbone, and of building one without its weights."""
+    return {"attention": config.attention, "folder": config.folder, "family": config.family}
 
 
 @contextmanager
@@ -117,28 +122,33 @@ def outline_classifier(
         return build_classifier(recipe, backbone or outline_backbone(recipe.backbone), class_names)
 
 
-def build_extractor(config: ExtractorConfig, backbone: Backbone, size: Size | None = None) -> Extractor:
+def build_extractor(
+    config: ExtractorConfig, backbone: Backbone, size: Size | None = None, num_classes: int | None = None
+) -> Extractor:
     """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
 
     Args:
         config: which features are read.
         backbone: that they are read from.
         size: of the images, a side or (h, w); the backbone's own when left out.
+        num_classes: of the data set; None where it is not known.
 
     Raises:
-        ValueError: as theirs, or the backbone takes no images of that size.
+        ValueError: as theirs and as `check_conditioning`, or the backbone takes no images of that size.
     """
     taps_at(backbone, size)
-    image_size = getattr(getattr(backbone, "config", None), "image_size", None)
-    config = fitting(config, backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=image_size)
+    check_conditioning(config.conditioning, backbone, num_classes)
+    own = backbone.image_size
+    config = fitting(config, backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=own)
     common: dict[str, Any] = {
         "taps": config.taps,
         "timesteps": config.timesteps,
         "seed": config.seed,
         "draws": config.draws,
         "clean": config.clean,
-        # Of squares of any size, heads are built for the maps of the backbone's own, as they always were.
-        "image_size": size if isinstance(size, tuple) else None,
+        # Of squares of any size, heads are built for the maps of the backbone's own square, as they always were.
+        "image_size": size if isinstance(size, tuple) or isinstance(own, tuple) else None,
+        "conditioning": config.conditioning,
     }
     if not config.feedback_taps:
         return FeatureExtractor(backbone, chunk_size=config.chunk_size, **common)
@@ -202,13 +212,17 @@ def build_classifier(
     Raises:
         ValueError: as extractor, head, task and classifier.
     """
+    task = task or build_task(recipe)
+    if task.stand_in() is not None:
+        check_targets(recipe.extractor.conditioning, recipe.task.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.training.seed)
-        extractor = build_extractor(recipe.extractor, backbone, recipe.data.size)
+        # Outputs of other tasks are not the classes of the images.
+        classes = len(class_names) if recipe.task.classifies else None
+        extractor = build_extractor(recipe.extractor, backbone, recipe.data.size, classes)
         head = build_head(recipe.head, extractor.specs, len(class_names))
     data = recipe.data
     preprocessing = Preprocessing(data.size, data.resize)
-    task = task or build_task(recipe)
     return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing, task=task)
 
 

@@ -7,7 +7,7 @@ from difformer.config.reading import check_keys, unknown_key
 from difformer.data import HOLDOUT as SET_ASIDE
 from difformer.data import DataConfig, canonical_name
 from difformer.data.dataset import TEST
-from difformer.engine.config.recipe import Recipe
+from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig, Recipe
 
 # Of the training split, where a probe is to choose on a holdout and the data does not say how large.
 HOLDOUT = 0.1
@@ -32,10 +32,11 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
         ValueError: a key that neither has; the message names the nearest.
     """
     own, trained = get_type_hints(configuration), get_type_hints(Recipe)
+    values, unread = _without_features(values, own)
     for key in values:
         if key not in own and key not in trained:
             raise unknown_key(str(key), list(dict.fromkeys([*own, *trained])))
-    foreign = {key: value for key, value in values.items() if key not in own}
+    foreign = {key: value for key, value in values.items() if key not in own} | unread
     if not foreign:
         return dict(values)
     check_keys(Recipe, foreign)
@@ -51,6 +52,17 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
     }
     taken = {key: value for key, value in found.items() if key in own and value is not None}
     return taken | {key: value for key, value in values.items() if key in own and key != "output"}
+
+
+def _without_features(values: Mapping[str, Any], own: Mapping[str, type]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """A file's values with as much of its extractor as is for a look at many features, and the section where it says
+    which features are read, as only recipes of one choice of them do."""
+    section = values.get("extractor")
+    if own.get("extractor") is not ReadingConfig or not isinstance(section, Mapping):
+        return values, {}
+    kept = {key: value for key, value in section.items() if key not in get_type_hints(ExtractorConfig)}
+    kept |= {key: section[key] for key in get_type_hints(ReadingConfig) if key in section}
+    return {**values, "extractor": kept}, {"extractor": section} if len(kept) < len(section) else {}
 
 
 def choice_note(data: DataConfig, validation: str) -> str | None:

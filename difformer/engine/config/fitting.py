@@ -2,16 +2,16 @@
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from difformer.backbones import ADM, outline_backbone
 from difformer.checkpoints import describe
-from difformer.config import UNetConfig, as_size, shown, sides
-from difformer.config.reading import value_at
+from difformer.config import Size, as_size, shown, sides
+from difformer.config.reading import plain, value_at
 from difformer.data import canonical_name
-from difformer.diffusion import NoiseSchedule
 from difformer.engine.config.recipe import ExtractorConfig
 from difformer.models.plan import tap_specs
 from difformer.taps import LITERATURE_ENCODER_BLOCKS, TapSpec, corresponding_tap, resolve_tap, tap_names
@@ -28,8 +28,16 @@ _TAPS = ("taps", "feedback_taps", "first_pass_taps")
 _OF_DATA_SET = ("class_names", "splits", "configuration", "image_column", "label_column")
 
 
+class _Network(NamedTuple):
+    """What is known of a backbone before it is opened; `image_size` is None where nothing says so."""
+
+    taps: Mapping[str, TapSpec]
+    num_timesteps: int
+    image_size: Size | None
+
+
 def fitting(
-    config: ExtractorConfig, names: Iterable[str], *, num_timesteps: int, image_size: int | None
+    config: ExtractorConfig, names: Iterable[str], *, num_timesteps: int, image_size: Size | None
 ) -> ExtractorConfig:
     """The same with taps by name, and with a tap and a timestep that suit a network where there are none.
 
@@ -37,7 +45,7 @@ def fitting(
         config: which features are read.
         names: of the network's taps, in its order.
         num_timesteps: of its schedule.
-        image_size: side in pixels of the images it was trained on; None where it is not known.
+        image_size: in pixels, of the images it was trained on; None where it is not known.
 
     Raises:
         ValueError: a tap that the network does not have.
@@ -55,22 +63,26 @@ def fitting(
     )
 
 
-def with_named_taps(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_named_taps(values: Mapping[str, Any], *, family: str | None = None) -> dict[str, Any]:
     """A training recipe's values with its extractor `fitting` its backbone, where that is on this machine.
 
     So recipes are told apart by what they read, and not by how they write it: 24 is `out04`, as is nothing, of ADM-256.
+
+    Args:
+        values: the recipe's, maybe those that a folder holds.
+        family: of the backbone that the user asked for. Values with another are left as they are: its code would run.
     """
-    found = _described(values.get("backbone", {}))
+    backbone = values.get("backbone", {})
+    found = _described(backbone) if backbone.get("family") == family else None
     if found is None or "extractor" not in values:
         return dict(values)
-    config, schedule = found
     extractor = fitting(
         ExtractorConfig(**values["extractor"]),
-        tap_specs(config),
-        num_timesteps=schedule.num_timesteps,
-        image_size=config.image_size,
+        found.taps,
+        num_timesteps=found.num_timesteps,
+        image_size=found.image_size,
     )
-    return {**values, "extractor": asdict(extractor)}
+    return {**values, "extractor": plain(extractor)}
 
 
 def fit_to_backbone(
@@ -98,26 +110,23 @@ def fit_to_backbone(
     found = _described(backbone) if isinstance(backbone, Mapping) else None
     if found is None or not isinstance(backbone, Mapping):
         return fitted
-    config, schedule = found
-    _check_taps(str(backbone["name"]), config, options, files)
+    taps, num_timesteps, image_size = found
+    _check_taps(backbone, found, options, files)
     extractor = fitted.get("extractor")
-    if isinstance(extractor, Mapping):
-        suited = fitting(
-            ExtractorConfig(), tap_specs(config), num_timesteps=schedule.num_timesteps, image_size=config.image_size
-        )
-        _warn_of_numbers(extractor, list(tap_specs(config)))
+    if isinstance(extractor, Mapping) and "taps" in extractor:
+        suited = fitting(ExtractorConfig(), taps, num_timesteps=num_timesteps, image_size=image_size)
+        _warn_of_numbers(extractor, list(taps))
         left_out = {key: getattr(suited, key) for key in ("taps", "timesteps") if not extractor.get(key)}
         fitted["extractor"] = {**extractor, **left_out}
     data = fitted.get("data")
-    if isinstance(data, Mapping) and "size" in data:
+    if isinstance(data, Mapping) and "size" in data and image_size is not None:
         if not _is_given("data.size", options, files):
-            fitted["data"] = {**data, "size": config.image_size}
-        elif (size := as_size("data.size", data["size"])) != config.image_size:
-            height, width = sides(size)
+            fitted["data"] = {**data, "size": image_size}
+        elif (size := as_size("data.size", data["size"])) != image_size:
             _log.warning(
-                "data.size is %s, and %s was trained on images of %d pixels: its blocks see another scale, and each "
+                "data.size is %s, and %s was trained on images of %s pixels: its blocks see another scale, and each "
                 "image takes %.3g times the work; leave data.size out for the backbone's own",
-                shown(size), backbone["name"], config.image_size, height * width / config.image_size**2,
+                shown(size), backbone["name"], shown(image_size), math.prod(sides(size)) / math.prod(sides(image_size)),
             )  # fmt: skip
     return fitted
 
@@ -142,17 +151,23 @@ def _warn_of_numbers(extractor: Mapping[str, Any], known: Sequence[str]) -> None
             )  # fmt: skip
 
 
-def _suitable_timestep(num_timesteps: int, image_size: int) -> int:
+def _suitable_timestep(num_timesteps: int, image_size: Size) -> int:
     (small, least), (large, most) = _SMALL, _LARGE
-    doublings = math.log2(min(large, max(small, image_size)) / small) / math.log2(large / small)
+    side = math.sqrt(math.prod(sides(image_size)))
+    doublings = math.log2(min(large, max(small, side)) / small) / math.log2(large / small)
     return int(round(least + (most - least) * doublings, -1) * num_timesteps / 1000)
 
 
-def _described(backbone: Mapping[str, Any]) -> tuple[UNetConfig, NoiseSchedule] | None:
+def _described(backbone: Mapping[str, Any]) -> _Network | None:
     """What a backbone's section names; None where that is not known yet, which is reported when it is opened."""
-    folder = backbone.get("folder")
+    folder, family = backbone.get("folder"), backbone.get("family")
     try:
-        return describe(str(backbone["name"]), folder=Path(folder) if folder else None)
+        if family in (None, ADM):
+            # In no time, where an outline of a large network takes a part of a second.
+            config, schedule = describe(str(backbone["name"]), folder=Path(folder) if folder else None)
+            return _Network(tap_specs(config), schedule.num_timesteps, config.image_size)
+        outline = outline_backbone(str(backbone["name"]), folder=folder, family=family)
+        return _Network(outline.taps, outline.schedule.num_timesteps, outline.image_size)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError):
         return None
 
@@ -176,8 +191,11 @@ def _own_data(
     return kept
 
 
-def _check_taps(name: str, config: UNetConfig, options: Collection[str], files: Sequence[Mapping[str, Any]]) -> None:
+def _check_taps(
+    backbone: Mapping[str, Any], network: _Network, options: Collection[str], files: Sequence[Mapping[str, Any]]
+) -> None:
     """Raises ValueError where taps of a file are those of another backbone."""
+    name = str(backbone["name"])
     made_for: Any = None
     wrong: dict[str, list[str]] = {}
     for file in files:
@@ -185,7 +203,7 @@ def _check_taps(name: str, config: UNetConfig, options: Collection[str], files: 
         for key in ("taps", *(f"extractor.{key}" for key in _TAPS)):
             taps = value_at(file, key)
             if isinstance(taps, list | tuple) and not _is_given(key, options, []):
-                wrong[key] = [] if made_for in (None, name) else _elsewhere(taps, file, str(made_for), config)
+                wrong[key] = [] if made_for in (None, name) else _elsewhere(taps, file, str(made_for), network)
     listed = " ".join(f"--{key} {' '.join(taps)}" for key, taps in wrong.items() if taps)
     if listed:
         raise ValueError(
@@ -194,21 +212,18 @@ def _check_taps(name: str, config: UNetConfig, options: Collection[str], files: 
         )
 
 
-def _elsewhere(taps: Sequence[Any], file: Mapping[str, Any], made_for: str, config: UNetConfig) -> list[str]:
+def _elsewhere(taps: Sequence[Any], file: Mapping[str, Any], made_for: str, here: _Network) -> list[str]:
     """The taps of a network that correspond to those of another; none where all lie in the same places."""
-    found = _described({**(value_at(file, "backbone") or {}), "name": made_for})
-    if found is None:
+    there = _described({**(value_at(file, "backbone") or {}), "name": made_for})
+    if there is None or _places(there) == _places(here):
         return []
-    other = found[0]
-    there, here = tap_specs(other), tap_specs(config)
-    if _places(there, other) == _places(here, config):
-        return []
-    return list(dict.fromkeys(corresponding_tap(tap, there, here) for tap in taps))
+    return list(dict.fromkeys(corresponding_tap(tap, there.taps, here.taps) for tap in taps))
 
 
-def _places(specs: Mapping[str, TapSpec], config: UNetConfig) -> list[float]:
+def _places(network: _Network) -> list[float]:
     """Where the blocks lie: sides of their maps, as parts of the image's."""
-    return [spec.height / config.image_size for spec in specs.values()]
+    height = 1 if network.image_size is None else sides(network.image_size)[0]
+    return [spec.height / height for spec in network.taps.values()]
 
 
 def _is_given(key: str, options: Collection[str], files: Iterable[Mapping[str, Any]]) -> bool:

@@ -6,8 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from difformer.analysis import METRICS
+from difformer.backbones import ADM, FAMILIES
 from difformer.config import as_integer, as_positive_integer, as_switch, as_tuple, check_choice, check_range
+from difformer.config.reading import ADDED_LATER
 from difformer.data import DataConfig
+from difformer.features.conditioning import LABEL, as_conditioning
 from difformer.features.dtypes import DtypeName
 from difformer.features.planning import CacheConfig
 from difformer.heads import HEADS
@@ -48,6 +51,7 @@ class BackboneConfig:
             fit otherwise.
         compile: build its passes with torch.compile, which takes half a minute or more for the first images of each
             shape; where there is no compiler, it runs as it is.
+        family: the kind of network: adm (guided-diffusion's U-Nets), or one of your own as package.module:Name.
     """
 
     name: str = "adm256_uncond"
@@ -57,14 +61,35 @@ class BackboneConfig:
     attention: str = "auto"
     gradient_checkpointing: bool | Literal["auto"] = False
     compile: bool = False
+    family: str | None = field(default=None, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        if self.family is not None:
+            FAMILIES.check(self.family, "backbone.family")
+        if self.family == ADM:
+            # What has always been so is not written down, so that it compares with what was.
+            object.__setattr__(self, "family", None)
         check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
         for name in ("download", "compile"):
             as_switch(f"backbone.{name}", getattr(self, name))
         if not isinstance(self.gradient_checkpointing, bool) and self.gradient_checkpointing != "auto":
             found = self.gradient_checkpointing
             raise ValueError(f"backbone.gradient_checkpointing must be true, false or auto, got {found!r}")
+
+
+@dataclass(frozen=True)
+class ReadingConfig:
+    """What a diffusion model is told whatever is read of it, in recipes that look at many of its features.
+
+    Attributes:
+        conditioning: of a class-conditional network, a class number for all images, `y: 0`, or `y: label` for each
+            image's own.
+    """
+
+    conditioning: Mapping[str, int | str] = field(default_factory=dict, metadata=ADDED_LATER)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conditioning", as_conditioning("extractor.conditioning", self.conditioning))
 
 
 @dataclass(frozen=True)
@@ -84,6 +109,8 @@ class ExtractorConfig:
         chunk_size: most noisy images to pass at once.
         norm: of the feedback layers: batch, group or none.
         gate: start from the features without feedback.
+        conditioning: of a class-conditional network, a class number for all images, `y: 0`, or `y: label` for each
+            image's own.
     """
 
     taps: tuple[int | str, ...] = ()
@@ -96,8 +123,10 @@ class ExtractorConfig:
     chunk_size: int | None = None
     norm: str = "batch"
     gate: bool = False
+    conditioning: Mapping[str, int | str] = field(default_factory=dict, metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "conditioning", as_conditioning("extractor.conditioning", self.conditioning))
         for name in ("taps", "timesteps", "feedback_taps", "first_pass_taps"):
             object.__setattr__(self, name, as_tuple(f"extractor.{name}", getattr(self, name)))
         if self.feedback_taps and self.chunk_size is not None:
@@ -331,7 +360,7 @@ class Recipe:
     backbone: BackboneConfig = BackboneConfig()
     extractor: ExtractorConfig = ExtractorConfig()
     head: HeadConfig = HeadConfig()
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig = field(default=TaskConfig(), metadata=ADDED_LATER)
     features: FeatureSource = "live"
     cache: CacheConfig = field(default_factory=CacheConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -357,6 +386,11 @@ class Recipe:
             )
         if self.features == "cached" and (self.training.mixup or self.training.cutmix):
             raise ValueError("training.mixup and training.cutmix mix images, and cached features have none; use live")
+        if (self.training.mixup or self.training.cutmix) and LABEL in self.extractor.conditioning.values():
+            raise ValueError(
+                "training.mixup and training.cutmix mix images, which have no single label to give as "
+                "extractor.conditioning; leave them out, or give a class number"
+            )
         if self.evaluation.validation == "holdout" and not self.data.holdout:
             raise ValueError(
                 "evaluation.validation: holdout needs data.holdout, the fraction to set aside, such as 0.1"

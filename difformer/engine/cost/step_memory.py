@@ -9,9 +9,10 @@ import psutil
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from difformer.backbones import switch_checkpointing
 from difformer.classifier import DiffusionClassifier
 from difformer.config import sides
-from difformer.engine.config.build import outline_backbone, outline_classifier, torso_dtype
+from difformer.engine.config.build import outline_backbone, outline_classifier
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import human_bytes
 from difformer.engine.runtime.batches import divide
@@ -58,7 +59,7 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
         labels = torch.zeros(count, dtype=torch.int64) if stand_in is None else stand_in.expand(count, *stand_in.shape)
         with TensorMemory() as memory:
             with torch.autocast("cpu", dtype=half, enabled=half is not None):
-                outputs = classifier(x_0, noise=noise)
+                outputs = classifier(x_0, noise=noise, **classifier.conditioning.by_label(labels))
             classifier.task.losses(outputs, labels).mean().backward()
     return memory.peak
 
@@ -112,9 +113,8 @@ def _outline(recipe: Recipe, class_names: tuple[str, ...], checkpointing: bool) 
     """The classifier on the meta device, with the backbone as it will compute."""
     # Of the others none keeps a weight for each pair of places, and xformers takes no tensors without values.
     attention = "math" if recipe.backbone.attention == "math" else "sdpa"
-    backbone = outline_backbone(replace(recipe.backbone, attention=attention))
-    backbone.unet.cast_torso(torso_dtype(recipe.backbone, recipe.training.precision))
-    backbone.unet.gradient_checkpointing = checkpointing
+    backbone = outline_backbone(replace(recipe.backbone, attention=attention), precision=recipe.training.precision)
+    switch_checkpointing(backbone, checkpointing)
     return outline_classifier(recipe, class_names, backbone)
 
 

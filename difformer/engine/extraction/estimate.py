@@ -81,7 +81,8 @@ def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_siz
     images = batch.images.to(device)
     for _ in range(2):
         start = time.perf_counter()
-        features = classifier.extractor(images, batch.ids)
+        told = classifier.conditioning.by_label(batch.labels)
+        features = classifier.extractor(images, batch.ids, **told)
         # Copies to the CPU wait for the device.
         next(iter(features.values())).sum().item()
     computing = (time.perf_counter() - start) / len(images)

@@ -179,7 +179,9 @@ def _write_view(job: Job, view: int, shards: Sequence[int], bar: Any) -> None:
         for places in batches[shard]:
             batch: Batch | None = next(read)
             if batch is not None:
-                features = job.classifier.extractor(batch.images.to(device, non_blocking=True), batch.ids)
+                extractor = job.classifier.extractor
+                told = extractor.conditioning.by_label(batch.labels)
+                features = extractor(batch.images.to(device, non_blocking=True), batch.ids, **told)
                 gathered.add(job.plan.pooled(features), batch.ids)
             bar.update(len(places))
         maps, ids = gathered.content()

@@ -45,10 +45,10 @@ class PooledInEveryWay(nn.Module):
                 start = stop
         self.width = start
 
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Args: images (B, 3, H, W) in [-1, 1]; ids (B,). Returns (B, D) float32."""
+    def forward(self, images: Tensor, ids: Tensor, **conditioning: Tensor) -> Tensor:
+        """Args: images (B, 3, H, W) in [-1, 1]; ids (B,); conditioning as the extractor's. Returns (B, D) float32."""
         with torch.autocast(images.device.type, enabled=False):
-            vectors = read_reduced(self.extractor, images, ids, self._pool)
+            vectors = read_reduced(self.extractor, images, ids, self._pool, **conditioning)
         return torch.cat([vectors[place] for place in self.places], dim=1)
 
     def _pool(self, key: FeatureKey, maps: Tensor) -> dict[tuple[str, int], Tensor]:

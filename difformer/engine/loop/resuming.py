@@ -1,7 +1,6 @@
 """Which saved state a run resumes from."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +41,7 @@ def saved_state(
     before, now = without_places(saved.state.recipe), carried(recipe)
     if before.get("backbone") == now.get("backbone"):
         # Where it lies, which is not in the state, tells what its blocks are called.
-        before["backbone"] = now["backbone"] = plain(asdict(recipe)).get("backbone")
+        before["backbone"] = now["backbone"] = plain(recipe).get("backbone")
     check_unchanged(
         folder.path, "a run with another recipe", comparable(before), comparable(now), may_change=may_change
     )

@@ -13,6 +13,7 @@ from difformer.engine.config.recipe import BatchSize, as_batch_size
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.batches import create_loader, inputs_of
 from difformer.engine.runtime.processes import gathered, on_all
+from difformer.features.conditioning import Conditioning
 from difformer.tasks import Outputs
 
 
@@ -50,7 +51,7 @@ def evaluate(
 
     Args:
         model: batch and ids to logits or features (B, D), on the accelerator's device; not divided over processes
-            itself.
+            itself. Where it has an `extractor` whose features are conditioned on labels, it is given these too.
         dataset: images, or features.
         collate: makes a batch of its samples; None of those that hold no image that can be read.
         accelerator: Accelerate's; every process gets the whole result.
@@ -111,9 +112,11 @@ class _Reading:
 
     def _values(self, batch: Any) -> NDArray[np.float32]:
         """Passes a batch; the copy to the CPU waits for the device."""
-        inputs, _, ids = inputs_of(batch, self._accelerator.device)
+        inputs, labels, ids = inputs_of(batch, self._accelerator.device)
+        conditioning = getattr(getattr(self._model, "extractor", None), "conditioning", Conditioning())
+        told = conditioning.by_label(labels)
         with self._accelerator.autocast():
-            values: torch.Tensor = self._model(inputs, ids)
+            values: torch.Tensor = self._model(inputs, ids, **told)
         return values.float().cpu().numpy()
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from difformer.backbones import UNetBackbone
+from difformer.backbones import Backbone
 from difformer.data import DataConfig, ImageDataset
 from difformer.data.classes import check_same_classes
 from difformer.engine.config.build import build_backbone, build_dataset, torso_dtype
@@ -17,12 +17,12 @@ class Resources:
     """The last backbone and all data sets that were opened, by configuration, for runs one after another."""
 
     def __init__(self) -> None:
-        self._backbone: tuple[str, UNetBackbone] | None = None
+        self._backbone: tuple[str, Backbone] | None = None
         self._datasets: dict[str, ImageDataset] = {}
 
     def backbone(
         self, config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu"
-    ) -> UNetBackbone:
+    ) -> Backbone:
         """As `build_backbone`; the one before is let go where it is another.
 
         Whether gradients are checkpointed is up to the run.

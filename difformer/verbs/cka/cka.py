@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from difformer.analysis import MinibatchCKA
+from difformer.backbones import Backbone
 from difformer.config.reading import dump
 from difformer.data import ImageDataset
 from difformer.data.subset import evenly_spaced
@@ -18,6 +19,7 @@ from difformer.engine.runtime.batches import create_loader
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.engine.runtime.run_folder import environment
+from difformer.features.conditioning import check_conditioning, warn_of_labels
 from difformer.features.pooling import DiffusionBlocks
 from difformer.report.similarity import draw_similarities
 from difformer.streams import Stream, generator
@@ -53,8 +55,10 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     images = build_dataset(recipe.data, recipe.split)
     batches = _batches(recipe, len(images))
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
-    rows = DiffusionBlocks(backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size)
-    columns = _columns(recipe, accelerator.device)
+    classes = len(images.class_names)
+    rows = _blocks(recipe, backbone, classes)
+    columns = _columns(recipe, backbone, classes, accelerator.device)
+    warn_of_labels(recipe.extractor.conditioning)
     matrix = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
     with folder.write() as temporary:
         _write(temporary, recipe, matrix, rows, columns, accelerator.device)
@@ -62,14 +66,28 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     return matrix
 
 
-def _columns(recipe: SimilarityRecipe, device: torch.device) -> Representations | None:
-    """What the blocks are compared with, where it is not themselves."""
+def _blocks(recipe: SimilarityRecipe, backbone: Backbone, classes: int) -> DiffusionBlocks:
+    """The blocks of one of the diffusion models; of two, one may have classes and the other none."""
+    alone = recipe.other is None or bool(backbone.conditioning)
+    conditioning = recipe.extractor.conditioning if alone else {}
+    check_conditioning(conditioning, backbone, classes)
+    return DiffusionBlocks(
+        backbone, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size, conditioning
+    )
+
+
+def _columns(
+    recipe: SimilarityRecipe, backbone: Backbone, classes: int, device: torch.device
+) -> Representations | None:
+    """What the blocks of the backbone are compared with, where it is not themselves."""
     if recipe.timm.name is not None:
         return TimmBlocks(recipe.timm, recipe.pool, device)
     if recipe.other is None:
         return None
     other = build_backbone(replace(recipe.backbone, name=recipe.other), precision=recipe.precision, device=device)
-    return DiffusionBlocks(other, recipe.taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size)
+    if recipe.extractor.conditioning and not backbone.conditioning and not other.conditioning:
+        raise ValueError(f"neither {backbone.name} nor {other.name} has classes; leave extractor.conditioning out")
+    return _blocks(recipe, other, classes)
 
 
 def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:
@@ -100,7 +118,7 @@ def _accumulate(
     for batch in tqdm(loader, total=len(batches), unit="batch"):
         if batch is None or len(batch.ids) < _FEWEST:
             continue
-        inputs = batch.images.to(device, non_blocking=True), batch.ids
+        inputs = batch.images.to(device, non_blocking=True), batch.ids, batch.labels
         with torch.no_grad():
             found.update(rows.read(*inputs), None if columns is None else columns.read(*inputs))
     return found.compute().numpy()

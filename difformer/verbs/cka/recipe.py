@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from difformer.config import as_integer, as_positive_integer, as_switch, as_tuple, check_choice, check_range
+from difformer.config.reading import ADDED_LATER
 from difformer.data import DataConfig
-from difformer.engine.config.recipe import BackboneConfig, Precision, check_computing
+from difformer.engine.config.recipe import BackboneConfig, Precision, ReadingConfig, check_computing
 
 KernelName = Literal["linear", "rbf"]
 
@@ -42,6 +43,7 @@ class SimilarityRecipe:
             set that is sorted by class are mixed.
         output: folder for the results.
         backbone: the diffusion model whose blocks and timesteps are the rows.
+        extractor: what the diffusion model is told beside noise and timestep.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps.
         other: another diffusion model for the columns, opened as the backbone is; null for none. It must have the taps
@@ -64,6 +66,7 @@ class SimilarityRecipe:
     images: int | None = None
     output: str = "runs/cka"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    extractor: ReadingConfig = field(default_factory=ReadingConfig, metadata=ADDED_LATER)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 50, 150, 300, 500)
     other: str | None = None

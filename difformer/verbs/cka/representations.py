@@ -25,8 +25,8 @@ class Representations(Protocol):
         """Where among the names the blocks at a timestep are, by block."""
         ...
 
-    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
-        """Args: images (B, 3, H, W) in [-1, 1], ids (B,). Returns (B, D) by name."""
+    def read(self, images: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Args: images (B, 3, H, W) in [-1, 1], ids and labels (B,). Returns (B, D) by name."""
         ...
 
 
@@ -73,7 +73,7 @@ class TimmBlocks:
         return {str(number): number for number in range(len(self.names))}
 
     @torch.no_grad()
-    def read(self, images: Tensor, ids: Tensor) -> dict[str, Tensor]:
+    def read(self, images: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """See `Representations`."""
         images = F.interpolate(images, size=self._size, mode="bicubic", antialias=True, align_corners=False)
         maps = self._maps(((images + 1) / 2 - self._mean) / self._deviation)

@@ -37,7 +37,7 @@ def compare_runs(
         split: of runs; evaluations have their own.
         seed: of the bootstrap.
         overwrite: replace what is there.
-        trust: a package whose code may run, for runs with a head or data set of that package.
+        trust: a package whose code may run, for runs with a head, data set or backbone of that package.
 
     Returns:
         The page.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from difformer.backbones import FAMILIES
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.classifier.files import stored_task
@@ -23,6 +24,7 @@ from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import collate_features
+from difformer.features.conditioning import warn_of_labels
 from difformer.files import expand_user, sealed
 from difformer.tasks import Outputs, Task
 from difformer.tasks.task import Measured, check_labels, task_metric
@@ -45,7 +47,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         ValueError: the data does not fit the classifier, or a value in the recipe.
         OSError: something cannot be read or written.
         CheckpointError: the classifier is damaged, or the backbone is not its own.
-        UntrustedError: its head or task is code of a package that is not trusted.
+        UntrustedError: its head or task, or the family of its backbone, is code of a package that is not trusted.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
@@ -61,6 +63,8 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone, trust=recipe.trust or ())
+    if accelerator.is_main_process:
+        warn_of_labels(classifier.conditioning.values)
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
     measured = task.measure(outputs.values, outputs.labels, names, extra=recipe.metrics)
     if accelerator.is_main_process:
@@ -87,11 +91,11 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
         source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
             and say how images are read.
         download: whether it may be fetched when it is not on this machine.
-        trust: a package whose code may run, for a run on a data set of that package.
+        trust: a package whose code may run, for a run on a data set or a family of backbones of that package.
 
     Raises:
         FileNotFoundError: there is no such classifier, or the folder is no run.
-        UntrustedError: the run's recipe names a data set of a package that is not trusted.
+        UntrustedError: the run's recipe names a data set or a family of backbones of a package that is not trusted.
         CheckpointError: the file is damaged or no classifier.
         ValueError: the recipe of the run is damaged.
     """
@@ -100,9 +104,12 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
         values = take_from_training(read_yaml(recipe), EvaluationRecipe)
         # The folder may be somebody else's.
         READERS.check_trusted(str(values.get("data", {}).get("name")), trust or ())
+        FAMILIES.check_trusted(str(values.get("backbone", {}).get("family")), trust or ())
         return values | {"classifier": source}
     description = read_description(classifier_file(source, download=download))
-    values = {"classifier": source, "backbone": {"name": description["backbone"]["name"]}}
+    backbone = {name: description["backbone"][name] for name in ("name", "family") if name in description["backbone"]}
+    FAMILIES.check_trusted(str(backbone.get("family")), trust or ())
+    values = {"classifier": source, "backbone": backbone}
     preprocessing: Mapping[str, Any] | None = description["preprocessing"]
     return values | ({"data": dict(preprocessing)} if preprocessing else {})
 

@@ -33,7 +33,7 @@ class EvaluationRecipe:
         workers: of each process's data loader.
         metrics: further ones: names of `difformer.analysis.METRICS` or of the classifier's task, or your own as
             package.module:Name.
-        trust: a package whose code may run, for a classifier with a head or task of that package.
+        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
     """
 
     classifier: str

@@ -8,6 +8,7 @@ from difformer.engine.extraction.extract import BATCH_SIZE, Job, announce, extra
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.resources import Resources
 from difformer.features import CachedFeatures
+from difformer.features.conditioning import warn_of_labels
 from difformer.features.planning import DIFFEED
 
 
@@ -41,6 +42,8 @@ def extract(
     backbone = resources.backbone(recipe.backbone, precision=recipe.training.precision, device=processes.device)
     classes = next(iter(datasets.values())).class_names
     classifier = build_classifier(recipe, backbone, classes).to(processes.device).eval()
+    if processes.is_main_process:
+        warn_of_labels(recipe.extractor.conditioning)
     wanted = {"data": recipe.data, "cache": recipe.cache, "seed": recipe.extractor.seed}
     jobs = []
     for name, dataset in datasets.items():

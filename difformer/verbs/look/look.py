@@ -14,6 +14,7 @@ from difformer.engine.runtime.batches import create_loader
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
 from difformer.features import FeatureExtractor
+from difformer.features.conditioning import check_conditioning, warn_of_labels
 from difformer.features.pooling import DiffusionBlocks
 from difformer.report import write_page
 from difformer.taps import FeatureKey
@@ -50,12 +51,17 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
     places = _places(recipe, len(images))
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = recipe.taps or tuple(backbone.taps)[::3]
-    blocks = DiffusionBlocks(backbone, taps, recipe.timesteps, recipe.seed, recipe.pool, recipe.data.size)
+    conditioning, size = recipe.extractor.conditioning, recipe.data.size
+    check_conditioning(conditioning, backbone, len(images.class_names))
+    warn_of_labels(conditioning)
+    blocks = DiffusionBlocks(backbone, taps, recipe.timesteps, recipe.seed, recipe.pool, size, conditioning)
     read, vectors = _read(recipe, images, places, blocks, accelerator.device)
     precision = {key: precision_at_k(vectors[key], read.labels, recipe.ks) for key in blocks.keys}
     best = max(precision, key=lambda key: precision[key][max(recipe.ks)])
     with folder.write() as temporary:
-        extractor = FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps, seed=recipe.seed)
+        extractor = FeatureExtractor(
+            backbone, taps=taps, timesteps=recipe.timesteps, seed=recipe.seed, conditioning=conditioning
+        )
         sections = [
             precision_section(precision, recipe, best, temporary),
             components_section(extractor, read, temporary, accelerator.device),
@@ -96,7 +102,7 @@ def _read(
     for batch in tqdm(loader, total=len(batches), unit="batch"):
         if batch is not None:
             with torch.no_grad():
-                found = blocks.read(batch.images.to(device), batch.ids)
+                found = blocks.read(batch.images.to(device), batch.ids, batch.labels)
             parts.append({name: vector.cpu() for name, vector in found.items()})
             read.append(batch)
     if not read:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from difformer.config import as_positive_integer, as_tuple, check_choice
+from difformer.config.reading import ADDED_LATER
 from difformer.data import DataConfig
-from difformer.engine.config.recipe import BackboneConfig, Precision, check_computing
+from difformer.engine.config.recipe import BackboneConfig, Precision, ReadingConfig, check_computing
 
 Projection = Literal["auto", "tsne", "umap", "none"]
 
@@ -20,6 +21,7 @@ class LookRecipe:
         images: how many at most, evenly spaced.
         output: folder for page and pictures.
         backbone: the diffusion model.
+        extractor: what the diffusion model is told beside noise and timestep.
         taps: tap names or block numbers; every third when empty.
         timesteps: noise timesteps.
         pool: side to which maps are averaged for neighbours; as they are for principal components.
@@ -41,6 +43,7 @@ class LookRecipe:
     images: int = 1000
     output: str = "runs/look"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    extractor: ReadingConfig = field(default_factory=ReadingConfig, metadata=ADDED_LATER)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 50, 150, 300)
     pool: int = 1

@@ -61,7 +61,8 @@ def components_section(extractor: FeatureExtractor, read: Batch, folder: Path, d
     labels = read.labels.numpy()
     rows = few_shot(labels, -(-_SHOWN // len(np.unique(labels))), seed=0)[:_SHOWN]
     with torch.no_grad():
-        features = extractor(read.images[rows].to(device), read.ids[rows])
+        told = extractor.conditioning.by_label(read.labels[rows])
+        features = extractor(read.images[rows].to(device), read.ids[rows], **told)
     path = folder / "components.png"
     draw_feature_maps(read.images[rows], {key: maps.float().cpu() for key, maps in features.items()}, path)
     caption = "The first three principal components of each block's maps as red, green and blue."

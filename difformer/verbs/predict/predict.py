@@ -56,10 +56,12 @@ def predict_folder(
     Raises:
         FileNotFoundError: the folder is not there or holds no image.
         ImageError: not one image could be read.
-        ValueError: the classifier has no preprocessing, batch_size is below 1, or a link leads to a folder above it.
+        ValueError: the classifier has no preprocessing or must be told each image's label, batch_size is below 1, or a
+            link leads to a folder above it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    classifier.conditioning.check_unlabelled()
     paths, left_out = _list_images(folder)
     report = Report(len(paths), left_out=left_out)
     check_target(table, overwrite=overwrite)

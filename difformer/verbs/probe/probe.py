@@ -30,6 +30,7 @@ from difformer.engine.runtime.processes import create_accelerator, solver_device
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
 from difformer.engine.runtime.run_folder import environment
+from difformer.features.conditioning import warn_of_labels
 from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
 from difformer.tasks import Outputs
@@ -107,7 +108,9 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
     images = _open_splits(recipe, resources)
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
-    extractor = build_extractor(recipe.extractor, backbone, recipe.data.size)
+    extractor = build_extractor(recipe.extractor, backbone, recipe.data.size, len(images["train"].class_names))
+    if accelerator.is_main_process:
+        warn_of_labels(recipe.extractor.conditioning)
     model = PooledFeatures(extractor, recipe.pool, normalize=recipe.normalize)
     clock = Clock()
     splits = {name: _read(recipe, model, name, dataset, accelerator) for name, dataset in images.items()}

@@ -3,18 +3,20 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from difformer.backbones import UNetBackbone
+from difformer.backbones import Backbone, as_denoiser, device_of
 from difformer.classifier import DiffusionClassifier
+from difformer.config import sides
 from difformer.data import Batch, DataConfig, ImageDataset, few_shot
 from difformer.data.dataset import TEST
 from difformer.data.images import enlarged
-from difformer.diffusion import sample_ddim
+from difformer.diffusion import NoiseSchedule, sample_ddim
 from difformer.engine.config.build import build_dataset, build_extractor
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.heads import DifFormerHead
@@ -56,9 +58,11 @@ def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predi
     places, labels, probabilities = [], [], []
     shares: dict[FeatureKey, float] = {}
     device = next(classifier.parameters()).device
+    conditioning = classifier.conditioning
     for chosen, batch in _batches(images):
         with torch.no_grad():
-            features = classifier.features(batch.images.to(device), batch.ids)
+            told: dict[str, Any] = conditioning.by_label(batch.labels)
+            features = classifier.features(batch.images.to(device), batch.ids, **told)
             probabilities.append(classifier(features).float().softmax(1).cpu())
             if isinstance(classifier.head, DifFormerHead):
                 for key, share in classifier.head.attention_share(features).items():
@@ -96,13 +100,15 @@ def choose_examples(predictions: Predictions, count: int, *, seed: int = 0) -> l
     return [int(row) for group in (others, wrong) for row in sorted(group, key=lambda row: -sure[row])]
 
 
-def draw_samples(backbone: UNetBackbone, path: Path) -> None:
-    """Draws what the backbone generates."""
-    config = backbone.config
-    shape = (SAMPLES, config.in_channels, config.image_size, config.image_size)
-    device = next(backbone.parameters()).device
-    images = sample_ddim(backbone, backbone.schedule, shape, steps=STEPS, eta=1.0, seed=0, device=device)
+def draw_samples(backbone: Backbone, path: Path) -> bool:
+    """Draws what the backbone generates; False, and no file, if it does not."""
+    denoiser, schedule, size = as_denoiser(backbone), backbone.schedule, backbone.image_size
+    if denoiser is None or size is None or backbone.conditioning or not isinstance(schedule, NoiseSchedule):
+        return False
+    shape, device = (SAMPLES, 3, *sides(size)), device_of(backbone)
+    images = sample_ddim(denoiser.forward, schedule, shape, steps=STEPS, eta=1.0, seed=0, device=device)
     draw_grid(images, path, columns=SAMPLES // 2)
+    return True
 
 
 def draw_images(images: ImageDataset, path: Path) -> bool:
@@ -114,7 +120,7 @@ def draw_images(images: ImageDataset, path: Path) -> bool:
     return bool(samples)
 
 
-def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, path: Path) -> bool:
+def draw_components(plan: Plan, backbone: Backbone, images: ImageDataset, path: Path) -> bool:
     """Draws the principal components of features by block and timestep, of images of several classes; False, and no
     file, if none of these can be read."""
     places = few_shot(images.labels, -(-_SHOWN // len(images.class_names)), seed=0)[:_SHOWN]
@@ -122,9 +128,10 @@ def draw_components(plan: Plan, backbone: UNetBackbone, images: ImageDataset, pa
     if batch is None:
         return False
     extractor = build_extractor(plan.pictured, backbone, plan.data.size).eval()
-    device = next(backbone.parameters()).device
+    device = device_of(backbone)
     with torch.no_grad():
-        features = extractor(batch.images.to(device), batch.ids)
+        told = extractor.conditioning.by_label(batch.labels)
+        features = extractor(batch.images.to(device), batch.ids, **told)
     draw_feature_maps(batch.images, {key: maps.float().cpu() for key, maps in features.items()}, path)
     return True
 

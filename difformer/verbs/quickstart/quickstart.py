@@ -4,14 +4,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from difformer.backbones import UNetBackbone
+from difformer.backbones import Backbone
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import plain, read_yaml
 from difformer.data import ImageDataset
@@ -65,7 +64,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     backbone = resources.backbone(plan.knn.backbone, device=accelerator.device)
     images = _open_images(plan, resources)
     check_inits(plan, backbone, images[0].class_names)
-    record = plain(asdict(config)) | {"made_with": _made_with(plan, backbone, images)}
+    record = plain(config) | {"made_with": _made_with(plan, backbone, images)}
     if not overwrite:
         _check_record(folder, record)
     folder.claim()
@@ -80,7 +79,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
         accelerator.end_training()
 
 
-def _carry_out(plan: Plan, backbone: UNetBackbone, folder: RunFolder, resources: Resources) -> Path:
+def _carry_out(plan: Plan, backbone: Backbone, folder: RunFolder, resources: Resources) -> Path:
     def say(text: str) -> None:
         print(text, flush=True)
 
@@ -117,7 +116,7 @@ def _open_images(plan: Plan, resources: Resources) -> list[ImageDataset]:
     return [train, test]
 
 
-def check_inits(plan: Plan, backbone: UNetBackbone, names: tuple[str, ...]) -> None:
+def check_inits(plan: Plan, backbone: Backbone, names: tuple[str, ...]) -> None:
     """Raises ValueError when a method could not start from the one it is to start from.
 
     Args:
@@ -131,11 +130,11 @@ def check_inits(plan: Plan, backbone: UNetBackbone, names: tuple[str, ...]) -> N
             check_init(trained, own, f"{recipe.init} for {method}")
 
 
-def _made_with(plan: Plan, backbone: UNetBackbone, images: Sequence[ImageDataset]) -> dict[str, str]:
+def _made_with(plan: Plan, backbone: Backbone, images: Sequence[ImageDataset]) -> dict[str, str]:
     """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
     # Of all heads, also of those without a run: seeds may be added later.
-    recipes = {method: plain(asdict(recipe)) for method, recipe in plan.heads.items()}
-    recipes[KNN] = plain(asdict(plan.knn))
+    recipes = {method: plain(recipe) for method, recipe in plan.heads.items()}
+    recipes[KNN] = plain(plan.knn)
     for recipe in recipes.values():
         recipe["output"] = recipe["data"]["root"] = None
     parts = {

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from difformer.backbones import UNetBackbone
+from difformer.backbones import Backbone
 from difformer.data import ImageDataset
 from difformer.engine.config.build import build_dataset
 from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.engine.runtime.processes import on_main
 from difformer.features import FeatureExtractor
+from difformer.features.conditioning import check_conditioning, warn_of_labels
 from difformer.verbs.select.recipe import SelectRecipe
 
 # A feature: tap and timestep.
@@ -32,7 +33,7 @@ class Parts:
         ValueError: a timestep that the backbone does not have, or features that do not fit into memory.
     """
 
-    def __init__(self, recipe: SelectRecipe, backbone: UNetBackbone, taps: Sequence[str], accelerator: Any) -> None:
+    def __init__(self, recipe: SelectRecipe, backbone: Backbone, taps: Sequence[str], accelerator: Any) -> None:
         self.recipe = recipe
         self.backbone = backbone
         self.taps = taps
@@ -43,6 +44,9 @@ class Parts:
             self.images[recipe.validation] = build_dataset(
                 recipe.data, recipe.validation, augment=False, classes=train.class_names
             )
+        check_conditioning(recipe.extractor.conditioning, backbone, len(train.class_names))
+        if accelerator.is_main_process:
+            warn_of_labels(recipe.extractor.conditioning)
         # A timestep that the backbone does not have is refused here, not when its turn comes.
         FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps, image_size=recipe.data.size)
         counts = [len(images) for images in self.images.values()]
@@ -64,6 +68,8 @@ class Parts:
         return count / sum(len(images) for images in self.images.values())
 
     def _model(self, t: int, seed: int) -> PooledInEveryWay:
-        size = self.recipe.data.size
-        extractor = FeatureExtractor(self.backbone, taps=self.taps, timesteps=[t], seed=seed, image_size=size)
+        size, conditioning = self.recipe.data.size, self.recipe.extractor.conditioning
+        extractor = FeatureExtractor(
+            self.backbone, taps=self.taps, timesteps=[t], seed=seed, image_size=size, conditioning=conditioning
+        )
         return PooledInEveryWay(extractor, self.recipe.pools)

@@ -1,8 +1,10 @@
 """What a search among blocks and timesteps is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from difformer.config import as_positive_integer, as_switch, as_tuple, check_pools, check_range
+from difformer.config.reading import ADDED_LATER
+from difformer.engine.config.recipe import ReadingConfig
 from difformer.verbs.probe.recipe import FeatureRecipe, ProbeRecipe
 
 
@@ -12,6 +14,7 @@ class SelectRecipe(FeatureRecipe):
 
     Attributes:
         data: which images, as for a sweep.
+        extractor: what the diffusion model is told beside noise and timestep.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000), ascending.
         pools: sides to which maps are averaged, of which each feature's best counts: 1, 2 and 4 when empty. Without
@@ -31,6 +34,7 @@ class SelectRecipe(FeatureRecipe):
     """
 
     output: str = "runs/select"
+    extractor: ReadingConfig = field(default_factory=ReadingConfig, metadata=ADDED_LATER)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pools: tuple[int, ...] = ()

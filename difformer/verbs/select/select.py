@@ -6,13 +6,13 @@ from typing import Any
 import yaml
 
 from difformer.analysis.probes import find_criterion
-from difformer.config import sides
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
 from difformer.engine.config.build import build_backbone
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, write_json
+from difformer.features.sizes import taps_at
 from difformer.taps import TapSpec, resolve_taps
 from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.select.accuracy import Accuracy
@@ -49,7 +49,7 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
     taps = tuple(tap for tap in backbone.taps if tap in taps)
-    costs = _costs(backbone.taps_at(*sides(recipe.data.size)), taps)
+    costs = _costs(taps_at(backbone, recipe.data.size), taps)
     _check_budget(recipe, costs)
     parts = Parts(recipe, backbone, taps, accelerator)
     measured = Accuracy(parts) if recipe.labels else Views(parts)
@@ -72,7 +72,8 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     results["recipe"] = carried(recipe)
     results["sources"] = {"weights": backbone.digest} | {name: images.digest for name, images in parts.images.items()}
     if accelerator.is_main_process:
-        recommended = _recommended({pair: measured.pools[pair] for pair in pairs}, taps, pooled=recipe.labels)
+        pools, conditioning = {pair: measured.pools[pair] for pair in pairs}, recipe.extractor.conditioning
+        recommended = _recommended(pools, taps, conditioning, pooled=recipe.labels)
         _write(folder, recipe, results, recommended, chooser)
     return results
 
@@ -120,12 +121,15 @@ def _found(recipe: SelectRecipe, search: Search, best: Pair, by: Accuracy | View
     }
 
 
-def _recommended(pools: Mapping[Pair, int], taps: Sequence[str], *, pooled: bool) -> str:
+def _recommended(
+    pools: Mapping[Pair, int], taps: Sequence[str], conditioning: Mapping[str, int | str], *, pooled: bool
+) -> str:
     """What to read, as a YAML file that goes over a recipe: all blocks at all timesteps that were chosen.
 
     Args:
         pools: of the features that were chosen.
         taps: all, in network order.
+        conditioning: with which the features were read.
         pooled: whether poolings were compared. The head, which pools all maps alike, then takes the finest of them.
     """
     chosen = {tap for tap, _ in pools}
@@ -136,6 +140,8 @@ def _recommended(pools: Mapping[Pair, int], taps: Sequence[str], *, pooled: bool
             "feedback_taps": [],
         },
     }
+    if conditioning:
+        values["extractor"]["conditioning"] = dict(conditioning)
     if pooled:
         values["head"] = {"name": "difformer", "arguments": {"variant": "joint", "pool": max(pools.values())}}
     found = ", ".join(f"{tap} at t = {t} in pool {pool}" for (tap, t), pool in pools.items())

@@ -1,11 +1,12 @@
 """What a sweep over blocks and timesteps is made of."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from difformer.config import as_tuple, check_choice, check_different, check_pools
-from difformer.engine.config.recipe import ExtractorConfig
+from difformer.config.reading import ADDED_LATER
+from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig
 from difformer.verbs.probe.recipe import FeatureRecipe, ProbeRecipe
 
 SweepMethod = Literal["ridge", "logistic", "sgd"]
@@ -18,6 +19,7 @@ class SweepRecipe(FeatureRecipe):
     Attributes:
         data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given; `k_shot` and
             `percent` limit the images that probes learn from.
+        extractor: what the diffusion model is told beside noise and timestep.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
@@ -32,6 +34,7 @@ class SweepRecipe(FeatureRecipe):
     """
 
     output: str = "runs/sweep"
+    extractor: ReadingConfig = field(default_factory=ReadingConfig, metadata=ADDED_LATER)
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pools: tuple[int, ...] = (1, 2, 4)
@@ -67,7 +70,9 @@ class SweepRecipe(FeatureRecipe):
             data=self.data,
             output=f"{self.output}/best",
             backbone=self.backbone,
-            extractor=ExtractorConfig(taps=(tap,), timesteps=(t,), seed=self.seed),
+            extractor=ExtractorConfig(
+                taps=(tap,), timesteps=(t,), seed=self.seed, conditioning=self.extractor.conditioning
+            ),
             pool=pool,
             method=self.method,
             strengths=(settings["l2"],) if "l2" in settings else self.strengths,

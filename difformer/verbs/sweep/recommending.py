@@ -14,21 +14,28 @@ from difformer.verbs.sweep.scores import Score, best_score, ranked
 _COUNT = 3
 
 
-def recommended_recipes(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> dict[str, str]:
+def recommended_recipes(
+    scores: Sequence[Score],
+    taps: Mapping[str, TapSpec],
+    chooser: Chooser,
+    conditioning: Mapping[str, int | str] | None = None,
+) -> dict[str, str]:
     """YAML files by name that `difformer train RECIPE --config FILE` takes.
 
     Args:
         scores: of the sweep.
         taps: the backbone's.
         chooser: the images by which it chose.
+        conditioning: with which the features were read.
 
     Returns:
         One for DifFormer, and one for DifFeed where the sweep has blocks of the decoder.
     """
-    recipes = {"recommended.yaml": _difformer(scores, taps, chooser)}
+    told = {"conditioning": dict(conditioning)} if conditioning else {}
+    recipes = {"recommended.yaml": _difformer(scores, taps, chooser, told)}
     in_decoder = list(taps)[len(taps) // 2 + 1 :]
     decoder = [score for score in scores if score.tap in in_decoder]
-    return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser)} if decoder else {})
+    return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser, told)} if decoder else {})
 
 
 def recommend(
@@ -61,19 +68,19 @@ def _of_different_sizes(ordered: Sequence[str], taps: Mapping[str, TapSpec]) -> 
     return list(first.values())
 
 
-def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
+def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser, told: Mapping[str, Any]) -> str:
     blocks, timesteps = recommend(scores, taps, larger_is_better=chooser.larger_is_better)
     # Attention finds the places that count among many, where a linear probe has a weight for each.
     arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
     gflop = len(timesteps) * max(taps[tap].flops for tap in blocks) / 1e9
     values = {
-        "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": []},
+        "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": [], **told},
         "head": {"name": "difformer", "arguments": arguments},
     }
     return _described(scores, chooser, f"These together take {gflop:.3g} GFLOP an image.", values)
 
 
-def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser) -> str:
+def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser, told: Mapping[str, Any]) -> str:
     """The best block of the decoder is read; at its timestep, the best of each map size are fed back."""
     by_rank = ranked(decoder, larger_is_better=chooser.larger_is_better)
     best = by_rank[0]
@@ -84,6 +91,7 @@ def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Cho
             "feedback_taps": [tap for tap in taps if tap in fed_back],
             "taps": [best.tap],
             "timesteps": [best.t],
+            **told,
         },
         "features": "live",
         "head": {"name": "attention", "arguments": {"pool": max(score.pool for score in decoder)}},

@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from difformer.analysis.metrics import find_metric
 from difformer.analysis.probes import Labelled, best, check_criterion, create_probe, find_criterion, judge
-from difformer.backbones import UNetBackbone
-from difformer.config import sides
+from difformer.backbones import Backbone
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import dump, plain, read_yaml
 from difformer.data import ImageDataset
@@ -22,6 +21,8 @@ from difformer.engine.runtime.processes import create_accelerator, on_main, solv
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import FeatureExtractor
+from difformer.features.conditioning import check_conditioning, warn_of_labels
+from difformer.features.sizes import taps_at
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.tasks.classification.certainty import Chooser, is_share
@@ -60,8 +61,11 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     folder.check()
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
+    check_conditioning(recipe.extractor.conditioning, backbone, len(images["train"].class_names))
     # A timestep that the backbone does not have is refused here, not when its turn comes.
     _extractor(recipe, backbone, recipe.timesteps)
+    if accelerator.is_main_process:
+        warn_of_labels(recipe.extractor.conditioning)
     on_main(accelerator, folder.claim)
     try:
         on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
@@ -86,20 +90,21 @@ def _open_splits(recipe: SweepRecipe, resources: Resources) -> dict[str, ImageDa
     return {split: opened[split] for split in ("train", recipe.validation)}
 
 
-def _extractor(recipe: SweepRecipe, backbone: UNetBackbone, timesteps: Sequence[int]) -> FeatureExtractor:
+def _extractor(recipe: SweepRecipe, backbone: Backbone, timesteps: Sequence[int]) -> FeatureExtractor:
     return FeatureExtractor(
         backbone,
         taps=recipe.taps or tuple(backbone.taps),
         timesteps=timesteps,
         seed=recipe.seed,
         image_size=recipe.data.size,
+        conditioning=recipe.extractor.conditioning,
     )
 
 
 def _prepare(
     folder: RunFolder,
     recipe: SweepRecipe,
-    backbone: UNetBackbone,
+    backbone: Backbone,
     images: Mapping[str, ImageDataset],
     accelerator: Any,
     overwrite: bool,
@@ -110,7 +115,7 @@ def _prepare(
         ValueError: it is of another recipe, of other images or weights.
     """
     sources = {"weights": backbone.digest} | {split: dataset.digest for split, dataset in images.items()}
-    record = {"recipe": plain(asdict(recipe)), "sources": sources}
+    record = {"recipe": plain(recipe), "sources": sources}
     known = folder.path / "sources.json"
     if overwrite:
         for file in folder.path.glob("scores-*.json"):
@@ -132,7 +137,7 @@ def _prepare(
 
 def _timestep(
     recipe: SweepRecipe,
-    backbone: UNetBackbone,
+    backbone: Backbone,
     images: Mapping[str, ImageDataset],
     t: int,
     folder: RunFolder,
@@ -176,7 +181,7 @@ def _read_scores(file: Path) -> list[Score] | None:
 
 def _fit(
     recipe: SweepRecipe,
-    backbone: UNetBackbone,
+    backbone: Backbone,
     splits: Mapping[str, SplitFeatures],
     images: Mapping[str, ImageDataset],
     t: int,
@@ -188,7 +193,7 @@ def _fit(
     larger = find_metric(recipe.criterion).larger_is_better
     probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
     fits = fit_places(probe, train, len(images["train"].class_names), device)
-    offered = backbone.taps_at(*sides(recipe.data.size))
+    offered = taps_at(backbone, recipe.data.size)
     found = {}
     for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
         unseen = Labelled(validation.of(tap, pool).to(device), labels)
@@ -199,7 +204,7 @@ def _fit(
 
 
 def _conclude(
-    recipe: SweepRecipe, backbone: UNetBackbone, scores: list[Score], folder: RunFolder, chooser: Chooser
+    recipe: SweepRecipe, backbone: Backbone, scores: list[Score], folder: RunFolder, chooser: Chooser
 ) -> None:
     """Writes table, pictures and recommendation, and prints the best."""
     larger, shown = chooser.larger_is_better, None if is_share(recipe.criterion) else recipe.criterion
@@ -214,7 +219,7 @@ def _conclude(
         folder.path / "pareto.png",
         criterion=shown,
     )
-    recipes = recommended_recipes(scores, backbone.taps, chooser)
+    recipes = recommended_recipes(scores, backbone.taps, chooser, recipe.extractor.conditioning)
     note = choice_note(recipe.data, recipe.validation)
     for name, text in recipes.items():
         folder.write_text(name, text if note is None else f"# {note}\n{text}")

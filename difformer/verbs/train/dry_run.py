@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from difformer.backbones import CheckpointingBackbone
 from difformer.config import shown, sides
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
@@ -109,7 +110,8 @@ def _check_memory(run: Run, batch: int) -> None:
     """Raises ValueError where a step of so many images would not fit into the memory; counted before it is taken."""
     recipe, device = run.recipe, run.accelerator.device
     images = _at_once(recipe, batch, run)
-    checkpointing = bool(run.classifier.backbone.unet.gradient_checkpointing)  # type: ignore[attr-defined]
+    backbone = run.classifier.backbone
+    checkpointing = isinstance(backbone, CheckpointingBackbone) and backbone.gradient_checkpointing
     needed = step_bytes(recipe, run.classifier.class_names, images, checkpointing=checkpointing)
     free = free_memory(device)
     run.accelerator.print(
@@ -117,11 +119,11 @@ def _check_memory(run: Run, batch: int) -> None:
         flush=True,
     )
     if needed > free:
+        own = "" if backbone.image_size is None else f" (that of the backbone is {shown(backbone.image_size)})"
         raise ValueError(
             f"{images} images of {shown(recipe.data.size)} pixels at once need about {human_bytes(needed)} of memory, "
-            f"and {human_bytes(free)} are free; give a smaller data.size (that of the backbone is "
-            f"{run.classifier.backbone.config.image_size}), a lower extractor.chunk_size, or for DifFeed "  # type: ignore[attr-defined]
-            "backbone.gradient_checkpointing: true"
+            f"and {human_bytes(free)} are free; give a smaller data.size{own}, a lower extractor.chunk_size, or for "
+            "DifFeed backbone.gradient_checkpointing: true"
         )
 
 

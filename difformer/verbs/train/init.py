@@ -112,6 +112,7 @@ def _meaning(classifier: DiffusionClassifier, *, feedback: bool) -> dict[str, An
     meaning: dict[str, Any] = {
         "features": features,
         "extractor.clean": classifier.extractor.noising.clean,
+        "extractor.conditioning": classifier.conditioning.values,
         "head": type(head).__name__,
         "task": type(classifier.task).__name__,
         "task.arguments": classifier.task.arguments,

@@ -57,7 +57,7 @@ class HeadLearning:
         targets = labels
         if isinstance(inputs, Tensor):
             inputs, targets = self._mixing(inputs, labels, place.step, place.process, place.part)
-        outputs = model(inputs, ids)
+        outputs = model(inputs, ids, **self.module.conditioning.by_label(labels))
         task = self.module.task
         return task.losses(outputs, targets), list(task.counts(outputs, labels))
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difformer.backbones import CheckpointingBackbone, switch_checkpointing
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.config.provenance import carried
@@ -32,6 +33,7 @@ from difformer.engine.runtime.processes import on_main
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features import collate_features
+from difformer.features.conditioning import warn_of_labels
 from difformer.tasks.task import Measured, Task, check_labels, task_metric
 from difformer.verbs.train.init import read_init, start_from
 from difformer.verbs.train.learning import HeadLearning, Kept
@@ -103,11 +105,13 @@ class Run:
         self._backbone_digest = "random" if fake else backbone.digest
         self._init_digest = None if recipe.init is None or fake else self._start_from(recipe.init, begun_with)
         checkpointing = recipe.backbone.gradient_checkpointing
-        if checkpointing == "auto":
+        if checkpointing == "auto" and not isinstance(backbone, CheckpointingBackbone):
+            checkpointing = False
+        elif checkpointing == "auto":
             # Now that the weights have taken their part of the memory.
             checkpointing = needs_checkpointing(recipe, names, len(self.images["train"]), accelerator)
         # The network may be shared with other runs.
-        backbone.unet.gradient_checkpointing = checkpointing
+        switch_checkpointing(backbone, checkpointing)
         # Of what runs now, a trial maybe; the recipe is that of the run.
         self._training = recipe.training
         self._cached = recipe.features == "cached"
@@ -308,6 +312,8 @@ class Run:
 
     def _say_what_is_unusual(self, asked: Recipe) -> None:
         """Says what a user would not expect of the recipe that was asked for, with these images."""
+        if self.accelerator.is_main_process:
+            warn_of_labels(self.recipe.extractor.conditioning)
         training, evaluation, images = self.recipe.training, self.recipe.evaluation, len(self.images["train"])
         steps = training.epochs * math.ceil(images / training.batch_size)
         if training.epochs > asked.training.epochs:

@@ -46,7 +46,7 @@ def train(
         recipe,
         partial(Run, resources=resources),
         MAY_CHANGE,
-        comparable=with_named_taps,
+        comparable=partial(with_named_taps, family=recipe.backbone.family),
         overwrite=overwrite,
         more_to_come=more_to_come,
     )

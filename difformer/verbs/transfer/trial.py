@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from difformer.backbones import UNetBackbone
+from difformer.backbones import Backbone
 from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_dataset, outline_backbone, outline_classifier
 from difformer.engine.config.recipe import BackboneConfig, Recipe
@@ -26,7 +26,7 @@ def try_out_suite(recipe: TransferRecipe, *, fake_data: bool = False) -> float:
     """
     suite = Suite(recipe)
     opened: dict[str, Any] = {}
-    backbones: dict[BackboneConfig, UNetBackbone] = {}
+    backbones: dict[BackboneConfig, Backbone] = {}
     total = 0.0
     for pair in suite.pairs:
         found: Costs | None = None

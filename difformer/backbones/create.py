@@ -1,0 +1,159 @@
+"""Opening backbones, whatever family they are of."""
+
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import nn
+
+from difformer.backbones.adm import UNetBackbone
+from difformer.backbones.families import ADM, checked, find_family
+from difformer.backbones.protocol import Backbone, check_backbone, switch_checkpointing
+from difformer.checkpoints.sources import ConfigLike, ScheduleLike
+from difformer.models import AttentionName
+
+
+@overload
+def create_backbone(
+    name_or_path: str | Path | nn.Module,
+    *,
+    config: ConfigLike | str | None = None,
+    schedule: ScheduleLike | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    attention: AttentionName = "auto",
+    gradient_checkpointing: bool = False,
+    entry: str | None = None,
+    folder: str | Path | None = None,
+    download: bool = False,
+    verify: bool = True,
+) -> UNetBackbone: ...
+
+
+@overload
+def create_backbone(
+    name_or_path: str | Path | nn.Module,
+    *,
+    config: ConfigLike | str | None = None,
+    schedule: ScheduleLike | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    attention: AttentionName = "auto",
+    gradient_checkpointing: bool = False,
+    entry: str | None = None,
+    folder: str | Path | None = None,
+    download: bool = False,
+    verify: bool = True,
+    family: str | None,
+) -> Backbone: ...
+
+
+def create_backbone(
+    name_or_path: str | Path | nn.Module,
+    *,
+    config: ConfigLike | str | None = None,
+    schedule: ScheduleLike | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    attention: AttentionName = "auto",
+    gradient_checkpointing: bool = False,
+    entry: str | None = None,
+    folder: str | Path | None = None,
+    download: bool = False,
+    verify: bool = True,
+    family: str | None = None,
+) -> Backbone:
+    """Opens a pretrained diffusion model as a frozen backbone.
+
+    `config`, `schedule`, `entry` and live networks are for the family adm alone.
+
+    Args:
+        name_or_path: a preset (`adm256_uncond`, …), weights that ship (`adm_elpv`, …), OpenAI's `.pt` or our
+            safetensors by path, `hf://owner/name`, a live `UNet`, or a live `guided_diffusion.unet.UNetModel`. A live
+            network's weights are shared with it where they are float32 and stay so on the same device; any other
+            precision or device makes copies. Of another family, what its `open` takes.
+        config: needed for an unknown `.pt` only: the architecture, a preset's name, or a mapping with what the
+            weights cannot show. What is missing is asked for with candidates. What is known already must agree.
+        schedule: the noise it was trained with; needed for an unknown `.pt`, such as `NoiseSchedule.cosine(4000)`, and
+            for live modules, where "linear" and "cosine" have 1000 steps. Elsewhere a name must agree.
+        dtype: float32 (default), bfloat16 or float16 for the convolutions; norms and embeddings stay float32.
+        device: where it is to run; by default the CPU, or where a live network is.
+        attention: "auto", "xformers", "sdpa" or "math".
+        gradient_checkpointing: recompute activations in the backward pass of DifFeed.
+        entry: for a `.pt` with several state dicts, such as "ema": which of them.
+        folder: where named weights lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the repository's
+            `checkpoints/` and the cache are searched.
+        download: whether weights that are not on this machine may be fetched.
+        verify: check digests and checksums of files.
+        family: adm (guided-diffusion's U-Nets), or one of your own as package.module:Name, which is imported.
+
+    Raises:
+        FileNotFoundError: the weights are not on this machine and may not be fetched.
+        CheckpointError: the file is damaged, not a U-Net's, or something about it must be given.
+        ValueError: contradictory or unknown arguments.
+        AttentionUnavailable: the attention named cannot run on the device.
+    """
+    how: dict[str, Any] = {
+        "dtype": dtype,
+        "device": device,
+        "attention": attention,
+        "folder": folder,
+        "download": download,
+        "verify": verify,
+    }
+    if family is None or family == ADM:
+        return UNetBackbone.open(
+            name_or_path,
+            config=config,
+            schedule=schedule,
+            entry=entry,
+            gradient_checkpointing=gradient_checkpointing,
+            **how,
+        )
+    if isinstance(name_or_path, nn.Module) or not (config is schedule is entry is None):
+        raise ValueError(
+            f"config, schedule, entry and live networks are for the family {ADM}; a backbone of {family} is opened by "
+            "name or path, and says the rest itself"
+        )
+    backbone = checked(find_family(family).open(name_or_path, **how), family)
+    switch_checkpointing(backbone, gradient_checkpointing)
+    return backbone
+
+
+def outline_backbone(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    attention: AttentionName = "auto",
+    folder: str | Path | None = None,
+    family: str | None = None,
+) -> Backbone:
+    """A backbone on the meta device: shapes and costs, without weights. Named presets need no file.
+
+    Args:
+        name_or_path, dtype, attention, folder, family: as for `create_backbone`.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError, ImportError: as `create_backbone`.
+    """
+    with torch.device("meta"):
+        return build_random(name_or_path, dtype=dtype, attention=attention, folder=folder, family=family)
+
+
+def build_random(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype | None,
+    attention: AttentionName,
+    folder: str | Path | None,
+    family: str | None,
+) -> Backbone:
+    """A backbone with random weights on torch's default device, which stands in for one with its own.
+
+    Args and Raises:
+        As `outline_backbone`.
+    """
+    kind = find_family(ADM if family is None else family)
+    backbone = kind.build(name_or_path, dtype=dtype, attention=attention, folder=folder)
+    check_backbone(backbone)
+    return backbone

@@ -1,0 +1,187 @@
+"""What a diffusion model must offer to be read, and what it may offer besides."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from difformer.config import Size
+from difformer.diffusion import Schedule
+from difformer.taps import TapSpec
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """What a diffusion model must offer to be read: nothing above it needs more than this."""
+
+    @property
+    def name(self) -> str:
+        """What it is called; its family's `open` finds the weights by it where they lie in a usual folder."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights as they were stored, by which trained heads and caches know their backbone."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision in which it computes."""
+        ...
+
+    @property
+    def image_size(self) -> Size | None:
+        """Side in pixels of the images it was trained on, (h, w) where they were not square; None where nothing says
+        so."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """The sides of images must be multiples of it."""
+        ...
+
+    @property
+    def conditioning(self) -> Mapping[str, int]:
+        """What it is conditioned on beside noise and timestep, each of which must then be given: a keyword of its
+        passes, and the number of classes whose numbers, (B,) int64, it takes. Empty for most."""
+        ...
+
+    @property
+    def taps(self) -> Mapping[str, TapSpec]:
+        """The features it offers, by tap name in network order, with maps and costs for images of its own size."""
+        ...
+
+    @property
+    def schedule(self) -> Schedule:
+        """Gives the pair (a_t, s_t) of x_t = a_t x_0 + s_t eps."""
+        ...
+
+    @property
+    def encode(self) -> Callable[[Tensor], Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] to x_0: the identity for pixel models, a VAE's encoder for latent ones."""
+        ...
+
+    @property
+    def forward_taps(self) -> Callable[..., dict[str, Tensor]]:
+        """As `UNet.forward_taps(x_t, t, taps, *, inject=None)`; conditioning travels as further keywords."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What tells it from others, in JSON types: `family` (a name in `FAMILIES`, or package.module:Name), `name`,
+        `digest`, `config` (the architecture) and `schedule`, and whatever else its features depend on. The same weights
+        mean something else under another configuration."""
+        ...
+
+
+@runtime_checkable
+class SizedBackbone(Protocol):
+    """A backbone that says itself what it offers for images of other sizes, in place of what its taps lead to expect;
+    see `difformer.features.sizes.taps_at`."""
+
+    def taps_at(self, height: int, width: int) -> Mapping[str, TapSpec]:
+        """Its `taps`, with maps and costs for images of a size in pixels; ValueError where it takes none of it."""
+        ...
+
+
+@runtime_checkable
+class ResumableBackbone(Protocol):
+    """A backbone whose passes can share their beginning, which spares DifFeed the second computation of it."""
+
+    @property
+    def forward_prefix(self) -> Callable[..., Any]:
+        """As `UNet.forward_prefix(x_t, t, last)`; conditioning travels as further keywords."""
+        ...
+
+    @property
+    def forward_from(self) -> Callable[..., dict[str, Tensor]]:
+        """As `UNet.forward_from(prefix, taps, *, inject=None)`."""
+        ...
+
+
+@runtime_checkable
+class CheckpointingBackbone(Protocol):
+    """A backbone that can spend time to save DifFeed's memory.
+
+    Attributes:
+        gradient_checkpointing: recompute activations in the backward pass; may be switched at any time.
+    """
+
+    gradient_checkpointing: bool
+
+
+class DenoisingBackbone(Backbone, Protocol):
+    """A backbone that can also generate; see `as_denoiser`."""
+
+    def forward(self, x_t: Tensor, t: int | Tensor, **conditioning: Tensor) -> Tensor:
+        """What the network says of noisy images at timesteps of the schedule.
+
+        Args:
+            x_t: (B, C, H, W).
+            t: one timestep for the batch, or (B,).
+            conditioning: what it is conditioned on, one row an image.
+
+        Returns:
+            (B, C, H, W) predicted noise, or (B, 2 C, H, W) with the variance's interpolation after it.
+        """
+        ...
+
+
+_MEMBERS = (
+    "name", "digest", "dtype", "image_size", "multiple", "conditioning", "taps", "schedule", "encode", "forward_taps",
+    "describe",
+)  # fmt: skip
+
+
+def check_backbone(backbone: object) -> None:
+    """Raises ValueError for anything that is no backbone, such as a name or a bare network."""
+    # Not by isinstance, which would compute what properties give, the digest of a whole network among them.
+    missing = [name for name in _MEMBERS if not hasattr(type(backbone), name) and not hasattr(backbone, name)]
+    if missing:
+        raise ValueError(
+            f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}, which "
+            f"lacks {', '.join(missing)}; of a network, create_backbone(network, schedule=…) makes one"
+        )
+
+
+def device_of(backbone: Backbone) -> torch.device:
+    """Where a backbone's weights are; the CPU for one that has none."""
+    weights = backbone.parameters() if isinstance(backbone, nn.Module) else iter(())
+    return next((tensor.device for tensor in weights), torch.device("cpu"))
+
+
+def as_denoiser(backbone: Backbone) -> DenoisingBackbone | None:
+    """The same as one that generates; None where it has no `forward` of its own."""
+    own = getattr(type(backbone), "forward", nn.Module.forward) is not nn.Module.forward
+    return cast(DenoisingBackbone, backbone) if own else None
+
+
+def switch_checkpointing(backbone: Backbone, wanted: bool) -> None:
+    """Switches gradient checkpointing on or off.
+
+    Raises:
+        ValueError: it is wanted, and the backbone does not offer it.
+    """
+    if isinstance(backbone, CheckpointingBackbone):
+        backbone.gradient_checkpointing = wanted
+    elif wanted:
+        raise ValueError(
+            f"{type(backbone).__name__} has no gradient_checkpointing to switch; leave out "
+            "backbone.gradient_checkpointing"
+        )
+
+
+def compile_backbone(backbone: Backbone) -> None:
+    """Lets `torch.compile` build a backbone's passes.
+
+    Raises:
+        ValueError: it does not offer that. The method of every module would compile `forward` alone, which reads no
+            feature.
+    """
+    method: Any = getattr(type(backbone), "compile", nn.Module.compile)
+    if method is nn.Module.compile:
+        raise ValueError(
+            f"{type(backbone).__name__} has no compile of its own, by which its passes are built; leave out "
+            "backbone.compile"
+        )
+    method(backbone)
