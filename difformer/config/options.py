@@ -34,11 +34,13 @@ def refuse_published(arguments: Sequence[str], known: Iterable[str]) -> None:
         known: options of the verb; mappings, whose keys are free, count with all of them.
     """
     names = set(known)
+    # A section's keys are known, so that it has no others.
+    free = names - {name.rpartition(".")[0] for name in names}
     for word in arguments:
         name = word[2:].partition("=")[0]
         if not word.startswith("--") or name in names or name not in _PUBLISHED:
             continue
-        ours = [own for own in _PUBLISHED[name] if own in names or own.rpartition(".")[0] in names]
+        ours = [own for own in _PUBLISHED[name] if own in names or own.rpartition(".")[0] in free]
         instead = f"here it is --{ours[0]}" if ours else "there is nothing of the kind here"
         raise ValueError(f"--{name} is an option of the published code; {instead}")
 
