@@ -139,8 +139,8 @@ def check_backbone(backbone: object) -> None:
     missing = [name for name in _MEMBERS if not hasattr(type(backbone), name) and not hasattr(backbone, name)]
     if missing:
         raise ValueError(
-            f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}, which "
-            f"lacks {', '.join(missing)}; of a network, create_backbone(network, schedule=…) makes one"
+            f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}; it "
+            f"lacks {', '.join(missing)}. Of a network, create_backbone(network, schedule=…) makes one"
         )
 
 
