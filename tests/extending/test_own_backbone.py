@@ -220,7 +220,7 @@ def test_what_cannot_be_opened(folder, options, message, monkeypatch):
 def test_what_is_no_backbone():
     from own_package.nets import Chain
 
-    with pytest.raises(ValueError, match=r"got Linear, which lacks name, digest, dtype, .*forward_taps, describe"):
+    with pytest.raises(ValueError, match=r"got Linear; it lacks name, digest, dtype, .*forward_taps, describe"):
         check_backbone(torch.nn.Linear(1, 1))
     check_backbone(Chain(8, name="small"))
 
