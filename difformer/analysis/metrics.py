@@ -15,7 +15,8 @@ from difformer.analysis.bootstrap import Interval, bootstrap_mean
 from difformer.config import as_positive_integer
 from difformer.registry import Registry
 
-# What of a classifier's outputs means something, from little to much.
+# How much the outputs of a classifier tell: which class is likelier than which (`scores`), besides how likely the
+# predicted class is (`confidence`), or how likely each class is (`probabilities`).
 Told: TypeAlias = Literal["scores", "confidence", "probabilities"]
 
 # Rows that are looked at together: 2000 of ImageNet's thousand classes take 16 MB in float64.
@@ -45,8 +46,8 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """1, or -1 where smaller is better: times it, the larger of two numbers is the better, and times it again it
-        is the number."""
+        """1 where larger is better, else -1. Of two numbers multiplied by it, the larger is always the better one;
+        multiplied by it once more, they are the numbers again."""
         return 1 if self.larger_is_better else -1
 
     def text(self, value: float, width: int = 0) -> str:

@@ -58,8 +58,6 @@ class FakeImages(Dataset[Sample]):
     shards = None
     skipped = np.empty(0, dtype=np.int64)
 
-    targets = None
-
     def __init__(self, config: DataConfig, split: str, length: int, *, label: Tensor | None = None) -> None:
         known = KNOWN.get(canonical_name(config.name), _known(_OTHER_CLASSES))
         self.class_names = config.class_names or tuple(map(str, range(known.classes)))
@@ -70,6 +68,14 @@ class FakeImages(Dataset[Sample]):
         self.ids: NDArray[np.int64] = np.arange(count)
         self.digest = "fake"
         self._label = label
+
+    @property
+    def targets(self) -> NDArray[np.float32] | None:
+        """(N, …) the label of every image, as one array that cannot be written to; None where labels are classes."""
+        if self._label is None:
+            return None
+        label = self._label.numpy().astype(np.float32)
+        return np.broadcast_to(label, (len(self), *label.shape))
 
     def set_epoch(self, epoch: int) -> None:
         """Does nothing: every epoch has the same images."""

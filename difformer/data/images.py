@@ -69,7 +69,8 @@ class Preprocessing:
             window is the result when None, as published.
 
     Raises:
-        ValueError: sides that are no integers from 1 to 8192, or a crop larger than the resized image.
+        ValueError: sides, of the window too, that are no integers from 1 to 8192, or a crop larger than the resized
+            image.
     """
 
     size: Size
@@ -84,6 +85,12 @@ class Preprocessing:
                 raise ValueError(f"{name} must be at most {_LARGEST} pixels, got {largest}")
         if self.resize is not None and self.resize < min(sides(self.size)):
             raise ValueError(f"need 1 <= size <= resize, got size {self.size} and resize {self.resize}")
+        window = enlarged(self.size, self.resize)
+        if max(sides(window)) > _LARGEST:
+            raise ValueError(
+                f"resize {self.resize} makes the window of size {self.size} {max(sides(window))} pixels long, and it "
+                f"must be at most {_LARGEST}"
+            )
 
     def __call__(self, image: "Image") -> Tensor:
         """Args: an RGB image of any size. Returns (3, h, w) float32 in [-1, 1]."""

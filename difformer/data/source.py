@@ -87,10 +87,12 @@ class Source:
         files: paths of the files that the image of an index lies in, where there are any: one, or those of the table
             that holds it. Picklable.
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
-        targets: (N, …) finite numbers that a task is to predict in place of the class; kept as float32.
+        targets: (N, …) finite numbers, at least one an image, that a task is to predict in place of the class; kept as
+            float32.
 
     Raises:
-        DataError: no image, a label out of range, ids or class names that repeat, or targets of another number.
+        DataError: no image, a label out of range, ids or class names that repeat, or targets of another number or
+            shape.
     """
 
     title: str
@@ -134,12 +136,14 @@ class Source:
             return
         targets = np.asarray(self.targets, dtype=np.float32)
         object.__setattr__(self, "targets", targets)
+        if not targets.ndim or 0 in targets.shape[1:]:
+            raise DataError(f"{self.title}: targets must be (N, …), at least one number an image, got {targets.shape}")
         if not len(self.labels):
             object.__setattr__(self, "labels", np.zeros(len(targets), dtype=np.int64))
             object.__setattr__(self, "class_names", self.class_names or ("image",))
         if len(targets) != len(self.labels):
             raise DataError(f"{self.title}: {len(self.labels)} images need as many targets, got {len(targets)}")
-        wrong = np.flatnonzero(~np.isfinite(targets.reshape(len(targets), -1)).all(axis=1))
+        wrong = np.flatnonzero(~np.isfinite(targets).all(axis=tuple(range(1, targets.ndim))))
         if len(wrong):
             raise DataError(
                 f"{self.title}: {self.describe(wrong[0])} has the target {targets[wrong[0]]}, which is not finite; "

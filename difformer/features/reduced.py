@@ -23,7 +23,7 @@ def read_reduced(
 
     Args:
         extractor: reads the maps.
-        images: (B, 3, H, W) in [-1, 1], B at least 1.
+        images: (B, 3, H, W) in [-1, 1].
         ids: (B,).
         reduce: from a feature's key and maps (b, C, h, w) to what is kept of them, of b rows each, by names that no
             other feature's has.
@@ -38,7 +38,7 @@ def read_reduced(
     numbers = sum(spec.channels * spec.height * spec.width for spec in extractor.specs.values())
     size = max(1, int(_MOST_BYTES / (numbers * extractor.dtype.itemsize)))
     parts: list[dict[K, Tensor]] = []
-    for start in range(0, len(images), size):
+    for start in range(0, max(1, len(images)), size):
         part = slice(start, start + size)
         kept: dict[K, Tensor] = {}
         some = {name: value[part] for name, value in conditioning.items()}

@@ -13,6 +13,7 @@ def draw_sweep(
     path: Path,
     *,
     criterion: str | None = None,
+    percent: bool = True,
 ) -> None:
     """Draws accuracies as heat maps, blocks by timesteps, one below another for each pooling.
 
@@ -20,7 +21,8 @@ def draw_sweep(
         accuracies: in [0, 1], by tap, timestep and pooling, taps in network order; or the criterion's numbers.
         chosen: which of them is framed.
         path: the file; replaced when it is there.
-        criterion: name of another criterion, which is not in %.
+        criterion: name of another criterion.
+        percent: whether the numbers are shares, which are shown in %.
 
     Raises:
         ValueError: there are none.
@@ -33,11 +35,11 @@ def draw_sweep(
         for pool in sorted({pool for _, _, pool in accuracies})
     }
     tap, t, pool = chosen
-    draw_heat_maps(by_pool, path, label=_label(criterion), chosen=(f"Pool {pool}", tap, t), percent=criterion is None)
+    draw_heat_maps(by_pool, path, label=_label(criterion, percent), chosen=(f"Pool {pool}", tap, t), percent=percent)
 
 
-def _label(criterion: str | None) -> str:
-    return "Validation accuracy, %" if criterion is None else plain(f"Validation {criterion}")
+def _label(criterion: str | None, percent: bool) -> str:
+    return plain(f"Validation {criterion or 'accuracy'}{', %' if percent else ''}")
 
 
 def draw_pareto(
@@ -46,6 +48,7 @@ def draw_pareto(
     path: Path,
     *,
     criterion: str | None = None,
+    percent: bool = True,
 ) -> None:
     """Draws accuracy over cost, with the front of those that none cheaper beats.
 
@@ -53,14 +56,15 @@ def draw_pareto(
         points: GFLOP and accuracy in [0, 1], or the criterion's number, of every probe.
         front: the same of the front, from cheap to dear, with a name each.
         path: the file; replaced when it is there.
-        criterion: name of another criterion, which is not in %.
+        criterion: name of another criterion.
+        percent: whether the numbers are shares, which are shown in %.
 
     Raises:
         OSError: it cannot be written.
     """
     figure = new_figure(6.5, 4)
     axes = figure.subplots()
-    scale = 100 if criterion is None else 1
+    scale = 100 if percent else 1
     costs, accuracies = zip(*points, strict=True)
     axes.scatter(costs, [scale * accuracy for accuracy in accuracies], s=9, color="0.75")
     steps = [(cost, scale * accuracy) for cost, accuracy, _ in front]
@@ -69,7 +73,7 @@ def draw_pareto(
         axes.annotate(
             plain(name), (cost, scale * accuracy), xytext=(4, -9), textcoords="offset points", fontsize=7, color="0.25"
         )
-    axes.set(xlabel="GFLOP an image", ylabel=_label(criterion))
+    axes.set(xlabel="GFLOP an image", ylabel=_label(criterion, percent))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

@@ -1,5 +1,6 @@
 """What a task is, and all tasks by name."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from difformer.analysis import Metric, find_metric
 from difformer.config import as_call
 from difformer.data import ImageDataset
-from difformer.registry import Registry
+from difformer.registry import Registry, did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +46,7 @@ class Measured(Protocol):
         ...
 
     def summary(self) -> dict[str, float]:
-        """The numbers that stand in the record of an epoch."""
+        """The numbers that stand in the record of an epoch, finite floats by metric, each there as `SPLIT_METRIC`."""
         ...
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
@@ -59,11 +60,20 @@ class Measurements:
 
     Attributes:
         num_images: how many images were measured.
-        values: by metric.
+        values: by metric, finite numbers of any type; kept as floats.
+
+    Raises:
+        ValueError: a number that is not finite; the message names it.
     """
 
     num_images: int
     values: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {name: float(value) for name, value in self.values.items()})
+        for name, value in self.values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"every number that is measured must be finite, and {name} is {value}")
 
     def value(self, name: str) -> float | None:
         """The number of a metric; None where it was not measured."""
@@ -87,7 +97,7 @@ class Task(Protocol):
 
     Attributes:
         arguments: what it was built with, as JSON types; a saved file brings them back.
-        metrics: those it knows by name, the one that is reported first before the others.
+        metrics: those it knows by name, at least one, the one that is reported first before the others.
         counted: what is counted beside the loss while training, see `counts`.
         tables: names of the files that `write_tables` writes.
     """
@@ -108,7 +118,7 @@ class Task(Protocol):
         """What the outputs of a head are called, which is as many as it has.
 
         Args:
-            images: the training split.
+            images: any split; what the outputs are called does not depend on which.
         """
         ...
 
@@ -129,8 +139,8 @@ class Task(Protocol):
         """Of each that is `counted`, the sum over the batch; it stays on the device."""
         ...
 
-    def rates(self, counts: Mapping[str, int], images: int) -> dict[str, float]:
-        """What the counts say of the images of an epoch, by name."""
+    def rates(self, counts: Mapping[str, float], images: int) -> dict[str, float]:
+        """What the counts say of the images of an epoch, by name: of a metric, or any other."""
         ...
 
     def measure(
@@ -142,7 +152,8 @@ class Task(Protocol):
             outputs: (N, len(names)) float32.
             labels: (N, …).
             names: of the outputs.
-            extra: further metrics by name, see `task_metric`.
+            extra: names of metrics that the result must hold besides, such as the criterion or those that
+                `difformer eval … --metrics` names; `task_metric` gives each of them.
 
         Raises:
             ValueError: outputs that are not finite, or as `task_metric`.
@@ -194,7 +205,7 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
         trust: for a name that a file brought, packages whose code may run; None for one that the user gave.
 
     Raises:
-        ValueError: there is none, it is something else, or an argument it does not have.
+        ValueError: there is none, it is something else, an argument it does not have, or it has no metrics.
         UntrustedError: it is code of a package that is not trusted.
         ImportError: its module cannot be imported.
     """
@@ -207,6 +218,8 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
     if not isinstance(task, Task):
         wanted = ", ".join(one for one in dir(Task) if one[0] != "_" and not hasattr(task, one))
         raise ValueError(f"the task {name} must be as difformer.tasks.Task says; {type(task).__name__} lacks {wanted}")
+    if not task.metrics:
+        raise ValueError(f"the task {name} has no metrics; its metrics must name at least one")
     return task
 
 
@@ -224,8 +237,8 @@ def check_labels(task: Task, images: Any) -> None:
         has = "classes and no targets" if found is None else f"targets of shape {found}"
         predicts = "classes" if wanted is None else f"{wanted}"
         raise ValueError(
-            f"{images} has {has}, and the task {type(task).__name__} predicts {predicts}; choose another task.name, or "
-            "another data set"
+            f"{images} has {has}, and the task {type(task).__name__} predicts {predicts}; choose another data set, "
+            "or train with another task.name"
         )
 
 
@@ -241,9 +254,16 @@ def task_metric(task: Task, name: str, option: str) -> Metric:
         ValueError: there is none, or it is something else.
         ImportError: its module cannot be imported.
     """
-    if name in task.metrics:
-        return task.metrics[name]
-    if ":" not in name:
-        known = ", ".join(task.metrics)
-        raise ValueError(f"{option} must be one of {known}, or one of your own as package.module:Name, got {name!r}")
-    return find_metric(name)
+    if name not in task.metrics:
+        if ":" in name:
+            return find_metric(name)
+        raise ValueError(
+            f"{option} must be a metric of the task, or one of your own as package.module:Name, got {name!r}; "
+            f"{did_you_mean(name, task.metrics)}"
+        )
+    found: Any = task.metrics[name]
+    if not isinstance(found, Metric):
+        raise ValueError(
+            f"the task {type(task).__name__}: {name} must be a difformer.analysis.Metric, got {type(found).__name__}"
+        )
+    return found

@@ -17,9 +17,12 @@ from difformer import create_backbone, load_classifier
 from difformer.checkpoints import CheckpointError
 from difformer.classifier import read_description
 from difformer.cli import main
-from difformer.data import DataError, Source, create_dataset
+from difformer.data import DataConfig, DataError, Source, create_dataset
+from difformer.data.fake import FakeImages
+from difformer.engine.loop.state import Progress
 from difformer.registry import UntrustedError
-from difformer.tasks import TASKS, Task, find_task
+from difformer.tasks import TASKS, Measurements, Task, find_task
+from difformer.tasks.task import task_metric
 
 HERE = Path(__file__).parent
 TASK = "own_package.tasks:Regression"
@@ -116,7 +119,10 @@ def test_it_is_evaluated(run, capsys, not_imported):
     errors = [abs(float(row["brightness"]) - float(y)) for row, y in zip(rows, dataset.targets[:, 0], strict=True)]
     assert np.mean(errors) == pytest.approx(measured["mae"], abs=1e-5)
     assert main(["eval", str(run), "--trust", "own_package", "--metrics", "top1", "--overwrite"]) == 1
-    assert "metrics must be one of mae, within, or one of your own" in capsys.readouterr().err
+    assert (
+        "metrics must be a metric of the task, or one of your own as package.module:Name, got 'top1'"
+        in capsys.readouterr().err
+    )
 
 
 def test_its_targets_are_no_classes_of_the_backbone(recipe, tmp_path, capsys):
@@ -200,9 +206,16 @@ def test_training_starts_from_a_classifier_of_the_same_task_alone(recipe, run, c
         (["--task.name", "own_package.metrics:np.ndarray"], "the task own_package.metrics:np.ndarray cannot be built"),
         (["--task.name", "builtins:dict"], "must be as difformer.tasks.Task says; dict lacks .*losses.*write_tables"),
         (["--task.arguments", "{names: [a], scal: 2}"], "cannot be built with names=.*scal=2: .*'scal'"),
-        (["--evaluation.criterion", "macro_f1"], "evaluation.criterion must be one of mae, within, or one of your own"),
-        (["--training.mixup", "0.2"], "training.mixup is for classes, and own_package.tasks:Regression has none"),
-        (["--training.label_smoothing", "0.1"], "training.label_smoothing is for classes"),
+        (
+            ["--evaluation.criterion", "macro_f1"],
+            "evaluation.criterion must be a metric of the task, or one .*; known are mae, within",
+        ),
+        (["--evaluation.criterion", "withn"], "got 'withn'; did you mean 'within'"),
+        (["--task.name", "own_package.tasks:Unmeasured"], "has no metrics; its metrics must name at least one"),
+        (["--task.name", "own_package.tasks:OneLoss"], r"OneLoss must give one loss an image, \(6,\), got .* \(1,\)"),
+        (["--task.name", "own_package.tasks:Miscounted"], "Miscounted must count .* within: 1 numbers, got 2"),
+        (["--training.mixup", "0.2"], "training.mixup is for the task classification, and the task here is own_pack"),
+        (["--training.label_smoothing", "0.1"], "training.label_smoothing is for the task classification"),
     ],
 )
 def test_wrong_tasks(recipe, words, message, capsys):
@@ -236,12 +249,81 @@ def test_damaged_descriptions(run, tmp_path):
             load_classifier(file, backbone=run.parent / "backbone.safetensors", trust="own_package")
 
 
+@pytest.mark.parametrize("verb", ["probe", "sweep", "select"])
+def test_verbs_that_fit_classes_refuse_targets_before_an_image_is_read(verb, recipe, tmp_path, capsys, monkeypatch):
+    from difformer.data.source import Source
+
+    monkeypatch.setattr(Source, "decode", lambda *arguments: pytest.fail("read"))
+    values = json.loads(recipe.read_text())
+    words = ["--data.name", values["data"]["name"], "--data.size", "32", "--data.holdout", "0.25"]
+    words += ["--backbone.name", values["backbone"]["name"], "--output", str(tmp_path / "out"), "--workers", "0"]
+    assert main([verb, *words]) == 1
+    assert "has targets of shape (1,), and the task Classification predicts classes" in capsys.readouterr().err
+
+
+def test_fractional_counts_and_rates_that_are_no_metrics(recipe):
+    folder = recipe.parent / "graded"
+    words = ["--task.name", "own_package.tasks:Graded", "--training.epochs", "1", "--output", str(folder)]
+    assert main(["train", str(recipe), *words]) == 0
+    assert records(folder)[0]["train_grade"] == pytest.approx(0.25)
+
+
+def test_whole_counts_stay_whole():
+    progress = Progress()
+    for count in (3.0, 0.5, 0.5):
+        progress.add(1.0, 2, {"a": count})
+    assert (progress.counts, type(progress.counts["a"])) == ({"a": 4}, int)
+    progress.add(1.0, 2, {"a": 0.25})
+    assert progress.counts == {"a": 4.25}
+
+
+def test_a_task_under_a_shorter_name_starts_from_its_own_run(recipe, run, capsys, monkeypatch):
+    # As where nothing has registered it.
+    monkeypatch.delitem(TASKS._things, "own_regression")
+    words = ["--task.name", "own_package_short:Regression", "--training.epochs", "1", "--init", str(run)]
+    assert main(["train", str(recipe), *words, "--output", str(recipe.parent / "short")]) == 0
+    words = ["--task.name", "classification", "--task.arguments", "{}", "--data.name", "own_package.data:halves"]
+    words += ["--init", str(run), "--output", str(recipe.parent / "classes")]
+    assert main(["train", str(recipe), *words]) == 1
+    error = capsys.readouterr().err
+    assert f"task: {TASK} there, classification here" in error
+    assert "--trust" not in error
+
+
+def test_stand_ins_have_the_targets_of_the_task():
+    config = DataConfig("folder", size=8)
+    images = FakeImages(config, "train", 5, label=torch.tensor([1.0, 2.0]))
+    assert images.targets.tolist() == [[1.0, 2.0]] * 5
+    assert FakeImages(config, "train", 5).targets is None
+
+
+def test_measurements_are_finite_floats():
+    measured = Measurements(2, {"mae": np.float32(0.5)})
+    assert type(measured.value("mae")) is float
+    with pytest.raises(ValueError, match="must be finite, and mae is nan"):
+        Measurements(2, {"mae": np.float64("nan")})
+
+
+def test_what_a_task_calls_a_metric_is_one():
+    task = find_task(TASK, {"names": ["a"]})
+    task.metrics = {"mae": len}
+    with pytest.raises(ValueError, match=r"Regression: mae must be a difformer\.analysis\.Metric, got builtin"):
+        task_metric(task, "mae", "metrics")
+
+
 def test_targets_of_a_source():
     images = np.zeros((3, 8, 8, 3), dtype=np.uint8)
     with pytest.raises(DataError, match="2 images need as many targets, got 3"):
         Source("s", np.zeros(2, dtype=int), ("a",), images.__getitem__, targets=np.zeros((3, 1)))
     with pytest.raises(DataError, match=r"image 1 has the target \[nan\], which is not finite; 1 images"):
         Source("s", [], (), images.__getitem__, targets=[[0.0], [np.nan], [1.0]])
+    for targets in (3.0, np.zeros((3, 0))):
+        with pytest.raises(DataError, match=r"targets must be \(N, …\), at least one number an image"):
+            Source("s", [], (), images.__getitem__, targets=targets)
+    with pytest.raises(DataError, match="s holds no image"):
+        Source("s", [], (), images.__getitem__, targets=np.zeros((0, 2)))
+    with pytest.raises(DataError, match="image 1 has the target nan"):
+        Source("s", [], (), images.__getitem__, targets=[0.0, np.nan])
     one, other = (Source("s", [], (), images.__getitem__, targets=[[0.0], [value], [1.0]]) for value in (1.0, 2.0))
     assert one.digest != other.digest
     assert torch.equal(one.label(1), torch.tensor([1.0]))
@@ -251,7 +333,7 @@ def test_verbs_for_classes_refuse_it(run, recipe, tmp_path, capsys):
     assert main(["eval", str(run), "--trust", "own_package", "--output", str(tmp_path / "eval")]) == 0
     shutil.copytree(tmp_path / "eval", tmp_path / "other")
     assert main(["compare", str(tmp_path / "eval"), str(tmp_path / "other"), "--output", str(tmp_path / "out")]) == 1
-    assert "is not of a classifier" in capsys.readouterr().err
+    assert "is an evaluation of a task without classes" in capsys.readouterr().err
     assert main(["info", str(run / "classifier.safetensors")]) == 0
     printed = capsys.readouterr().out
     assert "outputs: 1 (brightness)" in printed

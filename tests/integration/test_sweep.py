@@ -2,7 +2,7 @@
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -107,6 +107,18 @@ def test_goes_on_with_the_timesteps_that_are_missing(values, monkeypatch):
     assert len(read) == 2 + 4
 
 
+def test_costs_are_those_of_the_size_that_is_read(values):
+    recipe = make(values, timesteps=[50], data={"size": 32})
+    scores = sweep(recipe)
+    folder = Path(recipe.output)
+    dearest = max(score.gflop for score in scores)
+    assert f"These together take {dearest:.3g} GFLOP" in (folder / "recommended.yaml").read_text()
+    # As earlier versions counted, and wrote without a digest.
+    (folder / "scores-0050.json").write_text(json.dumps([asdict(score) | {"gflop": 1e-3} for score in scores]))
+    assert sweep(recipe) == scores
+    assert f"{dearest}" in (folder / "scores.csv").read_text()
+
+
 def test_another_sweep_in_the_folder_is_refused(values):
     first = sweep(make(values, timesteps=[50]))
     with pytest.raises(ValueError, match=r"holds another sweep: recipe\.seed was 0 and is now 1"):
@@ -208,7 +220,7 @@ def test_of_equal_scores_the_cheapest_is_recommended_framed_and_printed_first(tm
     framed = []
     monkeypatch.setattr(module, "draw_sweep", lambda accuracies, chosen, path, **how: framed.append(chosen))
     recipe = SweepRecipe(DataConfig("folder"))
-    module._conclude(recipe, SimpleNamespace(taps=taps), scores, RunFolder(tmp_path), CHOOSER)
+    module._conclude(recipe, taps, scores, RunFolder(tmp_path), CHOOSER)
     assert framed == [("c", 10, 1)]
     printed, written = capsys.readouterr().out, (tmp_path / "recommended.yaml").read_text()
     assert printed.startswith("c      t = 10   pool 1: 50.00% (29.9 … 70.1), ")
@@ -261,7 +273,10 @@ def test_what_is_no_share_has_no_interval():
         loss.caution(6) == "by loss of 20 images of holdout; the best of 6 owes some of it to luck, so expect "
         "worse of other images"
     )
-    assert replace(CHOOSER, criterion="macro_f1").interval(0.5) is None
+    # Written in %, though nothing is known of its interval.
+    f1 = replace(CHOOSER, criterion="macro_f1")
+    assert (f1.interval(0.5), f1.certain(0.5)) == (None, "50.0%")
+    assert CHOOSER.certain(0.5) == "50.00% (29.9 … 70.1)"
 
 
 @pytest.mark.parametrize("method", ["ridge", "logistic", "sgd"])

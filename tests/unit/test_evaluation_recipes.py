@@ -205,6 +205,11 @@ def test_a_look_at_many_features_takes_what_they_are_conditioned_on(configuratio
         build(configuration, take_from_training({"data": {}, "extractor": {"condition": {}}}, configuration))
 
 
+def test_metrics_are_names():
+    with pytest.raises(ValueError, match="metrics must be names, got 5"):
+        EvaluationRecipe("c.safetensors", DataConfig(**DATA), metrics=("top1", 5))
+
+
 def test_what_was_added_later_is_not_written_down_at_its_default():
     """So that old runs resume, old caches are found, and an old quickstart is the same one."""
     data = DataConfig("folder")

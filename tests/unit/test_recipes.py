@@ -16,7 +16,7 @@ from difformer.config.reading import check_key, create_parser, dump, overlay, pa
 from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_classifier, outline_backbone, outline_classifier
 from difformer.engine.config.fitting import fit_to_backbone
-from difformer.engine.config.recipe import Recipe
+from difformer.engine.config.recipe import HeadConfig, Recipe, TaskConfig
 from difformer.engine.cost.costs import costs
 from difformer.models.plan import tap_specs
 from difformer.taps import resolve_tap, resolve_taps, tap_names
@@ -377,3 +377,11 @@ def test_values_nested_too_deeply_are_refused(tmp_path):
     (tmp_path / "recipe.yaml").write_text("head: " + "[" * 600 + "]" * 600)
     with pytest.raises(ValueError, match="nested too deeply"):
         read_yaml(tmp_path / "recipe.yaml")
+
+
+def test_arguments_are_keys_and_values():
+    for section, kind in (("head", HeadConfig), ("task", TaskConfig)):
+        with pytest.raises(ValueError, match=rf"{section}\.arguments must hold keys and values, got None"):
+            kind(arguments=None)
+    with pytest.raises(ValueError, match=r"task\.arguments\.label_smoothing .* give training\.label_smoothing"):
+        TaskConfig(arguments={"label_smoothing": 0.1})

@@ -15,6 +15,14 @@ def extractor():
     return FeatureExtractor(backbone, taps=["in03", "mid"], timesteps=[50, 300])
 
 
+def test_no_images_have_no_features(extractor):
+    images, ids = torch.empty(0, 3, 32, 32), torch.empty(0, dtype=torch.int64)
+    found = read_reduced(extractor, images, ids, lambda key, maps: {key: maps.mean((2, 3))})
+    assert {key: tuple(rows.shape) for key, rows in found.items()} == {
+        key: (0, spec.channels) for key, spec in extractor.specs.items()
+    }
+
+
 @pytest.mark.parametrize("images_at_once", [None, 2, 0])
 def test_equals_all_at_once_whatever_there_is_room_for(extractor, monkeypatch, images_at_once):
     images, ids = torch.rand(5, 3, 32, 32) * 2 - 1, torch.tensor([3, 1, 4, 15, 9])

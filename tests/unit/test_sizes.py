@@ -159,6 +159,9 @@ def test_resize_is_the_short_side_of_what_is_covered():
         DataConfig(name="folder", size=(64, 96), resize=60)
     with pytest.raises(ValueError, match="size must be at most 8192 pixels, got 9000"):
         Preprocessing((64, 9000))
+    with pytest.raises(ValueError, match=r"window of size \(1, 8192\) 67108864 pixels long, and .* at most 8192"):
+        Preprocessing((1, 8192), 8192)
+    assert Preprocessing((1, 2), 4096).resize == 4096
 
 
 def test_the_published_transform_draws_from_windows_of_the_same_proportions():

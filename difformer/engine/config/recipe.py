@@ -37,6 +37,13 @@ def check_computing(recipe: Any) -> None:
     check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
 
 
+def _as_arguments(name: str, value: Any) -> dict[str, Any]:
+    """Arguments by name; raises ValueError when they are anything else, such as null."""
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{name} must hold keys and values, got {value!r}; leave it out where there are none")
+    return dict(value)
+
+
 @dataclass(frozen=True)
 class BackboneConfig:
     """The diffusion model the features come from.
@@ -151,7 +158,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         HEADS.check(self.name, "head.name")
-        object.__setattr__(self, "arguments", dict(self.arguments))
+        object.__setattr__(self, "arguments", _as_arguments("head.arguments", self.arguments))
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,9 @@ class TaskConfig:
 
     def __post_init__(self) -> None:
         TASKS.check(self.name, "task.name")
-        object.__setattr__(self, "arguments", dict(self.arguments))
+        object.__setattr__(self, "arguments", _as_arguments("task.arguments", self.arguments))
+        if self.classifies and "label_smoothing" in self.arguments:
+            raise ValueError("task.arguments.label_smoothing concerns training alone; give training.label_smoothing")
 
     @property
     def classifies(self) -> bool:
@@ -338,8 +347,9 @@ class Recipe:
     Attributes:
         output: folder of the run.
         init: folder of a run, or a classifier, whose weights to start from in place of fresh ones. It must have the
-            same classes, backbone, features and head. DifFeed may start from a classifier without feedback; with
-            `extractor.gate: true` it then starts where that ended. A run that has begun can do without it.
+            same classes, backbone and features, the same head and task with the same arguments, and the same
+            conditioning. DifFeed may start from a classifier without feedback; with `extractor.gate: true` it then
+            starts where that ended. A run that has begun can do without it.
         backbone: the diffusion model the features come from.
         extractor: which features are read.
         head: which head reads them.
@@ -375,7 +385,10 @@ class Recipe:
             METRICS.check(self.evaluation.criterion, "evaluation.criterion")
         for name in ("label_smoothing", "mixup", "cutmix"):
             if getattr(self.training, name) and not self.task.classifies:
-                raise ValueError(f"training.{name} is for classes, and {self.task.name} has none; leave it at 0")
+                raise ValueError(
+                    f"training.{name} is for the task classification, and the task here is {self.task.name}; leave it "
+                    "at 0"
+                )
         if self.init is not None and (not isinstance(self.init, str) or not self.init):
             raise ValueError(f"init must name a run or a classifier, got {self.init!r}; leave it out to start anew")
         object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))

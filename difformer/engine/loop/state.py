@@ -48,7 +48,7 @@ class Progress:
         step: steps done in it.
         images: images seen in the whole run.
         loss_sum, counted: over the epoch's images so far, and how many these are.
-        counts: what the task counts of them, by name.
+        counts: what the task counts of them, by name; whole numbers are kept as int.
         best: the best value of the criterion so far, and best_epoch when it was.
         waiting: evaluations since then.
         finished: whether the last epoch is done and evaluated.
@@ -59,18 +59,19 @@ class Progress:
     images: int = 0
     loss_sum: float = 0.0
     counted: int = 0
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, float] = field(default_factory=dict)
     best: float | None = None
     best_epoch: int | None = None
     waiting: int = 0
     finished: bool = False
 
-    def add(self, loss_sum: float, counted: int, counts: Mapping[str, int]) -> None:
+    def add(self, loss_sum: float, counted: int, counts: Mapping[str, float]) -> None:
         """Takes a step into account."""
         self.step += 1
         self.images += counted
         self.loss_sum += loss_sum
-        self.counts = {name: self.counts.get(name, 0) + count for name, count in counts.items()}
+        sums = {name: self.counts.get(name, 0) + count for name, count in counts.items()}
+        self.counts = {name: int(total) if float(total).is_integer() else total for name, total in sums.items()}
         self.counted += counted
 
     def note(self, value: float, *, larger_is_better: bool) -> bool:

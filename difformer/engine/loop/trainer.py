@@ -108,7 +108,7 @@ class Totals:
 
     loss_sum: float
     counted: int
-    counts: Mapping[str, int]
+    counts: Mapping[str, float]
     stop: bool
     save: bool
 
@@ -283,7 +283,7 @@ class Trainer:
         self.optimizer.step()
         self._average(number)
         self.objective.end_step()
-        by_name = dict(zip(self.objective.counted, map(round, counts), strict=True))
+        by_name = dict(zip(self.objective.counted, counts, strict=True))
         return Totals(loss_sum, round(counted), by_name, stopping > 0, saving > 0)
 
     def _forward_backward(self, batch: Any, place: Place) -> Tensor:

@@ -65,7 +65,7 @@ class Classification:
         """Of how many images the largest logit is the label's."""
         return [(outputs.argmax(dim=1) == labels).sum()]
 
-    def rates(self, counts: Mapping[str, int], images: int) -> dict[str, float]:
+    def rates(self, counts: Mapping[str, float], images: int) -> dict[str, float]:
         """The share of them."""
         return {"top1": counts.get("correct", 0) / max(1, images)}
 

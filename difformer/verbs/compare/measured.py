@@ -81,7 +81,8 @@ def read_measured(source: str, split: str, name: str, trust: str | None = None) 
     report = read_measurements(results, METRICS, _REMEDY)
     if "top1" not in report.get("metrics", {}):
         raise ValueError(
-            f"{source} is not of a classifier, and what is compared are the images that are classified right"
+            f"{source} is an evaluation of a task without classes, and compared is which images are classified right; "
+            "give evaluations of classifiers"
         )
     try:
         return _read(results, report, name, parameters, history)

@@ -50,16 +50,20 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         UntrustedError: its head or task, or the family of its backbone, is code of a package that is not trusted.
         ImageError: an image cannot be read, and such are not to be skipped.
     """
+    output = _output(recipe)
+    # Before anything is fetched; what else may lie there is known once the task is.
+    ResultFolder(output, ("*",)).check(overwrite=overwrite or not (output / METRICS).exists())
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
     description = read_description(file)
     names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
     for name in recipe.metrics:
         task_metric(task, name, "metrics")
-    folder = ResultFolder(_output(recipe), (METRICS, *task.tables))
+    folder = ResultFolder(output, (METRICS, *task.tables))
     folder.check(overwrite=overwrite)
     images = build_dataset(recipe.data, recipe.split, classes=names)
     check_labels(task, images)
-    check_same_classes(task.output_names(images), names, "of the data set", "of the classifier")
+    if task.stand_in() is None:
+        check_same_classes(task.output_names(images), names, "of the data set", "of the classifier")
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     classifier = load_classifier(file, backbone=backbone, trust=recipe.trust or ())

@@ -53,4 +53,7 @@ class EvaluationRecipe:
         check_choice("features", self.features, get_args(FeatureSource))
         check_computing(self)
         object.__setattr__(self, "metrics", as_tuple("metrics", self.metrics))
+        for metric in self.metrics:
+            if not isinstance(metric, str):
+                raise ValueError(f"metrics must be names, got {metric!r}")
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))

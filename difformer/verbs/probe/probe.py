@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 
-from difformer.analysis.metrics import ClassificationMetrics, ImageScores, classification_metrics, image_scores
+from difformer.analysis.metrics import (
+    ClassificationMetrics,
+    ImageScores,
+    classification_metrics,
+    find_metric,
+    image_scores,
+)
 from difformer.analysis.probes import (
     TOLD,
     Candidate,
@@ -33,9 +39,9 @@ from difformer.engine.runtime.run_folder import environment
 from difformer.features.conditioning import warn_of_labels
 from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
-from difformer.tasks import Outputs
-from difformer.tasks.classification.certainty import is_share
+from difformer.tasks import Classification, Outputs
 from difformer.tasks.classification.tables import TABLES, readable, write_tables
+from difformer.tasks.task import check_labels
 from difformer.verbs.probe.recipe import ProbeRecipe
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
@@ -140,6 +146,8 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
 def _open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:
     """All of them without augmentation, before the first image is read."""
     images = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
+    for dataset in images.values():
+        check_labels(Classification(), dataset)
     check_criterion(recipe.criterion, len(images["train"].class_names))
     most = max(recipe.ks or (0,))
     if recipe.method == "knn" and most > len(images["train"]):
@@ -221,9 +229,9 @@ def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:
     """The candidates, the best marked, and the test metrics."""
     columns = list(results["chosen"])
     lines = ["  ".join(f"{name:>11}" for name in [*columns, recipe.validation])]
-    form = ">11.1%" if is_share(recipe.criterion) else ">11.4g"
+    metric = find_metric(recipe.criterion)
     for candidate in results["candidates"]:
-        numbers = [f"{candidate[name]:>11g}" for name in columns] + [f"{candidate['validation']:{form}}"]
+        numbers = [f"{candidate[name]:>11g}" for name in columns] + [metric.text(candidate["validation"], 11)]
         mark = "  chosen" if all(candidate[name] == results["chosen"][name] for name in columns) else ""
         lines.append("  ".join(numbers) + mark)
     if results["note"] is not None:

@@ -21,7 +21,7 @@ ProbeMethod = Literal["knn", "logistic", "ridge", "sgd"]
 
 @dataclass(frozen=True)
 class FeatureRecipe:
-    """What all recipes say of which classifiers are fitted to features at once.
+    """What the recipes of `difformer probe`, `sweep` and `select` have in common.
 
     Attributes:
         data: which images.

@@ -11,6 +11,8 @@ from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, 
 from difformer.engine.runtime.processes import on_main
 from difformer.features import FeatureExtractor
 from difformer.features.conditioning import check_conditioning, warn_of_labels
+from difformer.tasks import Classification
+from difformer.tasks.task import check_labels
 from difformer.verbs.select.recipe import SelectRecipe
 
 # A feature: tap and timestep.
@@ -30,7 +32,8 @@ class Parts:
         images: by split: train, and with labels the validation split.
 
     Raises:
-        ValueError: a timestep that the backbone does not have, or features that do not fit into memory.
+        ValueError: a timestep that the backbone does not have, targets in place of the labels to search by, or features
+            that do not fit into memory.
     """
 
     def __init__(self, recipe: SelectRecipe, backbone: Backbone, taps: Sequence[str], accelerator: Any) -> None:
@@ -44,6 +47,8 @@ class Parts:
             self.images[recipe.validation] = build_dataset(
                 recipe.data, recipe.validation, augment=False, classes=train.class_names
             )
+            for images in self.images.values():
+                check_labels(Classification(), images)
         check_conditioning(recipe.extractor.conditioning, backbone, len(train.class_names))
         if accelerator.is_main_process:
             warn_of_labels(recipe.extractor.conditioning)

@@ -24,7 +24,7 @@ def recommended_recipes(
 
     Args:
         scores: of the sweep.
-        taps: the backbone's.
+        taps: the backbone's, with the maps and costs that they have for images of the sweep's size.
         chooser: the images by which it chose.
         conditioning: with which the features were read.
 

@@ -25,7 +25,10 @@ from difformer.features.conditioning import check_conditioning, warn_of_labels
 from difformer.features.sizes import taps_at
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
-from difformer.tasks.classification.certainty import Chooser, is_share
+from difformer.taps import TapSpec
+from difformer.tasks import Classification
+from difformer.tasks.classification.certainty import Chooser, has_interval
+from difformer.tasks.task import check_labels
 from difformer.verbs.probe.probe import run_probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
@@ -73,7 +76,8 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         for t in recipe.timesteps:
             scores += _timestep(recipe, backbone, images, t, folder, accelerator)
         chooser = Chooser(images[recipe.validation].labels, recipe.validation, recipe.criterion)
-        on_main(accelerator, partial(_conclude, recipe, backbone, scores, folder, chooser))
+        taps = taps_at(backbone, recipe.data.size)
+        on_main(accelerator, partial(_conclude, recipe, taps, scores, folder, chooser))
     finally:
         folder.release()
     if recipe.test is not None:
@@ -86,6 +90,8 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
 def _open_splits(recipe: SweepRecipe, resources: Resources) -> dict[str, ImageDataset]:
     """The splits that probes learn from and are chosen on; that of the test is only looked at."""
     opened = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
+    for images in opened.values():
+        check_labels(Classification(), images)
     check_criterion(recipe.criterion, len(opened["train"].class_names))
     return {split: opened[split] for split in ("train", recipe.validation)}
 
@@ -145,7 +151,7 @@ def _timestep(
 ) -> list[Score]:
     """The probes of one timestep, which are read where they are done."""
     file = folder.path / f"scores-{t:04}.json"
-    found: list[Score] | None = on_main(accelerator, partial(_read_scores, file))
+    found: list[Score] | None = on_main(accelerator, partial(_read_scores, file, taps_at(backbone, recipe.data.size)))
     if found is not None:
         return found
     model = PooledInEveryWay(_extractor(recipe, backbone, [t]), recipe.pools)
@@ -168,13 +174,16 @@ def _timestep(
     return scores
 
 
-def _read_scores(file: Path) -> list[Score] | None:
+def _read_scores(file: Path, taps: Mapping[str, TapSpec]) -> list[Score] | None:
+    """The scores of a timestep that is done, with the costs of the taps; None where it is not done."""
     if not file.exists():
         return None
     record = read_json(file, MADE_ANEW)
     try:
         # Earlier versions wrote the list alone.
-        return [Score(**values) for values in (record if isinstance(record, list) else record["scores"])]
+        scores = [Score(**values) for values in (record if isinstance(record, list) else record["scores"])]
+        # Earlier versions wrote the costs of images of the backbone's own size.
+        return [replace(score, gflop=taps[score.tap].flops / 1e9) for score in scores]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); {MADE_ANEW}") from error
 
@@ -204,22 +213,24 @@ def _fit(
 
 
 def _conclude(
-    recipe: SweepRecipe, backbone: Backbone, scores: list[Score], folder: RunFolder, chooser: Chooser
+    recipe: SweepRecipe, taps: Mapping[str, TapSpec], scores: list[Score], folder: RunFolder, chooser: Chooser
 ) -> None:
     """Writes table, pictures and recommendation, and prints the best."""
-    larger, shown = chooser.larger_is_better, None if is_share(recipe.criterion) else recipe.criterion
+    larger, shown = chooser.larger_is_better, None if has_interval(recipe.criterion) else recipe.criterion
+    percent = find_metric(recipe.criterion).share
     folder.write_text("scores.csv", csv_table(scores, column=shown or "accuracy"))
     values = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
     first = best_score(scores, larger_is_better=larger)
-    draw_sweep(values, (first.tap, first.t, first.pool), folder.path / "scores.png", criterion=shown)
+    draw_sweep(values, (first.tap, first.t, first.pool), folder.path / "scores.png", criterion=shown, percent=percent)
     front = pareto_front(scores, larger_is_better=larger)
     draw_pareto(
         [(score.gflop, score.accuracy) for score in scores],
         [(score.gflop, score.accuracy, f"{score.tap}, t = {score.t}, pool {score.pool}") for score in front],
         folder.path / "pareto.png",
         criterion=shown,
+        percent=percent,
     )
-    recipes = recommended_recipes(scores, backbone.taps, chooser, recipe.extractor.conditioning)
+    recipes = recommended_recipes(scores, taps, chooser, recipe.extractor.conditioning)
     note = choice_note(recipe.data, recipe.validation)
     for name, text in recipes.items():
         folder.write_text(name, text if note is None else f"# {note}\n{text}")

@@ -5,7 +5,6 @@ from logging import getLogger
 from pathlib import Path
 from typing import Any
 
-from difformer.backbones import Backbone
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.config.provenance import changed_keys
 from difformer.config.reading import plain
@@ -16,26 +15,39 @@ from difformer.engine.loop.state import restore
 from difformer.engine.runtime.locating import classifier_file
 from difformer.features import FeedbackExtractor
 from difformer.files import expand_user
+from difformer.registry import UntrustedError, path_of
+from difformer.tasks import Classification, Task
 
 _log = getLogger(__name__)
 
 # Of a head's arguments, what only training knows: the same weights give the same logits without it.
 _TRAINING_ONLY = ("dropout", "drop_path")
+_CLASSIFICATION = "classification"
 
 
-def read_init(recipe: Recipe, backbone: Backbone) -> DiffusionClassifier:
+def trusted_modules(recipe: Recipe, classifier: DiffusionClassifier) -> list[str]:
+    """The modules whose code a classifier file of this recipe may run.
+
+    Args:
+        recipe: names some, maybe of packages that only give another module's class a shorter name.
+        classifier: built from it. Files name the modules that define its head and task.
+    """
+    return [*recipe.own_modules, *(type(part).__module__ for part in (classifier.head, classifier.task))]
+
+
+def read_init(recipe: Recipe, classifier: DiffusionClassifier) -> DiffusionClassifier:
     """The trained classifier that a recipe names as its `init`.
 
     Warns where it may have learned from images that the recipe sets aside to measure on.
 
     Args:
         recipe: with `init`.
-        backbone: the recipe's, which must be the one it was trained on.
+        classifier: the recipe's, whose backbone must be the one it was trained on.
 
     Raises:
         FileNotFoundError: it is not there, or the run it is of has none yet.
         CheckpointError: it is damaged, no classifier, or of another backbone.
-        ValueError: it is the run's own.
+        ValueError: it is the run's own, or its head or task is code that the recipe does not name.
     """
     assert recipe.init is not None
     try:
@@ -44,7 +56,15 @@ def read_init(recipe: Recipe, backbone: Backbone) -> DiffusionClassifier:
         raise FileNotFoundError(f"init: {error}") from error
     if file.resolve().parent == expand_user(recipe.output).resolve():
         raise ValueError(f"init: {recipe.init} is the run's own; choose another --output, so that it stays")
-    found = load_classifier(file, backbone=backbone, trust=recipe.own_modules)
+    try:
+        found = load_classifier(file, backbone=classifier.backbone, trust=trusted_modules(recipe, classifier))
+    except UntrustedError:
+        # Code that the recipe does not name is not its own, so it is not run to find out what else differs.
+        there = read_description(file)
+        names = {"task": there.get("task", {"type": _CLASSIFICATION})["type"], "head": there["head"]["type"]}
+        here = {"task": _task_name(classifier.task), "head": path_of(type(classifier.head), "head")}
+        _refuse({name: (names[name], here[name]) for name in names if ":" in names[name]}, recipe.init)
+        raise
     _warn_of_seen_images(file, recipe.data)
     return found
 
@@ -89,7 +109,17 @@ def check_init(found: DiffusionClassifier, classifier: DiffusionClassifier, sour
         check_same_classes(classifier.class_names, found.class_names, "of the data set", f"of {source}")
     begins_feedback = _feedback(found) is None and _feedback(classifier) is not None
     there, here = (_meaning(one, feedback=not begins_feedback) for one in (found, classifier))
-    differing = changed_keys(there, here)
+    _refuse(changed_keys(there, here), source)
+
+
+def _refuse(differing: Mapping[str, tuple[Any, Any]], source: str) -> None:
+    """Raises ValueError where something differs.
+
+    Args:
+        differing: what is there and what is here, by name.
+        source: where the weights came from.
+    """
+    differing = {name: (old, new) for name, (old, new) in differing.items() if old != new}
     if differing:
         listed = "; ".join(f"{name}: {old} there, {new} here" for name, (old, new) in differing.items())
         raise ValueError(
@@ -114,7 +144,7 @@ def _meaning(classifier: DiffusionClassifier, *, feedback: bool) -> dict[str, An
         "extractor.clean": classifier.extractor.noising.clean,
         "extractor.conditioning": classifier.conditioning.values,
         "head": type(head).__name__,
-        "task": type(classifier.task).__name__,
+        "task": _task_name(classifier.task),
         "task.arguments": classifier.task.arguments,
         "head.arguments": {name: value for name, value in arguments.items() if name not in _TRAINING_ONLY},
     }
@@ -123,6 +153,11 @@ def _meaning(classifier: DiffusionClassifier, *, feedback: bool) -> dict[str, An
         names = ("feedback_taps", "norm", "gate")
         meaning |= {f"extractor.{name}": None if layers is None else getattr(layers, name) for name in names}
     return meaning
+
+
+def _task_name(task: Task) -> str:
+    """As recipes and files name it."""
+    return _CLASSIFICATION if type(task) is Classification else path_of(type(task), "task")
 
 
 def _feedback(classifier: DiffusionClassifier) -> FeedbackExtractor | None:

@@ -52,14 +52,29 @@ class HeadLearning:
         self.module.extractor.seed = epoch_seed(self._seed, epoch)
 
     def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, list[Tensor]]:
-        """(B,) losses, and what the task counts."""
+        """(B,) losses, and what the task counts.
+
+        Raises:
+            ValueError: the task gives losses of another shape, or counts something else than it says.
+        """
         inputs, labels, ids = inputs_of(batch, device)
         targets = labels
         if isinstance(inputs, Tensor):
             inputs, targets = self._mixing(inputs, labels, place.step, place.process, place.part)
         outputs = model(inputs, ids, **self.module.conditioning.by_label(labels))
         task = self.module.task
-        return task.losses(outputs, targets), list(task.counts(outputs, labels))
+        losses, counts = task.losses(outputs, targets), list(task.counts(outputs, labels))
+        if losses.shape != (len(labels),):
+            raise ValueError(
+                f"the task {type(task).__name__} must give one loss an image, ({len(labels)},), got losses of shape "
+                f"{tuple(losses.shape)}"
+            )
+        if len(counts) != len(self.counted):
+            raise ValueError(
+                f"the task {type(task).__name__} must count what its counted names, {', '.join(self.counted)}: "
+                f"{len(self.counted)} numbers, got {len(counts)}"
+            )
+        return losses, counts
 
     def end_step(self) -> None:
         """Nothing is learned beside the weights."""

@@ -35,7 +35,7 @@ from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features import collate_features
 from difformer.features.conditioning import warn_of_labels
 from difformer.tasks.task import Measured, Task, check_labels, task_metric
-from difformer.verbs.train.init import read_init, start_from
+from difformer.verbs.train.init import read_init, start_from, trusted_modules
 from difformer.verbs.train.learning import HeadLearning, Kept
 
 _log = getLogger(__name__)
@@ -181,11 +181,10 @@ class Run:
 
     def describe(self, progress: Progress) -> str:
         """The progress bar's text."""
-        metrics = self.classifier.task.metrics
-        rates = [
-            f"{metrics[name].title or name} {metrics[name].text(value)}"
-            for name, value in self._rates(progress).items()
-        ]
+        metrics, rates = self.classifier.task.metrics, []
+        for name, value in self._rates(progress).items():
+            metric = metrics.get(name)
+            rates.append(f"{name} {value:.4g}" if metric is None else f"{metric.title or name} {metric.text(value)}")
         return ", ".join([f"loss {progress.loss_sum / max(1, progress.counted):.3f}", *rates])
 
     def resume(self) -> None:
@@ -199,7 +198,9 @@ class Run:
         best = progress.best_epoch
         if self.recipe.evaluation.select == "best" and best is not None and self.objective.kept is None:
             file = self.folder.classifier
-            classifier = load_classifier(file, backbone=self.classifier.backbone, trust=self.recipe.own_modules)
+            classifier = load_classifier(
+                file, backbone=self.classifier.backbone, trust=trusted_modules(self.recipe, self.classifier)
+            )
             notes = read_description(file)["metadata"]
             # Of the current epoch where the run was killed between writing it and the state; it is then written again.
             if notes.get("epoch") not in (best, progress.epoch + 1):
@@ -300,7 +301,7 @@ class Run:
     def _start_from(self, init: str, begun_with: Mapping[str, str] | None) -> str:
         """Takes the weights of a trained classifier, unless the run is resumed with its own; returns their digest."""
         try:
-            found = read_init(self.recipe, self.classifier.backbone)
+            found = read_init(self.recipe, self.classifier)
         except (OSError, CheckpointError):
             # A run that has begun has its own weights.
             if begun_with is not None and _INIT in begun_with:
