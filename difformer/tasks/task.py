@@ -118,7 +118,7 @@ class Task(Protocol):
         """What the outputs of a head are called, which is as many as it has.
 
         Args:
-            images: any split; what the outputs are called does not depend on which.
+            images: any split.
         """
         ...
 

@@ -290,6 +290,16 @@ def test_a_task_under_a_shorter_name_starts_from_its_own_run(recipe, run, capsys
     assert "--trust" not in error
 
 
+def test_an_evaluation_compares_no_names_of_outputs_and_looks_at_its_folder_first(recipe, tmp_path, capsys):
+    words = ["--task.name", "own_package.tasks:Counting", "--training.epochs", "1", "--output", str(tmp_path / "run")]
+    assert main(["train", str(recipe), *words]) == 0
+    words = ["--trust", "own_package", "--output", str(tmp_path / "eval")]
+    assert main(["eval", str(tmp_path / "run"), *words]) == 0
+    (tmp_path / "run" / "classifier.safetensors").unlink()
+    assert main(["eval", str(tmp_path / "run"), *words]) == 1
+    assert "holds results already" in capsys.readouterr().err
+
+
 def test_stand_ins_have_the_targets_of_the_task():
     config = DataConfig("folder", size=8)
     images = FakeImages(config, "train", 5, label=torch.tensor([1.0, 2.0]))
