@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from support import rewrite_metadata, small_unet
 
@@ -18,6 +19,7 @@ from difformer.classifier import read_description
 from difformer.cli import main
 from difformer.data import create_dataset
 from difformer.registry import Registry, UntrustedError
+from difformer.verbs.eval.evaluate import classifier_values
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +230,25 @@ def test_the_recipe_of_a_run_folder_runs_no_code_either(run, tmp_path, capsys):
         verb, *words = command
         assert main([verb, str(tmp_path / "run"), *words]) == 1
         assert "the data set antigravity:reader is code" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules
+
+
+def test_a_run_folder_does_not_say_what_is_trusted(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(run / "classifier.safetensors", folder)
+    values = yaml.safe_load((run / "recipe.yaml").read_text())
+    values |= {"trust": "antigravity", "metrics": ["antigravity:metric"], "output": str(tmp_path / "elsewhere")}
+    (folder / "recipe.yaml").write_text(json.dumps(values))
+    taken = classifier_values(str(folder), trust="own_package")
+    assert taken.keys().isdisjoint({"trust", "metrics", "output"})
+    assert main(["eval", str(folder)]) == 1
+    assert "allow it with trust='own_package'" in capsys.readouterr().err
+    # Nor what a trusted module has itself imported.
+    values["data"]["name"] = "own_package.data:np.zeros"
+    (folder / "recipe.yaml").write_text(json.dumps(values))
+    with pytest.raises(UntrustedError, match="is not of own_package"):
+        classifier_values(str(folder), trust="own_package")
     assert "antigravity" not in sys.modules
 
 

@@ -9,7 +9,7 @@ from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.classifier.files import stored_task
 from difformer.config.provenance import carried, without_places
-from difformer.config.reading import read_yaml
+from difformer.config.reading import read_yaml, value_at
 from difformer.data import ImageDataset
 from difformer.data.classes import check_same_classes
 from difformer.data.dataset import READERS
@@ -26,11 +26,14 @@ from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.features import collate_features
 from difformer.features.conditioning import warn_of_labels
 from difformer.files import expand_user, sealed
+from difformer.registry import Registry
 from difformer.tasks import Outputs, Task
 from difformer.tasks.task import Measured, check_labels, task_metric
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
 METRICS = "metrics.json"
+# What nobody but the user says: a folder could else have its own code run, or write anywhere.
+_OF_THE_USER = ("trust", "metrics", "output")
 
 
 def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> Measured:
@@ -105,17 +108,27 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
     """
     recipe = RunFolder(source).recipe
     if recipe.exists():
-        values = take_from_training(read_yaml(recipe), EvaluationRecipe)
+        found = read_yaml(recipe)
+        for name in ("data", "backbone"):
+            if not isinstance(found.get(name, {}), Mapping):
+                raise ValueError(f"{recipe}: {name} must hold keys and values, got {found[name]!r}")
+        values = take_from_training(found, EvaluationRecipe)
         # The folder may be somebody else's.
-        READERS.check_trusted(str(values.get("data", {}).get("name")), trust or ())
-        FAMILIES.check_trusted(str(values.get("backbone", {}).get("family")), trust or ())
-        return values | {"classifier": source}
+        _check_trusted(READERS, value_at(values, "data.name"), trust)
+        _check_trusted(FAMILIES, value_at(values, "backbone.family"), trust)
+        return {name: value for name, value in values.items() if name not in _OF_THE_USER} | {"classifier": source}
     description = read_description(classifier_file(source, download=download))
     backbone = {name: description["backbone"][name] for name in ("name", "family") if name in description["backbone"]}
-    FAMILIES.check_trusted(str(backbone.get("family")), trust or ())
+    _check_trusted(FAMILIES, backbone.get("family"), trust)
     values = {"classifier": source, "backbone": backbone}
     preprocessing: Mapping[str, Any] | None = description["preprocessing"]
     return values | ({"data": dict(preprocessing)} if preprocessing else {})
+
+
+def _check_trusted(registry: Registry[Any], name: Any, trust: str | None) -> None:
+    """Raises UntrustedError where a name that a folder or a file brought is code that was not allowed."""
+    if isinstance(name, str) and ":" in name:
+        registry.find_trusted(name, trust or ())
 
 
 def _output(recipe: EvaluationRecipe) -> Path:
