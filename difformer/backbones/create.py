@@ -1,5 +1,7 @@
 """Opening backbones, whatever family they are of."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -8,8 +10,9 @@ from torch import nn
 
 from difformer.backbones.adm import UNetBackbone
 from difformer.backbones.families import ADM, checked, find_family
-from difformer.backbones.protocol import Backbone, check_backbone, switch_checkpointing
+from difformer.backbones.protocol import Backbone, switch_checkpointing
 from difformer.checkpoints.sources import ConfigLike, ScheduleLike
+from difformer.checkpoints.weights import CheckpointError
 from difformer.models import AttentionName
 
 
@@ -89,7 +92,8 @@ def create_backbone(
 
     Raises:
         FileNotFoundError: the weights are not on this machine and may not be fetched.
-        CheckpointError: the file is damaged, not a U-Net's, or something about it must be given.
+        CheckpointError: the file is damaged, not a U-Net's, or something about it must be given; or another family
+            cannot open it.
         ValueError: contradictory or unknown arguments.
         AttentionUnavailable: the attention named cannot run on the device.
     """
@@ -115,7 +119,10 @@ def create_backbone(
             f"config, schedule, entry and live networks are for the family {ADM}; a backbone of {family} is opened by "
             "name or path, and says the rest itself"
         )
-    backbone = checked(find_family(family).open(name_or_path, **how), family)
+    kind = find_family(family)
+    with _opening(name_or_path, family):
+        backbone = kind.open(name_or_path, **how)
+    backbone = checked(backbone, family)
     switch_checkpointing(backbone, gradient_checkpointing)
     return backbone
 
@@ -153,7 +160,23 @@ def build_random(
     Args and Raises:
         As `outline_backbone`.
     """
-    kind = find_family(ADM if family is None else family)
-    backbone = kind.build(name_or_path, dtype=dtype, attention=attention, folder=folder)
-    check_backbone(backbone)
-    return backbone
+    how: dict[str, Any] = {"dtype": dtype, "attention": attention, "folder": folder}
+    if family is None or family == ADM:
+        return UNetBackbone.build(name_or_path, **how)
+    kind = find_family(family)
+    with _opening(name_or_path, family):
+        backbone = kind.build(name_or_path, **how)
+    return checked(backbone, family)
+
+
+@contextmanager
+def _opening(name_or_path: str | Path, family: str) -> Iterator[None]:
+    """Has what goes wrong in the code of a family of one's own say where."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"the family {family} cannot open {name_or_path}: {type(error).__name__}: {error}"
+        ) from error

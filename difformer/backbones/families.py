@@ -1,10 +1,12 @@
 """Families of backbones by name: those of this package, and any other as `package.module:Name`."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+from torch import nn
 
 from difformer.backbones.protocol import Backbone, check_backbone
 from difformer.registry import Registry, path_of
@@ -12,9 +14,14 @@ from difformer.registry import Registry, path_of
 # The family of guided-diffusion's U-Nets, which a backbone is of where nothing else is said.
 ADM = "adm"
 
+# What `describe` must say, as a classifier's file requires it.
+_DESCRIPTION: Mapping[str, tuple[type, ...]] = {
+    "family": (str,), "name": (str,), "digest": (str,), "config": (dict, type(None)), "schedule": (dict, type(None)),
+}  # fmt: skip
+
 
 class BackboneFamily(Protocol):
-    """What opens backbones of one kind: mostly their class itself, with two class methods.
+    """What opens backbones of one kind: a class with two class methods, such as that of the backbones themselves.
 
     A family of one's own is used in a recipe as `backbone.family: package.module:Name`, and a classifier's file names
     it so.
@@ -43,7 +50,8 @@ class BackboneFamily(Protocol):
             verify: check digests of files.
 
         Raises:
-            OSError, ValueError: the weights are not there, or cannot be used.
+            OSError, ValueError: the weights are not there, or cannot be used. What else is raised becomes a
+                `CheckpointError`.
         """
         ...
 
@@ -58,7 +66,8 @@ class BackboneFamily(Protocol):
         """The same backbone with random weights on torch's default device, without reading those that are stored.
 
         On the meta device it costs neither time nor memory; sizes, costs and memory are counted on that. With values,
-        it stands in for weights that are not there in a dry run.
+        it stands in for weights that are not there in a dry run. Its `describe` is asked for in both cases; as its
+        digest, any word will do.
 
         Args and Raises:
             As `open`.
@@ -76,22 +85,31 @@ def find_family(name: str) -> BackboneFamily:
         ValueError: there is none, or it is something else.
         ImportError: the module cannot be imported.
     """
-    found = FAMILIES.find(name)
+    found: Any = FAMILIES.find(name)
     lacking = [method for method in ("open", "build") if not callable(getattr(found, method, None))]
     if lacking:
         raise ValueError(
             f"the backbone family {name} must have open and build, as difformer.backbones.BackboneFamily says, but "
             f"lacks {' and '.join(lacking)}"
         )
-    return found
+    # Files name it by its module and its own name, which other things do not have.
+    if not isinstance(found, type):
+        raise ValueError(f"the backbone family {name} must be a class, got an instance of {type(found).__name__}")
+    return cast(BackboneFamily, found)
 
 
 def checked(backbone: Backbone, family: str) -> Backbone:
-    """A backbone that a family gave; raises ValueError where a file that names it could not bring it back."""
+    """A backbone that a family of one's own gave, frozen and in evaluation mode.
+
+    Raises:
+        ValueError: a file that names it could not bring it back.
+    """
     check_backbone(backbone)
-    named = backbone.describe().get("family")
-    if not isinstance(named, str) or find_family(named) is not find_family(family):
+    named = identity(backbone).get("family", ADM)
+    if find_family(named) is not find_family(family):
         raise ValueError(f"a backbone of the family {family} must say so in describe(), as 'family', got {named!r}")
+    if isinstance(backbone, nn.Module):
+        backbone.requires_grad_(False).eval()
     return backbone
 
 
@@ -100,16 +118,27 @@ def identity(backbone: Backbone) -> dict[str, Any]:
     every process finds it. Guided-diffusion's U-Nets, of which files have always been, are those without a family.
 
     Raises:
-        ValueError: it is of a family that could not be found again, or does not say all of this.
+        ValueError: it is of a family that could not be found again, does not say all of this, or says something else
+            of its digest than its `digest`.
     """
+    kind = type(backbone).__name__
     # Through JSON, so that what is given compares with what was stored.
     try:
-        found: dict[str, Any] = json.loads(json.dumps(backbone.describe()))
+        found: dict[str, Any] = json.loads(json.dumps(dict(backbone.describe())))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"what {type(backbone).__name__}.describe() gives cannot be written down: {error}") from error
-    if lacking := [name for name in ("family", "name", "digest", "config", "schedule") if name not in found]:
-        raise ValueError(
-            f"{type(backbone).__name__}.describe() must give {', '.join(lacking)}, as difformer.backbones.Backbone says"
-        )
+        raise ValueError(f"what {kind}.describe() gives cannot be written down: {error}") from error
+    if lacking := [name for name in _DESCRIPTION if name not in found]:
+        raise ValueError(f"{kind}.describe() must give {', '.join(lacking)}, as difformer.backbones.Backbone says")
+    for name, types in _DESCRIPTION.items():
+        if not isinstance(found[name], types):
+            wanted = " or ".join("null" if one is type(None) else one.__name__ for one in types)
+            raise ValueError(f"{kind}.describe() must give {name} as {wanted}, got {found[name]!r}")
     family = found.pop("family")
-    return found if family == ADM else {"family": path_of(find_family(family), FAMILIES.kind)} | found
+    if family == ADM:
+        return found
+    if not found["digest"] or found["digest"] != backbone.digest:
+        raise ValueError(
+            f"{kind}.describe() must give the digest of its weights, the same as its digest, got {found['digest']!r} "
+            f"and {backbone.digest!r}; caches and classifiers know their backbone by it"
+        )
+    return {"family": path_of(find_family(family), FAMILIES.kind)} | found

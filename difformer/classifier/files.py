@@ -228,15 +228,16 @@ def _check_all(values: Iterable[Any], kind: type, where: str) -> None:
             raise ValueError(f"{where} must hold {kind.__name__} alone, got {type(value).__name__}")
 
 
-def check_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
+def check_same_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
     """Raises CheckpointError when it is not the backbone that a file's description expects."""
     found = identity(backbone)
-    for part in dict.fromkeys(("digest", "config", "schedule", *expected)):
+    for part in dict.fromkeys((*expected, *found)):
         # Earlier files of a backbone of another kind may have none of them.
-        if part != "name" and expected[part] is not None and found.get(part) != expected[part]:
+        unsaid = "family" not in expected and expected.get(part) is None
+        if part != "name" and not unsaid and found.get(part) != expected.get(part):
             raise CheckpointError(
-                f"{source} was trained on the backbone {expected['name']} with {part} {expected[part]}, but the one "
-                f"given, {found['name']}, has {found.get(part)}; give the right one, or verify=False to try"
+                f"{source} was trained on the backbone {expected['name']} with {part} {expected.get(part)}, but the "
+                f"one given, {found['name']}, has {found.get(part)}; give the right one, or verify=False to try"
             )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from difformer.backbones import FAMILIES, Backbone, create_backbone, device_of
 from difformer.checkpoints import load_strictly, locate
 from difformer.classifier import hub
-from difformer.classifier.files import build_parts, check_backbone, read_classifier, rebuilding, stored_task
+from difformer.classifier.files import build_parts, check_same_backbone, read_classifier, rebuilding, stored_task
 from difformer.classifier.inputs import ImageLike, as_picture, batches_of
 from difformer.config import Size, as_positive_integer, from_mapping, sides, size_of
 from difformer.data import Preprocessing, content_id
@@ -378,7 +378,7 @@ def load_classifier(
             family=family,
         )
     if verify:
-        check_backbone(backbone, description["backbone"], str(file))
+        check_same_backbone(backbone, description["backbone"], str(file))
     if device is None:
         device = device_of(backbone)
     preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])

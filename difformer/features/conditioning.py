@@ -172,7 +172,7 @@ def check_conditioning(values: Mapping[str, int | str], backbone: Backbone, num_
 
 
 def warn_of_labels(values: Mapping[str, int | str]) -> None:
-    """Warns where features are told what they are to tell; once for each run."""
+    """Warns where features are told what they are to tell; whatever reads features of its own says it once."""
     if labelled := Conditioning(values).labelled:
         _log.warning(
             "extractor.conditioning: {%s: %s}: the features are told the answer, so accuracies on them say nothing of "

@@ -61,6 +61,7 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         check_backbone(backbone)
         self.backbone = backbone
+        self.train()
         self.taps = resolve_taps(taps, backbone.taps)
         self.noising = Noising(timesteps, draws, clean)  # type: ignore[arg-type]
         self.noising.check_schedule(backbone.schedule)
@@ -68,7 +69,7 @@ class FeatureExtractor(nn.Module):
         self.chunk_size = None if chunk_size is None else as_positive_integer("chunk_size", chunk_size)
         self.dtype = as_dtype(dtype)
         self.image_size = None if image_size is None else as_size("image_size", image_size)
-        self.conditioning = Conditioning(conditioning or {})
+        self.conditioning = Conditioning(conditioning)  # type: ignore[arg-type]
         self.conditioning.check(backbone)
         self._check_images = ImageCheck()
         offered = taps_at(backbone, self.image_size)
@@ -125,6 +126,13 @@ class FeatureExtractor(nn.Module):
         maps = self._read(x_t, t, repeat_conditioning(given, len(images), self.noising.repeats))
         by_tap = {tap: self.noising.separate(feature) for tap, feature in maps.items()}
         return Features((key, by_tap[key.tap][key.t].to(self.dtype)) for key in self.specs)
+
+    def train(self, mode: bool = True) -> "FeatureExtractor":
+        """The backbone stays in evaluation mode."""
+        super().train(mode)
+        if isinstance(self.backbone, nn.Module):
+            self.backbone.eval()
+        return self
 
     def __repr__(self) -> str:
         return f"FeatureExtractor({as_call(self.arguments)}) on {self.backbone}"

@@ -96,6 +96,7 @@ class FeedbackExtractor(nn.Module):
             raise ValueError(f"unknown norm {norm!r}; expected one of {', '.join(get_args(FeedbackNorm))}")
         check_backbone(backbone)
         self.backbone = backbone
+        self.train()
         self.feedback_taps = resolve_taps(feedback_taps, backbone.taps)
         self.taps = resolve_taps(taps, backbone.taps)
         if isinstance(first_pass_taps, Iterable) and not isinstance(first_pass_taps, str):
@@ -110,7 +111,7 @@ class FeedbackExtractor(nn.Module):
         self.gate = as_switch("gate", gate)
         self.dtype = as_dtype(dtype)
         self.image_size = None if image_size is None else as_size("image_size", image_size)
-        self.conditioning = Conditioning(conditioning or {})
+        self.conditioning = Conditioning(conditioning)  # type: ignore[arg-type]
         self.conditioning.check(backbone)
         self._check_images = ImageCheck()
         self.feedback = nn.ModuleList(
@@ -167,6 +168,13 @@ class FeedbackExtractor(nn.Module):
         maps = {(tap, 0): self.noising.separate(first[tap]) for tap in self.first_pass_taps}
         maps |= {(tap, 1): self.noising.separate(second[tap]) for tap in self.taps}
         return Features((key, maps[key.tap, key.round][key.t].to(self.dtype)) for key in self.specs)
+
+    def train(self, mode: bool = True) -> "FeedbackExtractor":
+        """The backbone stays in evaluation mode."""
+        super().train(mode)
+        if isinstance(self.backbone, nn.Module):
+            self.backbone.eval()
+        return self
 
     def __repr__(self) -> str:
         return f"FeedbackExtractor({as_call(self.arguments)}) on {self.backbone}"

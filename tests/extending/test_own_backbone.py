@@ -2,20 +2,28 @@
 
 import csv
 import json
+import re
 import sys
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 from support import rewrite_metadata
 
-from difformer import FeatureExtractor, LinearHead, create_backbone, load_classifier
-from difformer.backbones import check_backbone
+from difformer import FeatureExtractor, FeedbackExtractor, LinearHead, create_backbone, load_classifier
+from difformer.backbones import check_backbone, outline_backbone
 from difformer.checkpoints import CheckpointError
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, read_description, save_classifier
+from difformer.classifier.files import check_same_backbone
 from difformer.cli import main
+from difformer.config.reading import build
+from difformer.engine.config.fitting import with_named_taps
+from difformer.engine.config.recipe import Recipe
+from difformer.engine.cost.step_memory import step_bytes
 from difformer.registry import UntrustedError
+from difformer.verbs.train.train import closing_lines
 
 FAMILY = "own_package.nets:Chain"
 
@@ -215,6 +223,118 @@ def test_what_cannot_be_opened(folder, options, message, monkeypatch):
     monkeypatch.setattr(nets, "Twin", twin, raising=False)
     with pytest.raises(ValueError, match=message):
         create_backbone(folder / "chain.safetensors", **{"family": FAMILY, **options})
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"digest": None}, "must give digest as str, got None"),
+        ({"digest": ""}, "must give the digest of its weights, the same as its digest, got ''"),
+        ({"digest": "other"}, "must give the digest of its weights, the same as its digest, got 'other'"),
+        ({"name": 3}, "must give name as str, got 3"),
+        ({"config": "small"}, "must give config as dict or null, got 'small'"),
+        ({"schedule": 4}, "must give schedule as dict or null, got 4"),
+        ({"family": None}, "must give family as str, got None"),
+    ],
+)
+def test_what_it_says_of_itself_is_checked_when_it_is_opened(folder, said, message, monkeypatch):
+    from own_package.nets import Chain
+
+    describe = Chain.describe
+    monkeypatch.setattr(Chain, "describe", lambda self: describe(self) | said)
+    for opened in (create_backbone, outline_backbone):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            opened(folder / "chain.safetensors", family=FAMILY)
+
+
+def test_a_family_is_a_class(folder, monkeypatch):
+    from own_package import nets
+
+    monkeypatch.setattr(nets, "chains", nets.Chain(32, name="chain"), raising=False)
+    with pytest.raises(ValueError, match="must be a class, got an instance of Chain"):
+        create_backbone(folder / "chain.safetensors", family="own_package.nets:chains")
+
+
+@pytest.mark.parametrize("method", ["open", "build"])
+def test_what_goes_wrong_in_its_code_is_said_of_it(folder, method, monkeypatch):
+    from own_package.nets import Chain
+
+    def fail(name_or_path, **how):
+        raise KeyError("size")
+
+    monkeypatch.setattr(Chain, method, fail)
+    with pytest.raises(CheckpointError, match=r"family own_package\.nets:Chain cannot open chain: KeyError: 'size'"):
+        (create_backbone if method == "open" else outline_backbone)("chain", family=FAMILY)
+
+
+@pytest.fixture
+def wavering(folder):
+    from own_package.nets import Wavering
+
+    Wavering(32, name="wavering").save(folder / "wavering.safetensors")
+    return str(folder / "wavering.safetensors"), "own_package.nets:Wavering"
+
+
+def test_it_is_frozen_and_stays_in_evaluation_mode(wavering):
+    name, family = wavering
+    backbone = create_backbone(name, family=family)
+    assert not any(weight.requires_grad for weight in backbone.parameters())
+    extractor = FeatureExtractor(backbone.train(), taps=["link2"], timesteps=[10])
+    assert not any(module.training for module in backbone.modules())
+    classifier = DiffusionClassifier(extractor, LinearHead(extractor.specs, 2)).train()
+    images = torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 32, 32)
+    first, second = (classifier.extractor(images, [0]) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    fed = FeedbackExtractor(
+        create_backbone(name, family=family), feedback_taps=["link2"], taps=["link2"], timesteps=[1]
+    )
+    assert fed.train().feedback.training
+    assert not fed.backbone.training
+
+
+def test_buffers_that_are_not_saved_are_counted_too(folder, wavering):
+    values = json.loads((folder / "recipe.yaml").read_text())
+    name, family = wavering
+    recipe = build(Recipe, values | {"backbone": {"name": name, "family": family}})
+    assert step_bytes(recipe, ("a", "b"), 2, checkpointing=False) > 0
+
+
+def test_all_that_it_says_is_compared(run, folder):
+    backbone = create_backbone(folder / "chain.safetensors", family=FAMILY)
+    expected = read_description(run / "classifier.safetensors")["backbone"]
+    check_same_backbone(backbone, expected, "c")
+    with pytest.raises(CheckpointError, match="with config None"):
+        check_same_backbone(backbone, expected | {"config": None}, "c")
+    backbone.describe = lambda: expected | {"scale": 2}
+    with pytest.raises(CheckpointError, match=r"with scale None, but the one given, .*, has 2"):
+        check_same_backbone(backbone, expected, "c")
+
+
+def test_another_backbone_given_over_a_recipe_is_not_of_its_family(folder, capsys, caplog):
+    words = ["train", str(folder / "recipe.yaml"), "--extractor.taps", "mid", "--print_config", "--backbone.name"]
+    for given, family in ((["adm_elpv"], None), (["x.safetensors", "--backbone.family", FAMILY], FAMILY)):
+        with pytest.raises(SystemExit):
+            main([*words, *given])
+        assert (f"family: {family}" in capsys.readouterr().out) == (family is not None)
+    assert f"backbone.family {FAMILY} is said of {folder / 'chain.safetensors'}, so it is left out for adm_elpv" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("part", ["data", "backbone"])
+def test_a_run_whose_recipe_lacks_a_section(run, folder, tmp_path, part, capsys):
+    values = yaml.safe_load((run / "recipe.yaml").read_text()) | {part: None}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.yaml").write_text(json.dumps(values))
+    assert main(["eval", str(tmp_path / "run"), "--trust", "own_package"]) == 1
+    assert f"recipe.yaml: {part} must hold keys and values, got None" in capsys.readouterr().err
+    assert with_named_taps(values, family=FAMILY)[part] is None
+
+
+def test_the_next_steps_name_the_package(run, folder):
+    recipe = build(Recipe, json.loads((folder / "recipe.yaml").read_text()))
+    lines = closing_lines(recipe, json.loads((run / "results.json").read_text()))
+    assert [line.endswith(" --trust own_package") for line in lines[-2:]] == [True, True]
 
 
 def test_what_is_no_backbone():

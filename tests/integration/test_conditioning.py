@@ -4,11 +4,12 @@ import csv
 import json
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from support import recipe_input, small_unet, tiny_unet
-from training import merged, write_images, write_workplace
+from training import make_recipe, merged, write_images, write_workplace
 
 from difformer import (
     DiffusionClassifier,
@@ -23,10 +24,11 @@ from difformer.backbones import outline_backbone
 from difformer.checkpoints import PRESETS, CheckpointError
 from difformer.classifier import read_description
 from difformer.cli import main
-from difformer.engine.config.build import build_extractor
+from difformer.engine.config.build import build_classifier, build_extractor
 from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig
 from difformer.features import CachedFeatures
 from difformer.features.conditioning import Conditioning, check_conditioning
+from difformer.tasks import Classification
 
 CLASSES = 5
 FEEDBACK = {"extractor": {"feedback_taps": ["out01"], "taps": ["out02"], "timesteps": [90]}}
@@ -249,6 +251,21 @@ def test_wrong_conditioning(workplace, verb, backbone, told, message, capsys):
     )
     assert main([verb, recipe, *VERBS.get(verb, []), "--output", str(output)]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+class Graded(Classification):
+    """A classifying task of one's own."""
+
+
+def test_labels_of_a_task_of_ones_own_must_be_classes_of_the_network(workplace, backbone):
+    _, values = workplace
+    recipe = make_recipe(values, extractor={"conditioning": {"y": "label"}}, data={"size": 32})
+    task = Graded()
+    names = tuple("abcdef")
+    recipe = replace(recipe, task=replace(recipe.task, name=f"{__name__}:Graded"))
+    with pytest.raises(ValueError, match="which has 5, but the data set has 6; give a class number"):
+        build_classifier(recipe, backbone, names, task=task)
+    assert build_classifier(recipe, backbone, names[:5], task=task)
 
 
 def test_two_models_are_compared_though_one_has_no_classes(workplace):

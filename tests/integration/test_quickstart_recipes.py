@@ -1,20 +1,25 @@
 """What a quickstart is made of: its recipes, and the words that it refuses before any work."""
 
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from quickstart import METHODS, write_recipe
+import yaml
+from quickstart import METHODS, NAME, write_recipe
+from support import tiny_unet
 
 from difformer import NoiseSchedule, UNet
 from difformer.backbones import UNetBackbone
 from difformer.cli import main
 from difformer.config.reading import build, plain, read_yaml
 from difformer.engine.config.build import build_classifier, build_extractor
-from difformer.engine.config.recipe import Recipe
+from difformer.engine.config.recipe import HeadConfig, Recipe
+from difformer.engine.runtime.run_folder import RunFolder
 from difformer.verbs.pretrain.recipe import PretrainRecipe
+from difformer.verbs.quickstart import page
 from difformer.verbs.quickstart.plan import QuickstartConfig, create_plan
 from difformer.verbs.quickstart.quickstart import check_inits
 
@@ -110,6 +115,44 @@ def test_too_few_images_end_before_any_work(pets, capsys):
     assert main(["quickstart", "--data", str(pets)]) == 1
     assert "leaves none to hold out" in capsys.readouterr().err
     assert not (pets.parent / "elsewhere" / "runs").exists()
+
+
+@pytest.mark.parametrize("place", ["knn.extractor", "pictured", "heads.diffeed.extractor"])
+def test_what_a_backbone_is_conditioned_on_is_said_before_any_work(pets, capsys, place):
+    weights = pets.parent / "weights"
+    UNetBackbone(tiny_unet(num_classes=5), NoiseSchedule.linear(1000), name=NAME).save(
+        weights / f"{NAME}.safetensors", overwrite=True
+    )
+    values = read_yaml(weights / "folder.yaml")
+    sections = {"pictured": values["pictured"], "knn.extractor": values["knn"]["extractor"]}
+    sections |= {f"heads.{name}.extractor": section["extractor"] for name, section in values["heads"].items()}
+    for name, section in sections.items():
+        section["conditioning"] = {} if name == place else {"y": 1}
+    (weights / "folder.yaml").write_text(yaml.safe_dump(values))
+    assert main(["quickstart", "--data", str(pets)]) == 1
+    assert "is conditioned on one of 5 classes, so the recipe must say which" in capsys.readouterr().err
+    assert not (pets.parent / "elsewhere" / "runs").exists()
+
+
+def test_the_page_loads_heads_of_ones_own(pets, monkeypatch):
+    asked = []
+
+    def load(file, *, backbone, trust):
+        asked.append(trust)
+        raise FileNotFoundError(file)
+
+    monkeypatch.setattr(page, "load_classifier", load)
+    plan = create_plan(QuickstartConfig(data=str(pets)))
+    run = plan.runs[0]
+    run = replace(run, recipe=replace(run.recipe, head=HeadConfig("my_package.heads:Head")))
+    with pytest.raises(FileNotFoundError):
+        page._predictions(plan, run, None, None, pets)
+    assert asked == [["my_package.heads"]]
+    text = "".join(
+        block.text for block in page._next(plan, run, SimpleNamespace(name=NAME), RunFolder(plan.output)).blocks
+    )
+    assert "trust=['my_package']" in text
+    assert " --trust my_package" in text
 
 
 def test_results_among_the_images_end_before_any_work(pets, monkeypatch, capsys):

@@ -213,12 +213,13 @@ def build_classifier(
         ValueError: as extractor, head, task and classifier.
     """
     task = task or build_task(recipe)
-    if task.stand_in() is not None:
+    labels_are_classes = task.stand_in() is None
+    if not labels_are_classes:
         check_targets(recipe.extractor.conditioning, recipe.task.name)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.training.seed)
-        # Outputs of other tasks are not the classes of the images.
-        classes = len(class_names) if recipe.task.classifies else None
+        # Outputs for targets are not the classes of the images.
+        classes = len(class_names) if labels_are_classes else None
         extractor = build_extractor(recipe.extractor, backbone, recipe.data.size, classes)
         head = build_head(recipe.head, extractor.specs, len(class_names))
     data = recipe.data

@@ -72,12 +72,15 @@ def with_named_taps(values: Mapping[str, Any], *, family: str | None = None) -> 
         values: the recipe's, maybe those that a folder holds.
         family: of the backbone that the user asked for. Values with another are left as they are: its code would run.
     """
-    backbone = values.get("backbone", {})
+    backbone, read = values.get("backbone", {}), values.get("extractor")
+    # A folder may hold anything; what it says amiss is then reported as different.
+    if not isinstance(backbone, Mapping) or not isinstance(read, Mapping):
+        return dict(values)
     found = _described(backbone) if backbone.get("family") == family else None
-    if found is None or "extractor" not in values:
+    if found is None:
         return dict(values)
     extractor = fitting(
-        ExtractorConfig(**values["extractor"]),
+        ExtractorConfig(**read),
         found.taps,
         num_timesteps=found.num_timesteps,
         image_size=found.image_size,
@@ -91,7 +94,8 @@ def fit_to_backbone(
     """A configuration's values, as files and options give them, for the backbone and the data set that they name.
 
     Where nothing says how large images are, or what is read, it is as suits the backbone. What a file says of the
-    classes and splits of its data set does not concern another one that is given over it.
+    classes and splits of its data set does not concern another one that is given over it; nor does the family of its
+    backbone.
 
     Args:
         values: of the configuration.
@@ -106,6 +110,9 @@ def fit_to_backbone(
     # A classifier's classes are its own, whatever it is measured on.
     if isinstance(fitted.get("data"), Mapping) and "classifier" not in fitted:
         fitted["data"] = _own_data(fitted["data"], options, files)
+    # Nor is its backbone of another family, wherever it lies.
+    if isinstance(fitted.get("backbone"), Mapping) and "classifier" not in fitted:
+        fitted["backbone"] = _own_backbone(fitted["backbone"], options, files)
     backbone = fitted.get("backbone")
     found = _described(backbone) if isinstance(backbone, Mapping) else None
     if found is None or not isinstance(backbone, Mapping):
@@ -188,6 +195,24 @@ def _own_data(
                 kept[key] = {name: value for name, value in kept[key].items() if f"data.splits.{name}" in options}
             else:
                 kept[key] = None
+    return kept
+
+
+def _own_backbone(
+    backbone: Mapping[str, Any], options: Collection[str], files: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """The backbone's section without the family that a file says of another backbone than the one given over it."""
+    kept = dict(backbone)
+    for place, file in enumerate(files):
+        name, family = value_at(file, "backbone.name"), value_at(file, "backbone.family")
+        if None in (name, family) or name == backbone.get("name"):
+            continue
+        if not _is_given("backbone.family", options, files[place + 1 :]):
+            kept["family"] = None
+            _log.warning(
+                "backbone.family %s is said of %s, so it is left out for %s; give it as an option where it is the same",
+                family, name, backbone.get("name"),
+            )  # fmt: skip
     return kept
 
 

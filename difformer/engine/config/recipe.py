@@ -416,6 +416,13 @@ class Recipe:
         """The modules that it names itself, whose code may run: of a head or task of the user's own."""
         return [name.partition(":")[0] for name in (self.head.name, self.task.name) if ":" in name]
 
+    @property
+    def own_packages(self) -> list[str]:
+        """The packages that are to be trusted where what it makes is used: of a head, task, data set or family of
+        backbones of the user's own."""
+        names = (self.head.name, self.task.name, self.data.name, self.backbone.family or ADM)
+        return list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names if ":" in name))
+
     def lengthened(self, images: int) -> "Recipe":
         """The recipe for that many training images, of which few would otherwise leave the head with few steps.
 

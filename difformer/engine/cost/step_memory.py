@@ -45,8 +45,7 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
     classifier = _outline(recipe, class_names, checkpointing)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        shapes = classifier.state_dict()
-        classifier.load_state_dict({name: torch.empty_like(t, device="cpu") for name, t in shapes.items()}, assign=True)
+        classifier.to_empty(device="cpu")
         classifier.train()
         x_0 = torch.empty(count, 3, *sides(recipe.data.size))
         # Else it would be computed from the images' numbers, which are looked at.

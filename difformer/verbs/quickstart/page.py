@@ -110,7 +110,8 @@ def _predictions(
     plan: Plan, run: PlannedRun, backbone: Backbone, images: ImageDataset, pictures: Path
 ) -> list[Section]:
     """Examples, and where the attention went."""
-    classifier = load_classifier(RunFolder(run.recipe.output).classifier, backbone=backbone)
+    file = RunFolder(run.recipe.output).classifier
+    classifier = load_classifier(file, backbone=backbone, trust=run.recipe.own_modules)
     found = predict_test(classifier, images)
     rows = choose_examples(found, _EXAMPLES)
     files = write_examples(plan.data, [int(found.places[row]) for row in rows], pictures)
@@ -167,6 +168,9 @@ def _next(plan: Plan, run: PlannedRun, backbone: Backbone, folder: RunFolder) ->
         own = expand_user(name)
         name = str(own.resolve()) if own.is_file() else name
         option, argument = f" --backbone {shlex.quote(name)}", f", backbone={name!r}"
+    if packages := run.recipe.own_packages:
+        option += "".join(f" --trust {package}" for package in packages)
+        argument += f", trust={packages!r}"
     load = f"""from difformer import load_classifier
 
 classifier = load_classifier({file!r}{argument})

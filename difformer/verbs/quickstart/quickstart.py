@@ -19,6 +19,7 @@ from difformer.engine.config.build import outline_classifier
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
+from difformer.features.conditioning import check_conditioning
 from difformer.verbs.quickstart.methods import SECONDS, measure_methods
 from difformer.verbs.quickstart.page import PAGE, PICTURES, write_report
 from difformer.verbs.quickstart.plan import KNN, Plan, QuickstartConfig, create_plan
@@ -63,6 +64,9 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     resources = Resources()
     backbone = resources.backbone(plan.knn.backbone, device=accelerator.device)
     images = _open_images(plan, resources)
+    classes = len(images[0].class_names)
+    for extractor in (plan.knn.extractor, plan.pictured, *(recipe.extractor for recipe in plan.heads.values())):
+        check_conditioning(extractor.conditioning, backbone, classes)
     check_inits(plan, backbone, images[0].class_names)
     record = plain(config) | {"made_with": _made_with(plan, backbone, images)}
     if not overwrite:

@@ -73,9 +73,10 @@ def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
             f"{'test':<15}not measured: give evaluation.test, or `difformer eval`",
         ]
     run, classifier, backbone = map(shlex.quote, (str(folder.path), str(folder.classifier), recipe.backbone.name))
+    trust = "".join(f" --trust {package}" for package in recipe.own_packages)
     return [
         *lines,
         f"{'results in':<15}{folder.path}",
-        f"{'next':<15}difformer eval {run}",
-        f"{'':<15}difformer predict {classifier} FOLDER --csv out.csv --backbone {backbone}",
+        f"{'next':<15}difformer eval {run}{trust}",
+        f"{'':<15}difformer predict {classifier} FOLDER --csv out.csv --backbone {backbone}{trust}",
     ]

@@ -81,3 +81,18 @@ class Chain(nn.Module):
             h = h.relu() + (inject or {}).get(f"link{number}", 0)
             found[f"link{number}"] = h
         return {tap: found[tap] for tap in taps}
+
+
+class Wavering(Chain):
+    """A chain whose features differ from pass to pass while it is in training mode, with weights that could learn."""
+
+    def __init__(self, size, **options):
+        super().__init__(size, **options)
+        self.links[0] = nn.Sequential(self.links[0], nn.BatchNorm2d(WIDTHS[0]), nn.Dropout(0.5))
+        self.register_buffer("unsaved", torch.zeros(1, WIDTHS[0], 1, 1), persistent=False)
+
+    def describe(self):
+        return super().describe() | {"family": "own_package.nets:Wavering"}
+
+    def forward_taps(self, x_t, t, taps, *, inject=None):
+        return super().forward_taps(x_t, t, taps, inject={"link0": self.unsaved} | (inject or {}))
