@@ -9,6 +9,7 @@ from itertools import takewhile, zip_longest
 from typing import get_origin, get_type_hints
 
 from difformer._optional import require
+from difformer._version import __version__
 from difformer.allocator import keep_freed_memory
 from difformer.cli.bench import bench
 from difformer.cli.compare import compare
@@ -29,6 +30,14 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "bench": bench,
     "compare": compare,
     **RECIPE_VERBS,
+}
+# What people want to do, and the verbs that do it; together they are all verbs.
+AIMS = {
+    "see it work": ("quickstart", "info", "bench"),
+    "train and measure": ("train", "eval", "probe", "transfer", "compare", "extract"),
+    "find out which features to use": ("sweep", "select", "look", "cka"),
+    "use what is trained": ("predict", "sample"),
+    "bring or train a backbone": ("convert", "pretrain"),
 }
 # What a verb does when it is given no arguments, where that is something of its own.
 ALONE: dict[str, Callable[[], None]] = {"info": list_weights}
@@ -76,13 +85,25 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _usage() -> argparse.ArgumentParser:
-    """Lists the verbs, and refuses others."""
-    parser = argparse.ArgumentParser(prog="difformer", description="Pretrained diffusion models as vision backbones.")
-    verbs = parser.add_subparsers(metavar="VERB", required=True, title="verbs; `difformer VERB --help` says more")
-    for name, verb in VERBS.items():
-        first = (inspect.getdoc(verb) or "").partition("\n\n")[0].replace("\n", " ")
-        verbs.add_parser(name, help=first if not isinstance(verb, RecipeVerb) else verb.description)
+    """Lists the verbs by what one wants to do, and refuses others."""
+    listed = []
+    for aim, names in AIMS.items():
+        listed += [f"\nto {aim}:", *(f"  {name:<12}{_first_sentence(VERBS[name])}" for name in names)]
+    parser = argparse.ArgumentParser(
+        prog="difformer",
+        usage="difformer VERB …",
+        description="Pretrained diffusion models as vision backbones. `difformer VERB --help` says more of a verb.",
+        epilog="\n".join(listed),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"difformer {__version__}")
+    parser.add_argument("VERB", choices=VERBS, help=argparse.SUPPRESS)
     return parser
+
+
+def _first_sentence(verb: Callable[..., int | None] | RecipeVerb) -> str:
+    text = verb.description if isinstance(verb, RecipeVerb) else inspect.getdoc(verb) or ""
+    return text.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].rstrip(".")
 
 
 def _expand_flags(verb: Callable[..., int | None], arguments: list[str]) -> list[str]:

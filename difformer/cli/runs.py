@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from difformer.config.reading import Reader, create_parser, parse, read_yaml
+from difformer.config.reading import Reader, create_parser, parse, read_yaml, show_only
 from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.config.fitting import fit_to_backbone
 from difformer.engine.config.recipe import Recipe
@@ -43,6 +43,7 @@ class RecipeVerb:
         configuration: the dataclass it reads.
         body: takes the configuration, and the switches by name.
         switches: further options without a value, with their help.
+        shown: the keys that people use first, which `--help` shows; `--help all` shows the others too.
         read: gives the values of a YAML file.
         read_first: gives those of the first argument, where that is no YAML file; it is told `download`,
             whether it may be fetched, and `trust`, a package whose code may run.
@@ -52,12 +53,18 @@ class RecipeVerb:
     configuration: type
     body: Callable[..., int | None]
     switches: Mapping[str, str]
+    shown: tuple[str, ...]
     read: Reader = read_yaml
     read_first: Callable[..., Mapping[str, Any]] | None = None
 
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
+        if asked := next((word for word in arguments if word in ("-h", "--help")), None):
+            if "all" not in arguments[arguments.index(asked) + 1 :][:1]:
+                show_only(parser, ("help", "config", *self.switches, *self.shown), program)
+            parser.print_help()
+            return 0
         configuration: Any
         first = None if self.read_first is None else partial(self.read_first, **_allowed(arguments))
         configuration, given = parse(
@@ -160,24 +167,48 @@ RECIPE_VERBS = {
         Recipe,
         _extract,
         {"dry_run": "say what it will take, and write nothing", "fake_data": _FAKE_DATA},
+        (
+            "data.name",
+            "data.root",
+            "backbone.name",
+            "extractor.taps",
+            "extractor.timesteps",
+            "head.name",
+            "cache.folder",
+            "cache.views",
+        ),
     ),
     "pretrain": RecipeVerb(
         "Trains a denoiser, whose weights are then a backbone; the same command resumes after an interruption.",
         PretrainRecipe,
         _pretrain,
         {"dry_run": _DRY_RUN, "fake_data": _FAKE_DATA, "overwrite": _OVERWRITE},
+        ("data.name", "data.root", "output", "name", "training.epochs", "training.batch_size", "optimizer.lr"),
     ),
     "train": RecipeVerb(
         "Trains a head on diffusion features; the same command resumes after an interruption.",
         Recipe,
         _train,
         {"dry_run": _DRY_RUN, "fake_data": _FAKE_DATA, "overwrite": _OVERWRITE},
+        (
+            "data.name",
+            "data.root",
+            "output",
+            "backbone.name",
+            "extractor.taps",
+            "extractor.timesteps",
+            "head.name",
+            "features",
+            "training.epochs",
+            "optimizer.lr",
+        ),
     ),
     "eval": RecipeVerb(
         "Measures a classifier: the folder of a run, a classifier file or hf://owner/name, given first.",
         EvaluationRecipe,
         _eval,
         {"download": "allow the download of what is not on this machine", "overwrite": _REPLACE},
+        ("data.name", "data.root", "split", "output", "backbone.name", "metrics", "trust"),
         read=_reads_training_recipes(EvaluationRecipe),
         read_first=classifier_values,
     ),
@@ -186,6 +217,17 @@ RECIPE_VERBS = {
         ProbeRecipe,
         _probe,
         {"overwrite": _REPLACE},
+        (
+            "data.name",
+            "data.root",
+            "output",
+            "method",
+            "backbone.name",
+            "extractor.taps",
+            "extractor.timesteps",
+            "pool",
+            "criterion",
+        ),
         read=_reads_training_recipes(ProbeRecipe),
     ),
     "sweep": RecipeVerb(
@@ -193,6 +235,18 @@ RECIPE_VERBS = {
         SweepRecipe,
         _sweep,
         {"overwrite": _OVERWRITE},
+        (
+            "data.name",
+            "data.root",
+            "data.holdout",
+            "output",
+            "backbone.name",
+            "taps",
+            "timesteps",
+            "pools",
+            "method",
+            "test",
+        ),
         read=_reads_training_recipes(SweepRecipe),
     ),
     "select": RecipeVerb(
@@ -200,6 +254,7 @@ RECIPE_VERBS = {
         SelectRecipe,
         _select,
         {"overwrite": _REPLACE},
+        ("data.name", "data.root", "data.holdout", "output", "backbone.name", "timesteps", "budget", "labels"),
         read=_reads_training_recipes(SelectRecipe),
     ),
     "look": RecipeVerb(
@@ -207,6 +262,7 @@ RECIPE_VERBS = {
         LookRecipe,
         _look,
         {"overwrite": _REPLACE},
+        ("data.name", "data.root", "output", "backbone.name", "taps", "timesteps", "split", "images"),
         read=_reads_training_recipes(LookRecipe, test_split=False),
     ),
     "cka": RecipeVerb(
@@ -214,6 +270,7 @@ RECIPE_VERBS = {
         SimilarityRecipe,
         _cka,
         {"overwrite": _REPLACE},
+        ("data.name", "data.root", "output", "backbone.name", "taps", "timesteps", "images", "other", "timm.name"),
         read=_reads_training_recipes(SimilarityRecipe),
     ),
     "transfer": RecipeVerb(
@@ -225,5 +282,6 @@ RECIPE_VERBS = {
             "fake_data": _FAKE_DATA,
             "overwrite": _OVERWRITE,
         },
+        ("root", "output", "seeds", "datasets", "heads", "metrics"),
     ),
 }

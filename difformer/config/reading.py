@@ -1,5 +1,6 @@
 """Recipes from YAML files and command lines, strictly."""
 
+import argparse
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -47,6 +48,26 @@ def create_parser(configuration: type, program: str, description: str, switches:
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_class_arguments(configuration)
     return parser
+
+
+def show_only(parser: Any, shown: Collection[str], program: str) -> None:
+    """Leaves a parser's help with some of its options, and a word on the others.
+
+    Args:
+        parser: from `create_parser`.
+        shown: the dotted keys and switches that stay.
+        program: the command's name.
+    """
+    left_out = 0
+    for action in parser._actions:
+        if action.dest not in shown and action.help != argparse.SUPPRESS:
+            left_out += isinstance(action, argparse.Action)
+            action.help = argparse.SUPPRESS
+    for group in parser._action_groups:
+        if not any(action.help != argparse.SUPPRESS for action in group._group_actions):
+            group.title = group.description = None
+    parser.usage = f"{program} [FILE] [--KEY VALUE …]"
+    parser.epilog = f"{left_out} more: `{program} --help all`. Every key of a recipe is an option."
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

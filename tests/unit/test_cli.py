@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from difformer import (
     save_classifier,
 )
 from difformer.cli import SKIPPED, main
+from difformer.cli.entry import AIMS, VERBS
+from difformer.cli.runs import RECIPE_VERBS
 from difformer.files import sha256
 
 WEIGHTS = ["--arch.image_size=32", "--arch.num_head_channels=16"]
@@ -300,3 +303,25 @@ def test_convert_chooses_an_entry_and_writes_down_the_sources_digest(weights, tm
     assert f"from all.pt, SHA-256 {sha256(source)}" in capsys.readouterr().out
     assert create_backbone(out).provenance == {"file": "all.pt", "file_sha256": sha256(source), "entry": "ema"}
     assert main(["info", str(source), *WEIGHTS, "--entry=ema"]) == 0
+
+
+def test_every_verb_is_listed_under_what_it_is_for(capsys):
+    assert sorted(name for names in AIMS.values() for name in names) == sorted(VERBS)
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    assert re.search(r"to train and measure:\n  train  .*Trains a head", printed)
+
+
+@pytest.mark.parametrize("name", RECIPE_VERBS)
+def test_help_shows_what_is_used_first_and_all_when_asked(name, capsys):
+    verb = RECIPE_VERBS[name]
+    assert main([name, "--help"]) == 0
+    short = capsys.readouterr().out
+    assert set(re.findall(r"^  --([\w.]+)", short, re.M)) == {"config", *verb.switches, *verb.shown}
+    assert len(verb.shown) <= 10
+    assert main([name, "--help", "all"]) == 0
+    whole = set(re.findall(r"^  --([\w.]+)", capsys.readouterr().out, re.M))
+    assert whole > {"config", *verb.switches, *verb.shown}
+    left_out = int(re.search(r"(\d+) more: `difformer \w+ --help all`", short)[1])
+    assert left_out == len(whole) - len(verb.switches) - len(verb.shown) - 1
