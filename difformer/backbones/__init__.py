@@ -2,6 +2,7 @@
 
 from difformer.backbones.adm import UNetBackbone
 from difformer.backbones.create import build_random, create_backbone, outline_backbone
+from difformer.backbones.encoder import Encoder, FeatureInfo
 from difformer.backbones.families import ADM, FAMILIES, BackboneFamily, find_family, identity
 from difformer.backbones.protocol import (
     Backbone,
@@ -23,6 +24,8 @@ __all__ = [
     "BackboneFamily",
     "CheckpointingBackbone",
     "DenoisingBackbone",
+    "Encoder",
+    "FeatureInfo",
     "ResumableBackbone",
     "SizedBackbone",
     "UNetBackbone",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from difformer.backbones.encoder import Encoder
 from difformer.backbones.families import ADM, FAMILIES
 from difformer.checkpoints.live import read_live
 from difformer.checkpoints.sources import ConfigLike, ScheduleLike, as_schedule, describe, open_weights
@@ -246,6 +247,15 @@ class UNetBackbone(nn.Module):
             f"UNetBackbone({self.name!r}: {self.config.image_size} pixels, {len(self.taps)} taps {first} … {last}, "
             f"{weights:,} weights, {self.dtype} on {next(self.parameters()).device})"
         )
+
+    def as_encoder(self, taps: Iterable[str | int], t: int, *, seed: int = 0) -> Encoder:
+        """Images to a list of maps with a `feature_info`, as timm's models give them with `features_only=True`; see
+        `Encoder`, which does so for backbones of every family.
+
+        Raises:
+            ValueError: as `Encoder`.
+        """
+        return Encoder(self, taps, t, seed=seed)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes a self-describing safetensors file that `create_backbone` reads with no further arguments.

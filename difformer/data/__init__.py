@@ -2,6 +2,7 @@
 
 from difformer.data.dataset import (
     HOLDOUT,
+    READERS,
     ImageDataset,
     canonical_name,
     create_dataset,
@@ -11,7 +12,7 @@ from difformer.data.dataset import (
 )
 from difformer.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing, as_rgb, content_id, read_image
 from difformer.data.samples import Batch, Sample, collate
-from difformer.data.source import DataError, Source
+from difformer.data.source import DataError, Source, file_source
 from difformer.data.spec import DataConfig
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, few_shot, percentage, split_holdout
@@ -21,6 +22,7 @@ from difformer.streams import sample_generator
 __all__ = [
     "HOLDOUT",
     "IMAGE_SUFFIXES",
+    "READERS",
     "Batch",
     "DataConfig",
     "DataError",
@@ -40,6 +42,7 @@ __all__ = [
     "create_transform",
     "data_set_names",
     "few_shot",
+    "file_source",
     "isolated_generators",
     "percentage",
     "read_image",

@@ -190,8 +190,8 @@ def data_set_names() -> list[str]:
 
 def canonical_name(name: str) -> str:
     """The one spelling of a kind of data set, whether it is known or not: `flowers102` for `Flowers`. One of your own,
-    `package.module:reader`, has but one."""
-    if ":" in name:
+    `package.module:reader` or registered, has but one."""
+    if ":" in name or name in READERS:
         return name
     key = name.lower().replace("-", "").replace("_", "")
     return _ALIASES.get(key, key)

@@ -39,7 +39,7 @@ RANKS = {
     "backbones": 3, "heads": 3, "report": 3,
     "features": 4, "tasks": 4,
     "classifier": 5,
-    "engine": 6,
+    "engine": 6, "sklearn": 6,
     "verbs": 7,
     "cli": 8,
 }  # fmt: skip
