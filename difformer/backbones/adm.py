@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from difformer.backbones.encoder import Encoder
 from difformer.backbones.families import ADM, FAMILIES
+from difformer.checkpoints.hub import push_folder
 from difformer.checkpoints.live import read_live
 from difformer.checkpoints.sources import ConfigLike, ScheduleLike, as_schedule, describe, open_weights
 from difformer.checkpoints.store import StoredBackbone, write_backbone
@@ -256,6 +257,62 @@ class UNetBackbone(nn.Module):
             ValueError: as `Encoder`.
         """
         return Encoder(self, taps, t, seed=seed)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload backbone",
+        licence: str | None = None,
+    ) -> str:
+        """Uploads what `save` writes, with a model card, to a Hugging Face repository, which is created when needed.
+        `create_backbone("hf://owner/name", download=True)` opens it.
+
+        Args:
+            repo_id: `owner/name`, or `name` for a repository of your own.
+            private: whether a new repository is private; as the account has it when left out.
+            token: of an account that may write there; the one logged in with when left out.
+            branch: where the commit goes, made when needed; the main branch when left out.
+            create_pr: propose the commit as a pull request.
+            commit_message: first line of the commit.
+            licence: of the weights, as the hub names it, such as apache-2.0.
+
+        Returns:
+            The address of the commit.
+        """
+
+        def write(folder: Path, name: str) -> None:
+            self.save(folder / "model.safetensors")
+            (folder / "README.md").write_text(self._card(name, licence), encoding="utf-8")
+
+        where = {"private": private, "token": token, "branch": branch, "create_pr": create_pr}
+        return push_folder(write, repo_id, commit_message=commit_message, **where)  # type: ignore[arg-type]
+
+    def _card(self, repo_id: str, licence: str | None) -> str:
+        lines = [
+            "---",
+            "library_name: difformer",
+            "pipeline_tag: image-feature-extraction",
+            *([] if licence is None else [f"license: {licence}"]),
+            "---",
+            f"A guided-diffusion (ADM) network for images of {self.config.image_size} pixels, as a backbone.",
+            "",
+            f"- weights: {sum(p.numel() for p in self.parameters()):,}, digest `{self.digest}`",
+            f"- noise schedule: {self.schedule.name}, {self.schedule.num_timesteps} timesteps",
+            *(f"- {name}: {value}" for name, value in self.provenance.items()),
+            "",
+            "```python",
+            "from difformer import create_backbone",
+            "",
+            f'backbone = create_backbone("hf://{repo_id}", download=True)',
+            "```",
+            "",
+        ]
+        return "\n".join(lines)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Writes a self-describing safetensors file that `create_backbone` reads with no further arguments.

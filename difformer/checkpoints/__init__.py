@@ -1,7 +1,7 @@
 """Weight files: presets, reading, verifying, downloading, and our own self-describing format."""
 
 from difformer.checkpoints.download import DownloadError, download
-from difformer.checkpoints.hub import locate_on_hub
+from difformer.checkpoints.hub import locate_on_hub, push_folder
 from difformer.checkpoints.presets import PRESETS, Preset
 from difformer.checkpoints.shipped import ShippedFile, shipped, verify_shipped
 from difformer.checkpoints.sources import describe, locate, open_weights, read_backbone
@@ -34,6 +34,7 @@ __all__ = [
     "locate",
     "locate_on_hub",
     "open_weights",
+    "push_folder",
     "read_backbone",
     "read_pickle",
     "read_weights",

@@ -1,6 +1,8 @@
 """Files in Hugging Face repositories, by addresses `hf://owner/name[/file][@revision]`."""
 
 import itertools
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from difformer._optional import require
@@ -60,3 +62,44 @@ def hub_version(address: str, path: Path) -> str:
     """A hub address that says which commit was read; the hub's cache keeps it in the path."""
     commit = dict(itertools.pairwise(path.parts)).get("snapshots")
     return f"{address.partition('@')[0]}@{commit}" if commit else address
+
+
+def push_folder(
+    write: Callable[[Path, str], object],
+    repo_id: str,
+    *,
+    private: bool | None,
+    token: str | bool | None,
+    branch: str | None,
+    create_pr: bool,
+    commit_message: str,
+) -> str:
+    """Uploads files to a repository of the hub, which is created when needed.
+
+    Args:
+        write: puts the files into a folder; it is told the repository's whole name.
+        repo_id: `owner/name`, or `name` for a repository of one's own.
+        private: whether a new repository is private; as the account has it when None.
+        token: of an account that may write there; the one logged in with when None.
+        branch: where the commit goes, made when needed; the main branch when None.
+        create_pr: propose the commit as a pull request.
+        commit_message: first line of the commit.
+
+    Returns:
+        The address of the commit.
+    """
+    api = require("huggingface_hub", "pushing to the hub").HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    # Whoever proposes a change need not be allowed to make branches.
+    if branch is not None and not create_pr:
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), repo_id)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=branch,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+    return str(commit)

@@ -1,12 +1,13 @@
 """Classifiers as hub repositories, and as folders laid out like them."""
 
 import json
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from difformer._optional import require
-from difformer.checkpoints import locate_on_hub, shipped
+import yaml
+
+from difformer.checkpoints import locate_on_hub, push_folder, shipped
 from difformer.classifier.files import Parts, describe, save_classifier
 from difformer.files import write_atomically
 
@@ -26,37 +27,13 @@ def save_pretrained(classifier: Parts, folder: Path, metadata: dict[str, Any], r
     with write_atomically(folder / "config.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(describe(classifier, metadata), indent=2) + "\n")
     with write_atomically(folder / "README.md", overwrite=True) as temporary:
-        temporary.write_text(_model_card(classifier, repo_id), encoding="utf-8")
+        temporary.write_text(_model_card(classifier, metadata, repo_id), encoding="utf-8")
     return folder
 
 
-def push_to_hub(
-    classifier: Parts,
-    repo_id: str,
-    *,
-    private: bool | None,
-    token: str | bool | None,
-    branch: str | None,
-    create_pr: bool,
-    commit_message: str,
-    metadata: dict[str, Any],
-) -> str:
-    """What `DiffusionClassifier.push_to_hub` does."""
-    api = require("huggingface_hub", "pushing to the hub").HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    # Whoever proposes a change need not be allowed to make branches.
-    if branch is not None and not create_pr:
-        api.create_branch(repo_id, branch=branch, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        save_pretrained(classifier, Path(folder), metadata, repo_id)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            revision=branch,
-            create_pr=create_pr,
-            commit_message=commit_message,
-        )
-    return str(commit)
+def push_to_hub(classifier: Parts, repo_id: str, metadata: dict[str, Any], **where: Any) -> str:
+    """What `DiffusionClassifier.push_to_hub` does; `where` as for `push_folder`."""
+    return push_folder(lambda folder, name: save_pretrained(classifier, folder, metadata, name), repo_id, **where)
 
 
 def locate_pretrained(
@@ -79,7 +56,7 @@ def locate_pretrained(
     return locate_on_hub(f"hf://{name_or_path}", download=download, revision=revision, token=token, cache_dir=cache_dir)
 
 
-def _model_card(classifier: Parts, repo_id: str | None) -> str:
+def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | None) -> str:
     description = describe(classifier, {})
     backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
     task = description.get("task")
@@ -88,9 +65,10 @@ def _model_card(classifier: Parts, repo_id: str | None) -> str:
     trust = f", trust={json.dumps(packages if len(packages) > 1 else packages[0])}" if packages else ""
     gives = f"the task {task['type']}" if task else f"{len(classifier.class_names)} classes"
     place = "path/of/this/folder" if repo_id is None else repo_id
+    kind = "image-feature-extraction" if task else "image-classification"
+    card = {"library_name": "difformer", "pipeline_tag": kind} | _measured(metadata, kind, place)
     return f"""---
-library_name: difformer
-pipeline_tag: {"image-feature-extraction" if task else "image-classification"}
+{yaml.safe_dump(card, sort_keys=False, allow_unicode=True).rstrip()}
 ---
 A {head["type"]} on diffusion features ({extractor["type"]}) for {gives}.
 
@@ -103,3 +81,19 @@ classifier = DiffusionClassifier.from_pretrained("{place}"{trust})
 print(classifier.predict("image.jpg"))
 ```
 """
+
+
+def _measured(metadata: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
+    """Metrics as the hub shows them beside a model: https://huggingface.co/docs/hub/model-cards."""
+    given = metadata.get("metrics")
+    numbers = {} if not isinstance(given, Mapping) else given
+    metrics = [
+        {"type": {"top1": "accuracy", "macro_f1": "f1"}.get(metric, metric), "name": metric, "value": value}
+        for metric, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    if not metrics:
+        return {}
+    data = str(metadata.get("dataset", "unknown"))
+    result = {"task": {"type": kind}, "dataset": {"type": data, "name": data}, "metrics": metrics}
+    return {"model-index": [{"name": name, "results": [result]}]}

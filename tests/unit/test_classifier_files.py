@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -289,6 +290,40 @@ def test_pretrained_folders_and_the_hub(backbone, tmp_path, images, monkeypatch)
         DiffusionClassifier.from_pretrained("me/net@old", backbone=backbone, **given)
     with pytest.raises(ValueError, match="is a folder here, which has no revision 'next'"):
         DiffusionClassifier.from_pretrained(folder, backbone=backbone, revision="next")
+
+
+def test_the_hub_shows_metrics(backbone, tmp_path):
+    metrics = {"top1": 0.84, "ece": 0.03, "epoch": 12, "name": "best"}
+    folder = linear(backbone).save_pretrained(tmp_path / "saved", metrics=metrics, dataset="ELPV: cells")
+    card = huggingface_hub.ModelCard.load(folder / "README.md").data
+    assert card.library_name == "difformer"
+    found = {result.metric_name: (result.metric_type, result.metric_value) for result in card.eval_results}
+    assert found == {"top1": ("accuracy", 0.84), "ece": ("ece", 0.03), "epoch": ("epoch", 12)}
+    assert {result.dataset_name for result in card.eval_results} == {"ELPV: cells"}
+    plain = linear(backbone).save_pretrained(tmp_path / "plain")
+    assert huggingface_hub.ModelCard.load(plain / "README.md").data.eval_results is None
+
+
+def test_backbones_on_the_hub(backbone, tmp_path, monkeypatch):
+    class Hub:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, repo_id, private, exist_ok):
+            return SimpleNamespace(repo_id=f"me/{repo_id}")
+
+        def upload_folder(self, repo_id, folder_path, commit_message, revision, create_pr):
+            shutil.copytree(folder_path, tmp_path / repo_id)
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    assert backbone.push_to_hub("net", licence="apache-2.0") == "https://hub/me/net"
+    card = huggingface_hub.ModelCard.load(tmp_path / "me/net/README.md")
+    assert card.data.license == "apache-2.0"
+    assert 'create_backbone("hf://me/net", download=True)' in card.text
+    download = partial(Path.joinpath, tmp_path / "me/net")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda repo, file, **options: str(download(file)))
+    assert create_backbone("hf://me/net", download=True).digest == backbone.digest
 
 
 def test_subclasses_are_loaded_as_such(backbone, tmp_path):
