@@ -9,10 +9,12 @@ from difformer.classifier.files import (
 )
 from difformer.classifier.inputs import ImageLike
 from difformer.classifier.model import DiffusionClassifier, load_classifier
+from difformer.tasks import Prediction
 
 __all__ = [
     "DiffusionClassifier",
     "ImageLike",
+    "Prediction",
     "is_classifier_file",
     "load_classifier",
     "read_classifier",
