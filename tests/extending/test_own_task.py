@@ -211,9 +211,12 @@ def test_training_starts_from_a_classifier_of_the_same_task_alone(recipe, run, c
             "evaluation.criterion must be a metric of the task, or one .*; known are mae, within",
         ),
         (["--evaluation.criterion", "withn"], "got 'withn'; did you mean 'within'"),
-        (["--task.name", "own_package.tasks:Unmeasured"], "has no metrics; its metrics must name at least one"),
-        (["--task.name", "own_package.tasks:OneLoss"], r"OneLoss must give one loss an image, \(6,\), got .* \(1,\)"),
-        (["--task.name", "own_package.tasks:Miscounted"], "Miscounted must count .* within: 1 numbers, got 2"),
+        (["--task.name", "own_package.odd_tasks:Unmeasured"], "has no metrics; its metrics must name at least one"),
+        (
+            ["--task.name", "own_package.odd_tasks:OneLoss"],
+            r"OneLoss must give one loss an image, \(6,\), got .* \(1,\)",
+        ),
+        (["--task.name", "own_package.odd_tasks:Miscounted"], "Miscounted must count .* within: 1 numbers, got 2"),
         (["--training.mixup", "0.2"], "training.mixup is for the task classification, and the task here is own_pack"),
         (["--training.label_smoothing", "0.1"], "training.label_smoothing is for the task classification"),
     ],
@@ -263,7 +266,7 @@ def test_verbs_that_fit_classes_refuse_targets_before_an_image_is_read(verb, rec
 
 def test_fractional_counts_and_rates_that_are_no_metrics(recipe):
     folder = recipe.parent / "graded"
-    words = ["--task.name", "own_package.tasks:Graded", "--training.epochs", "1", "--output", str(folder)]
+    words = ["--task.name", "own_package.odd_tasks:Graded", "--training.epochs", "1", "--output", str(folder)]
     assert main(["train", str(recipe), *words]) == 0
     assert records(folder)[0]["train_grade"] == pytest.approx(0.25)
 
@@ -291,7 +294,14 @@ def test_a_task_under_a_shorter_name_starts_from_its_own_run(recipe, run, capsys
 
 
 def test_an_evaluation_compares_no_names_of_outputs_and_looks_at_its_folder_first(recipe, tmp_path, capsys):
-    words = ["--task.name", "own_package.tasks:Counting", "--training.epochs", "1", "--output", str(tmp_path / "run")]
+    words = [
+        "--task.name",
+        "own_package.odd_tasks:Counting",
+        "--training.epochs",
+        "1",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert main(["train", str(recipe), *words]) == 0
     words = ["--trust", "own_package", "--output", str(tmp_path / "eval")]
     assert main(["eval", str(tmp_path / "run"), *words]) == 0
