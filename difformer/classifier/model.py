@@ -235,7 +235,7 @@ class DiffusionClassifier(nn.Module):
             height, width = sides(known.size)
             raise ValueError(
                 f"{why} images of {height}×{width}, got {image.shape[1]}×{image.shape[2]}: resize it; "
-                "files and PIL images are read at the right size, and classifier(images) takes images of any"
+                "files and PIL images are read at the right size, and classifier(images) takes what the network does"
             )
 
     def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:

@@ -116,6 +116,14 @@ def test_wrong_snippets_are_seen(desk, capsys):
     capsys.readouterr()
 
 
+def test_the_code_of_the_page_on_extending_is_what_is_tested():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    shown = re.findall(r'^```{\.python title="([\w/.]+)"}\n(.*?)^```$', page, re.M | re.S)
+    assert len(shown) == 5
+    for name, code in shown:
+        assert code == (ROOT / "tests" / "extending" / name).read_text(), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_files_that_are_named_exist(page):
     text = page.read_text()
