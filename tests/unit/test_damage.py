@@ -16,6 +16,7 @@ from difformer.engine.runtime.result_folder import read_measurements, table_dige
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features.shards import CacheManifest, FeatureCacheError, Shard, shard_path, write_shard
 from difformer.files import read_json, sealed
+from difformer.taps import TapSpec
 from difformer.verbs.quickstart.methods import seconds_of
 from difformer.verbs.sweep.scores import Score
 from difformer.verbs.sweep.sweep import _read_scores
@@ -189,13 +190,13 @@ def test_records_without_results_are_read_as_far_as_they_are_any(tmp_path):
 @pytest.mark.parametrize("count", COUNTS)
 def test_scores_of_sweeps(tmp_path, count):
     scores = [Score("mid", 19, t, 1, {"C": 0.1}, 0.5 + t / 1000, 1.5) for t in (10, 90)]
-    file = tmp_path / "scores-0010.json"
+    file, taps = tmp_path / "scores-0010.json", {"mid": TapSpec("mid", 19, 8, 4, 1_500_000_000)}
     RunFolder(tmp_path).write_json(file.name, sealed({"scores": [asdict(score) for score in scores]}))
-    assert _read_scores(file) == scores
-    outcomes(file, lambda: _read_scores(file), count)
+    assert _read_scores(file, taps) == scores
+    outcomes(file, lambda: _read_scores(file, taps), count)
     # As earlier versions wrote them.
     RunFolder(tmp_path).write_json(file.name, [asdict(score) for score in scores])
-    assert _read_scores(file) == scores
+    assert _read_scores(file, taps) == scores
 
 
 @pytest.mark.parametrize("count", COUNTS)
