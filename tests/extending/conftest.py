@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 
 from difformer.heads import HEADS
+from difformer.tasks import TASKS
+
+# What its modules register when they are imported.
+REGISTERED = ((HEADS, "own_gem"), (TASKS, "own_regression"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -20,8 +24,9 @@ def installed():
 def not_imported():
     """As in a process that has not seen the package."""
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "own_package"}
-    registered = HEADS._things.pop("own_gem", None)
+    registered = [(registry, name, registry._things.pop(name, None)) for registry, name in REGISTERED]
     yield
     sys.modules.update(kept)
-    if registered is not None:
-        HEADS._things["own_gem"] = registered
+    for registry, name, thing in registered:
+        if thing is not None:
+            registry._things[name] = thing

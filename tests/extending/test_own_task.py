@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,27 +23,7 @@ from difformer.registry import UntrustedError
 from difformer.tasks import TASKS, Measurements, Task, find_task
 from difformer.tasks.task import task_metric
 
-HERE = Path(__file__).parent
 TASK = "own_package.tasks:Regression"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def installed():
-    """The package can be imported, as one that is installed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(HERE))
-        yield
-
-
-@pytest.fixture
-def not_imported():
-    """As in a process that has not seen the package."""
-    kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] == "own_package"}
-    registered = TASKS._things.pop("own_regression", None)
-    yield
-    sys.modules.update(kept)
-    if registered is not None:
-        TASKS._things["own_regression"] = registered
 
 
 @pytest.fixture(scope="module")

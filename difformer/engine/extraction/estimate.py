@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
+from difformer.backbones import device_of
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, Sample, collate
 from difformer.engine.cost.costs import human_bytes
@@ -70,7 +70,7 @@ def estimate(
 
 def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int) -> float:
     """Seconds that one image takes, reading included, measured on one batch after another to warm up."""
-    device = device_of(classifier)
+    device = device_of(classifier.backbone)
     count = min(batch_size if device.type == "cuda" else _TIMED_ON_CPU, len(dataset))
     start = time.perf_counter()
     samples = [dataset[place] for place in range(count)]
@@ -104,8 +104,3 @@ def collate_readable(samples: Sequence[Sample | None]) -> Batch | None:
     """A batch without the images that were skipped; None when there are no others."""
     there = [sample for sample in samples if sample is not None]
     return collate(there) if there else None
-
-
-def device_of(classifier: DiffusionClassifier) -> torch.device:
-    """Where the features are computed."""
-    return next((parameter.device for parameter in classifier.extractor.parameters()), torch.device("cpu"))

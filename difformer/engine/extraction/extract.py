@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from difformer.backbones import device_of
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, DataConfig, ImageDataset, ImageError
-from difformer.engine.extraction.estimate import check_disk, collate_readable, device_of, estimate, time_image
+from difformer.engine.extraction.estimate import check_disk, collate_readable, estimate, time_image
 from difformer.engine.runtime.batches import create_loader
 from difformer.engine.runtime.processes import Processes, on_all, on_main
 from difformer.features import CachedFeatures, FeatureCacheError
@@ -170,7 +171,7 @@ def _write_view(job: Job, view: int, shards: Sequence[int], bar: Any) -> None:
     manifest, size = job.plan.manifest, job.batch_size
     rows = {shard: list(manifest.rows(shard)) for shard in shards}
     batches = {shard: [places[i : i + size] for i in range(0, len(places), size)] for shard, places in rows.items()}
-    device = device_of(job.classifier)
+    device = device_of(job.classifier.backbone)
     in_order = [batch for shard in shards for batch in batches[shard]]
     loader = create_loader(job.dataset, in_order, collate_readable, job.workers, pin=device.type == "cuda")
     read = iter(loader)
