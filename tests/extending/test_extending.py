@@ -256,7 +256,8 @@ def test_what_could_not_be_saved_is_refused_before_training(run, capsys):
     arguments = ["train", str(run.parent / "recipe.yaml"), "--output", str(run.parent / "other")]
     assert main([*arguments, "--head.name", "torch.nn:Identity", "--head.arguments", "{}"]) == 1
     assert "must be a torch.nn.Module with specs, num_classes, arguments and map_sizes" in capsys.readouterr().err
-    assert main(["eval", str(run), "--trust", "own_package", "--metrics", "own_package.heads:GeMHead"]) == 1
+    arguments = ["eval", str(run), "--trust", "own_package", "--output", str(run.parent / "never")]
+    assert main([*arguments, "--metrics", "own_package.heads:GeMHead"]) == 1
     assert "must be a difformer.analysis.Metric, got type" in capsys.readouterr().err
 
 

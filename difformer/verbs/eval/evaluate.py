@@ -54,6 +54,8 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         ImageError: an image cannot be read, and such are not to be skipped.
     """
     output = _output(recipe)
+    # Before anything is fetched; what else may lie there is known once the task is.
+    ResultFolder(output, ("*",)).check(overwrite=overwrite or not (output / METRICS).exists())
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
     description = read_description(file)
     names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
