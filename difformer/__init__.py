@@ -1,44 +1,8 @@
-"""Pretrained diffusion models as vision backbones: features by name, fused across blocks and timesteps."""
+"""Pretrained diffusion models as vision backbones: features by name, fused across blocks and timesteps.
 
-from difformer._version import __version__
-from difformer.allocator import keep_freed_memory
-from difformer.backbones import Backbone, UNetBackbone, create_backbone
-from difformer.checkpoints import PRESETS, CheckpointError, DownloadError
-from difformer.classifier import DiffusionClassifier, load_classifier, save_classifier
-from difformer.config import UNetConfig
-from difformer.diffusion import NoiseSchedule, Schedule, image_noise, q_sample
-from difformer.features import FeatureExtractor, FeedbackExtractor
-from difformer.heads import AttentionHead, CNNHead, DifFormerHead, LinearHead, MLPHead
-from difformer.models import AttentionUnavailable, UNet
-from difformer.taps import FeatureKey, TapSpec, mirror
+Its names stand in `__init__.pyi`; each is imported when it is first used, so that `import difformer` is quick.
+"""
 
-__all__ = [
-    "PRESETS",
-    "AttentionHead",
-    "AttentionUnavailable",
-    "Backbone",
-    "CNNHead",
-    "CheckpointError",
-    "DifFormerHead",
-    "DiffusionClassifier",
-    "DownloadError",
-    "FeatureExtractor",
-    "FeatureKey",
-    "FeedbackExtractor",
-    "LinearHead",
-    "MLPHead",
-    "NoiseSchedule",
-    "Schedule",
-    "TapSpec",
-    "UNet",
-    "UNetBackbone",
-    "UNetConfig",
-    "__version__",
-    "create_backbone",
-    "image_noise",
-    "keep_freed_memory",
-    "load_classifier",
-    "mirror",
-    "q_sample",
-    "save_classifier",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,15 +1,10 @@
 """Fills the reference pages in from the code, when mkdocs builds the site."""
 
-import dataclasses
-import inspect
 import re
-from collections.abc import Iterator
-from typing import Any, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from docstring_parser import parse
-
-from difformer.cli.entry import VERBS
-from difformer.cli.runs import RecipeVerb
+from difformer.cli.help import described
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -23,70 +18,28 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _verbs() -> Iterator[str]:
-    for name, verb in VERBS.items():
-        yield f"## {name}"
-        if isinstance(verb, RecipeVerb):
-            yield verb.description
-            first = "RUN, FILE or hf://owner/name" if verb.read_first else "RECIPE"
-            yield f"```text\ndifformer {name} {first} [--KEY VALUE …]\n```"
-            yield f"Keys: [{verb.configuration.__name__}](recipes.md#{verb.configuration.__name__.lower()})."
-            rows = [f"| `--{switch}` | {help}. |" for switch, help in verb.switches.items()]
-            if rows:
-                yield "\n".join(["| Option | Meaning |", "|---|---|", *rows])
-            continue
-        found = parse(inspect.getdoc(verb) or "")
-        yield "\n\n".join(filter(None, (found.short_description, found.long_description)))
-        meanings = {entry.arg_name: entry.description for entry in found.params}
-        rows = [
-            f"| `{_option(parameter)}` | {_cell(meanings.get(parameter.name))} | {_default(parameter.default)} |"
-            for parameter in inspect.signature(verb).parameters.values()
-        ]
-        if rows:
-            yield "\n".join(["| Argument | Meaning | Default |", "|---|---|---|", *rows])
-
-
-def _option(parameter: inspect.Parameter) -> str:
-    positional = parameter.default is inspect.Parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
-    return parameter.name.upper() if positional else f"--{parameter.name}"
+    for name, verb in described()["verbs"].items():
+        words = " ".join(word["name"] for word in verb["words"])
+        yield f"## {name}\n\n{verb['description']}\n\n```text\ndifformer {name} {words} [--OPTION VALUE …]\n```"
+        if kind := verb.get("configuration"):
+            yield f"Every key of [{kind}](recipes.md#{kind.lower()}) is an option, and:"
+        given = [(f"`{word['name']}`", word) for word in verb["words"]]
+        given += [(f"`--{option['name']}`", option) for option in verb["options"]]
+        yield "\n".join(["| Argument | Default | Meaning |", "|---|---|---|", *(_row(*one) for one in given)])
 
 
 def _recipes() -> Iterator[str]:
-    read_by: dict[type, list[str]] = {}
-    for name, verb in VERBS.items():
-        if isinstance(verb, RecipeVerb):
-            read_by.setdefault(verb.configuration, []).append(f"`difformer {name}`")
-    for configuration, verbs in read_by.items():
-        yield f"## {configuration.__name__}\n\nOf {' and '.join(verbs)}."
-        yield "\n".join(["| Key | Default | Meaning |", "|---|---|---|", *_rows(configuration, "")])
+    verbs = described()["verbs"]
+    for kind, keys in described()["configurations"].items():
+        read_by = [f"`difformer {name}`" for name, verb in verbs.items() if verb.get("configuration") == kind]
+        yield f"## {kind}\n\nOf {' and '.join(read_by)}."
+        # A section stands out before its keys.
+        rows = [_row(f"`{key['name']}`" if key["kind"] else f"**`{key['name']}`**", key) for key in keys]
+        yield "\n".join(["| Key | Default | Meaning |", "|---|---|---|", *rows])
 
 
-def _rows(configuration: Any, prefix: str) -> Iterator[str]:
-    meanings = {entry.arg_name: entry.description for entry in parse(inspect.getdoc(configuration) or "").params}
-    for kind in inspect.getmro(configuration)[1:-1]:
-        meanings = {entry.arg_name: entry.description for entry in parse(inspect.getdoc(kind) or "").params} | meanings
-    # One entry may tell of several keys: `mixup, cutmix: …`.
-    meanings |= {name.strip(): text for names, text in list(meanings.items()) for name in names.split(",")}
-    types = get_type_hints(configuration)
-    for field in dataclasses.fields(configuration):
-        key, kind = f"{prefix}{field.name}", types[field.name]
-        if dataclasses.is_dataclass(kind):
-            yield f"| **`{key}`** | | {_cell(meanings.get(field.name))} |"
-            yield from _rows(kind, f"{key}.")
-            continue
-        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        yield f"| `{key}` | {_default(default)} | {_cell(meanings.get(field.name))} |"
-
-
-def _default(value: Any) -> str:
-    if value is dataclasses.MISSING or value is inspect.Parameter.empty:
-        return "must be given"
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return f"`{str(value).lower()}`"
-    return f"`{value}`" if value not in ("", (), {}) else "none"
-
-
-def _cell(text: str | None) -> str:
-    """Text that fits into a cell of a table."""
-    return re.sub(r"\s+", " ", text or "").replace("|", "\\|")
+def _row(name: str, key: Mapping[str, Any]) -> str:
+    """A row of a table. Of what must be given there is no default, and of sections and switches nothing to say."""
+    default = {None: "must be given", "": "", "none": "none"}.get(key["default"], f"`{key['default']}`")
+    meaning = key["meaning"].replace("|", "\\|")
+    return f"| {name} | {default} | {meaning} |"

@@ -17,8 +17,8 @@ def compare(
     """Lays runs side by side on one page: numbers, differences from the first with their significance, curves.
 
     Args:
-        runs: folders of runs, or folders that `difformer eval` wrote; two or more. Those that have not been measured on
-            the split are measured first.
+        runs: folders of runs, of runs with several seeds, or that `difformer eval` wrote; two or more. Runs that have
+            not been measured on the split are measured first.
         output: folder for the page, its pictures and the numbers.
         split: on which runs are compared.
         seed: of the bootstrap.

@@ -1,46 +1,12 @@
-"""Finding the verb, reading its arguments, and saying what went wrong."""
+"""Finding the verb, and saying what is wrong with its options before anything is loaded that takes long."""
 
-import argparse
-import inspect
-import json
 import sys
-from collections.abc import Callable, Sequence
-from itertools import takewhile, zip_longest
-from typing import get_origin, get_type_hints
+from collections.abc import Sequence
 
-from difformer._optional import require
-from difformer._version import __version__
-from difformer.allocator import keep_freed_memory
-from difformer.cli.bench import bench
-from difformer.cli.compare import compare
-from difformer.cli.listing import list_weights
-from difformer.cli.quickstart import quickstart
-from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
-from difformer.cli.sampling import sample
-from difformer.cli.weights import convert, info, predict
-from difformer.config.options import option_kinds, refuse_published, with_lists
-from difformer.engine.runtime.stopping import Stopped
-
-VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
-    "quickstart": quickstart,
-    "info": info,
-    "convert": convert,
-    "predict": predict,
-    "sample": sample,
-    "bench": bench,
-    "compare": compare,
-    **RECIPE_VERBS,
-}
-# What people want to do, and the verbs that do it; together they are all verbs.
-AIMS = {
-    "see it work": ("quickstart", "info", "bench"),
-    "train and measure": ("train", "eval", "probe", "transfer", "compare", "extract"),
-    "find out which features to use": ("sweep", "select", "look", "cka"),
-    "use what is trained": ("predict", "sample"),
-    "bring or train a backbone": ("convert", "pretrain"),
-}
-# What a verb does when it is given no arguments, where that is something of its own.
-ALONE: dict[str, Callable[[], None]] = {"info": list_weights}
+from difformer.cli.completion import completion
+from difformer.cli.help import described, options, usage, verb_help
+from difformer.config.options import check_options, refuse_published
+from difformer.registry import did_you_mean
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,71 +20,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped it. Wrong usage exits with 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] not in VERBS:
-        _usage().parse_args(arguments)
-    keep_freed_memory()
+    verbs = described()["verbs"]
+    if not arguments or arguments[0].startswith("-"):
+        usage().parse_args(arguments)
+    if arguments[0] not in verbs:
+        usage().error(f"unknown verb {arguments[0]!r}; {did_you_mean(arguments[0], verbs)}")
+    name, *words = arguments
+    asked = next((place for place, word in enumerate(words) if word in ("-h", "--help")), None)
+    if asked is not None:
+        verb_help(name, whole=words[asked + 1 : asked + 2] == ["all"]).print_help()
+        return 0
     try:
-        return _run(arguments[0], arguments[1:])
+        _check(name, words)
+        if name == "completion":
+            completion(verb_help(name).parse_args(words).SHELL)
+            return 0
+        # It loads torch and the whole package.
+        from difformer.cli.verbs import run
+
+        return run(name, words)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"difformer: error: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"difformer: {stopped}", file=sys.stderr)
-        return stopped.status
     except KeyboardInterrupt:
         print("difformer: interrupted", file=sys.stderr)
         return 130
 
 
-def _run(name: str, arguments: list[str]) -> int:
-    if not arguments and name in ALONE:
-        ALONE[name]()
-        return 0
-    verb = VERBS[name]
-    if isinstance(verb, RecipeVerb):
-        return verb.run(f"difformer {name}", arguments) or 0
-    jsonargparse = require("jsonargparse", "the command line", install="jsonargparse[signatures]")
-    kinds = dict(option_kinds(get_type_hints(verb)))
-    refuse_published(arguments, kinds)
-    given = _gather_list(verb, _expand_flags(verb, with_lists(arguments, kinds)))
-    return jsonargparse.auto_cli(verb, args=given, prog=f"difformer {name}") or 0
-
-
-def _usage() -> argparse.ArgumentParser:
-    """Lists the verbs by what one wants to do, and refuses others."""
-    listed = []
-    for aim, names in AIMS.items():
-        listed += [f"\nto {aim}:", *(f"  {name:<12}{_first_sentence(VERBS[name])}" for name in names)]
-    parser = argparse.ArgumentParser(
-        prog="difformer",
-        usage="difformer VERB …",
-        description="Pretrained diffusion models as vision backbones. `difformer VERB --help` says more of a verb.",
-        epilog="\n".join(listed),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"difformer {__version__}")
-    parser.add_argument("VERB", choices=VERBS, help=argparse.SUPPRESS)
-    return parser
-
-
-def _first_sentence(verb: Callable[..., int | None] | RecipeVerb) -> str:
-    text = verb.description if isinstance(verb, RecipeVerb) else inspect.getdoc(verb) or ""
-    return text.partition("\n\n")[0].replace("\n", " ").partition(". ")[0].rstrip(".")
-
-
-def _expand_flags(verb: Callable[..., int | None], arguments: list[str]) -> list[str]:
-    """Lets a verb's switches be given without a value: `--download` for `--download=true`."""
-    switches = {f"--{p.name}" for p in inspect.signature(verb).parameters.values() if p.annotation is bool}
-    return [
-        f"{argument}=true" if argument in switches and after not in ("true", "false") else argument
-        for argument, after in zip_longest(arguments, arguments[1:])
-    ]
-
-
-def _gather_list(verb: Callable[..., int | None], arguments: list[str]) -> list[str]:
-    """Lets a verb's list be given word by word, before the options."""
-    first = next(iter(inspect.signature(verb).parameters.values()))
-    words = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    if get_origin(first.annotation) is not list or first.kind is first.KEYWORD_ONLY or not words:
-        return arguments
-    return [json.dumps(words), *arguments[len(words) :]]
+def _check(name: str, words: Sequence[str]) -> None:
+    """Refuses options that the verb does not have: of a recipe's verb with a ValueError, as a key that is unknown in a
+    file; else as wrong usage."""
+    verb, known = described()["verbs"][name], {key["name"] for key in options(name)}
+    mappings = verb.get("mappings", ())
+    refuse_published(words, known)
+    try:
+        check_options(words, {*known, "config", "print_config"}, mappings)
+    except ValueError as error:
+        if "configuration" in verb:
+            raise
+        verb_help(name).error(str(error))

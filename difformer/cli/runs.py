@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from difformer.config.reading import Reader, create_parser, parse, read_yaml, show_only
+from difformer.config.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.config.fitting import fit_to_backbone
 from difformer.engine.config.recipe import Recipe
@@ -27,6 +27,7 @@ from difformer.verbs.select.select import select
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.sweep import sweep
 from difformer.verbs.train.dry_run import try_out
+from difformer.verbs.train.seeds import recipes_of_seeds, seed_lines, train_seeds
 from difformer.verbs.train.train import closing_lines as train_ending
 from difformer.verbs.train.train import train
 from difformer.verbs.transfer.suite import TransferRecipe
@@ -60,11 +61,6 @@ class RecipeVerb:
     def run(self, program: str, arguments: Sequence[str]) -> int | None:
         """Reads the arguments and does it."""
         parser = create_parser(self.configuration, program, self.description, self.switches)
-        if asked := next((word for word in arguments if word in ("-h", "--help")), None):
-            if "all" not in arguments[arguments.index(asked) + 1 :][:1]:
-                show_only(parser, ("help", "config", *self.switches, *self.shown), program)
-            parser.print_help()
-            return 0
         configuration: Any
         first = None if self.read_first is None else partial(self.read_first, **_allowed(arguments))
         configuration, given = parse(
@@ -91,16 +87,21 @@ def _allowed(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:
     if dry_run:
-        try_out(recipe, fake_data=fake_data)
-        return
-    _print(train_ending(recipe, train(recipe, overwrite=overwrite)))
+        try_out(recipes_of_seeds(recipe)[0], fake_data=fake_data)
+    elif recipe.seeds:
+        _print(seed_lines(recipe, train_seeds(recipe, overwrite=overwrite)))
+    else:
+        _print(train_ending(recipe, train(recipe, overwrite=overwrite)))
 
 
 def _extract(recipe: Recipe, *, dry_run: bool, fake_data: bool) -> None:
+    first, *others = recipes_of_seeds(recipe)
     if fake_data:
-        try_out(replace(recipe, features="cached"), fake_data=True)
+        try_out(replace(first, features="cached"), fake_data=True)
         return
-    extract(recipe, estimate_only=dry_run)
+    # Where the seeds draw the images, these are others for each.
+    for one in [first, *(others if recipe.data.has_label_subset else ())]:
+        extract(one, estimate_only=dry_run)
 
 
 def _pretrain(recipe: PretrainRecipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:
@@ -196,11 +197,11 @@ RECIPE_VERBS = {
             "output",
             "backbone.name",
             "extractor.taps",
-            "extractor.timesteps",
             "head.name",
             "features",
             "training.epochs",
             "optimizer.lr",
+            "seeds",
         ),
     ),
     "eval": RecipeVerb(

@@ -1,4 +1,4 @@
-"""The verbs about weights: info, convert, predict."""
+"""The verbs about weights: info, convert, predict, export."""
 
 import json
 import sys
@@ -18,16 +18,16 @@ from difformer.classifier import (
     write_classifier,
 )
 from difformer.classifier.published import PublishedOptions, is_published, read_published
+from difformer.cli.help import SKIPPED
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
+from difformer.engine.runtime.locating import classifier_file
 from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
+from difformer.verbs.export.export import export_classifier
 from difformer.verbs.predict.predict import predict_folder
-
-# Exit status when everything was done but for images that could not be read.
-SKIPPED = 3
 
 ScheduleName = Literal["linear", "cosine"]
 # With as many steps, rescaled timesteps are the timesteps.
@@ -219,7 +219,7 @@ def predict(
     the exit status is then 3.
 
     Args:
-        model: the name of a classifier that ships, a saved classifier or hf://owner/name.
+        model: the folder of a run or of an export, a saved classifier, the name of one that ships, or hf://owner/name.
         folder: the images.
         csv: the table to write: file, label, probability, and the probability of each class.
         backbone: where the classifier's backbone is, when it is not found by its name.
@@ -231,8 +231,9 @@ def predict(
         overwrite: replace the table if it exists.
     """
     check_target(csv, overwrite=overwrite, ending=".csv")
+    file = classifier_file(model) if expand_user(model).is_dir() else model
     classifier = load_classifier(
-        model, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
+        file, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
     )
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
@@ -244,6 +245,34 @@ def predict(
     if report.interrupted:
         raise KeyboardInterrupt
     return SKIPPED if report.skipped else 0
+
+
+def export(
+    classifier: str,
+    output: Path,
+    *,
+    backbone: str | None = None,
+    weights_folder: Path | None = None,
+    download: bool = False,
+    trust: str | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a classifier together with its backbone into one folder, for somebody else to use as it is.
+
+    Args:
+        classifier: the folder of a run, the name of a classifier that ships, a saved classifier or hf://owner/name.
+        output: the folder to write: model.safetensors, backbone.safetensors, config.json and a model card, README.md.
+        backbone: where the classifier's backbone is, when it is not found by its name.
+        weights_folder: where backbones lie, in place of the usual folders.
+        download: allow the download of what is not on this machine.
+        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        overwrite: replace an earlier export.
+    """
+    folder = export_classifier(
+        classifier, output,
+        backbone=backbone, weights_folder=weights_folder, download=download, trust=trust, overwrite=overwrite,
+    )  # fmt: skip
+    print(f"wrote {folder}; `difformer predict {folder} IMAGES --csv out.csv` works with nothing else")
 
 
 def _table(source: str, config: UNetConfig, schedule: NoiseSchedule) -> str:

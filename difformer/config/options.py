@@ -1,10 +1,12 @@
 """Options as people write them: lists word by word or with commas, and the names of the published code."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from itertools import takewhile
 from typing import Any, get_args, get_origin, get_type_hints
+
+from difformer.registry import did_you_mean
 
 # Of the published DifFormer and DifFeed code, with what may stand here in their place.
 _PUBLISHED = {
@@ -43,6 +45,26 @@ def refuse_published(arguments: Sequence[str], known: Iterable[str]) -> None:
         ours = [own for own in _PUBLISHED[name] if own in names or own.rpartition(".")[0] in free]
         instead = f"here it is --{ours[0]}" if ours else "there is nothing of the kind here"
         raise ValueError(f"--{name} is an option of the published code; {instead}")
+
+
+def check_options(arguments: Sequence[str], known: Collection[str], mappings: Sequence[str] = ()) -> None:
+    """Raises ValueError when an option is unknown; the message names the nearest known one.
+
+    Args:
+        arguments: of the command line.
+        known: names of options, without dashes.
+        mappings: those whose values are mappings, with options for keys of any name below.
+    """
+    for word in arguments:
+        name = word[2:].partition("=")[0]
+        below = any(name.startswith(f"{mapping}.") for mapping in mappings)
+        if word.startswith("--") and name not in known and not below:
+            raise unknown_key(name, sorted(known))
+
+
+def unknown_key(name: str, known: Sequence[str]) -> ValueError:
+    """The error that names the nearest of the known keys; of one that sections have, such as seed, all of them."""
+    return ValueError(f"unknown key {name!r}; {did_you_mean(name, known)}")
 
 
 def with_lists(arguments: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,5 @@
 """Recipes from YAML files and command lines, strictly."""
 
-import argparse
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -12,10 +11,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from difformer._optional import require
-from difformer.config.options import option_kinds, refuse_published, with_lists
+from difformer.config.options import check_options, option_kinds, refuse_published, unknown_key, with_lists
 from difformer.config.sizes import Size, as_size
 from difformer.files import expand_user
-from difformer.registry import did_you_mean
 
 C = TypeVar("C")
 Reader = Callable[[str], Mapping[str, Any]]
@@ -48,26 +46,6 @@ def create_parser(configuration: type, program: str, description: str, switches:
         parser.add_argument(f"--{name}", action="store_true", help=text)
     parser.add_class_arguments(configuration)
     return parser
-
-
-def show_only(parser: Any, shown: Collection[str], program: str) -> None:
-    """Leaves a parser's help with some of its options, and a word on the others.
-
-    Args:
-        parser: from `create_parser`.
-        shown: the dotted keys and switches that stay.
-        program: the command's name.
-    """
-    left_out = 0
-    for action in parser._actions:
-        if action.dest not in shown and action.help != argparse.SUPPRESS:
-            left_out += isinstance(action, argparse.Action)
-            action.help = argparse.SUPPRESS
-    for group in parser._action_groups:
-        if not any(action.help != argparse.SUPPRESS for action in group._group_actions):
-            group.title = group.description = None
-    parser.usage = f"{program} [FILE] [--KEY VALUE …]"
-    parser.epilog = f"{left_out} more: `{program} --help all`. Every key of a recipe is an option."
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -172,8 +150,8 @@ def parse(
     kinds = dict(option_kinds(get_type_hints(configuration)))
     given = with_lists(given, kinds)
     refuse_published(given, kinds)
-    mappings = list(_mapping_names(configuration))
-    _check_options(given, {*kinds, *switches}, mappings)
+    mappings = list(mapping_names(configuration))
+    check_options(given, {*kinds, *switches, "config", "print_config"}, mappings)
     # The parser would print the switches too, which are no keys of a file.
     words = [word for word in given if word != "--print_config"]
     try:
@@ -253,7 +231,7 @@ def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "")
 
 def check_key(configuration: type, key: str, prefix: str = "") -> None:
     """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
-    mappings = _mapping_names(configuration)
+    mappings = mapping_names(configuration)
     names = dict(option_kinds(get_type_hints(configuration)))
     if key not in names and not any(key.startswith(f"{m}.") for m in mappings):
         raise unknown_key(f"{prefix}{key}", [f"{prefix}{name}" for name in sorted(names)])
@@ -338,11 +316,6 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def unknown_key(name: str, known: Sequence[str]) -> ValueError:
-    """The error that names the nearest of the known keys; of one that sections have, such as seed, all of them."""
-    return ValueError(f"unknown key {name!r}; {did_you_mean(name, known)}")
-
-
 def _with_values(
     configuration: type, arguments: Sequence[str], read: Reader, read_first: Reader
 ) -> tuple[list[str], list[Mapping[str, Any]]]:
@@ -369,21 +342,12 @@ def _with_values(
     return given, files
 
 
-def _check_options(arguments: Sequence[str], names: set[str], mappings: Sequence[str]) -> None:
-    known = {"config", "print_config", "help", *names}
-    for word in arguments:
-        name = word[2:].partition("=")[0]
-        if not word.startswith("--") or name in known or any(name.startswith(f"{o}.") for o in mappings):
-            continue
-        raise unknown_key(name, sorted(known))
-
-
-def _mapping_names(configuration: type, prefix: str = "") -> Iterator[str]:
+def mapping_names(configuration: type, prefix: str = "") -> Iterator[str]:
     """The dotted keys whose values are mappings with keys of any name."""
     for name, kind in get_type_hints(configuration).items():
         if is_dataclass(kind):
             assert isinstance(kind, type)
-            yield from _mapping_names(kind, f"{prefix}{name}.")
+            yield from mapping_names(kind, f"{prefix}{name}.")
         elif get_origin(kind) is Mapping:
             yield f"{prefix}{name}"
 

@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from difformer.cli import main
-from difformer.cli.entry import VERBS
 from difformer.cli.runs import RecipeVerb
+from difformer.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

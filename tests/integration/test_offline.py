@@ -11,7 +11,7 @@ from support import tiny_unet
 
 from difformer import NoiseSchedule, UNetBackbone
 from difformer.cli import main
-from difformer.cli.entry import VERBS
+from difformer.cli.verbs import VERBS
 from difformer.config.reading import read_yaml
 from difformer.verbs.cka import representations
 from difformer.verbs.quickstart.plan import RECIPES

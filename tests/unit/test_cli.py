@@ -1,8 +1,11 @@
 import csv
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -20,10 +23,12 @@ from difformer import (
     save_classifier,
 )
 from difformer.cli import SKIPPED, main
-from difformer.cli.entry import AIMS, VERBS
+from difformer.cli.help import AIMS, described, options
 from difformer.cli.runs import RECIPE_VERBS
+from difformer.cli.verbs import VERBS
 from difformer.files import sha256
 
+ROOT = Path(__file__).parents[2]
 WEIGHTS = ["--arch.image_size=32", "--arch.num_head_channels=16"]
 WEIGHTS += ["--arch.use_new_attention_order=false", "--schedule=cosine", "--num_timesteps=1000"]
 
@@ -313,6 +318,56 @@ def test_every_verb_is_listed_under_what_it_is_for(capsys):
     assert re.search(r"to train and measure:\n  train  .*Trains a head", printed)
 
 
+def test_what_is_said_of_verbs_is_what_they_are():
+    spec = spec_from_file_location("options", ROOT / "tools" / "options.py")
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert described() == tool.describe(), "run python tools/options.py"
+
+
+# Without what takes long to load: none of these may need it.
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ("--help", 0, "to train and measure:"),
+        ("--version", 0, "difformer 0"),
+        ("train --help", 0, "more: `difformer train --help all`"),
+        ("predict --help all", 0, "--weights_folder PATH"),
+        ("trian", 2, "unknown verb 'trian'; did you mean 'train'?"),
+        ("train recipe.yaml --optimizer.lrr 3", 1, "unknown key 'optimizer.lrr'; did you mean 'optimizer.lr'?"),
+        ("train recipe.yaml --block_list 3", 1, "here it is --extractor.taps"),
+        ("predict a b --ofwrite", 2, "unknown key 'ofwrite'"),
+        ("completion bash", 0, "complete -o filenames -F _difformer difformer"),
+        ("completion fish", 0, "complete -c difformer -n '__fish_seen_subcommand_from train'"),
+        ("completion", 2, "required: SHELL"),
+        ("completion csh", 1, "shell must be bash, zsh or fish, got 'csh'"),
+    ],
+)
+def test_what_needs_no_torch_is_answered_without(arguments, status, said):
+    program = "import sys; sys.modules['torch'] = None; from difformer.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", program, *arguments.split()], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert said in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not here")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tr", ["train", "transfer"]),
+        ("train recipe.yaml --optimizer.l", ["--optimizer.lr"]),
+        ("predict --over", ["--overwrite"]),
+        ("predict exa", ["examples"]),
+    ],
+)
+def test_bash_completes_verbs_options_and_files(line, offered, capsys):
+    assert main(["completion", "bash"]) == 0
+    words = ["difformer", *line.split()]
+    asked = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _difformer; echo ${{COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", capsys.readouterr().out + asked], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == offered, done.stderr
+
+
 @pytest.mark.parametrize("name", RECIPE_VERBS)
 def test_help_shows_what_is_used_first_and_all_when_asked(name, capsys):
     verb = RECIPE_VERBS[name]
@@ -320,6 +375,7 @@ def test_help_shows_what_is_used_first_and_all_when_asked(name, capsys):
     short = capsys.readouterr().out
     assert set(re.findall(r"^  --([\w.]+)", short, re.M)) == {"config", *verb.switches, *verb.shown}
     assert len(verb.shown) <= 10
+    assert {key["name"] for key in options(name)} >= {*verb.switches, *verb.shown}
     assert main([name, "--help", "all"]) == 0
     whole = set(re.findall(r"^  --([\w.]+)", capsys.readouterr().out, re.M))
     assert whole > {"config", *verb.switches, *verb.shown}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from difformer.config.reading import check_keys, unknown_key
+from difformer.config.options import unknown_key
+from difformer.config.reading import check_keys
 from difformer.data import HOLDOUT as SET_ASIDE
 from difformer.data import DataConfig, canonical_name
 from difformer.data.dataset import TEST

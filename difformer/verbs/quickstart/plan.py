@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from difformer.config import as_integer, as_positive_integer
-from difformer.config.reading import build, create_parser, overlay, read_values, read_yaml, unknown_key
+from difformer.config.options import unknown_key
+from difformer.config.reading import build, create_parser, overlay, read_values, read_yaml
 from difformer.data import DataConfig
 from difformer.data.dataset import TEST
 from difformer.engine.config.recipe import ExtractorConfig, Recipe
