@@ -33,7 +33,7 @@ class CovarianceHead(nn.Module):
     def forward(self, features):
         parts = []
         for key, project in zip(self.specs, self.projections, strict=True):
-            x = project(features[key].float()).flatten(2)  # (B, channels, h · w)
+            x = project(features[key]).flatten(2)  # (B, channels, h · w)
             x = x - x.mean(dim=2, keepdim=True)
             parts.append((x @ x.transpose(1, 2) / x.shape[2]).flatten(1))
         return self.fc(F.normalize(torch.cat(parts, dim=1)))

@@ -1,6 +1,7 @@
 """What a diffusion model must offer to be read, and what it may offer besides."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -108,6 +109,20 @@ class CheckpointingBackbone(Protocol):
     """
 
     gradient_checkpointing: bool
+
+
+@runtime_checkable
+class StoringBackbone(Protocol):
+    """A backbone that can write its weights as a file that `create_backbone` opens."""
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Writes the file.
+
+        Raises:
+            FileExistsError: the file is there and may not be replaced.
+            OSError: it cannot be written; what was there is untouched.
+        """
+        ...
 
 
 class DenoisingBackbone(Backbone, Protocol):

@@ -7,27 +7,48 @@ from typing import Any
 
 import yaml
 
+from difformer.backbones import StoringBackbone
 from difformer.checkpoints import locate_on_hub, push_folder, shipped
 from difformer.classifier.files import Parts, describe, save_classifier
 from difformer.files import write_atomically
 
-_FILE = "model.safetensors"
+_FILE, BACKBONE_FILE = "model.safetensors", "backbone.safetensors"
+# What `save_pretrained` writes.
+FILES = (_FILE, BACKBONE_FILE, "config.json", "README.md")
 
 
-def save_pretrained(classifier: Parts, folder: Path, metadata: dict[str, Any], repo_id: str | None = None) -> Path:
+def save_pretrained(
+    classifier: Parts,
+    folder: Path,
+    metadata: dict[str, Any],
+    repo_id: str | None = None,
+    *,
+    with_backbone: bool = False,
+) -> Path:
     """What `DiffusionClassifier.save_pretrained` does.
 
     Args:
         folder: created when it does not exist.
         metadata: as for `save_classifier`.
         repo_id: the repository that the folder is to become, for the model card; None where that is not known.
+        with_backbone: write the backbone, too.
+
+    Raises:
+        ValueError: as `save_classifier`, or a backbone that cannot write its weights.
     """
+    backbone = classifier.extractor.backbone
+    if with_backbone and not isinstance(backbone, StoringBackbone):
+        raise ValueError(
+            f"{type(backbone).__name__} has no `save`, so {backbone.name} cannot lie beside its classifier"
+        )
     folder.mkdir(parents=True, exist_ok=True)
+    if with_backbone:
+        backbone.save(folder / BACKBONE_FILE, overwrite=True)
     save_classifier(folder / _FILE, classifier, **metadata)
     with write_atomically(folder / "config.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(describe(classifier, metadata), indent=2) + "\n")
     with write_atomically(folder / "README.md", overwrite=True) as temporary:
-        temporary.write_text(_model_card(classifier, metadata, repo_id), encoding="utf-8")
+        temporary.write_text(_model_card(classifier, metadata, repo_id, with_backbone), encoding="utf-8")
     return folder
 
 
@@ -56,7 +77,7 @@ def locate_pretrained(
     return locate_on_hub(f"hf://{name_or_path}", download=download, revision=revision, token=token, cache_dir=cache_dir)
 
 
-def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | None) -> str:
+def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | None, with_backbone: bool) -> str:
     description = describe(classifier, {})
     backbone, extractor, head = (description[part] for part in ("backbone", "extractor", "head"))
     task = description.get("task")
@@ -66,13 +87,14 @@ def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | N
     gives = f"the task {task['type']}" if task else f"{len(classifier.class_names)} classes"
     place = "path/of/this/folder" if repo_id is None else repo_id
     kind = "image-feature-extraction" if task else "image-classification"
+    where = f"It lies beside it, in `{BACKBONE_FILE}`" if with_backbone else "It is not in it"
     card = {"library_name": "difformer", "pipeline_tag": kind} | _measured(metadata, kind, place)
     return f"""---
 {yaml.safe_dump(card, sort_keys=False, allow_unicode=True).rstrip()}
 ---
 A {head["type"]} on diffusion features ({extractor["type"]}) for {gives}.
 
-The backbone is not in it: `{backbone["name"]}`, digest `{backbone["digest"]}`.
+Its backbone is `{backbone["name"]}`, digest `{backbone["digest"]}`. {where}.
 
 ```python
 from difformer import DiffusionClassifier

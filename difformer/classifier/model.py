@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from difformer.backbones import FAMILIES, Backbone, create_backbone, device_of
 from difformer.checkpoints import load_strictly, locate
+from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import hub
 from difformer.classifier.files import build_parts, check_same_backbone, read_classifier, rebuilding, stored_task
 from difformer.classifier.inputs import ImageLike, as_picture, batches_of
@@ -128,7 +129,9 @@ class DiffusionClassifier(nn.Module):
         """
         # What is neither is refused as images are.
         features = images if isinstance(images, Mapping) else self.features(images, ids, noise=noise, **conditioning)
-        return self.head(features)
+        # Those from the disk, or of a backbone in half precision, may be bfloat16.
+        dtype = next((p.dtype for p in self.head.parameters()), torch.float32)
+        return self.head({key: x.to(dtype) if isinstance(x, Tensor) else x for key, x in features.items()})
 
     def features(
         self,
@@ -238,18 +241,22 @@ class DiffusionClassifier(nn.Module):
                 "files and PIL images are read at the right size, and classifier(images) takes what the network does"
             )
 
-    def save_pretrained(self, folder: str | Path, **metadata: Any) -> Path:
+    def save_pretrained(self, folder: str | Path, *, with_backbone: bool = False, **metadata: Any) -> Path:
         """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
         have them.
 
         Args:
             folder: created when it does not exist.
+            with_backbone: write `backbone.safetensors` beside it, which is then found when the classifier is loaded.
             metadata: as for `save_classifier`.
 
         Returns:
             The folder.
+
+        Raises:
+            ValueError: as `save_classifier`, or a backbone that cannot write its weights.
         """
-        return hub.save_pretrained(self, Path(folder), metadata)
+        return hub.save_pretrained(self, Path(folder), metadata, with_backbone=with_backbone)
 
     def push_to_hub(
         self,
@@ -336,7 +343,8 @@ def load_classifier(
 
     Args:
         path: the file, `hf://owner/name`, or the name of a classifier that ships, such as `adm_elpv/difformer`.
-        backbone: the backbone it was trained on, or where to find it; by its name in the file when left out.
+        backbone: the backbone it was trained on, or where to find it. When left out, `backbone.safetensors` beside the
+            file if that is the right one, else what the file names.
         folder: where named weights lie, in place of the usual folders.
         download: whether what is not on this machine may be fetched.
         device: where it is to run; by default where the backbone given is, or the CPU.
@@ -360,8 +368,14 @@ def load_classifier(
         if family is not None:
             with rebuilding(str(file)):
                 FAMILIES.find_trusted(family, trust)
+        if backbone is None:
+            beside = file.parent / hub.BACKBONE_FILE
+            there = (
+                beside.is_file() and read_metadata(beside).get("weights_sha256") == description["backbone"]["digest"]
+            )
+            backbone = beside if there else description["backbone"]["name"]
         backbone = create_backbone(
-            description["backbone"]["name"] if backbone is None else backbone,
+            backbone,
             folder=folder,
             download=download,
             device=device,

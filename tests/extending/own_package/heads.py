@@ -23,6 +23,6 @@ class GeMHead(nn.Module):
         return dict.fromkeys(self.specs)
 
     def forward(self, features):
-        maps = [features[key].float().clamp(min=1e-6) for key in self.specs]
+        maps = [features[key].clamp(min=1e-6) for key in self.specs]
         pooled = [x.pow(self.power).mean(dim=(2, 3)).pow(1 / self.power) for x in maps]
         return self.fc(torch.cat(pooled, dim=1))

@@ -1,0 +1,1 @@
+"""The verb export: a classifier together with its backbone."""

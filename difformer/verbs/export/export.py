@@ -1,0 +1,54 @@
+"""A classifier together with its backbone, for somebody else; the body of `difformer export`."""
+
+from pathlib import Path
+
+from difformer.classifier import load_classifier, read_description
+from difformer.classifier.hub import FILES
+from difformer.config.reading import read_yaml, value_at
+from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.result_folder import ResultFolder
+from difformer.engine.runtime.run_folder import RunFolder
+
+
+def export_classifier(
+    source: str,
+    output: str | Path,
+    *,
+    backbone: str | None = None,
+    weights_folder: str | Path | None = None,
+    download: bool = False,
+    trust: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a folder with a classifier, its backbone and a model card. It loads from there without anything else:
+    `difformer predict FOLDER`, `load_classifier(FOLDER / "model.safetensors")`.
+
+    Args:
+        source: folder of a run, a classifier file, the name of one that ships, or hf://owner/name.
+        output: the folder to write.
+        backbone: where the classifier's backbone is, when it is not found by its name.
+        weights_folder: where named weights lie, in place of the usual folders.
+        download: whether what is not on this machine may be fetched.
+        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        overwrite: replace an earlier export.
+
+    Returns:
+        The folder.
+
+    Raises:
+        FileNotFoundError: the classifier or its backbone is not there.
+        FileExistsError: the folder holds an earlier export, or something else.
+        ValueError: the backbone is of a family whose weights this package cannot write.
+        And as `load_classifier`.
+    """
+    folder = ResultFolder(output, FILES)
+    folder.check(overwrite=overwrite)
+    file = classifier_file(source, download=download)
+    run = RunFolder(source)
+    if backbone is None and run.recipe.exists():
+        # Where the run found it, which its name alone need not tell.
+        backbone = value_at(read_yaml(run.recipe), "backbone.name")
+    classifier = load_classifier(file, backbone=backbone, folder=weights_folder, download=download, trust=trust or ())
+    with folder.write() as temporary:
+        classifier.save_pretrained(temporary, with_backbone=True, **read_description(file)["metadata"])
+    return folder.path
