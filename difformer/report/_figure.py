@@ -20,12 +20,23 @@ def new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path, *, caption: str | None = None) -> None:
     """Writes a PNG; replaces the file when it is there.
+
+    Args:
+        figure: what to write.
+        path: the file.
+        caption: a line below the picture. With one, the picture can stand alone, as in a paper, and a PDF of the same
+            name is written beside the PNG.
 
     Raises:
         OSError: it cannot be written.
     """
+    if caption is not None:
+        figure.text(0.5, -0.02, plain(caption), ha="center", va="top", fontsize=8, wrap=True)
+        with write_atomically(path.with_suffix(".pdf"), overwrite=True) as temporary:
+            # Without a date, so that equal results give equal files.
+            figure.savefig(temporary, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     with write_atomically(path, overwrite=True) as temporary:
         # Cut to what was drawn, which a layout with square pictures inside it leaves margins around.
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")

@@ -19,6 +19,7 @@ def draw_heat_maps(
     label: str,
     chosen: tuple[str, str, int] | None = None,
     percent: bool = True,
+    caption: str | None = None,
 ) -> None:
     """Draws heat maps, blocks by timesteps, one below another, as a PNG; what is not there stays white.
 
@@ -28,6 +29,7 @@ def draw_heat_maps(
         label: of the colours.
         chosen: title, tap and timestep of the cell that is framed.
         percent: write shares in %; otherwise numbers of any size are drawn as they are.
+        caption: a line below; with one, a PDF of the same name is written beside the file.
 
     Raises:
         ValueError: there are none.
@@ -64,7 +66,7 @@ def draw_heat_maps(
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))
     panels[-1].set_xlabel("Block")
     figure.colorbar(image, ax=list(panels), label=label, shrink=0.6)
-    save_figure(figure, path)
+    save_figure(figure, path, caption=caption)
 
 
 def _write_numbers(axes: Any, cells: Any, middle: float, form: str) -> None:

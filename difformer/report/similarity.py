@@ -19,6 +19,7 @@ def draw_similarities(
     path: Path,
     *,
     titles: tuple[str, str] = ("", ""),
+    caption: str | None = None,
 ) -> None:
     """Draws matrices of similarities side by side, the first row at the bottom, as the papers do.
 
@@ -27,6 +28,7 @@ def draw_similarities(
         rows, columns: names.
         path: the file; replaced when it is there.
         titles: of all rows and of all columns.
+        caption: a line below; with one, a PDF of the same name is written beside the file.
 
     Raises:
         ValueError: there are none, or they do not fit the names.
@@ -59,7 +61,7 @@ def draw_similarities(
         if title:
             write(plain(title), fontsize=9)
     figure.colorbar(image, ax=panels.ravel().tolist(), label="CKA", shrink=0.7)
-    save_figure(figure, path)
+    save_figure(figure, path, caption=caption)
 
 
 def _name(set_ticks: Any, names: Sequence[str], inches: float, rotation: int) -> None:

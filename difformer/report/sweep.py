@@ -14,6 +14,7 @@ def draw_sweep(
     *,
     criterion: str | None = None,
     percent: bool = True,
+    caption: str | None = None,
 ) -> None:
     """Draws accuracies as heat maps, blocks by timesteps, one below another for each pooling.
 
@@ -23,6 +24,7 @@ def draw_sweep(
         path: the file; replaced when it is there.
         criterion: name of another criterion.
         percent: whether the numbers are shares, which are shown in %.
+        caption: a line below; with one, a PDF of the same name is written beside the file.
 
     Raises:
         ValueError: there are none.
@@ -35,7 +37,14 @@ def draw_sweep(
         for pool in sorted({pool for _, _, pool in accuracies})
     }
     tap, t, pool = chosen
-    draw_heat_maps(by_pool, path, label=_label(criterion, percent), chosen=(f"Pool {pool}", tap, t), percent=percent)
+    draw_heat_maps(
+        by_pool,
+        path,
+        label=_label(criterion, percent),
+        chosen=(f"Pool {pool}", tap, t),
+        percent=percent,
+        caption=caption,
+    )
 
 
 def _label(criterion: str | None, percent: bool) -> str:
@@ -49,6 +58,7 @@ def draw_pareto(
     *,
     criterion: str | None = None,
     percent: bool = True,
+    caption: str | None = None,
 ) -> None:
     """Draws accuracy over cost, with the front of those that none cheaper beats.
 
@@ -58,6 +68,7 @@ def draw_pareto(
         path: the file; replaced when it is there.
         criterion: name of another criterion.
         percent: whether the numbers are shares, which are shown in %.
+        caption: a line below; with one, a PDF of the same name is written beside the file.
 
     Raises:
         OSError: it cannot be written.
@@ -76,4 +87,4 @@ def draw_pareto(
     axes.set(xlabel="GFLOP an image", ylabel=_label(criterion, percent))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    save_figure(figure, path)
+    save_figure(figure, path, caption=caption)

@@ -1,10 +1,15 @@
 """Runs side by side."""
 
 import json
+import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 from training import make_recipe, write_images, write_workplace
 
 from difformer.analysis import paired_bootstrap
@@ -12,6 +17,7 @@ from difformer.cli import main
 from difformer.verbs.compare import measured as module
 from difformer.verbs.compare.compare import compare_runs, short_names
 from difformer.verbs.compare.measured import read_measured
+from difformer.verbs.train.seeds import recipes_of_seeds
 from difformer.verbs.train.train import train
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
@@ -32,8 +38,10 @@ def test_two_runs_on_one_page(runs, tmp_path, capsys):
     assert main(["compare", good, bad, "--output", str(tmp_path / "both")]) == 0
     folder = tmp_path / "both"
     assert {path.name for path in folder.iterdir()} == {
-        "compare.html", "compare.json", "learning.png", "confusion-0.png", "confusion-1.png",
+        "compare.html", "compare.json", "accuracies.png", "accuracies.pdf", "learning.png", "confusion-0.png",
+        "confusion-1.png",
     }  # fmt: skip
+    assert (folder / "accuracies.pdf").read_bytes().startswith(b"%PDF")
     one, other = (read_measured(str(runs / name), "test", name) for name in ("good", "bad"))
     expected = paired_bootstrap(other.correct, one.correct, resamples=10_000)
     first, second = json.loads((folder / "compare.json").read_text())
@@ -50,6 +58,49 @@ def test_two_runs_on_one_page(runs, tmp_path, capsys):
     page = (folder / "compare.html").read_text(encoding="utf-8")
     assert f"{100 * one.metrics['top1']:.2f}" in page
     assert f"p = {expected.p_value:.2g}" in capsys.readouterr().out
+
+
+def test_seeds_are_trained_one_after_another_and_compared_with_their_spread(runs, tmp_path, capsys):
+    values = write_workplace(tmp_path)
+    values["optimizer"] = {"lr": 0.05}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values | {"output": str(tmp_path / "several")}))
+    command = ["train", str(tmp_path / "recipe.yaml"), "--seeds", "3", "11"]
+    assert main(command) == 0
+    results = [json.loads((tmp_path / "several" / name / "results.json").read_text()) for name in ("seed3", "seed11")]
+    assert [result["seed"] for result in results] == [3, 11]
+    scores = [result["test"]["top1"] for result in results]
+    printed = capsys.readouterr().out
+    assert re.search(rf"^top-1 +{np.mean(scores):.1%} ± {np.std(scores, ddof=1):.1%}$", printed, re.M)
+    alone = make_recipe(values, output=str(tmp_path / "alone"))
+    train(replace(alone, training=replace(alone.training, seed=11)))
+    one, other = (load_file(tmp_path / name / "classifier.safetensors") for name in ("alone", "several/seed11"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    before = (tmp_path / "several" / "seed3" / "classifier.safetensors").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (tmp_path / "several" / "seed3" / "classifier.safetensors").stat().st_mtime_ns == before
+
+    compare_runs([str(tmp_path / "alone"), str(tmp_path / "several")], tmp_path / "both")
+    first, second = json.loads((tmp_path / "both" / "compare.json").read_text())
+    assert [run["name"] for run in second["runs"]] == ["several/seed3", "several/seed11"]
+    assert [run["metrics"]["top1"] for run in second["runs"]] == scores
+    mean = second["against_first"]["difference"]["mean"]
+    assert mean == pytest.approx(np.mean(scores) - first["metrics"]["top1"])
+    page = (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
+    assert f"{100 * np.mean(scores):.2f} ± {100 * np.std(scores, ddof=1):.2f}" in page
+    assert "several (2 seeds)" in page
+
+
+def test_seeds_of_few_labels_draw_other_images(tmp_path):
+    recipe = make_recipe(write_workplace(tmp_path))
+    few = replace(recipe, seeds=(0, 1), data=replace(recipe.data, k_shot=2))
+    assert [(one.training.seed, one.data.seed) for one in recipes_of_seeds(few)] == [(0, 0), (1, 1)]
+    assert [one.data.seed for one in recipes_of_seeds(replace(recipe, seeds=(4, 5)))] == [recipe.data.seed] * 2
+    assert recipes_of_seeds(recipe) == [recipe]
+    with pytest.raises(ValueError, match="several are trained by train_seeds"):
+        train(few)
+    for wrong, message in (((1, 1), "different numbers"), ((-1,), "at least 0"), (("a",), "seeds must be an integer")):
+        with pytest.raises(ValueError, match=message):
+            replace(recipe, seeds=wrong)
 
 
 def test_what_was_measured_is_not_measured_again(runs, tmp_path, monkeypatch):

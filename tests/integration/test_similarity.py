@@ -152,7 +152,8 @@ def test_leaves_a_table_and_pictures(values, tmp_path, capsys):
     assert main(["cka", str(tmp_path / "cka.yaml")]) == 0
     folder = tmp_path / "cka"
     assert {path.name for path in folder.iterdir()} == {
-        "cka.csv", "cka.npy", "blocks.png", "timesteps.png", "recipe.yaml", "environment.json",
+        "cka.csv", "cka.npy", "blocks.png", "blocks.pdf", "timesteps.png", "timesteps.pdf", "recipe.yaml",
+        "environment.json",
     }  # fmt: skip
     header, *rows = csv.reader((folder / "cka.csv").open())
     assert header[1:] == [row[0] for row in rows] == [f"{tap}, t = {t}" for tap in values["taps"] for t in (50, 300)]
@@ -221,8 +222,10 @@ def drawn(monkeypatch):
     """What is drawn, by file."""
     calls = {}
 
-    def note(matrices, rows, columns, path, titles=("", "")):
-        calls[path.name] = SimpleNamespace(matrices=matrices, rows=rows, columns=columns, titles=titles)
+    def note(matrices, rows, columns, path, titles=("", ""), caption=None):
+        calls[path.name] = SimpleNamespace(
+            matrices=matrices, rows=rows, columns=columns, titles=titles, caption=caption
+        )
 
     monkeypatch.setattr(module, "draw_similarities", note)
     return calls
@@ -236,6 +239,7 @@ def test_own_blocks_and_timesteps_are_drawn_by_each_other(values, drawn):
     assert list(blocks.matrices) == ["t = 50", "t = 300"]
     assert steps.rows == steps.columns == ["50", "300"]
     assert list(steps.matrices) == values["taps"]
+    assert blocks.caption == steps.caption == "CKA, linear kernel; n = 15 images of test, in batches of 256."
     np.testing.assert_array_equal(blocks.matrices["t = 300"], matrix[1::2, 1::2])
     np.testing.assert_array_equal(steps.matrices["mid"], matrix[2:4, 2:4])
 
@@ -256,7 +260,9 @@ def test_a_timm_model_is_drawn_beside_every_timestep(values, drawn):
     matrix = measure_cka(make(values, timm={"name": TIMM, "pretrained": False}))
     picture = drawn["models.png"]
     assert picture.rows == values["taps"]
-    assert picture.columns == [str(number) for number in range(matrix.shape[1])]
+    # As timm calls them.
+    assert picture.columns == ["act1", "layer1", "layer2", "layer3", "layer4"]
+    assert len(picture.columns) == matrix.shape[1]
     assert picture.titles[1] == "timm: test_resnet"
     for first, panel in enumerate(picture.matrices.values()):
         np.testing.assert_array_equal(panel, matrix[first::2])

@@ -81,6 +81,7 @@ def test_leaves_table_pictures_and_a_recipe_that_trains(values, tmp_path, capsys
     assert measured["test"]["num_images"] == 15
     for name in ("scores.png", "pareto.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
+        assert (folder / name).with_suffix(".pdf").is_file()
     assert set(read_yaml(folder / "recommended.yaml")["extractor"]["taps"]) == {"in03", "mid", "out01"}
     options = ["--data.name", "folder", "--data.root", values["data"]["root"], "--data.size", "16"]
     options += ["--backbone.name", values["backbone"]["name"], "--training.epochs", "1", "--training.workers", "0"]

@@ -7,7 +7,15 @@ from typing import Any, Literal, get_args
 
 from difformer.analysis import METRICS
 from difformer.backbones import ADM, FAMILIES
-from difformer.config import as_integer, as_positive_integer, as_switch, as_tuple, check_choice, check_range
+from difformer.config import (
+    as_integer,
+    as_positive_integer,
+    as_switch,
+    as_tuple,
+    check_choice,
+    check_different,
+    check_range,
+)
 from difformer.config.reading import ADDED_LATER
 from difformer.data import DataConfig
 from difformer.features.conditioning import LABEL, as_conditioning
@@ -297,8 +305,11 @@ class TrainingConfig(LoopConfig):
         super().__post_init__()
         as_switch("training.sync_batch_norm", self.sync_batch_norm)
         for name in ("early_stopping", "least_steps"):
-            if getattr(self, name) is not None:
-                as_positive_integer(f"training.{name}", getattr(self, name))
+            value = getattr(self, name)
+            if value == 0:
+                raise ValueError(f"training.{name} must be a positive integer, or null for none, got 0")
+            if value is not None:
+                as_positive_integer(f"training.{name}", value)
         check_range("training.label_smoothing", self.label_smoothing, lambda x: 0 <= x < 1, "in [0, 1)")
         for name in ("mixup", "cutmix"):
             check_range(f"training.{name}", getattr(self, name), lambda x: x >= 0, "at least 0")
@@ -362,6 +373,8 @@ class Recipe:
         training: how long and how much at once.
         evaluation: what is measured.
         trackers: of Accelerate's: tensorboard, wandb, ….
+        seeds: train once for each of these seeds, in `seedN` of the output. A seed takes the place of `training.seed`
+            and, where only some labels are used, of `data.seed`. None for a single run.
     """
 
     data: DataConfig
@@ -378,8 +391,14 @@ class Recipe:
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     trackers: tuple[str, ...] = ("tensorboard",)
+    seeds: tuple[int, ...] = field(default=(), metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", as_tuple("seeds", self.seeds))
+        if self.seeds:
+            check_different("seeds", self.seeds)
+        for seed in self.seeds:
+            check_range("seeds", as_integer("seeds", seed), lambda x: x >= 0, "at least 0")
         check_choice("features", self.features, get_args(FeatureSource))
         if self.task.classifies:
             METRICS.check(self.evaluation.criterion, "evaluation.criterion")

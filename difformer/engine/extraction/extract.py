@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from difformer.backbones import device_of
 from difformer.classifier import DiffusionClassifier
@@ -20,6 +19,7 @@ from difformer.data import Batch, DataConfig, ImageDataset, ImageError
 from difformer.engine.extraction.estimate import check_disk, collate_readable, estimate, time_image
 from difformer.engine.runtime.batches import create_loader
 from difformer.engine.runtime.processes import Processes, on_all, on_main
+from difformer.engine.runtime.progress import progress_bar
 from difformer.features import CachedFeatures, FeatureCacheError
 from difformer.features.planning import CacheConfig, CachePlan, plan_cache
 from difformer.features.shards import CacheManifest, Shard, remove_stale, write_shard
@@ -51,8 +51,7 @@ class Job:
     def bar(self, places: Sequence[tuple[int, int]], manifest: CacheManifest, what: str, delay: float = 0) -> Any:
         """A progress bar for the images of some (view, shard), shown by the main process for its own share."""
         total = sum(len(manifest.rows(shard)) for _, shard in places)
-        shown = self.processes.is_main_process
-        return tqdm(total=total, unit="image", desc=f"{what} {self.split}", delay=delay, disable=not shown)
+        return progress_bar(total, f"{what} {self.split}", delay=delay, disable=not self.processes.is_main_process)
 
 
 def open_or_extract(

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 from difformer.engine.loop.state import Progress
-from difformer.engine.loop.trainer import Clock, Totals, Trainer, progress_bar
+from difformer.engine.loop.trainer import Clock, Totals, Trainer
+from difformer.engine.runtime.progress import progress_bar
 from difformer.engine.runtime.stopping import Stopped, StopRequest
 
 
@@ -34,7 +35,8 @@ def run_epochs(
     progress = trainer.progress
     length, epochs = len(trainer.dataset), trainer.loop.epochs
     shown = accelerator.is_main_process
-    with progress_bar(epochs * length, progress.images, shown=shown) as bar, StopRequest() as stop:
+    options: dict[str, Any] = {"initial": progress.images, "unit_scale": True, "disable": not shown, "smoothing": 0.1}
+    with progress_bar(epochs * length, **options) as bar, StopRequest() as stop:
 
         def save_now() -> None:
             save()

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from difformer.engine.config.recipe import LoopConfig, OptimizerConfig, ScheduleConfig
 from difformer.engine.loop.optimisation import create_optimizer, create_schedule
@@ -361,11 +360,6 @@ class _seeded:
 
     def __exit__(self, *error: Any) -> None:
         self._fork.__exit__(*error)
-
-
-def progress_bar(total: int, done: int, *, shown: bool) -> Any:
-    """A bar over images, with the rate and the time left."""
-    return tqdm(total=total, initial=done, unit="image", unit_scale=True, disable=not shown, smoothing=0.1)
 
 
 class Clock:

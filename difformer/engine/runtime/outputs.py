@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from difformer.engine.config.recipe import BatchSize, as_batch_size
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.batches import create_loader, inputs_of
 from difformer.engine.runtime.processes import gathered, on_all
+from difformer.engine.runtime.progress import progress_bar
 from difformer.features.conditioning import Conditioning
 from difformer.tasks import Outputs
 
@@ -71,7 +71,8 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        with _bar(len(dataset), title, shown=progress and accelerator.is_main_process) as bar:
+        shown = progress and accelerator.is_main_process
+        with progress_bar(len(dataset), title, disable=not shown, leave=False) as bar:
             found = on_all(accelerator, partial(reading.own_share, size, workers, bar))
     finally:
         model.train(training)
@@ -131,7 +132,3 @@ def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: An
     if not np.array_equal(ids, expected):
         raise RuntimeError(f"{len(expected)} images were to be evaluated, but {len(ids)} were, or not the same ones")
     return Outputs(values, labels, ids, tuple(skipped))
-
-
-def _bar(total: int, title: str, *, shown: bool) -> Any:
-    return tqdm(total=total, unit="image", desc=title, disable=not shown, leave=False)

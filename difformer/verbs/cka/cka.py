@@ -27,7 +27,11 @@ from difformer.tables import write_table
 from difformer.verbs.cka.recipe import SimilarityRecipe
 from difformer.verbs.cka.representations import Representations, TimmBlocks
 
-_FILES = ("cka.csv", "cka.npy", "blocks.png", "timesteps.png", "models.png", "recipe.yaml", "environment.json")
+_PICTURES = ("blocks", "timesteps", "models")
+_FILES = (
+    *("cka.csv", "cka.npy", "recipe.yaml", "environment.json"),
+    *(f"{name}.{ending}" for name in _PICTURES for ending in ("png", "pdf")),
+)
 # The unbiased estimator needs as many.
 _FEWEST = 4
 
@@ -61,7 +65,7 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     warn_of_labels(recipe.extractor.conditioning)
     matrix = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
     with folder.write() as temporary:
-        _write(temporary, recipe, matrix, rows, columns, accelerator.device)
+        _write(temporary, recipe, matrix, rows, columns, accelerator.device, sum(map(len, batches)))
     print(f"{folder.path}: CKA of {len(rows.names)} × {matrix.shape[1]} representations", flush=True)
     return matrix
 
@@ -131,21 +135,30 @@ def _write(
     rows: DiffusionBlocks,
     columns: Representations | None,
     device: torch.device,
+    images: int,
 ) -> None:
+    caption = (
+        f"CKA, {recipe.kernel} kernel; n = {images:,} images of {recipe.split}, in batches of {recipe.batch_size}."
+    )
     names = rows.names if columns is None else columns.names
     write_table(folder / "cka.csv", ["", *names], [(name, *row) for name, row in zip(rows.names, matrix, strict=True)])
     np.save(folder / "cka.npy", matrix)
     (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     write_json(folder / "environment.json", environment(1, device))
     if columns is None:
-        _draw_by_timestep(recipe, matrix, rows, rows, folder / "blocks.png")
-        _draw_by_block(recipe, matrix, rows, folder / "timesteps.png")
+        _draw_by_timestep(recipe, matrix, rows, rows, folder / "blocks.png", caption)
+        _draw_by_block(recipe, matrix, rows, folder / "timesteps.png", caption)
     else:
-        _draw_by_timestep(recipe, matrix, rows, columns, folder / "models.png")
+        _draw_by_timestep(recipe, matrix, rows, columns, folder / "models.png", caption)
 
 
 def _draw_by_timestep(
-    recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: Representations, columns: Representations, path: Path
+    recipe: SimilarityRecipe,
+    matrix: NDArray[np.float64],
+    rows: Representations,
+    columns: Representations,
+    path: Path,
+    caption: str,
 ) -> None:
     """Blocks by blocks, one panel a timestep, which both models share; a timm model is the same in all of them."""
     panels = {
@@ -153,16 +166,21 @@ def _draw_by_timestep(
     }
     first = recipe.timesteps[0]
     titles = ("", "") if rows is columns else _titles(recipe)
-    draw_similarities(panels, list(rows.places(first)), list(columns.places(first)), path, titles=titles)
+    draw_similarities(
+        panels, list(rows.places(first)), list(columns.places(first)), path, titles=titles, caption=caption
+    )
 
 
-def _draw_by_block(recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: DiffusionBlocks, path: Path) -> None:
+def _draw_by_block(
+    recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: DiffusionBlocks, path: Path, caption: str
+) -> None:
     """Timesteps by timesteps, one panel a block, where there are several timesteps."""
     steps = [str(t) for t in recipe.timesteps]
     if len(steps) > 1:
         by_timestep = [rows.places(t) for t in recipe.timesteps]
         places = {block: [found[block] for found in by_timestep] for block in by_timestep[0]}
-        draw_similarities({block: matrix[np.ix_(own, own)] for block, own in places.items()}, steps, steps, path)
+        by_block = {block: matrix[np.ix_(own, own)] for block, own in places.items()}
+        draw_similarities(by_block, steps, steps, path, caption=caption)
 
 
 def _titles(recipe: SimilarityRecipe) -> tuple[str, str]:

@@ -66,11 +66,14 @@ class TimmBlocks:
         self._mean, self._deviation = mean, deviation
         with torch.no_grad():
             count = len(self._maps(torch.zeros(1, 3, *self._size, device=device)))
-        self.names = [f"{config.name}, {number}" for number in range(count)]
+        # As timm calls its stages and blocks, `layer1` or `blocks.0`, where it says so.
+        known = [stage["module"] for stage in getattr(model, "feature_info", ())]
+        self._blocks = known if len(known) == count else [str(number) for number in range(count)]
+        self.names = [f"{config.name}, {block}" for block in self._blocks]
 
     def places(self, t: int) -> dict[str, int]:
         """See `Representations`; all of them at every timestep, since no noise is added to the images."""
-        return {str(number): number for number in range(len(self.names))}
+        return {block: number for number, block in enumerate(self._blocks)}
 
     @torch.no_grad()
     def read(self, images: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:

@@ -51,6 +51,46 @@ class Measured:
     history: Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True, eq=False)
+class Method:
+    """What is compared: a classifier, or several that differ in their seed.
+
+    Attributes:
+        name: what it is called here.
+        runs: one or more, measured on the same images.
+    """
+
+    name: str
+    runs: tuple[Measured, ...]
+
+    @property
+    def correct(self) -> NDArray[np.float64]:
+        """(N,) the share of the runs that recognised each image."""
+        return np.mean([run.correct for run in self.runs], axis=0)
+
+    def scores(self, metric: str) -> list[float]:
+        """The number of a metric for each run."""
+        return [run.metrics[metric] for run in self.runs]
+
+
+def read_method(source: str, split: str, name: str, trust: str | None = None) -> Method:
+    """The measurements of a run, of an evaluation, or of a folder with a run for each seed (`seed0`, `seed1`, …).
+
+    Args:
+        source, split, name, trust: as for `read_measured`.
+
+    Raises:
+        As `read_measured`.
+    """
+    folder = expand_user(source)
+    found = [] if RunFolder(folder).recipe.exists() else [recipe.parent for recipe in folder.glob("seed*/recipe.yaml")]
+    # seed10 after seed9.
+    seeds = sorted(found, key=lambda run: (len(run.name), run.name))
+    if not seeds:
+        return Method(name, (read_measured(source, split, name, trust),))
+    return Method(name, tuple(read_measured(str(run), split, f"{name}/{run.name}", trust) for run in seeds))
+
+
 def read_measured(source: str, split: str, name: str, trust: str | None = None) -> Measured:
     """The measurements of a run, which are made where they are missing or of other weights than the run has now, or
     those that `difformer eval` has left.

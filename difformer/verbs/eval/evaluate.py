@@ -1,6 +1,7 @@
 """Evaluation of a classifier on a split; the body of `difformer eval`."""
 
 from collections.abc import Mapping
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from difformer.tasks import Outputs, Task
 from difformer.tasks.task import Measured, check_labels, task_metric
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
+_log = getLogger(__name__)
+
 METRICS = "metrics.json"
 # What nobody but the user says: a folder could else have its own code run, or write anywhere.
 _OF_THE_USER = ("trust", "metrics", "output")
@@ -57,6 +60,9 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     # Before anything is fetched; what else may lie there is known once the task is.
     ResultFolder(output, ("*",)).check(overwrite=overwrite or not (output / METRICS).exists())
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
+    run = RunFolder(recipe.classifier)
+    if run.recipe.exists() and not run.results.exists():
+        _log.warning("%s is not finished; what is measured is its classifier so far", run.path)
     description = read_description(file)
     names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
     for name in recipe.metrics:

@@ -1,7 +1,7 @@
 """The methods of a quickstart, one after another, and what each reached."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,6 +12,7 @@ import numpy as np
 from difformer.data.dataset import TEST
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.trainer import Clock
+from difformer.engine.runtime.progress import Stages
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.result_folder import read_measurements
 from difformer.engine.runtime.run_folder import RunFolder
@@ -54,16 +55,13 @@ class MethodResult:
         return mean(values), stdev(values) if len(values) > 1 else None
 
 
-def measure_methods(
-    plan: Plan, folder: RunFolder, resources: Resources, say: Callable[[str], None]
-) -> list[MethodResult]:
+def measure_methods(plan: Plan, folder: RunFolder, resources: Resources) -> list[MethodResult]:
     """Carries out everything that is not done yet.
 
     Args:
         plan: what to do.
         folder: of everything.
         resources: shared by all methods.
-        say: is told what comes next.
 
     Raises:
         Stopped: a signal asked to stop; the same command resumes.
@@ -72,22 +70,36 @@ def measure_methods(
     by_method: dict[str, list[PlannedRun]] = {}
     for run in plan.runs:
         by_method.setdefault(run.method, []).append(run)
-    total = 3 + len(plan.runs)
-    say(f"[1/{total}] {plan.titles[SVM]}")
-    results = [_pixels(plan, folder, resources)]
-    say(f"[2/{total}] {plan.titles[KNN]}")
-    results.append(_neighbours(plan, folder, resources))
-    say(f"[3/{total}] features for the heads")
-    _extract(plan, folder, resources)
-    number = 3
-    for method, runs in by_method.items():
-        found = []
-        for run in runs:
-            number += 1
-            say(f"[{number}/{total}] {plan.titles[method]}, seed {run.seed}")
-            found.append(_train(run, folder, resources))
-        results.append(_together(plan, method, runs, found, folder))
+    costs = [1.0, 1.0, max(map(_features_cost, plan.runs)), *(_training_cost(run.recipe) for run in plan.runs)]
+    with closing(Stages(plan.title, costs)) as stages:
+        with stages.stage(plan.titles[SVM]):
+            results = [_pixels(plan, folder, resources)]
+        with stages.stage(plan.titles[KNN]):
+            results.append(_neighbours(plan, folder, resources))
+        with stages.stage("features for the heads"):
+            _extract(plan, folder, resources)
+        for method, runs in by_method.items():
+            found = []
+            for run in runs:
+                with stages.stage(f"{plan.titles[method]}, seed {run.seed}"):
+                    found.append(_train(run, folder, resources))
+            results.append(_together(plan, method, runs, found, folder))
     return results
+
+
+def _features_cost(run: PlannedRun) -> float:
+    """Passes of the backbone over the training images that the features of a run take."""
+    recipe = run.recipe
+    return recipe.cache.views * max(1, len(recipe.extractor.timesteps)) if recipe.features == "cached" else 0.0
+
+
+def _training_cost(recipe: Recipe) -> float:
+    """Passes of the backbone over the training images that take about as long as the training: a head alone is a tenth
+    of one, and DifFeed goes through it twice, and back."""
+    if recipe.features == "cached":
+        return 0.1 * recipe.training.epochs
+    passes = 4 if recipe.extractor.feedback_taps else 1
+    return float(passes * recipe.training.epochs * max(1, len(recipe.extractor.timesteps)))
 
 
 def _pixels(plan: Plan, folder: RunFolder, resources: Resources) -> MethodResult:

@@ -84,17 +84,14 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
 
 
 def _carry_out(plan: Plan, backbone: Backbone, folder: RunFolder, resources: Resources) -> Path:
-    def say(text: str) -> None:
-        print(text, flush=True)
-
-    say(f"{plan.title}: everything goes to {plan.output}")
-    results = measure_methods(plan, folder, resources, say)
+    print(f"{plan.title}: everything goes to {plan.output}", flush=True)
+    results = measure_methods(plan, folder, resources)
     folder.write_json(folder.results.name, as_json(plan, results))
     table = text_table(table_rows(plan, results))
     folder.write_text(TABLE, table + "\n")
-    say("drawing the page")
+    print("drawing the page", flush=True)
     page = write_report(plan, results, backbone, folder, resources)
-    say(f"\n{table}\n\n{page}")
+    print(f"\n{table}\n\n{page}", flush=True)
     return page
 
 

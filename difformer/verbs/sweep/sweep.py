@@ -221,7 +221,16 @@ def _conclude(
     folder.write_text("scores.csv", csv_table(scores, column=shown or "accuracy"))
     values = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
     first = best_score(scores, larger_is_better=larger)
-    draw_sweep(values, (first.tap, first.t, first.pool), folder.path / "scores.png", criterion=shown, percent=percent)
+    found = f"{first.tap}, t = {first.t}, pool {first.pool}: {chooser.certain(first.accuracy)}"
+    caption = f"Best: {found}, {chooser.caution(len(scores))}."
+    draw_sweep(
+        values,
+        (first.tap, first.t, first.pool),
+        folder.path / "scores.png",
+        criterion=shown,
+        percent=percent,
+        caption=caption,
+    )
     front = pareto_front(scores, larger_is_better=larger)
     draw_pareto(
         [(score.gflop, score.accuracy) for score in scores],
@@ -229,6 +238,7 @@ def _conclude(
         folder.path / "pareto.png",
         criterion=shown,
         percent=percent,
+        caption=caption,
     )
     recipes = recommended_recipes(scores, taps, chooser, recipe.extractor.conditioning)
     note = choice_note(recipe.data, recipe.validation)

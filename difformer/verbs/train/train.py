@@ -42,6 +42,8 @@ def train(
         TrainingError: the loss or a weight is not finite, or a data worker died.
         Stopped: a signal asked to stop; the state is saved.
     """
+    if recipe.seeds:
+        raise ValueError("seeds: of one run there is one, training.seed; several are trained by train_seeds")
     return carry_out(
         recipe,
         partial(Run, resources=resources),

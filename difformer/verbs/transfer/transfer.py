@@ -12,6 +12,7 @@ import torch
 from difformer.config.reading import dump
 from difformer.engine.loop.trainer import DivergedError
 from difformer.engine.runtime.processes import create_accelerator
+from difformer.engine.runtime.progress import Stages
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
@@ -40,13 +41,12 @@ class _Runner:
     def __init__(self, accelerator: Any, total: int, overwrite: bool) -> None:
         self.accelerator = accelerator
         self.failures: dict[str, str] = {}
-        self._total = total
+        self.stages = Stages("transfer", [1.0] * total, shown=accelerator.is_main_process)
         self._overwrite = overwrite
-        self._number = 0
         self._resources = Resources()
 
     def skip(self, count: int, reason: str, pair: str) -> None:
-        self._number += count
+        self.stages.skip(count)
         self.fail(pair, f"not tested: {reason}")
 
     def fail(self, name: str, message: str) -> None:
@@ -61,10 +61,9 @@ class _Runner:
             DivergedError: its loss was not finite.
             Exception: with several processes, of which the others would wait for ever.
         """
-        self._number += 1
-        self.accelerator.print(f"[{self._number}/{self._total}] {run.name}", flush=True)
         try:
-            return train(run.recipe, overwrite=self._overwrite, more_to_come=True, resources=self._resources)
+            with self.stages.stage(run.name):
+                return train(run.recipe, overwrite=self._overwrite, more_to_come=True, resources=self._resources)
         except DivergedError:
             raise
         except Exception as error:
@@ -112,6 +111,7 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
             if accelerator.is_main_process:
                 _write(folder, recipe, result)
     finally:
+        runner.stages.close()
         accelerator.end_training()
     return result
 
