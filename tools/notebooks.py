@@ -5,11 +5,13 @@ were run on the first 80 training images of CIFAR-10's airplane, automobile and 
 """
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+_DATA = "What is printed here is of 240 training images of CIFAR-10: airplanes, automobiles and birds."
 EXAMPLES = Path(__file__).parents[1] / "examples"
 # Each with a last cell that draws what the script prints or writes.
 PICTURES = {
@@ -65,9 +67,9 @@ def cells_of(name: str, folder: str) -> Iterator[tuple[str, str]]:
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     first = ast.parse(source).body[0]
     title, _, text = ast.literal_eval(first.value).partition("\n")
-    yield "markdown", f"# {title.partition(':')[0]}\n{text}".rstrip()
+    yield "markdown", f"# {title.partition(':')[0]}\n{text}\n{_DATA}"
     code = "\n".join(source.splitlines()[first.end_lineno :]).strip()
-    code = code.replace("sys.argv[1]", repr(folder)).replace("import sys\n\n", "", 1)
+    code = code.replace("sys.argv[1]", json.dumps(folder)).replace("import sys\n\n", "", 1)
     # A paragraph that is indented belongs to the one before it.
     paragraphs = re.split(r"\n\n+(?=[^\s])", code)
     imports = [one for one in paragraphs if re.match(r"import |from ", one)]
@@ -91,16 +93,12 @@ def main() -> None:
         # Cells are known by their places, so that the file changes with its content alone.
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"{name.replace('_', '-')}-{number}"
-        NotebookClient(notebook, resources={"metadata": {"path": str(place.parent)}}).execute()
+        NotebookClient(notebook, coalesce_streams=True, resources={"metadata": {"path": str(place.parent)}}).execute()
         for cell in notebook.cells:
             cell["metadata"] = {}
-            cell["outputs"] = (
-                [one for one in cell.get("outputs", []) if one.get("name") != "stderr"]
-                if cell["cell_type"] == "code"
-                else []
-            )
-            if cell["cell_type"] == "markdown":
-                del cell["outputs"]
+            if cell["cell_type"] == "code":
+                # Progress bars and warnings.
+                cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
         notebook["metadata"] = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
         nbformat.write(notebook, EXAMPLES / f"{name}.ipynb")
         print(f"wrote {EXAMPLES / name}.ipynb")

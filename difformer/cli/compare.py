@@ -1,4 +1,4 @@
-"""The verb that lays runs side by side: compare."""
+"""The verb that compares runs: compare."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def compare(
     trust: str | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Lays runs side by side on one page: numbers, differences from the first with their significance, curves.
+    """Compares runs on one page: numbers, differences from the first with their significance, curves.
 
     Args:
         runs: folders of runs, of runs with several seeds, or that `difformer eval` wrote; two or more. Runs that have

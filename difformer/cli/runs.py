@@ -46,8 +46,8 @@ class RecipeVerb:
         switches: further options without a value, with their help.
         shown: the keys that people use first, which `--help` shows; `--help all` shows the others too.
         read: gives the values of a YAML file.
-        read_first: gives those of the first argument, where that is no YAML file; it is told `download`,
-            whether it may be fetched, and `trust`, a package whose code may run.
+        read_first: gives those of the first argument, where that is no YAML file. It is called with `download`,
+            whether the file may be fetched, and `trust`, a package whose code may run.
     """
 
     description: str

@@ -41,7 +41,7 @@ def sample(
         backbone: a preset, a weight file or hf://owner/name.
         out: the PNG file to write.
         count: images.
-        method: ddpm (ancestral), or ddim, which adds no noise on the way and so wants a network that errs little.
+        method: ddpm (ancestral), or ddim, which adds no noise on the way and needs a network with small errors.
         steps: timesteps to visit, evenly spaced.
         eta: noise of ddim, from 0 (none, which is usual) to 1 (that of ancestral sampling).
         label: class of a class-conditional backbone; all of them in turn when left out.

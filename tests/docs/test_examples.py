@@ -1,9 +1,11 @@
 """The examples run, each as its user starts it, on a few images."""
 
+import json
 import os
 import re
 import subprocess
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +67,17 @@ def test_examples(folder, name):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= 80
+
+
+def test_notebooks_are_the_examples():
+    spec = spec_from_file_location("notebooks", EXAMPLES.parent / "tools" / "notebooks.py")
+    tool = module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    assert {path.stem for path in EXAMPLES.glob("*.ipynb")} == set(tool.PICTURES)
+    for name in tool.PICTURES:
+        cells = json.loads((EXAMPLES / f"{name}.ipynb").read_text())["cells"]
+        found = [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+        assert found == list(tool.cells_of(name, "pictures")), "run python tools/notebooks.py FOLDER"
+        # They ran to the end, and drew.
+        assert any("image/png" in output.get("data", {}) for output in cells[-1]["outputs"])
+        assert [cell["execution_count"] for cell in cells[1:]] == list(range(1, len(cells)))
