@@ -1,29 +1,28 @@
-"""What becomes of memory that tensors on the CPU leave behind."""
+"""What happens to the memory of tensors on the CPU when they are freed."""
 
 import contextlib
 import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-# Above this, glibc asks the system for every block anew, however often it was given one of that size.
+# Above this size, glibc requests every block from the system again, even where one of that size was just freed.
 _LARGEST_KEPT_BY_DEFAULT = 32 * 1024**2
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Whether the process keeps memory that tensors have left for the next tensors, or gives it back to the system.
+    """Sets whether the process keeps freed memory for the next tensors, or returns it to the system.
 
-    glibc's `malloc` gives blocks of more than 32 MiB back at once, and the system clears the pages of each new one when
+    glibc's `malloc` returns blocks of more than 32 MiB at once, and the system clears the pages of each new block when
     they are first touched. A U-Net's activations at 256×256 pixels are such blocks: there, clearing pages takes longer
-    than normalisation and activation functions do. Kept, memory stays with the process up to the most that it needed
-    at any time.
+    than normalisation and activation functions do. With `keep`, the process holds as much memory as it needed at most.
 
-    The verbs of the command line keep it. It is a setting of the whole process, so a program that uses this package
-    decides by calling this function.
+    The verbs of the command line keep freed memory. This is a setting of the whole process, so a program that uses this
+    package decides by calling this function.
 
     Args:
-        keep: False for glibc's own behaviour; what was kept then goes back.
+        keep: False for glibc's own behaviour, which also returns the memory kept so far.
 
     Returns:
-        Whether it could be set, which needs glibc: on Linux, but not where musl stands in for it.
+        Whether it could be set, which needs glibc: on Linux, except with musl.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         libc = ctypes.CDLL(None)

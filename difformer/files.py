@@ -15,7 +15,7 @@ from typing import Any
 _CHUNK = 1 << 20
 # The entry of a JSON file that holds the digest of its others.
 _SEAL = "sha256"
-# Errors of writing for which the system gives no file name. Others without one may be of anything.
+# Errors of writing for which the system gives no file name. Other errors without one may concern any file.
 _NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 
 
@@ -23,14 +23,14 @@ _NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, er
 def write_atomically(target: Path, *, overwrite: bool = False, keep: Path | None = None) -> Iterator[Path]:
     """Gives a temporary path beside the target, and renames it to the target once it is whole and on the disk.
 
-    When the body fails, the temporary file is removed and what was at the target stays as it was. A file that is
-    replaced hands on its permissions; a new one has those the umask leaves. Of a symbolic link, what it points to is
-    written. Several processes and threads may write the same target: the last one wins.
+    When the body fails, the temporary file is removed and what was at the target stays as it was. The permissions of a
+    replaced file are kept; a new file has those that the umask leaves. A symbolic link is followed. Several processes
+    and threads may write the same target: the last one wins.
 
     Args:
         target: the file to write; its folder must exist. A leading `~` is the home folder.
         overwrite: whether a file that is already there may be replaced.
-        keep: where what is replaced goes, on the same disk; it is gone when left out.
+        keep: where the replaced file is moved, on the same disk; it is deleted when None.
 
     Raises:
         FileExistsError: the target exists and may not be replaced.
@@ -60,7 +60,7 @@ def write_atomically(target: Path, *, overwrite: bool = False, keep: Path | None
 
 
 def _replace_keeping(new: Path, target: Path, keep: Path) -> None:
-    """Renames a file to the target, and what is there to `keep`. There is always a target; for a moment there is none
+    """Renames a file to the target, and the old target to `keep`. The target exists at all times, except for a moment
     on disks without hard links.
     """
     try:
@@ -79,12 +79,12 @@ def _replace_keeping(new: Path, target: Path, keep: Path) -> None:
 
 @contextlib.contextmanager
 def errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
-    """Has errors of the system name what the user knows: those of a full disk name nothing, and others what is written
-    in its stead.
+    """Makes system errors name the file that the user knows: errors of a full disk name none, and others name the
+    temporary file.
 
     Args:
         target: the file or folder that is written.
-        temporary: what it is called, or lies in, until it is whole.
+        temporary: its temporary name, or the folder it lies in, until it is whole.
     """
     try:
         yield
@@ -97,12 +97,12 @@ def errors_name(target: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def check_target(target: Path, *, overwrite: bool = False, ending: str | None = None) -> None:
-    """Finds out before long work that its result could not be written.
+    """Checks before long work that its result can be written.
 
     Args:
         target: the file to write. A leading `~` is the home folder.
         overwrite: whether a file that is already there may be replaced.
-        ending: of the format that is written, such as ".png"; a name may have it or none.
+        ending: of the format that is written, such as ".png"; the name may have this ending or none.
 
     Raises:
         ValueError: the name has another format's ending.
@@ -117,10 +117,10 @@ def check_target(target: Path, *, overwrite: bool = False, ending: str | None = 
 
 
 def check_writable(folder: Path) -> None:
-    """Finds out before long work that nothing could be written in a folder, which need not be there yet.
+    """Checks before long work that files can be written in a folder, which need not exist yet.
 
     Raises:
-        OSError: it could not be written, or not be made.
+        OSError: the folder cannot be written to, or cannot be created.
     """
     folder = folder.absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -181,15 +181,15 @@ def sha256(path: Path, *, size: int | None = None) -> str:
     return digest.hexdigest()
 
 
-# What to do about a damaged file of a command that makes what is missing.
-MADE_ANEW = "remove it, and the same command makes it anew"
+# The remedy for a damaged file of a command that makes missing files again.
+MADE_ANEW = "remove it, and the same command makes it again"
 
 
 def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object with the digest of its entries, by which `read_json` notices damage.
 
     Args:
-        content: entries of any names but "sha256", which is that of the digest.
+        content: entries with any name except "sha256", which the digest has.
     """
     return {**content, _SEAL: _seal_of(content)}
 
@@ -197,7 +197,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 def read_json(path: Path, remedy: str) -> Any:
     """Reads a JSON file that this package wrote, without the digest where it is `sealed`.
 
-    Files of earlier versions have no digest; of them, damage is noticed only where it is no JSON any more. An entry
+    Files of earlier versions have no digest: damage to them is noticed only where they are no longer JSON. An entry
     "sha256" of an object is always taken for the digest.
 
     Args:
@@ -219,6 +219,6 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def _seal_of(content: Mapping[str, Any]) -> str:
-    # As it is read: JSON makes text of keys that are numbers, and text has another order.
+    # As it will be read: JSON turns keys that are numbers into text, which is sorted differently.
     as_read = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ T = TypeVar("T")
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown name: the nearest of the known ones, or all of them where none is near.
 
-    Of a key that is known within sections, such as `seed` beside `data.seed`, those are the nearest.
+    For a key that sections have, such as `seed` for `data.seed`, the keys of the sections are the nearest.
     """
     names = list(known)
     close = [one for one in names if one.endswith(f".{name}")] or get_close_matches(name, names, n=1, cutoff=0.4)
@@ -41,7 +41,7 @@ class Registry(Generic[T]):
 
         def add(thing: T) -> T:
             there = self._things.get(name)
-            # A module that is loaded again, or a notebook's cell, brings the same thing anew.
+            # A module that is reloaded, or a notebook cell that is run again, registers the same thing again.
             if there is not None and _place(there) != _place(thing):
                 raise ValueError(f"there is a {self.kind} called {name!r} already")
             self._things[name] = thing
@@ -50,11 +50,11 @@ class Registry(Generic[T]):
         return add
 
     def check(self, name: Any, option: str) -> None:
-        """Raises ValueError for what can be no name of these things; nothing is imported.
+        """Raises ValueError for a value that cannot be the name of such a thing; nothing is imported.
 
         Args:
             name: a name, or `package.module:Name`.
-            option: whose value it is, for the message.
+            option: the option that has this value, for the message.
         """
         if not isinstance(name, str) or (name not in self._things and not _is_path(name)):
             raise ValueError(
@@ -63,7 +63,7 @@ class Registry(Generic[T]):
             )
 
     def find(self, name: str) -> T:
-        """The thing of a name; one of `package.module:Name` is imported.
+        """The thing with a name; `package.module:Name` is imported.
 
         Raises:
             ValueError: there is none.
@@ -89,10 +89,10 @@ class Registry(Generic[T]):
         return found
 
     def check_trusted(self, name: str, trust: str | Iterable[str] = ()) -> None:
-        """Raises UntrustedError where a name that a file brought would run code that was not asked for.
+        """Raises UntrustedError where a name from a file would run code that was not asked for.
 
-        Names that are registered are known, and so is the path of what is registered. That a module has been imported
-        is not enough: `subprocess` has been, too.
+        Registered names are known, and so are the paths of registered things. That a module has been imported is not
+        enough: `subprocess` has been, too.
 
         Args:
             name: as the file has it.
@@ -105,15 +105,15 @@ class Registry(Generic[T]):
         if not any(module == one or module.startswith(f"{one}.") for one in trusted):
             package = module.partition(".")[0]
             raise UntrustedError(
-                f"the {self.kind} {name} is code that does not belong to this package, and using it would run that: "
-                f"allow it with trust={package!r} (--trust {package}), or register it beforehand"
+                f"the {self.kind} {name} is code that does not belong to this package, and using it would run this "
+                f"code: allow it with trust={package!r} (--trust {package}), or register it first"
             )
 
     def find_trusted(self, name: str, trust: str | Iterable[str] = ()) -> T:
-        """As `find`, for a name that a file brought.
+        """As `find`, for a name from a file.
 
         Raises:
-            UntrustedError: as `check_trusted`, or what it names was only imported there from elsewhere.
+            UntrustedError: as `check_trusted`, or the module only imported the thing from elsewhere.
             ValueError, ImportError: as `find`.
         """
         self.check_trusted(name, trust)
@@ -139,7 +139,7 @@ def path_of(thing: Any, kind: str) -> str:
         kind: what it is, for the message.
 
     Raises:
-        ValueError: nothing could find it: it was made in a function, or in a script.
+        ValueError: it cannot be found again, since it was defined in a function or in a script.
     """
     if thing.__module__ == "__main__" or "<" in thing.__qualname__:
         raise ValueError(
@@ -150,7 +150,7 @@ def path_of(thing: Any, kind: str) -> str:
 
 
 def _place(thing: Any) -> str:
-    """Where a class or function is defined, as `path_of`; of others what tells them apart."""
+    """Where a class or function is defined, as `path_of`; for other things, a text that tells them apart."""
     return f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', id(thing))}"
 
 

@@ -1,9 +1,9 @@
-"""What is drawn at random, in one enumeration, so that no two uses of a seed draw the same.
+"""All uses of randomness, in one enumeration, so that no two uses of a seed draw the same.
 
-Augmentation and the rounding of holdouts are older than it and stand below: published numbers depend on them.
+Augmentation and the rounding of holdouts are older, and are defined below: published numbers depend on them.
 
 A stream is NumPy's generator of a list of integers: the number of its use, then as many as its use needs. NumPy fills
-short lists up with zeros, so each use has a number of its own and a fixed count. What torch draws (dropout, initial
+short lists up with zeros, so each use has its own number and a fixed count. What torch draws (dropout, initial
 weights, noise) is seeded by hashes of words instead, see `stable_id`.
 """
 
@@ -57,16 +57,16 @@ def generator(stream: Stream, *key: int) -> np.random.Generator:
 
 
 def sample_generator(seed: int, epoch: int, image_id: int) -> np.random.Generator:
-    """The generator of one sample's augmentation in one epoch, whichever worker and process draws it and when.
+    """The generator of one sample's augmentation in one epoch, the same in every worker and process and at any time.
 
-    It is older than the numbers of the streams and has none: changing it would move everything that was measured. Its
-    seed stands where they have their number.
+    It is older than the numbers of the streams and has none: its list starts with the seed. Changing it would change
+    all results measured so far.
     """
     return np.random.default_rng([seed, epoch, image_id])
 
 
 def rounding_generator(seed: int) -> np.random.Generator:
-    """The generator of which classes round up in a holdout: that of class 0's holdout, as it always was."""
+    """The generator that decides which classes round up in a holdout: that of class 0's holdout, as always."""
     return np.random.default_rng([Stream.HOLDOUT.number, seed])
 
 

@@ -24,7 +24,7 @@ def write_rows(file: TextIO, rows: Iterable[Sequence[object]], *, end: str = "\r
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Writes a CSV file; of None, nothing is written."""
+    """Writes a CSV file; None becomes an empty cell."""
     # File names may hold bytes that are not UTF-8.
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         write_rows(file, [header, *rows])
@@ -37,30 +37,28 @@ def read_rows(file: TextIO) -> list[list[str]]:
         ValueError: it is no CSV file.
     """
     try:
-        return [[_read(cell) for cell in row] for row in csv.reader(file)]
+        rows = list(csv.reader(file))
     except csv.Error as error:
         raise ValueError(f"it is no CSV file: {error}") from error
+    return [[cell[1:] if cell.startswith(_MARK) and _is_formula(cell) else cell for cell in row] for row in rows]
 
 
 def _written(cell: object) -> object:
     if cell is None or isinstance(cell, Number):
         return cell
     text = str(cell)
-    return _MARK + text if _is_formula(text) and not _is_number(text) else text
-
-
-def _read(text: str) -> str:
-    return text[1:] if text.startswith(_MARK) and _is_formula(text) else text
-
-
-def _is_formula(text: str) -> bool:
-    """Whether it is one, marked or not: text that already has marks gets another, so that reading gives it back."""
-    return text.lstrip(_MARK).startswith(_FORMULA)
-
-
-def _is_number(text: str) -> bool:
+    if not _is_formula(text):
+        return text
+    # Text such as -1 is a number, unless white space comes first.
     try:
         float(text)
     except ValueError:
-        return False
-    return not text.startswith(("\t", "\r", "\n"))
+        return _MARK + text
+    return _MARK + text if text.startswith(("\t", "\r", "\n")) else text
+
+
+def _is_formula(text: str) -> bool:
+    """Whether text looks like a formula, with or without marks: marked text gets another mark, so that reading restores
+    it.
+    """
+    return text.lstrip(_MARK).startswith(_FORMULA)

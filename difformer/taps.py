@@ -1,5 +1,6 @@
 """Names for the places features are read from: taps, feature keys and their mirror images. Pure data."""
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ class TapSpec:
         name: `in00 …` for the encoder, `mid`, `out00 …` for the decoder.
         block: the literature's 1-based block number in network order.
         channels: channels of the feature map.
-        size: of the feature map in pixels, for images of the backbone's own size where nothing else is said: its side
+        size: of the feature map in pixels, for images of the backbone's own size unless stated otherwise: its side
             where it is square, else (h, w).
         flops: cost of one image from the input up to and including this block, in floating-point operations
             (a multiply-add counts as two; normalisation and activations are not counted).
@@ -74,10 +75,10 @@ class FeatureKey:
 
 
 class Features(dict[FeatureKey, Tensor]):
-    """Feature maps (B, C, h, w) by where and when they were read; anything else than a `FeatureKey` is no key."""
+    """Feature maps (B, C, h, w) by where and when they were read; only a `FeatureKey` is a key."""
 
     def __missing__(self, key: object) -> Tensor:
-        """Raises KeyError, saying what there is."""
+        """Raises KeyError, which lists the keys that there are."""
         same = next((known for known in self if key in (known.tap, known.t)), next(iter(self), None))
         raise KeyError(
             f"no feature {key!r}: features are found by their FeatureKey, such as features[{same}]; "
@@ -85,7 +86,7 @@ class Features(dict[FeatureKey, Tensor]):
         )
 
 
-# Else a subclass of a dictionary is one value to torch, and `torch.func` finds no tensor in what an extractor returns.
+# Without this, torch takes a subclass of dict for one value, and `torch.func` finds no tensor in an extractor's result.
 register_pytree_node(
     Features,
     lambda maps: (list(maps.values()), list(maps)),
@@ -114,7 +115,13 @@ def resolve_tap(tap: str | int, names: Iterable[str]) -> str:
     known = list(names)
     if isinstance(tap, str) and tap in known:
         return tap
-    number = _block_number(tap)
+    number = None
+    if not isinstance(tap, str):
+        with contextlib.suppress(ValueError):
+            number = as_integer("a block number", tap)
+    # Longer texts are no block's number, and Python refuses to convert the longest.
+    elif tap.isascii() and tap.isdigit() and len(tap) < 10:
+        number = int(tap)
     if number is not None and 1 <= number <= len(known):
         return known[number - 1]
     close = get_close_matches(tap, known, n=1) if isinstance(tap, str) else []
@@ -179,13 +186,3 @@ def corresponding_tap(tap: str | int, there: Iterable[str], here: Iterable[str])
     depth = round((place % (half + 1)) * (ours - 1) / max(1, half - 1))
     # Networks of one or two blocks have no decoder.
     return own[min(max(0, depth) + (ours + 1 if place > half else 0), len(own) - 1)]
-
-
-def _block_number(tap: str | int) -> int | None:
-    if isinstance(tap, str):
-        # Longer ones are no block's, and Python refuses to convert the longest.
-        return int(tap) if tap.isascii() and tap.isdigit() and len(tap) < 10 else None
-    try:
-        return as_integer("a block number", tap)
-    except ValueError:
-        return None

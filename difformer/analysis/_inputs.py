@@ -16,7 +16,7 @@ def as_matrix(name: str, values: Array, *, width: int | None = None) -> Tensor:
     Args:
         name: of the values, for errors; a plural.
         values: (N, D), of any floating-point type, with N and D at least 1.
-        width: the D asked for, where it is known.
+        width: the D expected, where it is known.
 
     Raises:
         ValueError: another type, shape or dtype, or a value that is not finite.
@@ -73,7 +73,7 @@ def _as_tensor(name: str, values: Array) -> Tensor:
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise ValueError(f"{name} must be a torch tensor or a numpy array of numbers, got {found}")
-    # torch takes neither reversed nor foreign memory, and warns of read-only arrays; only those are copied.
+    # torch takes neither reversed arrays nor another byte order, and warns of read-only ones; only those are copied.
     return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
 
 

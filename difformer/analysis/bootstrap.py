@@ -21,7 +21,7 @@ class Interval:
         mean: over the images as they are.
         low, high: ends of the interval.
         level: of confidence, such as 0.95.
-        resamples: that the ends were read from.
+        resamples: how many of them the ends were read from.
     """
 
     mean: float

@@ -75,7 +75,7 @@ class MinibatchCKA:
         self._same = False
 
     def update(self, xs: Mapping[str, Array], ys: Mapping[str, Array] | None = None) -> None:
-        """Takes a batch into account.
+        """Adds a batch.
 
         Args:
             xs: (B, D) by name, B at least 4, all of the same images and on one device; the rows of the result.
@@ -125,7 +125,10 @@ class MinibatchCKA:
         if self.kernel == "rbf":
             squares = gram.diagonal()
             distances = (squares[:, None] + squares[None, :] - 2 * gram).clamp(min=0).sqrt()
-            scale = self.bandwidth * self._medians.setdefault((side, name), _median_off_diagonal(distances))
+            pairs = distances[~torch.eye(count, dtype=torch.bool, device=distances.device)]
+            # For an even number torch gives the lower of the two middle values, and so the upper one of the negatives.
+            median = float(pairs.median() - (-pairs).median()) / 2
+            scale = self.bandwidth * self._medians.setdefault((side, name), median)
             # Where all images are the same, so is their similarity.
             gram = torch.exp(-((distances / scale) ** 2) / 2) if scale > 0 else torch.ones_like(gram)
         return gram.fill_diagonal_(0) if self.debiased else gram
@@ -134,8 +137,8 @@ class MinibatchCKA:
 def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     """Centred kernel nearest-neighbour alignment (Huh et al. 2024, appendix A): CKA of near images only.
 
-    A similarity counts where an image is among the k nearest of another in both representations. As being near is not
-    mutual, the two representations do not play quite the same part.
+    A similarity counts where an image is among the k nearest of another in both representations. Being near is not
+    mutual, so exchanging the two representations can change the result slightly.
 
     Args:
         x: (N, D) finite, N at least 4.
@@ -145,34 +148,32 @@ def cknna(x: Array, y: Array, *, k: int = 10) -> float:
     Raises:
         ValueError: wrong shapes, types or values.
     """
-    left, right = (_linear_gram(name, values) for name, values in (("x", x), ("y", y)))
+    grams = []
+    for name, values in (("x", x), ("y", y)):
+        rows = _as_doubles(name, values)
+        if len(rows) < _FEWEST:
+            raise ValueError(f"{name} must have at least {_FEWEST} images, got {len(rows)}")
+        grams.append((rows @ rows.T).fill_diagonal_(0))
+    left, right = grams
     if len(left) != len(right):
         raise ValueError(f"x and y must be of the same images, got {len(left)} and {len(right)}")
     if not 2 <= as_positive_integer("k", k) < len(left):
         raise ValueError(f"k must be at least 2 and less than the number of images, {len(left)}; got {k}")
-    near_left, near_right = (_nearest(gram, k) for gram in (left, right))
+    nearest = []
+    for gram in grams:
+        # The images that are most similar to each image, itself left out.
+        places = gram.clone().fill_diagonal_(-torch.inf).topk(k, dim=1).indices
+        nearest.append(torch.zeros_like(gram, dtype=torch.bool).scatter_(1, places, True))
+    near_left, near_right = nearest
     cross = _local_hsic(left, right, near_left & near_right)
     own = _local_hsic(left, left, near_left) * _local_hsic(right, right, near_right)
     return float(cross / own.sqrt())
-
-
-def _linear_gram(name: str, values: Array) -> Tensor:
-    rows = _as_doubles(name, values)
-    if len(rows) < _FEWEST:
-        raise ValueError(f"{name} must have at least {_FEWEST} images, got {len(rows)}")
-    return (rows @ rows.T).fill_diagonal_(0)
 
 
 def _as_doubles(name: str, values: Array) -> Tensor:
     """Checked (N, D) rows in float64, on the CPU unless they are on a CUDA device: Apple's GPUs have no float64."""
     rows = as_matrix(name, values)
     return (rows if rows.is_cuda else rows.cpu()).double()
-
-
-def _nearest(gram: Tensor, k: int) -> Tensor:
-    """(N, N): the second image is one of the k most similar to the first, itself left out."""
-    others = gram.clone().fill_diagonal_(-torch.inf)
-    return torch.zeros_like(gram, dtype=torch.bool).scatter_(1, others.topk(k, dim=1).indices, True)
 
 
 def _local_hsic(left: Tensor, right: Tensor, near: Tensor) -> Tensor:
@@ -200,12 +201,6 @@ def _biased_hsic(lefts: Tensor, rights: Tensor) -> Tensor:
 
 
 def _own(hsic: Callable[[Tensor, Tensor], Tensor], grams: Tensor) -> Tensor:
-    """(R,) HSIC of each with itself; 0 where what is left of equal similarities is rounding."""
+    """(R,) HSIC of each with itself; 0 where equal similarities leave only rounding."""
     found = torch.cat([hsic(gram[None], gram[None])[0] for gram in grams])
     return torch.where(found.abs() > _ROUNDING * grams.square().mean(dim=(1, 2)), found, 0)
-
-
-def _median_off_diagonal(distances: Tensor) -> float:
-    pairs = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
-    # Of an even number torch gives the lower of the two in the middle, and so the upper of the negative ones.
-    return float(pairs.median() - (-pairs).median()) / 2

@@ -29,8 +29,8 @@ def knn_scores(
 
     The k images of the bank with the largest cosine similarity vote for their classes, each with the weight
     exp(similarity / temperature). The votes of a query are divided by their sum, which changes no prediction and cannot
-    overflow. A feature vector of zeros has similarity 0 to everything; which of equally similar images are the k
-    nearest is as `torch.topk` has it.
+    overflow. A feature vector of zeros has similarity 0 to everything; `torch.topk` decides which of equally similar
+    images are the k nearest.
 
     Args:
         queries: (Q, D) finite features of the images to classify.
@@ -53,7 +53,12 @@ def knn_scores(
     queries = as_matrix("query features", queries, width=bank.shape[1])
     classes = as_positive_integer("num_classes", num_classes)
     labels = as_labels(labels, len(bank), classes).to(bank.device)
-    ks = _check_ks(ks, len(bank) - leave_one_out)
+    neighbours = tuple(as_positive_integer("k", k) for k in ks) if isinstance(ks, Iterable) else ()
+    if not neighbours or len(set(neighbours)) < len(neighbours):
+        raise ValueError(f"ks must be one or more different numbers, got {ks!r}")
+    most, available = max(neighbours), len(bank) - leave_one_out
+    if most > available:
+        raise ValueError(f"k = {most} neighbours were asked for, and an image has {available} to choose from")
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be positive, got {temperature}")
     dtype = torch.promote_types(bank.dtype, torch.float32)
@@ -63,27 +68,14 @@ def knn_scores(
 
     queries, bank = F.normalize(queries), F.normalize(bank)
     rows = max(1, _CHUNK_ELEMENTS // len(bank))
-    parts: dict[int, list[Tensor]] = {k: [] for k in ks}
+    parts: dict[int, list[Tensor]] = {k: [] for k in neighbours}
     for start in range(0, len(queries), rows):
         similarity = queries[start : start + rows] @ bank.T
         if leave_one_out:
             similarity.diagonal(start).fill_(-math.inf)
-        nearest, places = similarity.topk(max(ks))
+        nearest, places = similarity.topk(most)
         for k, scores in parts.items():
-            scores.append(_votes(nearest[:, :k] / temperature, labels[places[:, :k]], classes))
+            # The weights of the votes, divided by their sum, are a softmax.
+            votes = (nearest[:, :k] / temperature).softmax(dim=1)
+            scores.append(votes.new_zeros(len(votes), classes).scatter_add_(1, labels[places[:, :k]], votes))
     return {k: torch.cat(scores) for k, scores in parts.items()}
-
-
-def _votes(logits: Tensor, classes: Tensor, num_classes: int) -> Tensor:
-    """(B, C) sums over each row's neighbours: softmax is exp(logits) over their sum."""
-    votes = logits.new_zeros(len(logits), num_classes)
-    return votes.scatter_add_(1, classes, logits.softmax(dim=1))
-
-
-def _check_ks(ks: Sequence[int], available: int) -> tuple[int, ...]:
-    checked = tuple(as_positive_integer("k", k) for k in ks) if isinstance(ks, Iterable) else ()
-    if not checked or len(set(checked)) < len(checked):
-        raise ValueError(f"ks must be one or more different numbers, got {ks!r}")
-    if max(checked) > available:
-        raise ValueError(f"k = {max(checked)} neighbours were asked for, and an image has {available} to choose from")
-    return checked

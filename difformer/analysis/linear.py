@@ -117,7 +117,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = x.shape[1] > x.shape[0]
     spectrum, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-    # What remains is rounding: directions without variance, along which no weight is learnt anyway.
+    # The others are rounding: directions without variance, along which no weight is learnt anyway.
     kept = spectrum > spectrum.clamp_min(0).max() * torch.finfo(x.dtype).eps * max(x.shape)
     spectrum, vectors = spectrum[kept], vectors[:, kept]
     # Both products have the same spectrum; the left singular vectors give the right ones.

@@ -14,20 +14,20 @@ from difformer.config import as_positive_integer
 _log = getLogger(__name__)
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-# Of the largest component of the gradient; float32 sums do not settle much below the second.
+# For the largest component of the gradient; float32 sums do not get much below theirs.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True, eq=False)
 class LogisticFit:
-    """A fitted regression and how far the optimiser came.
+    """A fitted regression and how far the optimiser got.
 
     Attributes:
         model: the layer, on features as they are.
         l2: strength of the penalty.
         objective: the value reached.
         gradient: largest absolute component of the objective's gradient there.
-        iterations: that this strength took.
+        iterations: used for this strength.
         converged: the gradient is within the tolerance.
     """
 
@@ -52,15 +52,15 @@ def logistic_path(
     """Fits for several regularisation strengths, each started from the next stronger one's solution.
 
     Minimises mean cross-entropy + l2 / 2 · |W|² over the weights W and biases of the standardised features; biases
-    are not penalised. scikit-learn's `C` is 1 / (N · l2). The fits start from zero and use no random numbers. What
-    has not converged says so and is logged. Memory: about three copies of the features and four of the logits.
+    are not penalised. scikit-learn's `C` is 1 / (N · l2). The fits start from zero and use no random numbers. A fit
+    that has not converged says so, and is logged. Memory: about three copies of the features and four of the logits.
 
     Args:
         features: (N, D) finite training features; the work is done on their device.
         labels: (N,) integers in [0, num_classes).
         num_classes: C, at least 1. Classes without an image get a bias that makes them improbable.
         strengths: values of l2, positive and different.
-        dtype: that is computed in, float64 or float32.
+        dtype: of the computation, float64 or float32.
         tolerance: of the gradient's largest component; None for 1e-6 in float64 and 1e-4 in float32.
         max_iterations: for each strength.
 
@@ -117,7 +117,7 @@ class _Objective:
 
     def minimise(self, tolerance: float, max_iterations: int) -> tuple[float, float, int]:
         """Returns the value, the gradient's largest absolute component and the number of iterations."""
-        # Changes of the parameters or the value, however small, do not end it: convergence is of the gradient.
+        # Small changes of the parameters or the value do not end the fit: only the gradient does.
         optimiser = torch.optim.LBFGS(
             [self.parameters],
             max_iter=max_iterations,

@@ -15,11 +15,11 @@ from difformer.analysis.bootstrap import Interval, bootstrap_mean
 from difformer.config import as_positive_integer
 from difformer.registry import Registry
 
-# How much the outputs of a classifier tell: which class is likelier than which (`scores`), besides how likely the
-# predicted class is (`confidence`), or how likely each class is (`probabilities`).
+# How much the outputs of a classifier tell: the order of the classes (`scores`), and also the probability of the
+# predicted class (`confidence`), or of each class (`probabilities`).
 Told: TypeAlias = Literal["scores", "confidence", "probabilities"]
 
-# Rows that are looked at together: 2000 of ImageNet's thousand classes take 16 MB in float64.
+# Elements that are processed together: 2000 rows of ImageNet's thousand classes take 16 MB in float64.
 _CHUNK_ELEMENTS = 2_000_000
 
 
@@ -33,9 +33,9 @@ class Metric:
         larger_is_better: which way it counts where it chooses.
         share: whether it lies in [0, 1] and is written in per cent.
         title: what tables and the console call it, where that is not its name.
-        reads: what must mean something for the number to do so: the outputs' order or size alone (`scores`), their
-            softmax for the predicted class (`confidence`), or for each class (`probabilities`). Of a method that does
-            not give it, the metric is refused as the criterion.
+        reads: what the number depends on: the outputs' order or size alone (`scores`), their softmax for the predicted
+            class (`confidence`), or for each class (`probabilities`). The metric is refused as the criterion of a
+            method that does not give it.
     """
 
     compute: Callable[[NDArray[Any], NDArray[Any]], float]
@@ -73,13 +73,12 @@ def find_metric(name: str) -> Metric:
 
 @dataclass(frozen=True, eq=False)
 class ImageScores:
-    """What each image's logits say of its label. The mean of any of them can be given to `bootstrap_mean`.
+    """What each image's logits say about its label. The mean of any of them can be given to `bootstrap_mean`.
 
     Attributes:
         predicted: (N,) int64, the class of the largest logit; of equal ones the first.
-        rank: (N,) int64, how many classes stand before the label: 0 is a hit, less than 5 a top-5 hit. Classes with an
-            equal logit stand before it too, unless it is predicted: those that tie at nothing, such as classes without
-            a vote of k-NN, are no hits.
+        rank: (N,) int64, how many classes come before the label: 0 is a hit, less than 5 a top-5 hit. Classes with an
+            equal logit come before it too, unless it is predicted: so classes that all have no k-NN vote are no hits.
         confidence: (N,) float64 in (0, 1], the probability of the predicted class.
         nll: (N,) float64, minus the natural logarithm of the label's probability.
     """
@@ -154,12 +153,12 @@ class ClassificationMetrics:
         return self.extra[name] if name in self.extra else getattr(self, own)
 
     def summary(self) -> dict[str, float]:
-        """The numbers that stand in the record of an epoch."""
+        """The numbers in the record of an epoch."""
         line = {"loss": self.nll, "top1": self.top1, "mean_per_class": self.mean_per_class, "ece": self.ece}
         return (line if self.top5 is None else line | {"top5": self.top5}) | dict(self.extra)
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
-        """The same as JSON has it: numbers, text, None, lists and dictionaries with the attributes' names.
+        """The same in JSON's types: numbers, text, None, lists and dictionaries with the attributes' names.
 
         Args:
             tables: with `confusion` and `per_class`, which are long.
@@ -185,7 +184,7 @@ def classification_metrics(
     """Everything that one split's logits and labels tell.
 
     Args:
-        logits: (N, C) finite, of any floating-point type and device; computed with in float64 on the CPU.
+        logits: (N, C) finite, of any floating-point type and device; the computation is in float64 on the CPU.
         labels: (N,) integers in [0, C).
         class_names: C names.
         seed: of the bootstrap, not negative.
@@ -266,7 +265,7 @@ def measure(logits: Array, labels: Array, criterion: str = "top1") -> float:
         ImportError: as `find_metric`.
     """
     if criterion in ("top1", "mean_per_class"):
-        # In the logits' own precision, and without all that is measured besides.
+        # In the logits' own precision, and without computing the other metrics.
         return accuracy(logits, labels, criterion)
     METRICS.check(criterion, "criterion")
     value = _compute({criterion: find_metric(criterion)}, as_matrix("logits", logits), labels)[criterion]
@@ -283,9 +282,16 @@ def image_scores(logits: Array, labels: Array) -> ImageScores:
     logits = as_matrix("logits", logits)
     labels = as_labels(labels, *logits.shape)
     rows = max(1, _CHUNK_ELEMENTS // logits.shape[1])
-    parts = [_chunk_scores(x, y) for x, y in zip(logits.split(rows), labels.split(rows), strict=True)]
-    predicted, rank, confidence, nll = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
-    return ImageScores(predicted, rank, confidence, nll)
+    parts = []
+    for x, y in zip(logits.split(rows), labels.split(rows), strict=True):
+        x, y = x.cpu().double(), y.cpu()[:, None]
+        log_p = x.log_softmax(dim=1)
+        # torch.argmax gives the first of equal logits.
+        predicted = x.argmax(dim=1)
+        rank = ((x >= x.gather(1, y)).sum(dim=1) - 1).masked_fill(predicted == y[:, 0], 0)
+        confidence = log_p.gather(1, predicted[:, None])[:, 0].exp()
+        parts.append((predicted, rank, confidence, -log_p.gather(1, y)[:, 0]))
+    return ImageScores(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
 
 def confusion_matrix(predicted: Array, labels: Array, num_classes: int) -> NDArray[np.int64]:
@@ -335,17 +341,6 @@ def calibration_error(confidence: NDArray[Any], correct: NDArray[Any], *, bins: 
     places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:], confidence, side="left")
     gaps = np.bincount(places, weights=correct - confidence.astype(np.float64), minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))
-
-
-def _chunk_scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits, labels = logits.cpu().double(), labels.cpu()[:, None]
-    log_p = logits.log_softmax(dim=1)
-    own = logits.gather(1, labels)
-    # torch.argmax gives the first of equal logits.
-    predicted = logits.argmax(dim=1)
-    rank = ((logits >= own).sum(dim=1) - 1).masked_fill(predicted == labels[:, 0], 0)
-    confidence = log_p.gather(1, predicted[:, None])[:, 0].exp()
-    return predicted, rank, confidence, -log_p.gather(1, labels)[:, 0]
 
 
 def _class_table(confusion: NDArray[np.int64], names: Sequence[str]) -> tuple[ClassMetrics, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from difformer.analysis._inputs import Array, as_matrix
 from difformer.config import as_positive_integer
 
-# Percentiles that become 0 and 1: a few extreme positions leave the others their contrast.
+# Percentiles that become 0 and 1, so that a few extreme positions do not reduce the contrast of the others.
 _DARKEST, _BRIGHTEST = 2, 98
 
 
@@ -43,7 +43,7 @@ def principal_components(rows: Array, components: int) -> PrincipalComponents:
     matrix = as_matrix("rows", rows).cpu().double()
     centred = matrix - matrix.mean(dim=0)
     left, lengths, _ = torch.linalg.svd(centred, full_matrices=False)
-    # What the rounding of constant or dependent columns leaves is no component.
+    # The rounding of constant or dependent columns is no component.
     noise = torch.finfo(torch.float64).eps * max(matrix.shape) * torch.linalg.matrix_norm(matrix)
     lengths = torch.where(lengths > noise, lengths, 0)
     found = min(count, len(lengths))

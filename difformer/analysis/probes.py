@@ -15,12 +15,12 @@ from difformer.analysis.logistic import logistic_path
 from difformer.analysis.metrics import METRICS, Metric, Told, find_metric, measure
 from difformer.analysis.ridge import STRENGTHS as RIDGE_STRENGTHS
 from difformer.analysis.ridge import ridge_path
-from difformer.analysis.sgd import RATES, WEIGHT_DECAYS, SGDFit, sgd_grids
+from difformer.analysis.sgd import RATES, WEIGHT_DECAYS, sgd_grids
 
 Settings: TypeAlias = Mapping[str, float]
 Scorer: TypeAlias = Callable[[Tensor], Iterator[tuple[Settings, Tensor]]]
 
-# Of DINO's protocol (Caron et al. 2021).
+# As in DINO's protocol (Caron et al. 2021).
 KS = (10, 20, 100, 200)
 # What a method's outputs tell: the votes of neighbours leave classes without a probability, and ridge estimates
 # targets.
@@ -30,7 +30,7 @@ TOLD: dict[str, tuple[Told, ...]] = {
     "ridge": ("scores",),
     "sgd": ("scores", "confidence", "probabilities"),
 }
-# Classes that got no vote have no logarithm of one.
+# In place of a share of 0, whose logarithm is not finite.
 _SMALLEST_VOTE = 1e-12
 
 
@@ -134,12 +134,7 @@ class LinearProbe:
     def fit(self, images: Labelled, num_classes: int) -> Scorer:
         """See `Probe.fit`."""
         fits = self.path(images.features, images.labels, num_classes, strengths=self.strengths)
-
-        def scores(features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
-            for fit in fits:
-                yield {"l2": fit.l2}, fit.model.logits(features)
-
-        return scores
+        return partial(_linear_scores, fits, ("l2",))
 
     def only(self, settings: Settings) -> "LinearProbe":
         """See `Probe.only`."""
@@ -165,16 +160,17 @@ class GradientDescent:
     def fit_each(self, features: Sequence[Tensor], labels: Tensor, num_classes: int) -> list[Scorer]:
         """Fits each of several features (N, D) of the same images, all in one computation; see `fit`."""
         grids = sgd_grids(features, labels, num_classes, rates=self.rates, weight_decays=self.weight_decays)
-        return [partial(_sgd_scores, fits) for fits in grids]
+        return [partial(_linear_scores, fits, ("l2", "rate")) for fits in grids]
 
     def only(self, settings: Settings) -> "GradientDescent":
         """See `Probe.only`."""
         return GradientDescent((settings["rate"],), (settings["l2"],))
 
 
-def _sgd_scores(fits: Sequence[SGDFit], features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
+def _linear_scores(fits: Sequence[Fit], settings: Sequence[str], features: Tensor) -> Iterator[tuple[Settings, Tensor]]:
+    """Each fit's settings, which are attributes of these names, with its logits."""
     for fit in fits:
-        yield {"l2": fit.l2, "rate": fit.rate}, fit.model.logits(features)
+        yield {name: getattr(fit, name) for name in settings}, fit.model.logits(features)
 
 
 def create_probe(
@@ -212,7 +208,7 @@ def find_criterion(name: str, method: str) -> Metric:
         method: knn, logistic, ridge or sgd.
 
     Raises:
-        ValueError: there is none, or it reads what the method's outputs do not tell; the message names those that work.
+        ValueError: there is none, or it needs what the method's outputs do not give; the message names those that work.
         ImportError: its module cannot be imported.
     """
     metric = find_metric(name)
@@ -228,9 +224,9 @@ def find_criterion(name: str, method: str) -> Metric:
 
 
 def check_criterion(name: str, num_classes: int) -> None:
-    """Raises ValueError where a criterion has no number for so few classes."""
+    """Raises ValueError where a criterion is not defined for so few classes."""
     if name == "top5" and num_classes <= 5:
-        raise ValueError(f"criterion: of {num_classes} classes there is no top5; choose by top1 or mean_per_class")
+        raise ValueError(f"criterion: top5 needs more than 5 classes, got {num_classes}; use top1 or mean_per_class")
 
 
 def compare(

@@ -18,7 +18,7 @@ def nearest_images(features: Array, k: int) -> Tensor:
     """The images most like each image by cosine similarity, itself left out.
 
     Args:
-        features: (N, D) finite; a vector of zeros is like nothing.
+        features: (N, D) finite; a vector of zeros is similar to nothing.
         k: at least 1 and less than N.
 
     Returns:

@@ -16,7 +16,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True, eq=False)
 class RidgeFit:
-    """A fitted classifier and how well it does on each image when it has not seen it.
+    """A fitted classifier and how well it does on images that it was not fitted to.
 
     Attributes:
         model: the layer, on features as they are. Its outputs estimate one-hot targets; they are no log-probabilities.
@@ -50,7 +50,7 @@ def ridge_path(
         labels: (N,) integers in [0, num_classes).
         num_classes: C, at least 1.
         strengths: values of l2, positive and different.
-        dtype: that is computed in, float64 or float32.
+        dtype: of the computation, float64 or float32.
         criterion: what is measured by leaving one out, top1 or another metric, see `find_metric`.
 
     Returns:

@@ -5,9 +5,9 @@ from torch import Tensor
 
 from difformer.analysis._inputs import Array, as_matrix
 
-# Of the mean variance within images, added to every direction: features that do not vary at all would divide by zero.
+# Share of the mean variance within images that is added to every direction, for features that do not vary at all.
 _SHRINKAGE = 1e-3
-# Of the features' mean square: variances below it are rounding.
+# Share of the features' mean square: variances below it are rounding.
 _ROUNDING = 1e-28
 
 
@@ -47,20 +47,16 @@ def view_criterion(views: Array, *, shrinkage: float = _SHRINKAGE) -> float:
             "the views of each image are all the same, so there is no scatter within images to compare with; give "
             "views with different noise or augmentation"
         )
-    # Means of few views scatter within images too.
+    # The scatter of means of few views includes a part of the scatter within images.
     between = between - within / repeats
     ridge = shrinkage * within.diagonal().mean()
-    whitened = _whiten(between, within + ridge * torch.eye(width, dtype=within.dtype, device=within.device))
+    # L⁻¹ M L⁻ᵀ has the generalised eigenvalues of (M, L Lᵀ).
+    factor = torch.linalg.cholesky(within + ridge * torch.eye(width, dtype=within.dtype, device=within.device))
+    half = torch.linalg.solve_triangular(factor, between, upper=False)
+    whitened = torch.linalg.solve_triangular(factor, half.T, upper=False)
     eigenvalues = torch.linalg.eigvalsh(whitened).clamp(min=0)
     return float(1 / (1 + eigenvalues.mean()))
 
 
 def _covariance(rows: Tensor, degrees: int) -> Tensor:
     return rows.T @ rows / degrees
-
-
-def _whiten(matrix: Tensor, by: Tensor) -> Tensor:
-    """L⁻¹ M L⁻ᵀ, which has the generalised eigenvalues of (M, L Lᵀ)."""
-    factor = torch.linalg.cholesky(by)
-    half = torch.linalg.solve_triangular(factor, matrix, upper=False)
-    return torch.linalg.solve_triangular(factor, half.T, upper=False)

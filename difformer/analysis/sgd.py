@@ -48,7 +48,7 @@ def sgd_grids(
     """Trains a linear classifier for every feature, learning rate and weight decay, all at the same time.
 
     Cross-entropy, momentum 0.9 and a cosine schedule to 0, from zero weights on standardised features, the same images
-    in each step. Each of them is what training it alone would give, up to rounding.
+    in each step. Each classifier is the one that training it alone would give, up to rounding.
 
     Args:
         features: at least one, all (N, D), finite and on the same device, on which the work is done.
@@ -58,7 +58,7 @@ def sgd_grids(
         epochs: passes over the features.
         batch_size: images a step; the last step of an epoch may have fewer.
         seed: of the order.
-        dtype: that is computed in, float32 or float64.
+        dtype: of the computation, float32 or float64.
 
     Returns:
         For each feature, one fit for each pair, rates outermost.
@@ -93,15 +93,15 @@ class _Layers:
     """Linear layers side by side, with the state of their optimiser.
 
     Args:
-        grid: learning rate and weight decay of each of the P of a feature.
+        grid: learning rate and weight decay of each of a feature's P layers.
         features: F.
         width: D.
-        targets: (N, C), whose C, dtype and device they have.
+        targets: (N, C); the layers have its C, dtype and device.
     """
 
     def __init__(self, grid: Sequence[tuple[float, float]], features: int, width: int, targets: Tensor) -> None:
         self._shape = len(grid), targets.shape[1]
-        # Of a feature's layers side by side, so that one product gives all their logits.
+        # A feature's layers lie side by side, so that one product gives all their logits.
         self._weight = targets.new_zeros(features, width, math.prod(self._shape))
         self._bias = targets.new_zeros(features, 1, math.prod(self._shape))
         self._velocity = torch.zeros_like(self._weight), torch.zeros_like(self._bias)
@@ -127,7 +127,7 @@ class _Layers:
             raise ValueError(f"the weights diverged; try smaller rates than {float(self._rates.max()):g}")
 
     def fits(self, feature: int, data: Standardised, grid: Sequence[tuple[float, float]]) -> tuple[SGDFit, ...]:
-        """Those of one feature, on features as they are."""
+        """The fits of one feature, on features as they are."""
         weights = self._weight[feature].unflatten(1, self._shape).unbind(1)
         biases = self._bias[feature, 0].unflatten(0, self._shape)
         return tuple(

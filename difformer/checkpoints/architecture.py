@@ -60,11 +60,12 @@ class SeenArchitecture:
 
     def matching_presets(self) -> list[Preset]:
         """The published checkpoints with exactly these weights' names and shapes."""
-        return [preset for preset in PRESETS.values() if self._matches(preset.config)]
-
-    def _matches(self, config: UNetConfig) -> bool:
-        seen = all(getattr(config, name) == value for name, value in self.arguments.items())
-        return seen and config.attention_levels == self.attention_levels
+        matching = []
+        for preset in PRESETS.values():
+            same = all(getattr(preset.config, name) == value for name, value in self.arguments.items())
+            if same and preset.config.attention_levels == self.attention_levels:
+                matching.append(preset)
+        return matching
 
     def _question(self, missing: list[str]) -> str:
         width = int(max(self.arguments["channel_mult"]) * self.arguments["model_channels"])
@@ -121,11 +122,11 @@ def see_architecture(state: Mapping[str, Tensor], source: str) -> SeenArchitectu
     try:
         arguments, levels = _read(state)
         seen = SeenArchitecture(source, arguments, levels)
-        # Whatever the heads are, the shapes do not depend on them.
+        # The shapes do not depend on the heads.
         size = 2 ** (len(arguments["channel_mult"]) + 7)
         config = seen.complete({"image_size": size, "num_heads": 1, "use_new_attention_order": False})
         expected = weight_shapes(config)
-    # Sizes too large even to be counted give the last.
+    # OverflowError comes from sizes that are too large to be counted.
     except (KeyError, IndexError, ZeroDivisionError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{source} does not hold a guided-diffusion U-Net: {error!r} while reading its {len(state)} tensors, "
@@ -144,7 +145,7 @@ def _read(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], tuple[int, ...]]
     width = state["time_embed.0.weight"].shape[1]
     found = _blocks(state, "output_blocks")
     blocks = len(found)
-    # Every block of the decoder has weights, so that a gap means names made up or lost.
+    # Every block of the decoder has weights, so a gap means that names are invented or lost.
     if sorted(found) != list(range(blocks)):
         raise ValueError(f"output_blocks are numbered {sorted(found)[:4]} … {max(found)}, with gaps")
     decoder = [found[i] for i in range(blocks)]

@@ -19,7 +19,7 @@ _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]*"')
 
 
 class DownloadError(OSError):
-    """A download failed; the message says how far it came and what to do."""
+    """A download failed; the message says how far it got and what to do."""
 
 
 def download(url: str, target: Path, *, digest: str | None = None, progress: bool = True) -> Path:
@@ -29,7 +29,7 @@ def download(url: str, target: Path, *, digest: str | None = None, progress: boo
 
     Args:
         url: http or https address.
-        target: where the file is to be; its folder is created.
+        target: where the file goes; its folder is created.
         digest: expected SHA-256 in hexadecimal, when known.
         progress: show a progress bar.
 
@@ -44,7 +44,11 @@ def download(url: str, target: Path, *, digest: str | None = None, progress: boo
     with FileLock(target.with_name(target.name + ".lock")):
         if target.exists():
             return target
-        _fetch(url, part, progress)
+        # Continues the part if the server has the rest of it, else starts again.
+        if not _attempt(url, part, progress):
+            _forget(part)
+            if not _attempt(url, part, progress):
+                raise DownloadError(f"{url}: the server sends only a part of the file when asked for the whole")
         if digest is not None and (found := sha256(part)) != digest:
             _forget(part)
             raise DownloadError(f"{url}: the file's SHA-256 is {found}, expected {digest}; it was removed")
@@ -53,18 +57,16 @@ def download(url: str, target: Path, *, digest: str | None = None, progress: boo
     return target
 
 
-def _fetch(url: str, part: Path, progress: bool) -> None:
-    """Resumes with what is there if the server has the rest of it, else starts again."""
-    if not _attempt(url, part, progress):
-        _forget(part)
-        if not _attempt(url, part, progress):
-            raise DownloadError(f"{url}: asked for the whole file, the server answers with a piece of it")
-
-
 def _attempt(url: str, part: Path, progress: bool) -> bool:
-    """One request for what is missing; False when the answer does not continue what is there."""
+    """One request for the missing bytes; False when the answer does not continue the part."""
     done = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers=_range_headers(part, done))
+    headers = {}
+    if done:
+        headers["Range"] = f"bytes={done}-"
+        if tag := _known_tag(part):
+            # A server whose file has another tag by now sends it whole.
+            headers["If-Range"] = tag
+    request = urllib.request.Request(url, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
             place = _place(response, part, done)
@@ -74,7 +76,7 @@ def _attempt(url: str, part: Path, progress: bool) -> bool:
             done = _receive(response, part, start, total, progress)
     except urllib.error.HTTPError as error:
         if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and done:
-            # Nothing follows what is there: either that is the whole file, or it belongs to another one.
+            # Nothing follows the part: it is either the whole file, or a part of another one.
             return bool(error.headers.get("Content-Range") == f"bytes */{done}")
         raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
     except (OSError, http.client.HTTPException) as error:
@@ -90,22 +92,14 @@ def _attempt(url: str, part: Path, progress: bool) -> bool:
     return True
 
 
-def _range_headers(part: Path, done: int) -> dict[str, str]:
-    if not done:
-        return {}
-    tag = _known_tag(part)
-    # A server whose file has another tag by now sends it whole.
-    return {"Range": f"bytes={done}-"} | ({"If-Range": tag} if tag else {})
-
-
 def _place(response: http.client.HTTPResponse, part: Path, done: int) -> tuple[int, int | None] | None:
     """Where in the file an answer starts and how long the file is, if known; None when it does not continue `part`.
 
-    Remembers the tag of a file that is sent from its start.
+    Keeps the tag of a file that is sent from its start.
     """
     tag = response.headers.get("ETag") or ""
     if response.status != http.client.PARTIAL_CONTENT:
-        _forget(part)  # before the new tag is there, which is not that of the old bytes
+        _forget(part)  # before the new tag is written, which is not the tag of the old bytes
         if _STRONG_TAG.fullmatch(tag):
             _tag_file(part).write_text(tag)
         length = response.headers.get("Content-Length")

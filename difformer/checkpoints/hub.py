@@ -25,7 +25,7 @@ def locate_on_hub(
         address: `hf://owner/name[/file][@revision]`.
         download: whether it may be fetched when it is not on this machine.
         revision: branch, tag or commit, where the address names none.
-        token: of an account that may read the repository; the one logged in with when left out.
+        token: of an account that may read the repository; that of the login when left out.
         cache_dir: in place of the hub's own cache.
 
     Raises:
@@ -42,7 +42,7 @@ def locate_on_hub(
     wanted = {"revision": named or revision or None, "cache_dir": cache_dir}
     try:
         if not download:
-            # The other function speaks to the hub even where it is told to take local files only.
+            # The other function contacts the hub even with local_files_only.
             cached = hub.try_to_load_from_cache(f"{owner}/{name}", file or _FILE, **wanted)
             if isinstance(cached, str):
                 return Path(cached)
@@ -54,7 +54,7 @@ def locate_on_hub(
     except hub.errors.LocalEntryNotFoundError as error:
         raise FileNotFoundError(f"{address} is not on this machine; the hub did not answer") from error
     except (hub.errors.HfHubHTTPError, hub.errors.HFValidationError) as error:
-        raise FileNotFoundError(f"{address} cannot be had: {str(error).splitlines()[0]}") from error
+        raise FileNotFoundError(f"{address} cannot be fetched: {str(error).splitlines()[0]}") from error
     return Path(found)
 
 
@@ -77,10 +77,10 @@ def push_folder(
     """Uploads files to a repository of the hub, which is created when needed.
 
     Args:
-        write: puts the files into a folder; it is told the repository's whole name.
-        repo_id: `owner/name`, or `name` for a repository of one's own.
-        private: whether a new repository is private; as the account has it when None.
-        token: of an account that may write there; the one logged in with when None.
+        write: puts the files into a folder; it receives the folder and the repository's whole name.
+        repo_id: `owner/name`, or `name` for your own repository.
+        private: whether a new repository is private; the account's default when None.
+        token: of an account that may write there; that of the login when None.
         branch: where the commit goes, made when needed; the main branch when None.
         create_pr: propose the commit as a pull request.
         commit_message: first line of the commit.
@@ -90,7 +90,7 @@ def push_folder(
     """
     api = require("huggingface_hub", "pushing to the hub").HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    # Whoever proposes a change need not be allowed to make branches.
+    # The author of a pull request may not be allowed to create branches.
     if branch is not None and not create_pr:
         api.create_branch(repo_id, branch=branch, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:

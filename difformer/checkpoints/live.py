@@ -1,5 +1,6 @@
 """Taking weights and architecture from a live network: ours, or OpenAI's `guided_diffusion.unet.UNetModel`."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from difformer.checkpoints.architecture import see_architecture
 from difformer.config import UNetConfig
 from difformer.models import UNet
 
-# What of OpenAI's network the weights do not show.
+# Attributes of OpenAI's network that the weights do not show.
 _ATTRIBUTES = ("image_size", "num_heads", "num_heads_upsample", "num_head_channels", "dropout", "middle_block")
 
 
@@ -28,7 +29,9 @@ def read_live(network: nn.Module) -> tuple[Mapping[str, Tensor], UNetConfig]:
         raise ValueError(f"expected a difformer UNet or a guided_diffusion UNetModel, got {kind}")
     openai: Any = network
     missing = [name for name in _ATTRIBUTES if not hasattr(network, name)]
-    attention = None if missing else _attention(openai.middle_block)
+    attention = None
+    with contextlib.suppress(TypeError, IndexError, KeyError, AttributeError):
+        attention = openai.middle_block[1].attention
     if missing or attention is None:
         missing = missing or ["middle_block[1].attention"]
         raise ValueError(f"{kind} is not guided_diffusion's UNetModel: it has no {', '.join(missing)}")
@@ -47,11 +50,3 @@ def read_live(network: nn.Module) -> tuple[Mapping[str, Tensor], UNetConfig]:
         "dropout": float(openai.dropout),
     }
     return state, see_architecture(state, kind).complete(given)
-
-
-def _attention(middle_block: Any) -> Any:
-    """The attention of the bottleneck's second layer, or None."""
-    try:
-        return middle_block[1].attention
-    except (TypeError, IndexError, KeyError, AttributeError):
-        return None

@@ -30,7 +30,7 @@ def outlined(tensors: int, keys: int, source: str) -> Iterator[None]:
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal left
-        # The hook is that of all threads.
+        # The hook is called for all threads.
         left -= parameter is not None and threading.get_ident() == thread
         if left < 0:
             raise CheckpointError(f"{source} describes more parameters than the {tensors} tensors that it holds")

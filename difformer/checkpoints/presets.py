@@ -79,14 +79,14 @@ def weight_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 def search_folders(folder: Path | None = None) -> tuple[Path, ...]:
     """Where weights are looked for by name, the first place first.
 
-    That is the folder given alone; else `$DIFFORMER_CHECKPOINTS`, `checkpoints/` in the working folder, the weights
-    that ship, and the cache. What users choose comes before what ships, and what ships before what was once downloaded.
+    That is only the folder given; without one, `$DIFFORMER_CHECKPOINTS`, `checkpoints/` in the working folder, the
+    weights that ship, and the cache. The user's choice comes before what ships, and what ships before downloads.
     """
     if folder is not None:
         return (expand_user(folder),)
     named = os.environ.get("DIFFORMER_CHECKPOINTS")
     here, ships = Path("checkpoints"), shipped_folder()
-    # In the repository itself the two are one.
+    # In the repository itself both are the same folder.
     own = [ships] if ships is not None and ships.resolve() != here.resolve() else []
     return (*([expand_user(named)] if named else []), here, *own, cache_folder())
 

@@ -47,7 +47,7 @@ class ShippedFile:
         licence: of the weights, and of the images they were trained on.
         source: what it was trained with.
         card: path of its model card in `checkpoints/`.
-        backbone: of a classifier, the name of the shipped backbone it was trained on; None of a backbone.
+        backbone: for a classifier, the name of the shipped backbone it was trained on; None for a backbone.
 
     Raises:
         ValueError: a path that leads elsewhere, a malformed digest, an unknown kind, or a backbone where none belongs.
@@ -127,7 +127,7 @@ def read_manifest(folder: Path) -> dict[str, ShippedFile]:
 
 
 def verify_shipped(path: Path) -> None:
-    """Makes sure that a file is whole, if it is one that ships; others are not looked at.
+    """Makes sure that a file is whole, if it is one that ships; others are not checked.
 
     Raises:
         CheckpointError: its digest is not the manifest's, or the manifest is damaged.
@@ -146,7 +146,7 @@ def verify_shipped(path: Path) -> None:
 
 
 def missing_hint(name: str) -> str:
-    """What to do about a name that was not found, if it may be that of weights that ship; else nothing."""
+    """What to do about a name that was not found, if it may name weights that ship; else an empty text."""
     folder = shipped_folder()
     if folder is None:
         return (

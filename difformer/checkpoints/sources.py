@@ -38,7 +38,7 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
     Args:
         name_or_path: what the user wrote. A leading `~` is the home folder. A name that is neither preset nor file is
             that of a backbone or classifier kept as `name.safetensors` in one of the usual folders, such as the
-            weights that ship: `adm_elpv`, `adm_elpv/difformer`. A folder of the same name does not stand in its way.
+            weights that ship: `adm_elpv`, `adm_elpv/difformer`. A folder of the same name does not hide it.
         folder: where named weights lie, in place of the usual folders (see `search_folders`).
         download: whether it may be fetched when it is not on this machine.
 
@@ -60,7 +60,15 @@ def locate(name_or_path: str | Path, *, folder: Path | None = None, download: bo
             return place / f"{name}{SUFFIX}"
     if path.exists():
         return path
-    raise _unknown(name)
+    ships = shipped()
+    known = f"no preset of that name ({', '.join(PRESETS)})"
+    if ships:
+        known += f" and none of the weights that ship ({', '.join(ships)})"
+    hint = missing_hint(name) if _is_name(name) and not PurePath(name).suffix else ""
+    close = get_close_matches(name, [*PRESETS, *ships], n=1)
+    if close and name not in ships:
+        hint = f" Did you mean {close[0]!r}?{hint}"
+    raise FileNotFoundError(f"there is no file {name}, and {known}.{hint}")
 
 
 def describe(
@@ -101,7 +109,7 @@ def open_weights(
     download: bool = False,
     verify: bool = True,
 ) -> tuple[Mapping[str, Tensor], StoredBackbone]:
-    """Finds and reads the weights behind whatever a user writes; `locate` and `read_backbone` in one.
+    """Finds and reads the weights behind what a user writes; `locate` and `read_backbone` in one.
 
     Args:
         name_or_path, folder, download: as for `locate`.
@@ -128,7 +136,7 @@ def read_backbone(
     entry: str | None = None,
     verify: bool = True,
 ) -> tuple[Mapping[str, Tensor], StoredBackbone]:
-    """Reads weights, and finds out everything that must be known to use them.
+    """Reads weights, and everything that must be known to use them.
 
     Args:
         path: one of our safetensors files, or OpenAI's `.pt` (or any state dict with their names).
@@ -137,15 +145,15 @@ def read_backbone(
         schedule: for foreign files: the noise schedule, whose number of steps weights cannot show either. A name alone
             is enough where the schedule is known, and must then agree.
         entry: for a `.pt` with several state dicts: which of them.
-        verify: check digests and checksums. A preset's digest is that of OpenAI's file, so it is asked of files under
-            OpenAI's name only; others must have the preset's names and shapes. Files that ship must be those of the
+        verify: check digests and checksums. A preset's digest is that of OpenAI's file, so only files with OpenAI's
+            name must have it; others must have the preset's names and shapes. Files that ship must be those of the
             repository.
 
     Returns:
         Tensors by name, and what is known about them.
 
     Raises:
-        CheckpointError: the file is damaged or not a U-Net's, or something about it must be given.
+        CheckpointError: the file is damaged or not a U-Net's, or weights alone do not show enough about it.
         ValueError: `preset`, `config` or `schedule` contradict the file, or are unknown.
     """
     named = resolve_preset(path, preset)
@@ -161,16 +169,20 @@ def read_backbone(
     known = named or _recognise(path, config)
     provenance = {"file": path.name, "file_sha256": sha256(path)} | ({} if entry is None else {"entry": entry})
     if known is not None:
-        if verify and path.name == known.file:
-            _check_published(known, provenance["file_sha256"], path)
+        found = provenance["file_sha256"]
+        if verify and path.name == known.file and known.sha256 not in (None, found):
+            raise CheckpointError(
+                f"{path} has SHA-256 {found}, but {known.name} has {known.sha256}; it is damaged or another version. "
+                "To use it anyway, give verify=False (--verify false)"
+            )
         provenance |= {"preset": known.name, "url": known.url}
-    found = _foreign_architecture(weights, known, config, schedule)
+    architecture = _foreign_architecture(weights, known, config, schedule)
     name = path.stem if known is None else known.name
-    return weights.state, StoredBackbone(name, *found, weights_digest(weights.state), provenance)
+    return weights.state, StoredBackbone(name, *architecture, weights_digest(weights.state), provenance)
 
 
 def resolve_preset(name_or_path: str | Path, preset: str | None) -> Preset | None:
-    """The published checkpoint a user names, as the source itself or beside it.
+    """The published checkpoint that a user names, as the source itself or in addition to it.
 
     Raises:
         ValueError: no such preset, or the source is another one.
@@ -203,19 +215,6 @@ def _is_name(name: str) -> bool:
     return path.as_posix() == name and not path.is_absolute() and not {"..", "~"} & set(path.parts) and name != "."
 
 
-def _unknown(name: str) -> FileNotFoundError:
-    """The error about a name that is no file, preset or other weights."""
-    ships = shipped()
-    known = f"no preset of that name ({', '.join(PRESETS)})"
-    if ships:
-        known += f" and none of the weights that ship ({', '.join(ships)})"
-    hint = missing_hint(name) if _is_name(name) and not PurePath(name).suffix else ""
-    close = get_close_matches(name, [*PRESETS, *ships], n=1)
-    if close and name not in ships:
-        hint = f" Did you mean {close[0]!r}?{hint}"
-    return FileNotFoundError(f"there is no file {name}, and {known}.{hint}")
-
-
 def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
     found = preset.find(folder)
     if found is not None:
@@ -231,18 +230,10 @@ def _locate_preset(preset: Preset, folder: Path | None, download: bool) -> Path:
 
 
 def _recognise(path: Path, config: ConfigLike | None) -> Preset | None:
-    """The published checkpoint that a foreign file has the name of, unless the user says what it is."""
+    """The published checkpoint whose file name a foreign file has, unless the user says what it is."""
     if config is not None:
         return None
     return next((known for known in PRESETS.values() if known.file == path.name), None)
-
-
-def _check_published(known: Preset, found: str, path: Path) -> None:
-    if known.sha256 not in (None, found):
-        raise CheckpointError(
-            f"{path} has SHA-256 {found}, but {known.name} has {known.sha256}; it is damaged or another version. "
-            "To use it all the same, give verify=False (--verify false)"
-        )
 
 
 def _parse(
@@ -253,7 +244,7 @@ def _parse(
     *,
     verify: bool = True,
 ) -> StoredBackbone:
-    """What one of our files says, which its weights' shapes must fit; ValueError when the user says otherwise."""
+    """What one of our files says, which must fit its weights; raises ValueError when the user says otherwise."""
     source = weights.source
     stored = parse_metadata(weights.metadata, source, verify=verify)
     if named is not None:
@@ -281,7 +272,7 @@ def _foreign_architecture(
         try:
             _check_architecture(weights, known.config)
         except CheckpointError as error:
-            hint = "it is read as that preset for its name, or because you say so; give another network's config"
+            hint = "it is read as that preset because of its name or of what you gave; give another network's config"
             raise CheckpointError(f"{error}\n  expected: {known.name}; {hint}") from error
         return found
     if not isinstance(config, UNetConfig):
@@ -307,7 +298,7 @@ def _check_architecture(weights: Weights, config: UNetConfig) -> None:
             f"{_IMAGE_CHANNELS}. Networks with {2 * _IMAGE_CHANNELS}, such as OpenAI's upsamplers, read a second image "
             "beside the noisy one and cannot be used"
         )
-    # Counted first, since a damaged configuration could name more blocks than could ever be laid out.
+    # Counted first, since a damaged configuration could name more blocks than any memory could hold.
     blocks = len(config.channel_mult) * (config.num_res_blocks + 1)
     if blocks > len(weights.state):
         raise CheckpointError(
@@ -328,9 +319,14 @@ def _agree(
     given_schedule: ScheduleLike | None,
     source: str,
 ) -> tuple[UNetConfig, NoiseSchedule]:
-    """What is known of a source; raises ValueError when the user says otherwise."""
+    """What is known about a source; raises ValueError when the user says otherwise."""
     if given_config is not None:
-        given = given_config if isinstance(given_config, UNetConfig) else _fill(config, _as_mapping(given_config))
+        given = given_config
+        if not isinstance(given, UNetConfig):
+            changed = dict(_as_mapping(given))
+            if "num_heads" in changed and changed.get("num_head_channels") is None:
+                changed["num_head_channels"] = None  # it would take precedence over what the user says
+            given = from_mapping(UNetConfig, asdict(config) | changed)
         if names := differences(config, given):
             known = ", ".join(f"{name} {getattr(config, name)!r}" for name in names)
             told = ", ".join(f"{name} {getattr(given, name)!r}" for name in names)
@@ -345,14 +341,6 @@ def _agree(
                 "given, which contradicts it"
             )
     return config, schedule
-
-
-def _fill(config: UNetConfig, given: Mapping[str, Any]) -> UNetConfig:
-    """A configuration with some of its values replaced."""
-    values = asdict(config) | dict(given)
-    if "num_heads" in given and given.get("num_head_channels") is None:
-        values["num_head_channels"] = None  # it would take precedence over what the user says
-    return from_mapping(UNetConfig, values)
 
 
 def _as_mapping(config: Any) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 | entry of the metadata | |
 |---|---|
 | `format`, `format_version` | what it is, and 2; 1 had no digest of the description |
-| `weights_sha256` | SHA-256 of the weights, by which they are known in whatever file; see `weights_digest` |
+| `weights_sha256` | SHA-256 of the weights, which identifies them in any file; see `weights_digest` |
 | `content_sha256` | SHA-256 of all other entries, and so of weights and description together |
 | others | the description |
 """
@@ -27,7 +27,7 @@ CLASSIFIER_FORMAT = "difformer.classifier"
 FORMAT_VERSION = 2
 _READ_VERSIONS = ("1", "2")
 _CONTENT_DIGEST = "content_sha256"
-# By these, a file of ours is known whose format was damaged.
+# Entries that show a file of ours although its `format` was damaged.
 _OWN_ENTRIES = frozenset({"format_version", "weights_sha256", _CONTENT_DIGEST})
 
 
@@ -89,7 +89,7 @@ def write_described(
         path: the file; its folder must exist. A leading `~` is the home folder.
         state: the weights.
         kind: the format's name.
-        description: the entries that are its own.
+        description: the entries of this format.
         digest: of the weights; see `weights_digest`.
         overwrite: whether a file that is there may be replaced.
 
@@ -101,18 +101,18 @@ def write_described(
 
 
 def content_digest(metadata: Mapping[str, str]) -> str:
-    """Hexadecimal SHA-256 over the metadata of one of our files, but for this digest itself."""
+    """Hexadecimal SHA-256 over the metadata of one of our files, without this digest itself."""
     entries = sorted((name, text) for name, text in metadata.items() if name != _CONTENT_DIGEST)
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def check_description(metadata: Mapping[str, str], source: str, *, verify: bool = True) -> None:
-    """Makes sure that what one of our files says is of a known format, and what was written.
+    """Makes sure that the description in one of our files has a known format, and is the one that was written.
 
     Args:
         metadata: its metadata.
         source: the file, for messages.
-        verify: check the digest. Files of format 1 have none of their description.
+        verify: check the digest. In files of format 1 the description has none.
 
     Raises:
         CheckpointError: a newer format, or the description was altered.
@@ -124,12 +124,12 @@ def check_description(metadata: Mapping[str, str], source: str, *, verify: bool 
             f"{source} has {kind} format {version}; this version of difformer reads {' and '.join(_READ_VERSIONS)}. "
             "Update difformer, or write the file again with this version"
         )
-    # A file of format 2 does not become one of format 1 by what it lacks, nor by its number alone.
+    # A file of format 2 cannot pass for one of format 1 without its digest, nor by its version number alone.
     expected = None if version == "1" else content_digest(metadata)
     if verify and metadata.get(_CONTENT_DIGEST) != expected:
         raise CheckpointError(
-            f"{source} is damaged or was altered: its description is not the one that its {_CONTENT_DIGEST} was taken "
-            "of. Fetch or write it again; where verify=False can be given, it uses the file as it is"
+            f"{source} is damaged or was altered: its description does not match its {_CONTENT_DIGEST}. Fetch or write "
+            "it again; where verify=False can be given, the file is used as it is"
         )
 
 
@@ -173,7 +173,7 @@ def parse_metadata(metadata: Mapping[str, str], source: str, *, verify: bool = T
 
 
 def verify_digest(weights: Weights, expected: str) -> None:
-    """Raises CheckpointError unless the weights are the ones the digest was taken of."""
+    """Raises CheckpointError unless the weights have the digest expected."""
     found = weights_digest(weights.state)
     if found != expected:
         raise CheckpointError(

@@ -6,6 +6,7 @@ import reprlib
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
@@ -32,7 +33,7 @@ class CheckpointError(ValueError):
 
 
 class UnderspecifiedError(CheckpointError):
-    """The weights are whole, but cannot show all that is to be known of them; the message says what to give."""
+    """The weights are whole, but cannot show everything that must be known; the message says what to give."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Weights:
 
 
 def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, mapped: bool = False) -> Weights:
-    """Reads a safetensors file or a PyTorch `.pt` file; the format is told from the content.
+    """Reads a safetensors file or a PyTorch `.pt` file; the content shows the format.
 
     Pickles are read by torch's restricted loader, which executes nothing from the file.
 
@@ -72,7 +73,12 @@ def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, m
     if start[8:9] == b"{":
         if entry is not None:
             raise CheckpointError(f"{path} is a safetensors file, which has no entries; leave out entry {entry!r}")
-        return _read_safetensors(path, mapped=mapped)
+        with _open_safetensors(path) as file:
+            # The library maps the file; copies do not change or vanish with it.
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            if not mapped:
+                state = {name: tensor.clone() for name, tensor in state.items()}
+            return Weights(str(path), state, dict(file.metadata() or {}))
     if start.startswith((b"PK\x03\x04", b"\x80")):
         state = _named_tensors(read_pickle(path, verify=verify, mapped=mapped), entry, str(path))
         check_held(state, path)
@@ -81,11 +87,11 @@ def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, m
 
 
 def read_start(path: Path) -> bytes:
-    """The first bytes of a weight file, by which its format is told.
+    """The first bytes of a weight file, which show its format.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it is empty, a folder, or a pipe or device, which could be read for ever.
+        CheckpointError: it is empty, a folder, or a pipe or device, which may never end.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
@@ -123,7 +129,7 @@ def write_weights(
 
 
 def read_pickle(path: Path, *, verify: bool = True, mapped: bool = False) -> Any:
-    """What a PyTorch `.pt` file holds, of whatever structure, read by torch's restricted loader.
+    """What a PyTorch `.pt` file holds, in any structure, read by torch's restricted loader.
 
     Args:
         path, verify, mapped: as for `read_weights`.
@@ -137,7 +143,7 @@ def read_pickle(path: Path, *, verify: bool = True, mapped: bool = False) -> Any
         if zipped:
             check_archive(path, verify=verify)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # whatever is wrong, the error says more
+            warnings.simplefilter("ignore")  # if something is wrong, the error says more
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
     except (CheckpointError, MemoryError):
         raise
@@ -178,7 +184,7 @@ def check_archive(path: Path, *, verify: bool) -> None:
         declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
         if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
             raise CheckpointError(
-                f"{path} was refused: its {size:,} bytes stand for {declared:,}, since entries are compressed or "
+                f"{path} was refused: its {size:,} bytes expand to {declared:,}, since entries are compressed or "
                 "overlap, which torch.save does not do; load it where you trust it, and save it again"
             )
         # torch reads nothing, and leaves memory as it is, where the entry of a tensor is marked as a folder.
@@ -198,9 +204,16 @@ def read_metadata(path: Path) -> Mapping[str, str]:
     """
     if read_start(path)[8:9] != b"{":
         return {}
+    with _open_safetensors(path) as file:
+        return dict(file.metadata() or {})
+
+
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
+    """An open safetensors file; raises CheckpointError when reading it fails."""
     try:
         with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
+            yield file
     except MemoryError:
         raise
     except Exception as error:
@@ -223,8 +236,8 @@ def check_fits(
         integers: names that hold whole numbers; all others hold floating-point ones.
 
     Raises:
-        CheckpointError: names or shapes differ, with what is missing and what is left over on either side; or
-            tensors are of another kind: sparse, without values, complex, or integers in place of weights.
+        CheckpointError: names or shapes differ (the message lists both sides), or tensors are of another kind: sparse,
+            without values, complex, or integers in place of weights.
     """
     check_plain(state, source)
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -239,13 +252,13 @@ def check_fits(
 
 
 def check_held(state: Mapping[str, Tensor], path: Path) -> None:
-    """Raises CheckpointError when tensors would take more memory than the file they were read from has bytes: then one
-    value stands for many, and a small file could fill any memory as soon as something is done with them."""
+    """Raises CheckpointError when tensors would take more memory than the file they were read from has bytes: they then
+    share values, and a small file could fill any memory as soon as they are used."""
     wanted, size = sum(x.numel() * x.element_size() for x in state.values()), path.stat().st_size
     if wanted > size:
         raise CheckpointError(
-            f"{path} was refused: its {size:,} bytes stand for tensors of {wanted:,}, so that values are shared; save "
-            "it again with every tensor cloned"
+            f"{path} was refused: its {size:,} bytes expand to tensors of {wanted:,}, since values are shared; save it "
+            "again with every tensor cloned"
         )
 
 
@@ -281,10 +294,10 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:
-    """Hexadecimal SHA-256 over names, shapes and values: the identity of weights in whatever file.
+    """Hexadecimal SHA-256 over names, shapes and values: the identity of weights in any file.
 
-    Shorter floating-point types count as the float32 they stand for, so that the precision of a file does not matter
-    where the values are the same.
+    Shorter floating-point types are converted to float32 first, so that the precision of a file does not matter where
+    the values are the same.
     """
     digest = hashlib.sha256()
     for name in sorted(state):
@@ -300,7 +313,7 @@ def weights_digest(state: Mapping[str, Tensor]) -> str:
 def contiguous_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict as safetensors stores it: on the CPU, contiguous, and no tensor sharing memory with another.
 
-    Tensors that are so already are not copied.
+    Tensors that already are like this are not copied.
     """
     result: dict[str, Tensor] = {}
     taken: set[int] = set()
@@ -358,20 +371,6 @@ def _offer(choices: Mapping[str, Mapping[str, Tensor]]) -> str:
     return f"it has {listed}: choose one of them with entry={first!r} (--entry {first})"
 
 
-def _read_safetensors(path: Path, *, mapped: bool) -> Weights:
-    try:
-        with safe_open(path, framework="pt") as file:
-            # The library maps the file; copies do not change or vanish with it.
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            if not mapped:
-                state = {name: tensor.clone() for name, tensor in state.items()}
-            return Weights(str(path), state, dict(file.metadata() or {}))
-    except MemoryError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
-
-
 def _difference(expected: Mapping[str, object], found: Mapping[str, object]) -> str:
     lines = []
     for title, names in (
@@ -394,7 +393,7 @@ def _some(items: list[str]) -> str:
 
 
 def _cause(error: Exception) -> str:
-    """What torch's loader found. Its own message also advises loading the file without care."""
+    """What torch's loader found. Its own message also advises loading the file without protection."""
     lines = str(error.__context__ or error).strip().splitlines()
     careless = not lines or "weights_only" in lines[0] or lines[0].startswith("Weights only load failed")
     return type(error).__name__ if careless else lines[0][:300]

@@ -1,4 +1,4 @@
-"""What weights carry of the recipe they were trained with, and in what two recipes differ."""
+"""The part of a recipe that weights carry, and how two recipes differ."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
@@ -7,7 +7,7 @@ from typing import Any
 from difformer.config.reading import plain
 from difformer.files import expand_user
 
-# Where things lie on one machine: it says nothing of the weights, and is nobody else's business.
+# Folders of one machine: they say nothing about the weights, and are private.
 _PLACES = ("output", "data.root", "data.list_file", "cache.folder", "backbone.folder")
 
 
@@ -18,24 +18,30 @@ def carried(recipe: Any) -> dict[str, Any]:
 
 
 def without_places(value: Any, key: str = "") -> Any:
-    """A recipe's values without where things lie on one machine.
+    """A recipe's values without the places on one machine.
 
-    The folders are left out, but for data that comes from a hub. Of any other path that leads out of the working
-    folder, such as a backbone's, the last name is kept.
+    The folders are left out, except the address of data on a hub. Of any other path that leads out of the working
+    folder, such as a backbone's, only the last name is kept.
 
     Args:
-        value: the recipe as nested mappings; what is so already stays as it is.
-        key: the dotted key the value stands under.
+        value: the recipe as nested mappings. Values from an earlier call stay as they are.
+        key: the dotted key of the value.
     """
     if isinstance(value, Mapping):
-        left_out = set(_PLACES) - ({"data.root"} if key == "data" and _on_the_hub(value) else set())
+        left_out = set(_PLACES)
+        if key == "data" and value.get("name") == "huggingface":
+            root = value.get("root")
+            if isinstance(root, str) and not expand_user(root).exists():
+                left_out.remove("data.root")
         dotted = {name: f"{key}.{name}" if key else str(name) for name in value}
         return {
             name: without_places(item, dotted[name]) for name, item in value.items() if dotted[name] not in left_out
         }
     if isinstance(value, list | tuple):
         return [without_places(item, key) for item in value]
-    return PurePath(value).name if isinstance(value, str) and _leads_out(value) else value
+    if isinstance(value, str) and (expand_user(value).is_absolute() or ".." in PurePath(value).parts):
+        return PurePath(value).name
+    return value
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -59,14 +65,14 @@ def check_unchanged(
     may_change: Collection[str],
     words: Mapping[str, str] | None = None,
 ) -> None:
-    """Raises ValueError when what is to be resumed is something else; the message lists in what it differs.
+    """Raises ValueError when something to be resumed has another configuration; the message lists the differences.
 
     Args:
         place: its folder.
         holds: what the folder then holds, for the message: "a run with another recipe".
-        before, now: what was begun with, and what is asked for.
+        before, now: the configuration it was begun with, and the one given now.
         may_change: dotted keys that may differ.
-        words: what to say of keys whose values say nothing to a reader.
+        words: texts for keys whose values mean nothing to a reader.
     """
     said = words or {}
     other = [
@@ -79,12 +85,3 @@ def check_unchanged(
         raise ValueError(
             f"{place} holds {holds}: {listed}. Give the same to resume it, choose another --output, or --overwrite"
         )
-
-
-def _on_the_hub(data: Mapping[str, Any]) -> bool:
-    root = data.get("root")
-    return data.get("name") == "huggingface" and isinstance(root, str) and not expand_user(root).exists()
-
-
-def _leads_out(text: str) -> bool:
-    return expand_user(text).is_absolute() or ".." in PurePath(text).parts

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -20,10 +20,10 @@ Reader = Callable[[str], Mapping[str, Any]]
 Adapter = Callable[[Mapping[str, Any], Collection[str], Sequence[Mapping[str, Any]]], Mapping[str, Any]]
 
 # Marks a field of a configuration that earlier versions did not have, `field(default=…, metadata=ADDED_LATER)`. At its
-# default it is not written down, so that recipes, states and digests compare with those of before.
+# default it is not written, so that recipes, states and digests stay comparable with earlier ones.
 ADDED_LATER: Mapping[str, Any] = MappingProxyType({"added_later": True})
 
-# Of a file, far above any recipe.
+# In a file; far above any recipe.
 _MOST_VALUES = 100_000
 
 
@@ -50,10 +50,11 @@ def create_parser(configuration: type, program: str, description: str, switches:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML file's mapping. Only `true` and `false` are truth values (`precision: no` means the word), and dates are
-    words. A key stands once, and what aliases (`*name`) stand for is bounded: a few lines of them could be gigabytes.
+    words. A key may appear only once, and aliases (`*name`) may expand to a limited number of values: a few lines of
+    them could be gigabytes.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: there is no such file.
         ValueError: it is not such YAML, or no mapping.
     """
     file = expand_user(path)
@@ -63,7 +64,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except RecursionError as error:
         raise ValueError(f"{path} cannot be read as YAML: it is nested too deeply") from error
-    # Of values that contradict their tag, such as `!!int x`, PyYAML raises whatever Python does.
+    # For values that contradict their tag, such as `!!int x`, PyYAML passes on Python's own errors.
     except (yaml.YAMLError, ValueError, AttributeError, IndexError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, dict):
@@ -72,8 +73,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not, and knows no dates. What aliases stand for
-    is bounded: a few lines of them can be more values than fit into any memory. Keys that stand twice are refused.
+    """YAML 1.1 takes yes, no, on and off for truth values too; 1.2 does not, and knows no dates. The number of values
+    that aliases expand to is limited: a few lines of them can be more than fit into any memory. A repeated key is
+    refused.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - as its base has it
@@ -87,7 +89,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
-        # How many values each node stands for, with its aliases written out.
+        # How many values each node has when its aliases are expanded.
         self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -98,9 +100,9 @@ class _Loader(yaml.SafeLoader):
             inner = [part for item in items for part in (item if isinstance(item, tuple) else (item,))]
             self._sizes[node] = 1 + sum(self._sizes[part] for part in inner)
         elif node not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for itself", node.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} contains itself", node.start_mark)
         if self._sizes[node] > _MOST_VALUES:
-            problem = f"it stands for more than {_MOST_VALUES:,} values"
+            problem = f"it expands to more than {_MOST_VALUES:,} values"
             raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
         return node
 
@@ -109,7 +111,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in seen:
-                problem = f"the key {key.value!r} stands twice"
+                problem = f"the key {key.value!r} appears twice"
                 raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
             seen.add(key.value)
         return node
@@ -132,11 +134,11 @@ def parse(
         configuration: the dataclass.
         switches: the parser's options without a value.
         arguments: a YAML file, then options such as `--optimizer.lr 0.1`; any of them may be left out. Further files,
-            `--config FILE`, go over the first. `--print_config` prints what comes out, as YAML, and exits.
+            `--config FILE`, override the first. `--print_config` prints the result as YAML, and exits.
         read: gives the values of a file.
-        read_first: gives those of the first argument, where that is no file as others.
+        read_first: gives the values of the first argument, where that is not an ordinary file.
         adapt: takes the values, the names of the options that were given and the values of each file, and gives the
-            values that count.
+            final values.
 
     Returns:
         The configuration, and which switches were given.
@@ -198,7 +200,7 @@ def read_values(parser: Any, configuration: type[C], values: Mapping[str, Any]) 
 def _check_sizes(error: Exception, kinds: Mapping[str, Any], values: Iterable[tuple[str, Any]]) -> None:
     """Raises ValueError, which says how sizes are written, where the parser's error is about one.
 
-    The parser says no more than which types it has tried.
+    The parser only says which types it has tried.
 
     Args:
         error: the parser's.
@@ -212,7 +214,7 @@ def _check_sizes(error: Exception, kinds: Mapping[str, Any], values: Iterable[tu
 
 def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "") -> None:
     """Raises ValueError when a key, at any depth, is not one of the dataclass's (the message names the nearest), when a
-    section has no keys, or when there is nothing where something must be."""
+    section has no keys, or when a value that must be given is null."""
     kinds = get_type_hints(configuration)
     for key, value in values.items():
         if key not in kinds:
@@ -230,7 +232,7 @@ def check_keys(configuration: type, values: Mapping[str, Any], prefix: str = "")
 
 
 def check_key(configuration: type, key: str, prefix: str = "") -> None:
-    """Raises ValueError when a dotted key, such as optimizer.lr, is none of a dataclass's; names the nearest."""
+    """Raises ValueError when a dataclass lacks a dotted key, such as optimizer.lr; the message names the nearest."""
     mappings = mapping_names(configuration)
     names = dict(option_kinds(get_type_hints(configuration)))
     if key not in names and not any(key.startswith(f"{m}.") for m in mappings):
@@ -238,7 +240,7 @@ def check_key(configuration: type, key: str, prefix: str = "") -> None:
 
 
 def overlay(configuration: type, below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a dataclass's form with others over them, section by section, as a further file goes over the first.
+    """Values of a dataclass's form overridden by others, section by section, as a further file overrides the first.
 
     Sections are merged; mappings with keys of any name, such as a head's arguments, are replaced.
     """
@@ -288,23 +290,22 @@ def dump(configuration: Any) -> str:
 
 
 def plain(value: Any) -> Any:
-    """The same in lists and dictionaries, as YAML and JSON have them.
+    """A value as lists and dictionaries, as YAML and JSON have them.
 
-    A configuration's are in the order of its help, where what can only be given by name comes last. What is
+    A configuration's fields are in the order of its help, where keyword-only ones come last. A field that is
     `ADDED_LATER` and has its default is left out, here and nowhere else.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        ordered = sorted(fields(value), key=lambda field: bool(field.kw_only))
-        return plain({f.name: getattr(value, f.name) for f in ordered if not _as_before(f, getattr(value, f.name))})
+        written = {}
+        for field in sorted(fields(value), key=lambda field: bool(field.kw_only)):
+            default = field.default if field.default_factory is MISSING else field.default_factory()
+            item = getattr(value, field.name)
+            if not ("added_later" in field.metadata and item == default):
+                written[field.name] = plain(item)
+        return written
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-def _as_before(field: Field[Any], value: Any) -> bool:
-    """Whether a field of a configuration says nothing that earlier versions would not have said."""
-    default = field.default if field.default_factory is MISSING else field.default_factory()
-    return "added_later" in field.metadata and value == default
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -319,7 +320,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _with_values(
     configuration: type, arguments: Sequence[str], read: Reader, read_first: Reader
 ) -> tuple[list[str], list[Mapping[str, Any]]]:
-    """The arguments with what files hold in place of their names, so that it is checked, and adapted, beforehand.
+    """The arguments with each file's content in place of its name, so that the content is checked and adapted first.
 
     Returns:
         The arguments, and the files' values.

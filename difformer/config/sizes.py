@@ -4,7 +4,7 @@ from typing import Any
 
 from difformer.config.values import as_integer
 
-# A square is always the one number, so that what is written of it is the same however it was given.
+# A square is always one number, so that it is written in the same way however it was given.
 Size = int | tuple[int, int]
 
 
@@ -46,5 +46,5 @@ def as_json_size(size: Size) -> int | list[int]:
 
 
 def shown(size: Size) -> str:
-    """A size to read: 64, or 32×48."""
+    """A size as text: 64, or 32×48."""
     return "×".join(map(str, size)) if isinstance(size, tuple) else str(size)

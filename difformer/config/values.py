@@ -32,7 +32,7 @@ class UNetConfig:
             Sizes below the coarsest level are allowed and have no effect, as there. Kept in descending order.
         in_channels: image channels.
         out_channels: 6 where the network also predicts a variance (learned sigma), else 3.
-        num_heads: attention heads, where `num_head_channels` is None; else 1 whatever was given.
+        num_heads: attention heads, where `num_head_channels` is None; else always 1.
         num_head_channels: channels a head; takes precedence over `num_heads`.
         use_scale_shift_norm: timestep embedding scales and shifts the normalised activations instead of being added.
         resblock_updown: residual blocks do the resampling.
@@ -68,8 +68,7 @@ class UNetConfig:
         self._set("attention_resolutions", tuple(sorted(set(self.attention_resolutions), reverse=True)))
         if self.num_head_channels is not None:
             self._set("num_heads", 1)
-        self._check_sizes()
-        self._check_widths()
+        self._check_sizes_and_widths()
 
     @property
     def downsampling(self) -> int:
@@ -94,14 +93,7 @@ class UNetConfig:
         for name in ("use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "conv_resample"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        positive = [
-            "image_size",
-            "model_channels",
-            "num_res_blocks",
-            "in_channels",
-            "out_channels",
-            "num_heads",
-        ]
+        positive = ["image_size", "model_channels", "num_res_blocks", "in_channels", "out_channels", "num_heads"]
         positive += [name for name in ("num_head_channels", "num_classes") if getattr(self, name) is not None]
         for name in positive:
             number = as_positive_integer(name, getattr(self, name))
@@ -112,13 +104,18 @@ class UNetConfig:
             self._set(name, number)
         sizes = tuple(as_positive_integer("attention_resolutions", size) for size in self.attention_resolutions)
         self._set("attention_resolutions", sizes)
-        self._set("channel_mult", tuple(_as_multiple(mult) for mult in self.channel_mult))
+        multiples = []
+        for value in self.channel_mult:
+            if not 0 < _as_float(value) < _MOST:
+                raise ValueError(f"channel_mult must hold positive numbers below {_MOST}, got {value!r}")
+            multiples.append(int(value) if isinstance(value, Integral) else float(value))
+        self._set("channel_mult", tuple(multiples))
         self._set("dropout", as_rate("dropout", self.dropout))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_sizes(self) -> None:
+    def _check_sizes_and_widths(self) -> None:
         if not self.channel_mult:
             raise ValueError("channel_mult must name at least one level")
         if self.image_size % self.downsampling:
@@ -134,8 +131,6 @@ class UNetConfig:
                     f"attention_resolutions names {size}, but the feature maps of a {self.image_size}-pixel "
                     f"network have sides {halvings}"
                 )
-
-    def _check_widths(self) -> None:
         for width in self.level_channels:
             if width <= 0 or width % NORM_GROUPS:
                 raise ValueError(
@@ -168,7 +163,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any]) -> T:
             raise ValueError(f"unknown key {key!r} for {cls.__name__}; {did_you_mean(str(key), known)}")
     try:
         return cls(**values)
-    # The latter from printing what is nested too deeply.
+    # RecursionError comes from printing a value that is nested too deeply.
     except (TypeError, RecursionError) as error:
         raise ValueError(f"cannot build {cls.__name__}: {error}") from error
 
@@ -183,13 +178,13 @@ def as_integer(name: str, value: Any) -> int:
     if not isinstance(value, bool) and "bool" not in str(getattr(value, "dtype", "")):
         try:
             return operator.index(value)
-        except (TypeError, RuntimeError):  # the latter from tensors without a value
+        except (TypeError, RuntimeError):  # RuntimeError comes from tensors without a value
             pass
     raise ValueError(f"{name} must be an integer, got {value!r}")
 
 
 def as_positive_integer(name: str, value: Any) -> int:
-    """As `as_integer`, from 1.
+    """As `as_integer`, of at least 1.
 
     Raises:
         ValueError: it is not a positive integer.
@@ -247,7 +242,7 @@ def as_switch(name: str, value: Any) -> bool:
 
 
 def check_choice(name: str, value: Any, known: tuple[Any, ...], *, optional: bool = False) -> None:
-    """Raises ValueError when a value is none of those that are known."""
+    """Raises ValueError when a value is not one of the known ones."""
     if value not in known and not (optional and value is None):
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
@@ -266,13 +261,13 @@ def check_range(name: str, value: Any, fits: Callable[[float], bool], expected: 
 
 
 def check_different(name: str, values: Sequence[int]) -> None:
-    """Raises ValueError when there are no numbers, or some stand twice."""
+    """Raises ValueError when there are no numbers, or a number appears twice."""
     if not values or len(set(values)) < len(values):
         raise ValueError(f"{name} must be one or more different numbers, got {list(values)}")
 
 
 def check_pools(pools: Sequence[int]) -> None:
-    """Raises ValueError when they are no different positive integers."""
+    """Raises ValueError unless they are different positive integers."""
     check_different("pools", pools)
     for pool in pools:
         as_positive_integer("pools", pool)
@@ -289,7 +284,7 @@ def _as_float(value: Any) -> float:
 
 
 def as_call(arguments: Mapping[str, Any]) -> str:
-    """Arguments as a call has them, `pool=2, batch_norm=False`, for the one line that an object is printed as."""
+    """Arguments as they are written in a call, `pool=2, batch_norm=False`, for an object's `repr` of one line."""
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
@@ -297,11 +292,3 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         raise ValueError(f"{name} must be a sequence of numbers, got {value!r}")
     return tuple(value)
-
-
-def _as_multiple(value: Any) -> int | float:
-    if not isinstance(value, bool) and isinstance(value, Real):
-        number = int(value) if isinstance(value, Integral) else float(value)
-        if 0 < number < _MOST:
-            return number
-    raise ValueError(f"channel_mult must hold positive numbers below {_MOST}, got {value!r}")

@@ -1,5 +1,6 @@
-"""Looking at every image before the first step: whether it can be read."""
+"""Checking before the first step whether every image can be read."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,6 @@ from tqdm import tqdm
 
 from difformer.data.images import ImageError, looks_whole
 from difformer.data.samples import SampleReader
-from difformer.data.source import Source
 from difformer.data.spec import CheckImages
 
 _CHUNK = 1024
@@ -35,10 +35,16 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
     if check == "none" or (check == "headers" and source.ends is None):
         return indices
 
+    ends = source.ends if check == "headers" else None
+
     def look(index: int) -> ImageError | None:
         try:
-            if check == "decode" or not _looks_whole(source, index):
-                source.read(index)
+            # An image that does not look whole, or whose ends cannot be read, is read in full.
+            with contextlib.suppress(OSError):
+                found = None if ends is None else ends(index)
+                if found is not None and looks_whole(found.head, found.tail):
+                    return None
+            source.read(index)
         except ImageError as error:
             return error
         return None
@@ -55,18 +61,10 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
     return np.asarray(good, dtype=np.int64)
 
 
-def _looks_whole(source: Source, index: int) -> bool:
-    try:
-        ends = None if source.ends is None else source.ends(index)
-    except OSError:
-        return False
-    return ends is not None and looks_whole(ends.head, ends.tail)
-
-
 def each(look: Callable[[S], T], items: Sequence[S], title: str, *, unit: str = "image") -> Iterator[T]:
-    """What a function says of every item, in order, with a progress bar when it takes long."""
+    """A function's result for every item, in order, with a progress bar when it takes long."""
     bar = tqdm(total=len(items), desc=title, unit=unit, delay=2, disable=None)
-    # Disks answer several requests at once, and decoders leave the interpreter alone.
+    # Disks answer several requests at once, and decoders release the interpreter's lock.
     with bar, ThreadPoolExecutor(min(8, (os.cpu_count() or 1) + 2)) as pool:
         # In pieces, so that an error or Ctrl-C does not wait for a million images that were asked for.
         for start in range(0, len(items), _CHUNK):

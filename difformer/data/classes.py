@@ -1,4 +1,4 @@
-"""Whether two lists of classes are the same, and in what they differ."""
+"""Whether two lists of classes are the same, and how they differ."""
 
 from difformer.data.source import same_letters
 
@@ -7,8 +7,8 @@ def check_same_classes(data: tuple[str, ...], classifier: tuple[str, ...], whose
     """Raises ValueError when two lists of class names differ; the message shows where.
 
     Args:
-        data: of the data set.
-        classifier: of what they are compared with.
+        data: names of the data set.
+        classifier: names that they are compared with.
         whose: what the first belong to, for the message.
         others: what the second belong to.
     """
@@ -24,7 +24,7 @@ def check_same_classes(data: tuple[str, ...], classifier: tuple[str, ...], whose
         if same:
             hint = f"; {_some(sorted(same))} are the same letters in other code points (Unicode normalisation): rename"
         elif len(data) == len(classifier):
-            hint = "; where they mean the same, rename the folders, or of data without folders give data.class_names"
+            hint = "; where they mean the same, rename the folders, or give data.class_names for data without folders"
     else:
         place = next(i for i, pair in enumerate(zip(data, classifier, strict=True)) if len(set(pair)) > 1)
         difference = f"class {place} is {data[place]!r} {whose} and {classifier[place]!r} {others}"

@@ -1,4 +1,4 @@
-"""The one door to data: `create_dataset`, and the data sets with random access that it gives."""
+"""The one way to open data: `create_dataset`, and the data sets with random access that it gives."""
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,7 @@ class ImageDataset(Dataset[Sample | None]):
 
     @property
     def targets(self) -> NDArray[np.float32] | None:
-        """(N, …) what is to be predicted in place of the class, in the order of the samples, where there is any."""
+        """(N, …) what is to be predicted in place of the class, in the order of the samples; None without targets."""
         targets = self._reader.source.targets
         return None if targets is None else targets[self._indices]
 
@@ -123,8 +123,8 @@ class ImageDataset(Dataset[Sample | None]):
         """Hexadecimal SHA-256 of exactly these samples in this order: ids, labels, images, and of the split they are
         from. For the keys of caches, with `transform_description`.
 
-        Of images it is the content that counts. Reads every image once on a machine, and again where the disk says that
-        its file is another or was changed; see `difformer.data.identity.samples_digest`.
+        An image counts by its content. Reads every image once on a machine, and again where the disk says that its file
+        was replaced or changed; see `difformer.data.identity.samples_digest`.
 
         Raises:
             ImageError: an image cannot be read.
@@ -133,8 +133,8 @@ class ImageDataset(Dataset[Sample | None]):
 
     @cached_property
     def former_digest(self) -> str:
-        """What earlier versions called `digest`, to recognise what they wrote: it does not see an edit that leaves the
-        size and both ends of an encoded image as they were.
+        """The `digest` of earlier versions, to recognise what they wrote: it does not see an edit that leaves the size
+        and both ends of an encoded image as they were.
 
         Raises:
             ImageError: an image cannot be read.
@@ -189,8 +189,8 @@ def data_set_names() -> list[str]:
 
 
 def canonical_name(name: str) -> str:
-    """The one spelling of a kind of data set, whether it is known or not: `flowers102` for `Flowers`. One of your own,
-    `package.module:reader` or registered, has but one."""
+    """The one spelling of a kind of data set, whether it is known or not: `flowers102` for `Flowers`. A custom one,
+    `package.module:reader` or registered, has only one."""
     if ":" in name or name in READERS:
         return name
     key = name.lower().replace("-", "").replace("_", "")
@@ -210,7 +210,7 @@ def create_dataset(
 ) -> ImageDataset | ShardDataset:
     """A data set whose samples are `Sample(image, label, id)`; a data loader wants `collate` with it.
 
-    What can be known to be wrong before the first step raises here.
+    Raises for everything that can be found wrong before the first step.
 
     Args:
         spec: a `DataConfig`, or a mapping that is read strictly as one.
@@ -219,9 +219,9 @@ def create_dataset(
         augment: use the training transform and, for a stream, shuffle; by default for `train` only.
         transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
         subset: a saved label subset to use again, in place of choosing one.
-        classes: the classes that labels are to be numbers of, such as a classifier's; of those the split may lack some.
-            They are matched by name. A split with others keeps its own.
-        process_index, num_processes: of a stream, as `ShardDataset`; with random access that is up to a sampler.
+        classes: the classes that the labels are numbers of, such as a classifier's; the split may lack some of them.
+            They are matched by name. A split with other classes keeps its own.
+        process_index, num_processes: of a stream, as `ShardDataset`; with random access, a sampler divides the data.
 
     Returns:
         `ShardDataset` for WebDataset shards with `stream`, else `ImageDataset`. Both have `class_names`, `labels`,
@@ -229,7 +229,7 @@ def create_dataset(
 
     Raises:
         FileNotFoundError: the data is not there.
-        DataError: it is not as it should be: no such split, a class without images, a label out of range, ….
+        DataError: it is not as expected: no such split, a class without images, a label out of range, ….
         ImageError: an image cannot be read, and bad images are not to be skipped.
         ValueError: a value in the specification.
         ImportError: a library that the data set needs is missing.
@@ -292,7 +292,7 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
 
 
 def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -> dict[str, Any]:
-    """What determines, besides the epoch and an image's id, how it becomes input; for the keys of caches.
+    """What determines how an image becomes input, besides the epoch and its id; for the keys of caches.
 
     Args:
         spec: as for `create_dataset`.
@@ -335,7 +335,7 @@ def _transform(config: DataConfig, augment: bool, transform: "Callable[[Image], 
 def _choose(
     source: Source, config: DataConfig, split: str, saved: LabelSubset | None
 ) -> tuple[NDArray[np.int64], LabelSubset | None]:
-    """The places that are used, and the subset that says so."""
+    """The places that are used, and the label subset that chose them, if any."""
     candidates = np.arange(len(source))
     if config.test_fraction and split in ("train", HOLDOUT, TEST):
         kept, held = split_holdout(source.labels, config.test_fraction, config.split_seed)

@@ -31,7 +31,11 @@ def read_elpv(config: DataConfig, split: str, *, levels: bool = False) -> Source
     """
     if split not in ("train", "test", "all"):
         raise unknown_split("ELPV", split, ("train", "test", "all"))
-    root = find_root(config.root, "ELPV") if config.root else _package_folder()
+    if config.root:
+        root = find_root(config.root, "ELPV")
+    else:
+        package = require("elpv_dataset", "ELPV without a root", install="elpv-dataset")
+        root = Path(str(package.__file__)).parent / "data"
     rows = _rows(root / "labels.csv")
     steps = [round(probability * 3) for _, probability, _ in rows]
     chosen = list(range(len(rows)))
@@ -48,11 +52,6 @@ def read_elpv(config: DataConfig, split: str, *, levels: bool = False) -> Source
 def read_elpv_levels(config: DataConfig, split: str) -> Source:
     """ELPV with its four levels as classes; see `read_elpv`."""
     return read_elpv(config, split, levels=True)
-
-
-def _package_folder() -> Path:
-    package = require("elpv_dataset", "ELPV without a root", install="elpv-dataset")
-    return Path(str(package.__file__)).parent / "data"
 
 
 def _rows(path: Path) -> list[tuple[str, float, str]]:

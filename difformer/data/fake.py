@@ -51,7 +51,7 @@ class FakeImages(Dataset[Sample]):
         config: names the data set and says the size and what is held out or left out.
         split: `train`, `holdout`, or one of the data set's.
         length: images of data sets whose size is not known.
-        label: of every image, for tasks whose labels are no classes; the classes in turn where it is left out.
+        label: of every image, for tasks whose labels are no classes; when None, each class in turn.
     """
 
     subset = None
@@ -63,7 +63,17 @@ class FakeImages(Dataset[Sample]):
         self.class_names = config.class_names or tuple(map(str, range(known.classes)))
         self.sides = sides(config.size)
         own = config.split_name("train" if split == HOLDOUT else split)
-        count = _count(config, split, known.images.get(own, length), len(self.class_names))
+        count = known.images.get(own, length)
+        # The holdout and the label subset concern the training split alone.
+        held = round(count * config.holdout)
+        if split == HOLDOUT:
+            count = held
+        elif split == "train":
+            count -= held
+            if config.k_shot is not None:
+                count = min(config.k_shot * len(self.class_names), count)
+            elif config.percent is not None:
+                count = max(len(self.class_names), round(count * config.percent / 100))
         self.labels: NDArray[np.int64] = np.arange(count) % len(self.class_names)
         self.ids: NDArray[np.int64] = np.arange(count)
         self.digest = "fake"
@@ -88,17 +98,3 @@ class FakeImages(Dataset[Sample]):
         pixels = rng.uniform(-1, 1, (3, *self.sides)).astype(np.float32)
         label = int(self.labels[index]) if self._label is None else self._label
         return Sample(torch.from_numpy(pixels), label, int(self.ids[index]))
-
-
-def _count(config: DataConfig, split: str, whole: int, classes: int) -> int:
-    """Images of a split after the holdout and the label subset, which concern `train` alone."""
-    held = round(whole * config.holdout)
-    if split == HOLDOUT:
-        return held
-    if split != "train":
-        return whole
-    if config.k_shot is not None:
-        return min(config.k_shot * classes, whole - held)
-    if config.percent is not None:
-        return max(classes, round((whole - held) * config.percent / 100))
-    return whole - held

@@ -30,7 +30,7 @@ def read_folder(config: DataConfig, split: str) -> Source:
     """`root/SPLIT/CLASS/image`, or `root/CLASS/image` for the split ".".
 
     The classes are `class_names` where given, else the folders of the training split, so that labels mean the same in
-    every split. Another split than that of training may lack some of them, which the log names.
+    every split. A split other than training may lack some of them; the log names these.
 
     Raises:
         FileNotFoundError: no root.
@@ -59,7 +59,11 @@ def read_imagenet(config: DataConfig, split: str) -> Source:
     if not folder.is_dir():
         raise _unknown_folder(f"imagenet in {root}", split, root)
     training = root / config.split_name("train")
-    words = _synset_file(root, Path(config.root or root))
+    files = [place / name for place in (root, Path(config.root or root)) for name in SYNSET_FILES]
+    file = next((path for path in files if path.is_file()), None)
+    # In the order of the file, whose lines are such as `n01440764 tench, Tinca tinca`.
+    pairs = [] if file is None else [line.strip().split(" ", 1) for line in read_lines(file) if line.strip()]
+    words = {pair[0]: pair[-1].strip() for pair in pairs}
     synsets = list(words) or subfolders(training if training.is_dir() else folder)
     names = config.class_names or unique_names(_words(synsets, words), synsets)
     return scan_classes(f"imagenet {folder}", folder, synsets, names, every_class=folder == training)
@@ -87,9 +91,15 @@ def scan_classes(
         raise DataError(f"{title} has {len(classes)} classes, but {len(names)} class names were given")
     _refuse_strangers(title, there, classes)
     found = {name: find_images(folder / name) for name in there}
-    absent = [name for name in classes if not (name in found and found[name].images)]
+    absent = []
+    for name in classes:
+        if name not in found:
+            absent.append(f"{name} (no such folder)")
+        elif not found[name].images:
+            others = found[name].left_out
+            absent.append(f"{name} (whose files are {in_words(others)})" if others else name)
     if absent:
-        problem = f"{title} has no image of {_some([_with_files(name, found.get(name)) for name in absent])}"
+        problem = f"{title} has no image of {_some(absent)}"
         if every_class or len(absent) == len(classes):
             raise DataError(problem)
         _log.warning("%s; it has images of %d of the %d classes", problem, len(classes) - len(absent), len(classes))
@@ -97,13 +107,6 @@ def scan_classes(
     place = {name: i for i, name in enumerate(classes)}
     files = [(f"{name}/{image}", place[name]) for name in there for image in found[name].images]
     return file_source(title, folder, [file for file, _ in files], [label for _, label in files], names)
-
-
-def _with_files(name: str, found: Found | None) -> str:
-    """A class without images, and what it has in their place."""
-    if found is None:
-        return f"{name} (no such folder)"
-    return f"{name} (whose files are {in_words(found.left_out)})" if found.left_out else name
 
 
 def _report_left_out(title: str, folder: Path, found: Iterable[Found]) -> None:
@@ -139,16 +142,6 @@ def _unknown_folder(title: str, split: str, root: Path) -> DataError:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _synset_file(*folders: Path) -> dict[str, str]:
-    """Words by synset, in the order of the file: lines of `n01440764 tench, Tinca tinca`."""
-    for folder in folders:
-        for name in SYNSET_FILES:
-            if (folder / name).is_file():
-                pairs = [line.strip().split(" ", 1) for line in read_lines(folder / name) if line.strip()]
-                return {pair[0]: pair[-1].strip() for pair in pairs}
-    return {}
 
 
 def _words(synsets: Sequence[str], known: Mapping[str, str]) -> list[str]:

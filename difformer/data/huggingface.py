@@ -15,7 +15,7 @@ from difformer.data.images import Content
 from difformer.data.source import DataError, Ends, Source, numbered_labels, read_ends, refuse_first_label, unknown_split
 from difformer.data.spec import DataConfig
 
-# A data set on the hub: owner/name, or the name alone of the oldest.
+# A data set on the hub: owner/name, or only the name of the oldest ones.
 _REPOSITORY = r"[\w-][\w.-]*(/[\w.-]+)?"
 
 
@@ -26,7 +26,7 @@ class _Rows:
     table: Any
     column: str
     table_files: tuple[str, ...]
-    # Whether no image is a file of its own, so that none needs to be looked at to know its file.
+    # Whether all images lie in the table, so that the file of an image is known without reading its row.
     all_inside: bool
 
     def __call__(self, index: int) -> Content:
@@ -59,11 +59,11 @@ def _arrow() -> Any:
 def read_huggingface(config: DataConfig, split: str) -> Source:
     """One split of a data set that `save_to_disk` wrote, of a folder that `load_dataset` reads, or of the hub.
 
-    The network is left alone unless the configuration says `download`; a data set of the hub must be on the disk then.
+    The network is used only where the configuration says `download`; else a data set of the hub must be on the disk.
 
     Raises:
         DataError: no root or split, or no column that could be the image or the label.
-        FileNotFoundError: the folder is not there, or the hub does not have or give it, or may not be asked.
+        FileNotFoundError: the folder is not there, or the hub does not have it, refuses it, or may not be used.
     """
     if config.root is None:
         raise DataError("huggingface needs root: a folder, or a hub repository owner/name")
@@ -100,7 +100,7 @@ def _load(config: DataConfig, title: str) -> dict[str, Any]:
     try:
         with contextlib.nullcontext() if config.download else _offline(datasets):
             loaded = datasets.load_from_disk(place) if saved else datasets.load_dataset(place, config.configuration)
-    # The library's errors for what is not there, not reachable or not readable are of many types.
+    # The library raises errors of many types for data that is missing, not reachable or not readable.
     except Exception as error:
         if folder.is_dir() or config.download:
             raise FileNotFoundError(f"{title} cannot be loaded: {error}") from error
@@ -158,5 +158,6 @@ def _labels(
     place = {name: i for i, name in enumerate(classes)}
     unknown = [value for value in values if value not in place]
     if unknown:
-        raise DataError(f"{title}: the label {unknown[0]!r} is not in class_names; {len(unknown)} images have such")
+        problem = f"the label {unknown[0]!r} is not in class_names; {len(unknown)} images have such labels"
+        raise DataError(f"{title}: {problem}")
     return np.asarray([place[value] for value in values], dtype=np.int64), classes

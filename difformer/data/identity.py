@@ -1,10 +1,9 @@
-"""Which images a data set has: a digest of their content, which is read once and then known by what the disk says."""
+"""Which images a data set has: a digest of their content, which is read once and then known by the file's state."""
 
 import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Iterator
 from logging import getLogger
 
 import numpy as np
@@ -19,9 +18,9 @@ from difformer.files import cache_folder, write_atomically
 _log = getLogger(__name__)
 
 _BLOCK = 1024
-# Bytes of images from which on it is worth remembering what was read.
+# From this many bytes of images on, the digests are kept.
 _WORTH_BYTES = 1 << 26
-# Nanoseconds for which a file must have been left alone: a file system may give two changes in short order one time.
+# Nanoseconds that must have passed since a file's last change: a file system may give two quick changes the same time.
 _SETTLED = 2_000_000_000
 
 Stamps = NDArray[np.int64]
@@ -30,15 +29,15 @@ Stamps = NDArray[np.int64]
 def samples_digest(source: Source, indices: NDArray[np.int64]) -> str:
     """Hexadecimal SHA-256 of samples in their order: of the split's digest, and of their ids, labels and images.
 
-    Of an image, it is the content that counts, as it is stored: a copy elsewhere, or one with another time, is the same
-    image, and an edit of any byte makes another. An image is read for it once on a machine. Its digest is then kept in
-    the cache folder with what the disk says of its file: size, inode, time of modification and of change (the latter
-    is set by the system at every change, even where the former is set back; Windows does not have it). While these
-    stay, the digest stands for the image; when one of them changes, the image is read again.
+    An image counts by its content as it is stored: a copy elsewhere, or one with another time, is the same image, and
+    an edit of any byte makes another. An image is read for this once on a machine. Its digest is then kept in the cache
+    folder with what the disk says about its file: size, inode, time of modification and of change (the latter is set by
+    the system at every change, even where the former is set back; Windows does not have it). While these stay the same,
+    the digest is used; when one of them changes, the image is read again.
 
     So the first call reads all images, which takes as long as reading them in an epoch does (and 0.25 ms of processor
-    time for 110 KB), and later ones ask the disk about each file or shard: 10 µs an image, and so about ten seconds for
-    ImageNet's 1.2 million on a local disk, an eighth of what looking at both ends of each takes.
+    time for 110 KB). Later calls ask the disk about each file or shard: 10 µs an image, and so about ten seconds for
+    ImageNet's 1.2 million on a local disk. Reading both ends of each takes eight times as long.
 
     Args:
         source: the full split.
@@ -53,8 +52,8 @@ def samples_digest(source: Source, indices: NDArray[np.int64]) -> str:
 
 
 def former_digest(source: Source, indices: NDArray[np.int64]) -> str:
-    """What earlier versions took for `samples_digest`, to recognise what they wrote: of an encoded image, its size and
-    both ends stand for the whole.
+    """The `samples_digest` of earlier versions, to recognise what they wrote: it reads only the size and both ends of
+    encoded images.
 
     Raises:
         ImageError: an image cannot be read.
@@ -85,7 +84,7 @@ def last_change(source: Source, indices: NDArray[np.int64]) -> float:
 
 
 class _Known:
-    """What is known of the images of a split, from one process to the next."""
+    """What is known about the images of a split, from one process to the next."""
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -93,21 +92,25 @@ class _Known:
         self._path = cache_folder() / "images" / f"{name}.npz"
 
     def contents(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, 32) SHA-256 of the images' content, of what is not known after reading it."""
+        """(n, 32) SHA-256 of the images' content; images whose digest is not known are read."""
         stamps = _stamps(self._source, indices)
         found, unknown = self._look_up(indices, stamps)
-        # Of several images in one file, that counts once.
+        # A file of several images counts once.
         if np.unique(stamps[unknown], axis=0)[:, 0].sum() < _WORTH_BYTES:
             self._read(indices, found, unknown)
             return found
         # Processes that start together read once: the others wait, and find what the first has read.
-        with self._alone():
+        with contextlib.ExitStack() as stack:
+            # There may be no folder to write to, or no locks.
+            with contextlib.suppress(OSError):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(f"{self._path}.lock"))
             found, unknown = self._look_up(indices, stamps)
             began = time.time_ns()
             try:
                 self._read(indices, found, unknown)
             finally:
-                # After a stop, of some images nothing but zeros was found.
+                # After an interruption, the digests of some images are still zeros.
                 settled = (stamps[:, 1:3].max(1, initial=0) < began - _SETTLED) & found.any(1) & (stamps[:, 0] >= 0)
                 self._keep(indices[settled], stamps[settled], found[settled])
         return found
@@ -133,7 +136,7 @@ class _Known:
     def _load(self) -> tuple[Stamps, NDArray[np.uint8]]:
         """(N, 4) stamps and (N, 32) digests of all images of the split; the first stamp is -1 where none is known."""
         count = len(self._source)
-        # A file that is damaged is as good as none: the images are read again.
+        # A damaged file is ignored: the images are read again.
         with contextlib.suppress(Exception), np.load(self._path, allow_pickle=False) as file:
             stamps, digests = file["stamps"], file["digests"]
             shapes = (stamps.shape, digests.shape, stamps.dtype, digests.dtype)
@@ -150,15 +153,6 @@ class _Known:
         except OSError as error:
             _log.warning("the digests of images cannot be kept, so the images will be read again: %s", error)
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keeps other processes of this machine waiting, where there are a folder to write to and locks."""
-        with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(FileLock(f"{self._path}.lock"))
-            yield
-
 
 def _start(source: Source, indices: NDArray[np.int64]) -> "hashlib._Hash":
     digest = hashlib.sha256(source.digest.encode())
@@ -169,7 +163,7 @@ def _start(source: Source, indices: NDArray[np.int64]) -> "hashlib._Hash":
 
 def _stamps(source: Source, indices: NDArray[np.int64]) -> Stamps:
     """(n, 4) size, times of modification and of change in nanoseconds, and inode of the file that each image lies in;
-    the size is -1 where there is none, or it cannot be asked for. Of several files, sums and latest times.
+    the size is -1 where there is no file or it cannot be read. For several files, sums and the latest times.
     """
     files = source.files
     if files is None:

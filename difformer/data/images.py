@@ -1,5 +1,6 @@
 """From image files to tensors in [-1, 1], and a number for an image that has none."""
 
+import contextlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-# Of the formats that Pillow decodes by itself: neither those that need another program (EPS, WMF), nor containers of
-# numbers or films (FITS, HDF5, PFM, MPEG), nor rare ones whose suffixes other files have too (.pcd of point clouds,
-# .rgb of raw pixels), since such files may lie beside images without being any.
+# Formats that Pillow decodes by itself, without those that need another program (EPS, WMF), containers of numbers or
+# films (FITS, HDF5, PFM, MPEG), and rare ones whose suffixes other files have too (.pcd of point clouds, .rgb of raw
+# pixels): such files may lie beside images without being images.
 _SUFFIXES = (
     ".apng .avif .avifs .blp .bmp .dcx .dds .dib .flc .fli .gif .icb .icns .ico .j2c .j2k .jfif .jp2 .jpc .jpe "
     ".jpeg .jpf .jpg .jpx .msp .pbm .pcx .pgm .png .pnm .ppm .psd .pxr .qoi .sgi .tga .tif .tiff .vda .vst .webp "
@@ -27,7 +28,7 @@ _SUFFIXES = (
 )
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
 
-# What a data set holds of an image: its file, the bytes of one, or pixels (H, W, 3) or (H, W) uint8.
+# How a data set holds an image: its file, the bytes of one, or pixels (H, W, 3) or (H, W) uint8.
 Content = Path | bytes | NDArray[np.uint8]
 
 # The last bytes of whole images, by Pillow's name of the format; an MPO is a JPEG with further pictures.
@@ -48,8 +49,8 @@ _TURNS = {
 # Far above what any backbone reads; a mistyped or made up size should not fill the memory.
 _LARGEST = 8192
 
-# Of an image that is longer than this many windows, only the middle is resized: scaled up, a line of pixels would fill
-# the memory.
+# An image that is longer than this many windows is cut to its middle before it is resized: scaled up, a line of pixels
+# would fill the memory.
 _LONGEST = 32
 
 
@@ -120,22 +121,19 @@ def decode_image(content: Content, name: str) -> "Image":
     Raises:
         ImageError: it is missing, unreadable, truncated or no image.
     """
+    images = require("PIL.Image", "reading images", install="pillow")
     # Damaged files make the decoders raise errors of many kinds.
     try:
         with _opened(content) as image:
             return as_rgb(image)
     except Exception as error:
-        raise ImageError(f"{name} cannot be read as an image: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Why an image cannot be read, where Pillow's own words name an address in memory, or no remedy."""
-    images = require("PIL.Image", "reading images", install="pillow")
-    if isinstance(error, images.UnidentifiedImageError):
-        return "it is damaged, or of a format that this version of Pillow does not know"
-    if isinstance(error, images.DecompressionBombError):
-        return f"{error} Scale it down first"
-    return str(error)
+        reason = str(error)
+        # Here Pillow's own words name an address in memory, or no remedy.
+        if isinstance(error, images.UnidentifiedImageError):
+            reason = "it is damaged, or of a format that this version of Pillow does not know"
+        elif isinstance(error, images.DecompressionBombError):
+            reason = f"{error} Scale it down first"
+        raise ImageError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def looks_whole(head: bytes, tail: bytes) -> bool:
@@ -161,33 +159,26 @@ def _opened(content: Content) -> Any:
 
 
 def as_rgb(image: "Image") -> "Image":
-    """An image as RGB, turned upright as its EXIF orientation says. Of 16 bits a pixel, the upper 8 are kept.
+    """An image as RGB, turned upright as its EXIF orientation says. Pixels of 16 bits keep the upper 8.
 
     Raises:
         ValueError: pixels whose range is not known: real numbers, or integers of 32 bits.
     """
     images = require("PIL.Image", "reading images", install="pillow")
-    # Before anything else asks for the pixels: Pillow reports damage once, and then gives what there is.
+    # Before anything else reads the pixels: Pillow reports damage only once, and then gives the pixels that it has.
     image.load()
     # PNG and PPM files of 16 bits can come with 32.
     deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if image.mode in ("I", "F") and not deep:
         raise ValueError(f"its pixels, of mode {image.mode}, have no known range; convert them to 8 or 16 bits")
     converted: Image = images.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image
-    turn = _TURNS.get(_orientation(image))
+    turn = None
+    # An image with a damaged EXIF block is not turned. `PIL.ImageOps.exif_transpose` parses the whole block, and fails.
+    with contextlib.suppress(Exception):
+        turn = _TURNS.get(int(image.getexif().get(_ORIENTATION, 1)))
     if turn is not None:
         converted = converted.transpose(images.Transpose[turn])
     return converted.convert("RGB")
-
-
-def _orientation(image: "Image") -> int:
-    """The EXIF orientation; 1, which is upright, where a damaged block does not say. Nothing else in it matters, so it
-    is not parsed, which `PIL.ImageOps.exif_transpose` would fail at.
-    """
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:
-        return 1
 
 
 def enlarged(size: Size, short: int | None) -> Size:
@@ -199,8 +190,8 @@ def enlarged(size: Size, short: int | None) -> Size:
 def resize_to_cover(image: "Image", window: Size) -> "Image":
     """An image as large as it must be to cover a window, bilinear and antialiased, and its proportions kept.
 
-    It is as high or as wide as the window, and not less in the other direction: of a square window, its short side is
-    the window's. Of an image that would be longer than 32 windows, only the middle 32 are used.
+    It is as high or as wide as the window, and at least as large in the other direction: for a square window, its short
+    side is the window's. If it would be longer than 32 windows, only the middle 32 are used.
     """
     functional = require("torchvision.transforms.v2.functional", "preprocessing images", install="torchvision")
     height, width = sides(window)

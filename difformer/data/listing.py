@@ -10,7 +10,7 @@ from pathlib import Path
 from difformer.data.images import IMAGE_SUFFIXES
 from difformer.data.source import DataError
 
-# What network drives (Synology), archives made on macOS and disks of Linux have among files.
+# Folders that network drives (Synology), archives made on macOS and disks of Linux add.
 _SYSTEM = ("@eaDir", "__MACOSX", "lost+found")
 
 
@@ -29,8 +29,8 @@ class Found:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a name is that of a hidden or system entry, which is never data, nor is anything in it: those that begin
-    with a dot (as the `._x.jpg` of macOS and `.ipynb_checkpoints`), `@eaDir`, `__MACOSX` and `lost+found`.
+    """Whether a name is that of a hidden or system entry; neither the entry nor anything in it is data. These are names
+    that begin with a dot (as the `._x.jpg` of macOS and `.ipynb_checkpoints`), `@eaDir`, `__MACOSX` and `lost+found`.
     """
     return name.startswith(".") or name in _SYSTEM
 
@@ -57,7 +57,7 @@ def leads_to(kind: Callable[[], bool]) -> bool:
         kind: `is_dir` or `is_file` of the entry.
 
     Raises:
-        OSError: it is a link to what may not be looked at.
+        OSError: it is a link to a place that may not be read.
     """
     try:
         return kind()

@@ -80,15 +80,13 @@ def _read_birds(config: DataConfig, split: str, title: str, archive: str) -> Sou
     place = {name: i for i, name in enumerate(classes)}
     wanted = {"train": "1", "test": "0"}[split]
     chosen = [image for image in files if training[image] == wanted]
-    names = unique_names([_bird(words[name]) for name in classes], classes)
+    names = []
+    for word in (words[name] for name in classes):
+        number, dot, rest = word.partition(".")
+        names.append(rest.replace("_", " ") if dot and number.isdigit() else word)
     numbers = [place[labels[image]] for image in chosen]
-    folder = root / "images"
-    return file_source(f"{title} {split} in {root}", folder, [files[image] for image in chosen], numbers, names)
-
-
-def _bird(name: str) -> str:
-    number, dot, words = name.partition(".")
-    return words.replace("_", " ") if dot and number.isdigit() else name
+    paths = [files[image] for image in chosen]
+    return file_source(f"{title} {split} in {root}", root / "images", paths, numbers, unique_names(names, classes))
 
 
 def _table(path: Path, title: str) -> dict[str, str]:

@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
     Attributes:
         image: (3, h, w) float32 in [-1, 1].
-        label: in [0, number of classes); of a data set with targets, the (…) float32 target.
+        label: in [0, number of classes); for a data set with targets, the (…) float32 target.
         id: stable number in [0, 2**63): does not depend on the subset, the order, workers or processes.
     """
 
@@ -49,7 +49,7 @@ def collate(samples: Sequence[Sample | None]) -> Batch:
     """Stacks samples, without those that were skipped; the `collate_fn` of a data loader.
 
     Raises:
-        ImageError: not one of them could be read.
+        ImageError: none of them could be read.
     """
     there = [sample for sample in samples if sample is not None]
     if not there:

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class DataError(ValueError):
-    """A data set is not as it should be on the disk; the message says where and what was expected."""
+    """A data set on the disk is not as expected; the message says where, and what was expected."""
 
 
-# Without class names there are as many classes as the labels need; more than this is a mistake in the labels.
+# Without class names there are as many classes as the labels need; more than this means wrong labels.
 _MOST_CLASSES = 1_000_000
 
 _HEAD, _TAIL = 1 << 14, 64
 
 
 class Ends(NamedTuple):
-    """What tells an encoded image from others, and whole ones from those cut off, without reading all of it.
+    """What shows which image an encoded one is, and whether it is whole, without reading all of it.
 
     Attributes:
         head: its first 16 KiB.
@@ -76,8 +76,8 @@ class Source:
 
     Attributes:
         title: data set, split and place, for messages.
-        labels: (N,) int64 in [0, number of classes); empty where targets are all there is, and the images are then
-            of one class.
+        labels: (N,) int64 in [0, number of classes); empty where there are only targets, and the images are then of
+            one class.
         class_names: in the order of the labels, all different.
         content: gives the image of an index, still encoded. Picklable, since workers get a copy.
         names: the images' file names relative to the split, where they have any.
@@ -147,7 +147,7 @@ class Source:
         if len(wrong):
             raise DataError(
                 f"{self.title}: {self.describe(wrong[0])} has the target {targets[wrong[0]]}, which is not finite; "
-                f"{len(wrong)} images have such a one"
+                f"{len(wrong)} images have such targets"
             )
 
     def __len__(self) -> int:
@@ -187,7 +187,7 @@ class Source:
         return decode_image(content, where)
 
     def label(self, index: int) -> int | Tensor:
-        """What is to be predicted of an index: its target, where there are any, or else its class."""
+        """What is to be predicted for an index: its target where there are targets, else its class."""
         if self.targets is None:
             return int(self.labels[index])
         return torch.from_numpy(np.asarray(self.targets[index]))
@@ -195,7 +195,7 @@ class Source:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the split's labels, targets, ids, class names and file names: two splits that have the same one
-        agree in them. The images are not looked at.
+        agree in them. The images are not read.
         """
         digest = hashlib.sha256()
         for names in (Names(self.class_names), self.names or Names(())):
@@ -287,8 +287,8 @@ def numbered_labels(
         everywhere: the labels of all splits, where they are known.
 
     Raises:
-        DataError: a label above a million without class names, or labels that seem to count from 1: class 0 would be
-            made of nothing.
+        DataError: a label above a million without class names, or labels that seem to count from 1, so that class 0
+            would be empty.
     """
     numbers = np.asarray(labels, dtype=np.int64)
     known = numbers if everywhere is None else np.asarray(list(everywhere), dtype=np.int64)
@@ -342,7 +342,7 @@ def find_root(root: str | None, title: str, *below: str) -> Path:
 
 
 def unique_names(names: Sequence[str], keys: Sequence[str]) -> tuple[str, ...]:
-    """Class names with the key in brackets where a name is there twice, as ImageNet's two cranes are."""
+    """Class names, with the key in brackets where two classes have one name, as ImageNet's two cranes."""
     counts = Counter(names)
     return tuple(name if counts[name] == 1 else f"{name} ({key})" for name, key in zip(names, keys, strict=True))
 

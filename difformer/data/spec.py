@@ -33,8 +33,8 @@ class DataConfig:
         seed: of the label subset, of augmentation and of the stream's order.
         split_seed: of the splits made here: holdout, test_fraction, and those of data sets without official ones.
         on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
-        check_images: what is looked at before the first step: how encoded images begin and end, which shows those that
-            are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
+        check_images: what is checked before the first step: how encoded images begin and end, which shows files that
+            are no images or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
         size: of the input in pixels: its side, or [h, w], height before width, of images that are not square.
         resize: short side before the central crop in evaluation, and in the augmentations `none`, `flip`, `flips`,
             `symmetries` and `shift`: an image is scaled until it covers a window of the proportions of `size` with that
@@ -48,8 +48,8 @@ class DataConfig:
         shuffle_buffer: images of the training stream to choose the next from.
         configuration: of a Hugging Face data set that has several.
         image_column: of a Hugging Face data set; the only image column when None.
-        label_column: of a Hugging Face data set; the only class-label column, or `label`, when None. Of WebDataset's
-            JSON files, the key of the label.
+        label_column: of a Hugging Face data set; the only class-label column, or `label`, when None. For WebDataset,
+            the key of the label in JSON files.
         first_label: the number of the first class, 0 or 1, where labels of WebDataset or a Hugging Face data set are
             plain numbers; 0 when None, and an error where they go from 1. Elsewhere it must be None.
         download: let torchvision and the `datasets` library fetch what is not there. Nothing else touches the network.
@@ -85,7 +85,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         self._check_words()
-        self._check_splits()
         self._check_numbers()
         if len(given := self._subset_rules()) > 1:
             raise ValueError(f"give one rule for the label subset, got {' and '.join(given)}")
@@ -116,8 +115,6 @@ class DataConfig:
         for name in ("stream", "download"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be true or false, got {getattr(self, name)!r}")
-
-    def _check_splits(self) -> None:
         if not isinstance(self.splits, Mapping) or not all(
             isinstance(name, str) and name for pair in self.splits.items() for name in pair
         ):
@@ -129,13 +126,7 @@ class DataConfig:
             self._set("class_names", tuple(map(str, self.class_names)))
 
     def _check_numbers(self) -> None:
-        smallest = {
-            "seed": 0,
-            "split_seed": 0,
-            "resize": 1,
-            "k_shot": 1,
-            "shuffle_buffer": 1,
-        }
+        smallest = {"seed": 0, "split_seed": 0, "resize": 1, "k_shot": 1, "shuffle_buffer": 1}
         for name, least in smallest.items():
             if getattr(self, name) is not None or name not in ("resize", "k_shot"):
                 self._set(name, as_integer(name, getattr(self, name)))
@@ -152,8 +143,11 @@ class DataConfig:
             of = "" if isinstance(self.size, int) else "the shorter side of "
             raise ValueError(f"resize must be at least {of}size, which is {short}, got {self.resize}")
         for name in ("percent", "holdout", "test_fraction", "random_erasing"):
-            if getattr(self, name) is not None or name != "percent":
-                self._set(name, _as_number(name, getattr(self, name)))
+            value = getattr(self, name)
+            if value is not None or name != "percent":
+                if isinstance(value, bool) or not isinstance(value, Real):
+                    raise ValueError(f"{name} must be a number, got {value!r}")
+                self._set(name, float(value))
         if self.percent is not None and not 0 < self.percent <= 100:
             raise ValueError(f"percent must be above 0 and at most 100, got {self.percent}")
         for name in ("holdout", "test_fraction"):
@@ -173,12 +167,6 @@ def check_symmetries(augmentation: str, size: Size) -> None:
             f"the augmentation symmetries turns images by quarters, which {list(size)} does not allow; give flips, "
             "which are the symmetries of a rectangle, or a square size"
         )
-
-
-def _as_number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{name} must be a number, got {value!r}")
-    return float(value)
 
 
 def as_config(spec: "DataConfig | Mapping[str, Any]") -> DataConfig:

@@ -27,7 +27,7 @@ class ShardDataset(IterableDataset[Sample]):
         reader: reads the full split, whose source has shards.
         indices: places in the full split to read.
         shuffle_buffer: samples to choose the next from; 0 keeps the order of the shards.
-        process_index: which process this is; asked of torch.distributed when None (0 where that is not running).
+        process_index: which process this is; read from torch.distributed when None (0 where that is not running).
         num_processes: how many there are; the same.
         subset: the label subset that chose the indices.
 
@@ -49,7 +49,15 @@ class ShardDataset(IterableDataset[Sample]):
         self._indices = np.sort(indices)
         self._shuffle_buffer = shuffle_buffer
         self.subset = subset
-        self.process_index, self.num_processes = _processes(process_index, num_processes)
+        if (process_index is None) != (num_processes is None):
+            raise ValueError("give both process_index and num_processes, or neither")
+        if process_index is None or num_processes is None:
+            process_index, num_processes = 0, 1
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                process_index, num_processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        if not 0 <= process_index < num_processes:
+            raise ValueError(f"process_index must lie in [0, {num_processes}), got {process_index}")
+        self.process_index, self.num_processes = process_index, num_processes
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -79,8 +87,8 @@ class ShardDataset(IterableDataset[Sample]):
         self._reader.set_epoch(epoch)
 
     def __len__(self) -> int:
-        """Samples of this process. With several workers, a data loader gives more batches than this and the batch size
-        make, since each worker ends with a batch of its own.
+        """Samples of this process. With several workers, a data loader gives more batches than these samples fill: each
+        worker ends with its own batch.
         """
         start, stop = _piece(len(self._indices), self.process_index, self.num_processes)
         return stop - start
@@ -95,23 +103,20 @@ class ShardDataset(IterableDataset[Sample]):
         number, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         first, last = _piece(len(self._indices), self.process_index, self.num_processes)
         start, stop = _piece(last - first, number, workers)
-        mine = self._line()[first + start : first + stop]
+        # All samples, in the order in which the processes share them.
+        line, shards = self._indices, self._reader.source.shards
+        if self._shuffle_buffer and shards is not None:
+            rng = generator(Stream.SHARDS, self._reader.seed, self._reader.epoch)
+            rank = np.argsort(rng.random(int(shards.max()) + 1))
+            line = line[np.argsort(rank[shards[line]], kind="stable")]
+        mine = line[first + start : first + stop]
         for index, content in self._shuffled(mine.tolist(), number):
             sample = self._reader.read(index, content)
             if sample is not None:
                 yield sample
 
-    def _line(self) -> NDArray[np.int64]:
-        """All samples in the order in which the processes share them."""
-        shards = self._reader.source.shards
-        if not self._shuffle_buffer or shards is None:
-            return self._indices
-        rng = generator(Stream.SHARDS, self._reader.seed, self._reader.epoch)
-        rank = np.argsort(rng.random(int(shards.max()) + 1))
-        return self._indices[np.argsort(rank[shards[self._indices]], kind="stable")]
-
     def _shuffled(self, indices: list[int], worker: int) -> Iterator[tuple[int, Content]]:
-        """Reads ahead, still encoded, and gives back at random; without a buffer, in order."""
+        """Reads encoded images ahead, and gives them in random order; without a buffer, in their order."""
         source = self._reader.source
         contents = map(source.content, indices) if source.in_order is None else source.in_order(indices)
         rng = generator(Stream.BUFFER, self._reader.seed, self._reader.epoch, self.process_index, worker)
@@ -128,15 +133,3 @@ class ShardDataset(IterableDataset[Sample]):
 def _piece(length: int, number: int, pieces: int) -> tuple[int, int]:
     """Where the piece of that number begins and ends."""
     return length * number // pieces, length * (number + 1) // pieces
-
-
-def _processes(index: int | None, count: int | None) -> tuple[int, int]:
-    if (index is None) != (count is None):
-        raise ValueError("give both process_index and num_processes, or neither")
-    if index is None or count is None:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            return torch.distributed.get_rank(), torch.distributed.get_world_size()
-        return 0, 1
-    if not 0 <= index < count:
-        raise ValueError(f"process_index must lie in [0, {count}), got {index}")
-    return index, count

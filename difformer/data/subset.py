@@ -52,22 +52,28 @@ class LabelSubset:
 
     @classmethod
     def load(cls, path: str | Path) -> "LabelSubset":
-        """Reads what `save` wrote. What earlier versions wrote has no digest, and is taken as it is.
+        """Reads what `save` wrote. Files of earlier versions have no digest, and are accepted as they are.
 
         Raises:
             FileNotFoundError: it is not there.
             DataError: it is no subset, or is damaged.
         """
         try:
-            record = read_json(Path(path), "restore it from a copy, or choose a subset anew")
+            record = read_json(Path(path), "restore it from a copy, or choose a subset again")
             if not isinstance(record, dict) or set(record) != {"rule", "seed", "digest", "indices"}:
                 raise ValueError("it must have rule, seed, digest and indices")
-            return cls(_places(record["indices"]), dict(record["rule"]), int(record["seed"]), str(record["digest"]))
+            values = record["indices"]
+            if not isinstance(values, list) or not all(type(value) is int for value in values):
+                raise ValueError("indices must be a list of integers")
+            indices = np.asarray(values, dtype=np.int64)
+            if (indices < 0).any() or (np.diff(indices) <= 0).any():
+                raise ValueError("indices must ascend from 0")
+            return cls(indices, dict(record["rule"]), int(record["seed"]), str(record["digest"]))
         except (TypeError, ValueError, OverflowError) as error:
             raise DataError(f"{path} is not a saved label subset, or is damaged: {error!r}") from error
 
     def check(self, source: Source, candidates: Indices) -> None:
-        """Raises DataError when it was chosen from another split, or holds what is not among its places to choose."""
+        """Raises DataError when it was chosen from another split, or has images that are not among the candidates."""
         if self.digest != source.digest:
             raise DataError(
                 f"the label subset was chosen from another version of {source.title}: "
@@ -79,16 +85,6 @@ class LabelSubset:
                 f"{len(strangers)} images of the label subset are not among those to choose from of {source.title}: "
                 f"it was chosen with another holdout, or is given for the holdout"
             )
-
-
-def _places(values: Any) -> Indices:
-    """Places as JSON has them; raises ValueError when they are no integers from 0, or do not ascend."""
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise ValueError("indices must be a list of integers")
-    places = np.asarray(values, dtype=np.int64)
-    if (places < 0).any() or (np.diff(places) <= 0).any():
-        raise ValueError("indices must ascend from 0")
-    return places
 
 
 def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> LabelSubset:
@@ -114,7 +110,7 @@ def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> La
         chosen = candidates[percentage(labels, config.percent, config.seed)]
     elif config.list_file is not None:
         chosen = np.intersect1d(candidates, from_list_file(source, config.list_file))
-        # Not where it lies: a run's folder may be given to others.
+        # Without its folder: a run's folder may be given to others.
         file = expand_user(config.list_file)
         rule = {"list_file": file.name, "list_sha256": sha256(file)}
     if config.holdout:
@@ -171,8 +167,8 @@ def from_list_file(source: Source, list_file: str) -> Indices:
 
     A line is the path of an image in the split, or the last part of its path on the disk, with as many folders as are
     needed to tell it from others, or all of it. The folders that it names must be the image's; a bare file name, as in
-    SimCLR's lists of 1 % and 10 % of ImageNet, must be there once. Where the file is not there, one that differs in
-    its suffix only is taken, since lists and shards disagree in it.
+    SimCLR's lists of 1 % and 10 % of ImageNet, must be there once. Where there is no such file, one that differs only
+    in its suffix is taken, since the suffixes of lists and shards often differ.
 
     Raises:
         FileNotFoundError: the list is not there.
@@ -262,7 +258,7 @@ def split_holdout(labels: Sequence[int] | Indices, fraction: float, seed: int) -
     shares = np.asarray([len(group) * fraction for group in groups.values()])
     counts = np.floor(shares).astype(int)
     room = np.asarray([len(group) for group in groups.values()]) - 1
-    # Ties are broken at random, or the first classes would always be the ones to give.
+    # Ties are broken at random; otherwise more would always be held out of the first classes.
     order = np.lexsort((rounding_generator(seed).random(len(shares)), counts - shares))
     for place in order:
         if counts.sum() < round(shares.sum()):

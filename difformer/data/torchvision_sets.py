@@ -18,7 +18,7 @@ _TRAIN_TEST: dict[str, tuple[str, ...]] = {"train": ("train",), "test": ("test",
 _THREE: dict[str, tuple[str, ...]] = {name: (name,) for name in ("train", "val", "test")}
 
 _DOWNLOAD = "; with download: true torchvision fetches it"
-# Whose address does not exist any more, so that nothing can fetch it.
+# Its address no longer exists, so that nothing can fetch it.
 _CARS = (
     "stanford_cars/ with devkit/cars_meta.mat, devkit/cars_train_annos.mat, cars_test_annos_withlabels.mat, "
     "cars_train/*.jpg and cars_test/*.jpg, unpacked from a copy of the data set"
@@ -30,7 +30,7 @@ EUROSAT_TEST = 0.2
 
 @dataclass(frozen=True)
 class _Kind:
-    """A class of torchvision's: the splits offered here, each as torchvision's splits that make it up."""
+    """A class of torchvision, and the splits offered here, each with torchvision's splits that make it up."""
 
     cls: str
     splits: dict[str, tuple[str, ...]] = field(default_factory=lambda: _TRAIN_TEST)
@@ -80,7 +80,7 @@ def read_torchvision(config: DataConfig, split: str, name: str) -> Source:
         labels = np.concatenate([part.targets for part in parts])
         return Source(title, labels, classes, Pixels(images))
     samples = [sample for part in parts for sample in _samples(part)]
-    # Where torchvision takes whatever lies in the folder.
+    # torchvision takes everything in the folder, hidden entries too.
     shown = [label for label, folder in enumerate(classes) if not is_hidden(folder)]
     place = {label: i for i, label in enumerate(shown)}
     samples = [
@@ -109,7 +109,7 @@ def _open(kind: _Kind, root: Path, part: str, download: bool) -> Any:
         arguments["loader"] = str
     try:
         return cls(str(root), download=download, **arguments)
-    # torchvision has no error type of its own, and damaged files raise errors of many.
+    # torchvision has no error type of its own, and damaged files raise errors of many types.
     except Exception as error:
         hint = f"; root must hold {_CARS}" if kind.cls == "StanfordCars" else _DOWNLOAD
         raise FileNotFoundError(f"{kind.cls} cannot be read from {root}: {error}{hint}") from error

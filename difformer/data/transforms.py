@@ -101,7 +101,7 @@ class Symmetric:
 class Shifted:
     """The evaluation transform, moved by up to an eighth of each side, and a random horizontal flip.
 
-    Edges are reflected into the room that the move leaves; He et al. 2016, who move CIFAR-10's images so, leave it 0.
+    The margin that the move leaves is filled with reflected edges; He et al. 2016 fill CIFAR-10's with 0.
     Objects keep the scale they have in evaluation; `published` enlarges them by up to a quarter.
 
     Attributes:
@@ -192,7 +192,7 @@ def create_transform(
     policy, *sections = name.split("-")
     if policy not in known[len(_WITHOUT_TIMM) :]:
         raise ValueError(f"unknown augmentation {name!r}; {did_you_mean(name, known)}")
-    # timm passes over what it does not understand.
+    # timm ignores what it does not understand.
     odd = [section for section in sections if policy == "crop" or not re.fullmatch(r"[a-z]+\d[\d.]*", section)]
     if odd:
         raise ValueError(f"the augmentation {name!r} has the section {odd[0]!r}; expected letters and a number, as m9")
@@ -202,7 +202,7 @@ def create_transform(
 def _timm_transform(policy: str | None, size: Size, random_erasing: float) -> Callable[["Image"], Tensor]:
     timm = require("timm.data", "this augmentation", install="timm")
     height, width = sides(size)
-    # What is cut out has about the proportions of the result, up to 3:4 and 4:3, which is timm's default for squares.
+    # A crop has about the proportions of the result, up to 3:4 and 4:3, which is timm's default for squares.
     proportions = {} if height == width else {"ratio": (3 / 4 * width / height, 4 / 3 * width / height)}
     try:
         transform: Callable[[Image], Tensor] = timm.create_transform(

@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, groupby, product
 from logging import getLogger
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from difformer.streams import stable_id
 _log = getLogger(__name__)
 
 _LARGEST = 1 << 63
-# Bytes of a label, which may stand among others of a sample's properties.
+# Bytes of a label, which may be one of many properties of a sample in a JSON file.
 _LARGEST_LABEL = 1 << 24
 # More than the largest published sets have (LAION-2B: 231,349).
 _MOST_SHARDS = 300_000
@@ -92,21 +92,21 @@ class _Slices:
 def read_webdataset(config: DataConfig, split: str) -> Source:
     """One split of WebDataset shards on the disk.
 
-    The members' headers and labels of every shard are read, without the images: that gives the exact number of samples,
-    so that processes and workers can share them without dropping or doubling one, and finds damage before the first
+    The members' headers and labels of every shard are read, without the images. That gives the exact number of samples,
+    so that processes and workers can share them without dropping or doubling one. It also finds damage before the first
     step. An id is a hash of the sample's key, so it stays when samples move between shards; where shards repeat each
-    other's keys, of the shard's name and the key.
+    other's keys, it is a hash of the shard's name and the key.
 
     A label is the integer in `KEY.cls`, or that in `KEY.json` under "label" or the name that `label_column` gives.
-    Shards do not say the classes. Without `class_names` they are as many as the split's labels need, so a split that
+    Shards do not name the classes. Without `class_names` there are as many as the split's labels need, so a split that
     lacks the last class would have fewer.
 
     Args:
         config: with root.
-        split: a pattern of file names below root, with `*` and with braces, `train-{000..004}.tar`; where it does not
-            name `.tar`, that follows. A word without any of these stands for all shards in root that have it between
-            separators: `val` for `set-val-000.tar` and `val2017.tar`, but not for `retrieval.tar`; for
-            `validation-0.tar` too, which means the same.
+        split: a pattern of file names below root, with `*` and with braces, `train-{000..004}.tar`; `.tar` is added
+            where it is not given. A word without any of these selects all shards in root that have it between
+            separators: `val` selects `set-val-000.tar` and `val2017.tar`, but not `retrieval.tar`; also
+            `validation-0.tar`, which means the same.
 
     Raises:
         DataError: no such shard, one that is damaged or whose name has the words of two splits, a sample without image
@@ -157,7 +157,16 @@ def find_shards(root: str | None, split: str, others: Iterable[str] = ()) -> tup
     folder = find_root(root, "webdataset")
     there = sorted(entry.name for entry in os.scandir(folder) if leads_to(entry.is_file))
     known = [name for name in there if _is_shard(name) and not is_hidden(name)]
-    found = _matching(folder, split) if _is_pattern(split) else _named(folder, known, split, others)
+    if _is_pattern(split):
+        by_word = _by_word(folder, split)
+        missing = sorted(word for word, names in by_word.items() if not names)
+        if missing and len(missing) < len(by_word):
+            raise DataError(
+                f"webdataset {folder} has no shard {missing[0]}; {len(missing)} of the shards named are missing"
+            )
+        found = sorted(set(chain(*by_word.values())))
+    else:
+        found = _named(folder, known, split, others)
     if not found:
         raise unknown_split(f"webdataset {folder}", split, known[:5] + ["…"] * (len(known) > 5))
     compressed = [name for name in found if not name.lower().endswith(".tar")]
@@ -175,7 +184,7 @@ def _is_pattern(split: str) -> bool:
 
 
 def _names_tar(pattern: str) -> bool:
-    """Whether a pattern says the ending of its files."""
+    """Whether a pattern gives the ending of its files."""
     return ".tar" in pattern.lower() or ".tgz" in pattern.lower()
 
 
@@ -201,7 +210,7 @@ def _named(folder: Path, known: Sequence[str], split: str, others: Iterable[str]
 
 
 def _has_word(name: str, word: str) -> bool:
-    """Whether a word stands in a name as no part of a longer word, and a number of no longer number."""
+    """Whether a name has a word that is not a part of a longer word, or a number that is not a part of a longer one."""
     before, after = (r"[^\W_]" if end.isdigit() else r"[^\W\d_]" for end in (word[0], word[-1]))
     return re.search(rf"(?<!{before}){re.escape(word)}(?!{after})", name) is not None
 
@@ -217,26 +226,15 @@ def _report_shared(folder: Path, split: str, found: Iterable[str], others: Itera
             _log.warning("webdataset %s: %s", folder, what)
 
 
-def _matching(folder: Path, pattern: str) -> set[str]:
-    """The shards that a pattern names; raises DataError when some of those that its braces stand for are not there."""
-    found = _by_word(folder, pattern)
-    missing = sorted(word for word, names in found.items() if not names)
-    if missing and len(missing) < len(found):
-        raise DataError(
-            f"webdataset {folder} has no shard {missing[0]}; {len(missing)} of the shards named are missing"
-        )
-    return set(chain(*found.values()))
-
-
 def _by_word(folder: Path, pattern: str) -> dict[str, list[str]]:
-    """The shards that a pattern names, by each word that its braces stand for."""
-    words = [word if _names_tar(word) else f"{word}.tar" for word in _expand_braces(pattern)]
-    return {word: [name for name in glob.glob(word, root_dir=folder) if _is_meant(name, word)] for word in words}
-
-
-def _is_meant(name: str, word: str) -> bool:
-    """Whether a file that fits a word is a shard; hidden ones are where they are named without `*`."""
-    return _is_shard(name) and (name == word or is_data(name))
+    """The shards that a pattern names, by each word that its braces expand to."""
+    found = {}
+    for word in _expand_braces(pattern):
+        word = word if _names_tar(word) else f"{word}.tar"
+        names = glob.glob(word, root_dir=folder)
+        # Hidden files are shards only where they are named without `*`.
+        found[word] = [name for name in names if _is_shard(name) and (name == word or is_data(name))]
+    return found
 
 
 def scan_shard(path: Path, *, label_key: str | None = None, skip: bool = False) -> list[_Entry]:
@@ -255,7 +253,16 @@ def scan_shard(path: Path, *, label_key: str | None = None, skip: bool = False) 
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
                 _add_member(path, samples, member)
-            _check_end(path, file, archive.offset)
+            # The reader takes a damaged header for the end, and only the first of two archives in one file.
+            file.seek(archive.offset)
+            rest = file.read(1 << 20)
+            if rest.strip(b"\0"):
+                raise DataError(
+                    f"{path} is damaged at byte {archive.offset}, or several archives in one file: there is data after "
+                    "the end marker"
+                )
+            if not rest:
+                _log.warning("%s has no end marker; samples are missing if it was cut off between two of them", path)
             return _entries(path, file, samples, label_key, skip)
     except DataError:
         raise
@@ -282,20 +289,6 @@ def _add_member(path: Path, samples: dict[str, _Members], member: tarfile.TarInf
     members[suffix.lower()] = (member.offset_data, member.size)
 
 
-def _check_end(path: Path, file: BinaryIO, offset: int) -> None:
-    """Looks at what follows the members. The reader takes a damaged header for the end, and two archives in one file
-    for the first.
-    """
-    file.seek(offset)
-    rest = file.read(1 << 20)
-    if rest.strip(b"\0"):
-        raise DataError(
-            f"{path} is damaged at byte {offset}, or several archives in one file: there is data after the end marker"
-        )
-    if not rest:
-        _log.warning("%s has no end marker; samples are missing if it was cut off between two of them", path)
-
-
 def _entries(
     path: Path, file: BinaryIO, samples: dict[str, _Members], label_key: str | None, skip: bool
 ) -> list[_Entry]:
@@ -315,7 +308,7 @@ def _entries(
 def _entry(path: Path, file: BinaryIO, key: str, members: _Members, label_key: str | None) -> _Entry:
     images = [suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in IMAGE_SUFFIXES]
     there = ", ".join(members)
-    # What a user may not expect of file names with several dots.
+    # A user may not expect this rule for file names with several dots.
     rule = "; a key ends at the first dot of a file name" if any("." in suffix for suffix in members) else ""
     if len(images) > 1:
         raise DataError(f"{path}: the sample {key} must have one image, but its members are {there}{rule}")
@@ -335,28 +328,27 @@ def _entry(path: Path, file: BinaryIO, key: str, members: _Members, label_key: s
 
 def _label(where: str, text: bytes, kind: str, key: str) -> int:
     try:
-        label = int(text) if kind == "cls" else _json_label(where, json.loads(text), key)
+        if kind == "cls":
+            label = int(text)
+        else:
+            record = json.loads(text)
+            if not isinstance(record, dict):
+                raise ValueError("no mapping")
+            expected = f"{where} must hold an integer label under {key!r}, but has"
+            if key not in record:
+                known = ", ".join(map(repr, list(record)[:10]))
+                raise _Incomplete(f"{expected} {known}; set label_column to that of the label")
+            if record[key] is None:
+                raise _Incomplete(f"{expected} null")
+            label = as_integer("label", record[key])
         if not -_LARGEST <= label < _LARGEST:
             raise ValueError("too large")
     except (DataError, _Incomplete):
         raise
-    # The last from JSON of many levels.
+    # RecursionError comes from JSON of many levels.
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where} must hold an integer label, got {text[:40]!r}") from error
     return label
-
-
-def _json_label(where: str, record: Any, key: str) -> int:
-    if not isinstance(record, dict):
-        raise ValueError("no mapping")
-    if key not in record:
-        raise _Incomplete(
-            f"{where} must hold an integer label under {key!r}, but has {', '.join(map(repr, list(record)[:10]))}; "
-            f"set label_column to that of the label"
-        )
-    if record[key] is None:
-        raise _Incomplete(f"{where} must hold an integer label under {key!r}, but has null")
-    return as_integer("label", record[key])
 
 
 def _ids(paths: tuple[Path, ...], entries: list[list[_Entry]]) -> NDArray[np.int64]:
@@ -379,21 +371,20 @@ def _expand_braces(pattern: str) -> list[str]:
     Raises:
         DataError: that would be more than a few hundred thousand.
     """
-    parts = re.split(r"\{([^{}]*)\}", pattern)
-    choices = [[part] if i % 2 == 0 else _alternatives(part) for i, part in enumerate(parts)]
+    choices = []
+    for i, part in enumerate(re.split(r"\{([^{}]*)\}", pattern)):
+        # The parts at odd places stood in braces.
+        numbers = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", part) if i % 2 else None
+        if numbers is None:
+            choices.append(part.split(",") if i % 2 else [part])
+            continue
+        first, last = sorted(map(int, numbers.groups()))
+        if last - first >= _MOST_SHARDS:
+            raise _too_many(f"{{{part}}}")
+        choices.append([str(number).zfill(len(numbers[1])) for number in range(first, last + 1)])
     if math.prod(map(len, choices)) > _MOST_SHARDS:
         raise _too_many(pattern)
     return ["".join(words) for words in product(*choices)]
-
-
-def _alternatives(body: str) -> list[str]:
-    numbers = re.fullmatch(r"([0-9]{1,18})\.\.([0-9]{1,18})", body)
-    if numbers is None:
-        return body.split(",")
-    first, last = sorted(map(int, numbers.groups()))
-    if last - first >= _MOST_SHARDS:
-        raise _too_many(f"{{{body}}}")
-    return [str(i).zfill(len(numbers[1])) for i in range(first, last + 1)]
 
 
 def _too_many(pattern: str) -> DataError:

@@ -142,7 +142,7 @@ class UniformTimesteps:
         return (u * self.num_timesteps).astype(np.int64), np.ones(len(u))
 
     def update(self, t: NDArray[np.int64], losses: NDArray[np.float64]) -> None:
-        """Learns from losses: nothing here."""
+        """Learns from losses; does nothing here."""
 
     def state_dict(self) -> dict[str, Any]:
         """What it has learned."""

@@ -23,10 +23,10 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class StridedSchedule:
-    """A schedule of which only some timesteps are visited (section 4 of Nichol & Dhariwal 2021).
+    """A schedule that visits only some timesteps (section 4 of Nichol & Dhariwal 2021).
 
     Attributes:
-        timesteps: (S,) int64, ascending; what the network is told at each of the S steps.
+        timesteps: (S,) int64, ascending; what the network receives at each of the S steps.
         schedule: of those steps, with the same alpha_bar there.
     """
 
@@ -149,7 +149,7 @@ def sample_ddim(
 
 @torch.no_grad()
 def invert_ddim(denoiser: Denoiser, schedule: NoiseSchedule, x_0: Tensor, *, steps: int | None = 50) -> Tensor:
-    """The x_T from which deterministic DDIM comes back to given images, to the accuracy of its steps.
+    """The x_T from which deterministic DDIM gives back the images, up to the accuracy of its steps.
 
     Args:
         denoiser, schedule, steps: as for `sample_ddim`.
@@ -201,7 +201,7 @@ def _predict(denoiser: Denoiser, x: Tensor, timestep: int, alpha_bar: float, *, 
 def _start(
     schedule: NoiseSchedule, shape: Sequence[int], seed: int, ids: Sequence[int] | None, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """x_T and the samples' numbers; the noise of the beginning has a timestep after all others."""
+    """x_T and the samples' numbers; the initial noise has the timestep after the last."""
     like = torch.empty(tuple(shape), device=device)
     numbers = torch.arange(len(like), device=device) if ids is None else torch.as_tensor(ids, device=device)
     return image_noise(like, numbers, schedule.num_timesteps, seed=seed), numbers

@@ -14,13 +14,13 @@ from difformer.registry import did_you_mean
 
 # The per-image noise counts timesteps in 16 bits.
 MAX_TIMESTEPS = 1 << 16
-# What guided-diffusion's networks are told their timesteps in, whatever their number, with its rescale_timesteps.
+# The scale of the timesteps that guided-diffusion's networks receive with rescale_timesteps, for any T.
 _TOLD_TIMESTEPS = 1000
 
 
 @runtime_checkable
 class Schedule(Protocol):
-    """What noising needs to know of a model's forward process: all that is asked of a backbone's schedule."""
+    """What noising needs to know about a model's forward process, and all that a backbone's schedule must have."""
 
     @property
     def num_timesteps(self) -> int:
@@ -45,8 +45,8 @@ class NoiseSchedule:
     Attributes:
         name: the family it comes from, for files and messages.
         betas: the variances of the single steps, each in (0, 1), at most 65536 of them.
-        rescale_timesteps: the network is told t · 1000 / T in place of t, as with guided-diffusion's flag of that name.
-            Kept as false where T is 1000, which makes no difference.
+        rescale_timesteps: the network receives t · 1000 / T in place of t, as with guided-diffusion's flag of that
+            name. Kept as false where T is 1000, which makes no difference.
 
     Raises:
         ValueError: betas of the wrong type, shape or range, a name that is no text, or `rescale_timesteps` that is
@@ -137,7 +137,7 @@ class NoiseSchedule:
         known = ["name", "num_timesteps", "betas", "rescale_timesteps"]
         if not isinstance(values, Mapping):
             raise ValueError(f"a schedule is described by {', '.join(known)}; got {type(values).__name__}")
-        # Keys only: of a schedule's own betas there are thousands.
+        # Keys only: a schedule can have thousands of betas.
         for key in values:
             if key not in known:
                 raise ValueError(f"unknown key {key!r} of a schedule; {did_you_mean(str(key), known)}")
@@ -159,7 +159,7 @@ class NoiseSchedule:
         return schedule
 
     def to_dict(self) -> dict[str, Any]:
-        """A description for files: a name and a length, with the betas themselves where no name stands for them."""
+        """A description for files: a name and a length, or the betas themselves where no name describes them."""
         try:
             known = torch.equal(self.betas, NoiseSchedule.from_name(self.name, self.num_timesteps).betas)
         except ValueError:
@@ -211,16 +211,12 @@ class NoiseSchedule:
         index = index.long()
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_timesteps:
             raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {index.tolist()}")
-        signal, noise = (table.float().to(index.device) for table in self._signal_and_noise)
+        signal, noise = (table.sqrt().float().to(index.device) for table in (self.alpha_bar, 1 - self.alpha_bar))
         return signal[index], noise[index]
 
     def network_time(self, t: int | Tensor) -> int | Tensor:
-        """What the network is told at timesteps `t`: they themselves, or float32 where they are rescaled."""
+        """What the network receives at timesteps `t`: `t` itself, or float32 where it is rescaled."""
         return _as_timesteps(t).float() * (_TOLD_TIMESTEPS / self.num_timesteps) if self.rescale_timesteps else t
-
-    @cached_property
-    def _signal_and_noise(self) -> tuple[Tensor, Tensor]:
-        return self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
 
 
 def q_sample(x_0: Tensor, t: int | Tensor, eps: Tensor, schedule: Schedule) -> Tensor:
@@ -265,7 +261,7 @@ def _as_num_timesteps(num_timesteps: Any) -> int:
 
 
 def _as_timesteps(t: Any) -> Tensor:
-    """Timesteps given as a number, a sequence, an array or a tensor; which values make sense is the schedule's say."""
+    """Timesteps given as a number, a sequence, an array or a tensor; the schedule decides which values are valid."""
     if isinstance(t, Tensor):
         return t
     try:

@@ -17,7 +17,7 @@ AttentionName = Literal["auto", "xformers", "sdpa", "math"]
 
 
 class AttentionUnavailable(RuntimeError):
-    """The attention implementation asked for cannot be had here; the message says why."""
+    """The attention implementation asked for is not available here; the message says why."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, implementation: AttentionName = "auto") -> Tensor:
@@ -62,11 +62,11 @@ def check_attention(
     dtype: torch.dtype = torch.float32,
     width: int = 64,
 ) -> None:
-    """Finds out early that an implementation cannot be had.
+    """Checks early that an implementation is available.
 
     Args:
         implementation: its name.
-        device: where it is to run; only the name is checked when left out.
+        device: where it will run; only the name is checked when left out.
         dtype: of the queries.
         width: channels of a head.
 
@@ -92,7 +92,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = ops.memory_efficient_attention(*(x.transpose(1, 2) for x in (q, k, v)))
     except torch.cuda.OutOfMemoryError:
         raise
-    # Whatever a build for another torch or GPU raises: NotImplementedError, RuntimeError, ….
+    # A build for another torch or GPU raises errors of many kinds: NotImplementedError, RuntimeError, ….
     except Exception as error:
         raise AttentionUnavailable(
             f"xformers cannot run attention on {q.device} with {q.dtype} and head width {q.shape[-1]}: {error}"
@@ -104,7 +104,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _xformers_fits(device: torch.device, dtype: torch.dtype, width: int, gradient: bool) -> bool:
     """Whether xformers runs this kind of attention on a device; tried once on tiny inputs, backwards too.
 
-    Also with one query for many keys, which is what the last block of a fusion head asks.
+    Also with one query for many keys, which the last block of a fusion head needs.
     """
     try:
         if importlib.util.find_spec("xformers") is None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from difformer.config import NORM_GROUPS, UNetConfig
 from difformer.models.attention import AttentionName, attention
-from difformer.models.plan import Resample, ResPlan
+from difformer.models.plan import ResPlan
 
 _Conv = TypeVar("_Conv", nn.Conv1d, nn.Conv2d)
 
@@ -69,7 +69,10 @@ class ResBlock(nn.Module):
             nn.Dropout(config.dropout),
             zero_init(nn.Conv2d(width, width, 3, padding=1)),
         )
-        self.resample = _bare_resample(plan.in_channels, plan.resample)
+        self.resample: nn.Module = nn.Identity()
+        if plan.resample is not None:
+            layer = Downsample if plan.resample == "down" else Upsample
+            self.resample = layer(plan.in_channels, convolve=False)
         same = plan.in_channels == width
         self.skip_connection = nn.Identity() if same else nn.Conv2d(plan.in_channels, width, 1)
 
@@ -106,7 +109,7 @@ class AttentionBlock(nn.Module):
         """Args: x (B, C, H, W). Returns the same shape."""
         flat = x.flatten(2)
         # A row for each position before the projection: q, k and v then lie as fused kernels read them, and one map
-        # has been laid out anew where three would be after it.
+        # is copied, where after the projection it would be three.
         rows = self.norm(flat).transpose(1, 2).contiguous()
         q, k, v = rearrange(
             _of_rows(self.qkv, rows), f"b n ({self.order} d) -> three b heads n d", three=3, heads=self.heads
@@ -147,11 +150,5 @@ def _of_rows(layer: nn.Conv1d, x: Tensor) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    """SiLU of a tensor that nothing else reads: in its memory, unless the backward pass needs what it was."""
+    """SiLU of a tensor that nothing else reads: in its memory, unless the backward pass needs the old values."""
     return F.silu(x, inplace=not x.requires_grad)
-
-
-def _bare_resample(channels: int, resample: Resample | None) -> nn.Module:
-    if resample is None:
-        return nn.Identity()
-    return Downsample(channels, convolve=False) if resample == "down" else Upsample(channels, convolve=False)

@@ -32,22 +32,19 @@ class TensorMemory(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        # What comes in was there before, unless it was counted as it came out of an operation.
+        # Inputs were there before, unless they were counted as results of an operation.
         before = {_key(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and _key(leaf) not in before:
-                self._count(leaf.untyped_storage())
+            if not isinstance(leaf, Tensor) or _key(leaf) in before:
+                continue
+            storage = leaf.untyped_storage()
+            if storage not in self._known:
+                self._known.add(storage)
+                self.current += storage.nbytes()
+                self.peak = max(self.peak, self.current)
+                weakref.finalize(storage, self._release, storage.nbytes())
         return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._known:
-            return
-        self._known.add(storage)
-        size = storage.nbytes()
-        self.current += size
-        self.peak = max(self.peak, self.current)
-        weakref.finalize(storage, self._release, size)
 
     def _release(self, size: int) -> None:
         self.current -= size
@@ -59,7 +56,7 @@ def _key(tensor: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Demand:
-    """What a piece of work asks of a machine.
+    """What a piece of work needs from a machine.
 
     Attributes:
         flops: its matrix products and convolutions, a multiply-add counted as two.
@@ -88,7 +85,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 def demand(work: Callable[[], object]) -> Demand:
-    """Counts what a piece of work asks for.
+    """Counts what a piece of work needs.
 
     Args:
         work: called twice, since the counter of operations holds on to tensors of what it watches.

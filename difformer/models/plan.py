@@ -1,6 +1,6 @@
 """The plan of a U-Net: every block's layers, shapes and cost, from its configuration alone.
 
-The network builds its modules from this plan and `taps` reads its table off it, so the two cannot disagree.
+The network builds its modules from this plan, and the table of its taps comes from it too, so the two agree.
 """
 
 from collections.abc import Mapping
@@ -123,24 +123,24 @@ def block_flops(config: UNetConfig, plan: BlockPlan, height: int, width: int) ->
     for layer in plan.layers:
         if getattr(layer, "resample", None) is not None:
             level += 1 if layer.resample == "down" else -1  # type: ignore[union-attr]
-        total += _layer_flops(config, layer, positions=(height >> level) * (width >> level))
+        positions = (height >> level) * (width >> level)
+        if isinstance(layer, StemPlan):
+            total += _conv_flops(layer.in_channels, layer.out_channels, positions)
+        elif isinstance(layer, ResPlan):
+            # Resampling comes before the first convolution, so all of them run at the output's size.
+            total += _conv_flops(layer.in_channels, layer.out_channels, positions)
+            total += _conv_flops(layer.out_channels, layer.out_channels, positions)
+            if layer.in_channels != layer.out_channels:
+                total += _conv_flops(layer.in_channels, layer.out_channels, positions, kernel=1)
+            # The linear layer of the embedding.
+            total += 2 * 4 * config.model_channels * layer.out_channels * (2 if config.use_scale_shift_norm else 1)
+        elif isinstance(layer, AttentionPlan):
+            # The projections, then the two products of the attention.
+            total += _conv_flops(layer.channels, 4 * layer.channels, positions, kernel=1)
+            total += 2 * 2 * positions**2 * layer.channels
+        elif config.conv_resample:
+            total += _conv_flops(layer.channels, layer.channels, positions)
     return total
-
-
-def _layer_flops(config: UNetConfig, layer: LayerPlan, positions: int) -> int:
-    if isinstance(layer, StemPlan):
-        return _conv_flops(layer.in_channels, layer.out_channels, positions)
-    if isinstance(layer, ResPlan):
-        # Resampling comes before the first convolution, so all of them run at the output's size.
-        width = layer.out_channels
-        convolutions = _conv_flops(layer.in_channels, width, positions) + _conv_flops(width, width, positions)
-        skip = 0 if layer.in_channels == width else _conv_flops(layer.in_channels, width, positions, kernel=1)
-        embedding = 2 * 4 * config.model_channels * width * (2 if config.use_scale_shift_norm else 1)
-        return convolutions + skip + embedding
-    if isinstance(layer, AttentionPlan):
-        projections = _conv_flops(layer.channels, 4 * layer.channels, positions, kernel=1)
-        return projections + 2 * 2 * positions**2 * layer.channels
-    return _conv_flops(layer.channels, layer.channels, positions) if config.conv_resample else 0
 
 
 def _conv_flops(in_channels: int, out_channels: int, positions: int, kernel: int = 3) -> int:

@@ -1,4 +1,4 @@
-"""The guided-diffusion (ADM) U-Net of Dhariwal & Nichol 2021, with features asked for by name."""
+"""The guided-diffusion (ADM) U-Net of Dhariwal & Nichol 2021, with features by name."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,6 @@ from difformer.models.layers import (
 from difformer.models.plan import (
     AttentionPlan,
     BlockPlan,
-    LayerPlan,
     ResPlan,
     StemPlan,
     block_plans,
@@ -51,7 +50,7 @@ class Prefix:
 
 
 class UNet(nn.Module):
-    """A U-Net that denoises images, and hands out the features of its blocks.
+    """A U-Net that denoises images, and returns the features of its blocks.
 
     The state-dict names are OpenAI's, so their checkpoints load strictly.
 
@@ -251,32 +250,6 @@ class UNet(nn.Module):
 
     def _start(self, x_t: Tensor, t: int | Tensor, y: Tensor | None) -> Prefix:
         self._check_images(x_t)
-        return Prefix(x_t.to(self.dtype), self._embed(t, y, x_t), {})
-
-    def _walk(self, prefix: Prefix, inject: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Runs block after block, and pauses after each with its tap name and output."""
-        h, skips = prefix.h, list(prefix.outputs.values())
-        blocks = list(enumerate(zip(self.taps, self._blocks(), strict=True)))
-        for index, (name, block) in blocks[len(skips) :]:
-            if index > len(self.input_blocks):
-                h = torch.cat([h, skips.pop()], dim=1)
-            h = self._run(block, h, prefix.emb)
-            if name in inject:
-                h = h + _fit(inject[name], h)
-            if index < len(self.input_blocks):
-                skips.append(h)
-            yield name, h
-
-    def _blocks(self) -> Iterator["_Block"]:
-        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
-            yield cast(_Block, block)
-
-    def _run(self, block: "_Block", h: Tensor, emb: Tensor) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(block, h, emb, use_reentrant=False))
-        return block(h, emb)
-
-    def _embed(self, t: int | Tensor, y: Tensor | None, x_t: Tensor) -> Tensor:
         batch = x_t.shape[0]
         labels = self._check_labels(y, batch)
         t = _as_tensor("t", t, x_t.device)
@@ -288,7 +261,30 @@ class UNet(nn.Module):
             raise ValueError(f"t must be one timestep or {batch} of them, got shape {tuple(t.shape)}")
         embedding = timestep_embedding(t, self.config.model_channels)
         emb: Tensor = self.time_embed(embedding.to(self._outer_dtype))
-        return emb if labels is None else emb + self.label_emb(labels.to(x_t.device))
+        if labels is not None:
+            emb = emb + self.label_emb(labels.to(x_t.device))
+        return Prefix(x_t.to(self.dtype), emb, {})
+
+    def _walk(self, prefix: Prefix, inject: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Runs block after block, and pauses after each with its tap name and output."""
+        h, skips = prefix.h, list(prefix.outputs.values())
+        blocks = list(enumerate(zip(self.taps, self._blocks(), strict=True)))
+        for index, (name, block) in blocks[len(skips) :]:
+            if index > len(self.input_blocks):
+                h = torch.cat([h, skips.pop()], dim=1)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                h = cast(Tensor, checkpoint(block, h, prefix.emb, use_reentrant=False))
+            else:
+                h = block(h, prefix.emb)
+            if name in inject:
+                h = h + _fit(inject[name], h)
+            if index < len(self.input_blocks):
+                skips.append(h)
+            yield name, h
+
+    def _blocks(self) -> Iterator["_Block"]:
+        for block in (*self.input_blocks, self.middle_block, *self.output_blocks):
+            yield cast(_Block, block)
 
     def _check_images(self, x_t: Tensor) -> None:
         channels, divisor = self.config.in_channels, self.config.downsampling
@@ -315,7 +311,7 @@ class UNet(nn.Module):
         if y.shape != (batch,) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
             raise ValueError(f"y must be integers, one an image, got {y.dtype} of shape {tuple(y.shape)}")
         y = y.long()  # an embedding reads no shorter integers
-        # Tensors that hold nothing, on which memory is counted, have no numbers to look at.
+        # Tensors without values, with which memory is counted, have no labels to check.
         stand_in = type(y) is not Tensor or y.is_meta
         if batch and not stand_in and not 0 <= int(y.min()) <= int(y.max()) < classes:
             raise ValueError(f"labels must lie in [0, {classes}), got {y.tolist()}")
@@ -334,7 +330,14 @@ class UNet(nn.Module):
                 raise ValueError(
                     f"inject names {name}, which comes after {deepest}, the deepest tap asked for, and would do nothing"
                 )
-            _check_injection(name, value, batch, self.taps[name].channels)
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(f"the injection at {name} must be a floating-point tensor, got {kind}")
+            channels = self.taps[name].channels
+            if value.ndim != 4 or value.shape[:2] != (batch, channels) or not value.shape[2] or not value.shape[3]:
+                raise ValueError(
+                    f"the injection at {name} must have shape ({batch}, {channels}, h, w), got {tuple(value.shape)}"
+                )
             resolved[name] = value
         return resolved
 
@@ -343,33 +346,22 @@ class _Block(nn.ModuleList):
     """The layers of one tap."""
 
     def __init__(self, plan: BlockPlan, config: UNetConfig, attention: AttentionName) -> None:
-        super().__init__(_build(layer, config, attention) for layer in plan.layers)
+        super().__init__()
+        for layer in plan.layers:
+            if isinstance(layer, StemPlan):
+                self.append(nn.Conv2d(layer.in_channels, layer.out_channels, 3, padding=1))
+            elif isinstance(layer, ResPlan):
+                self.append(ResBlock(layer, config))
+            elif isinstance(layer, AttentionPlan):
+                self.append(AttentionBlock(layer.channels, config, attention))
+            else:
+                resample = Downsample if layer.resample == "down" else Upsample
+                self.append(resample(layer.channels, config.conv_resample))
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
         for layer in self:
             h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
         return h
-
-
-def _build(plan: LayerPlan, config: UNetConfig, attention: AttentionName) -> nn.Module:
-    if isinstance(plan, StemPlan):
-        return nn.Conv2d(plan.in_channels, plan.out_channels, 3, padding=1)
-    if isinstance(plan, ResPlan):
-        return ResBlock(plan, config)
-    if isinstance(plan, AttentionPlan):
-        return AttentionBlock(plan.channels, config, attention)
-    layer = Downsample if plan.resample == "down" else Upsample
-    return layer(plan.channels, config.conv_resample)
-
-
-def _check_injection(name: str, value: Any, batch: int, channels: int) -> None:
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"the injection at {name} must be a floating-point tensor, got {kind}")
-    if value.ndim != 4 or value.shape[:2] != (batch, channels) or not value.shape[2] or not value.shape[3]:
-        raise ValueError(
-            f"the injection at {name} must have shape ({batch}, {channels}, h, w), got {tuple(value.shape)}"
-        )
 
 
 def _as_tensor(name: str, value: Any, device: torch.device | None) -> Tensor:

@@ -143,8 +143,8 @@ def test_a_criterion_chooses_the_features_of_a_search(looking, capsys):
         ("select", {"criterion": "ece"}, "ece needs the predicted class's probability, which ridge does not give; "),
         ("probe", {"criterion": "own_package.metrics:brier"}, "brier needs the classes' probabilities, which knn does "
          "not give; choose by top1, top5, mean_per_class, macro_f1, ece, or"),
-        ("probe", {"criterion": "top5"}, "of 2 classes there is no top5"),
-        ("select", {"criterion": "top5"}, "of 2 classes there is no top5"),
+        ("probe", {"criterion": "top5"}, "top5 needs more than 5 classes, got 2"),
+        ("select", {"criterion": "top5"}, "top5 needs more than 5 classes, got 2"),
         ("sweep", {"criterion": "own_package.data:halves"}, "must be a difformer.analysis.Metric, got function"),
         ("sweep", {"criterion": "f2"}, "criterion must be one of top1, .*, or one of your own as package.module:Name"),
     ],

@@ -153,7 +153,7 @@ def test_a_hub_repository(anywhere):
     server.shutdown()
     lines = done.stdout.splitlines()
     assert "FileNotFoundError hf://someone/net is not on this machine; allow the download" in lines[0]
-    assert "FileNotFoundError hf://someone/net/other.safetensors cannot be had" in lines[1]
+    assert "FileNotFoundError hf://someone/net/other.safetensors cannot be fetched" in lines[1]
     assert lines[2:4] == [f"hub hf://someone/net@{'1' * 40}"] * 2
     assert "ValueError 'hf://someone' is not a hub address" in lines[4]
 
