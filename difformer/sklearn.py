@@ -1,7 +1,7 @@
 """Diffusion features as a scikit-learn transformer; needs scikit-learn (the extra `sklearn`)."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class DiffusionFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Opens the backbone and checks the arguments.
 
         Args:
-            X, y: not looked at.
+            X, y: ignored.
 
         Raises:
             FileNotFoundError, CheckpointError, ValueError: as `create_backbone` and `FeatureExtractor`.
@@ -96,7 +96,13 @@ class DiffusionFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if not hasattr(self, "_reader"):
             self._open()
         size = as_positive_integer("batch_size", self.batch_size)
-        found = [self._read(batch) for batch in batches_of(self._images(X), size)]
+        if isinstance(X, str | os.PathLike | bytes):
+            raise ValueError(f"images are given as a list; write [{X!r}] for one")
+        found = []
+        for batch in batches_of((self._preprocess(as_picture(image)) for image in X), size):
+            ids = torch.tensor([content_id(image) for image in batch])
+            with torch.no_grad():
+                found.append(self._reader(batch.to(self.device), ids).cpu().numpy())
         if not found:
             raise ValueError("found 0 image(s); give at least one path or picture")
         return np.concatenate(found)
@@ -125,13 +131,3 @@ class DiffusionFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         )
         self._reader = PooledFeatures(extractor, as_positive_integer("pool", self.pool))
         self._preprocess = Preprocessing(backbone.config.image_size if self.size is None else self.size)
-
-    def _images(self, X: Any) -> Iterator[torch.Tensor]:
-        if isinstance(X, str | os.PathLike | bytes):
-            raise ValueError(f"images are given as a list; write [{X!r}] for one")
-        return (self._preprocess(as_picture(image)) for image in X)
-
-    def _read(self, batch: torch.Tensor) -> NDArray[np.float32]:
-        ids = torch.tensor([content_id(image) for image in batch])
-        with torch.no_grad():
-            return self._reader(batch.to(self.device), ids).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Backbones: frozen diffusion models that hand out features by name, and the families they come from."""
+"""Backbones: frozen diffusion models that give features by name, and the families they come from."""
 
 from difformer.backbones.adm import UNetBackbone
 from difformer.backbones.create import build_random, create_backbone, outline_backbone

@@ -1,4 +1,4 @@
-"""The family `adm`: the U-Nets of guided-diffusion (Dhariwal & Nichol 2021), ours and OpenAI's weights."""
+"""The family `adm`: the U-Nets of guided-diffusion (Dhariwal & Nichol 2021), for our weights and OpenAI's."""
 
 import json
 import os
@@ -29,15 +29,15 @@ B = TypeVar("B", bound="UNetBackbone")
 class UNetBackbone(nn.Module):
     """A frozen guided-diffusion U-Net with its noise schedule.
 
-    The weights take no gradient, and the network stays in evaluation mode whatever `train()` says. Gradients still
-    flow through it, to whatever is injected.
+    The weights take no gradient, and the network stays in evaluation mode, even after `train()`. Gradients still flow
+    through it to injected features.
 
     Args:
         unet: the network; frozen here.
         schedule: the noise it was trained with.
         name: what it is called.
-        digest: SHA-256 of its weights as they were stored. When it is left out, it is that of the weights the network
-            has whenever it is asked for, which may change where they are shared with a network in training.
+        digest: SHA-256 of the stored weights. When left out, it is computed from the current weights at each access,
+            and may change if they are shared with a network in training.
         provenance: where the weights came from.
     """
 
@@ -74,7 +74,7 @@ class UNetBackbone(nn.Module):
         download: bool = False,
         verify: bool = True,
     ) -> B:
-        """What `create_backbone` does for this family; Args and Raises are its own."""
+        """Opens a backbone of this family; Args and Raises as `create_backbone`."""
         check_attention(attention)
         if not isinstance(name_or_path, str | os.PathLike | nn.Module):
             raise ValueError(
@@ -83,8 +83,7 @@ class UNetBackbone(nn.Module):
         if isinstance(name_or_path, nn.Module):
             if config is not None or entry is not None or folder is not None or download:
                 raise ValueError(
-                    "a live network brings its configuration and weights; leave config out, and entry, folder and "
-                    "download"
+                    "a live network has its own configuration and weights; leave out config, entry, folder and download"
                 )
             return cls._open_live(name_or_path, schedule, dtype, device, attention, gradient_checkpointing)
         state, stored = open_weights(
@@ -118,7 +117,7 @@ class UNetBackbone(nn.Module):
         name = type(network).__name__
         where = device or next(iter(state.values())).device
         unet = _build(config, state, name, dtype, where, attention, gradient_checkpointing)
-        # Half-precision copies have lost what the digest is taken of.
+        # The digest is of the full-precision weights, which half-precision copies have lost.
         digest = None if unet.dtype == torch.float32 else weights_digest(state)
         return cls(unet, noise, name=name, digest=digest)
 
@@ -134,7 +133,7 @@ class UNetBackbone(nn.Module):
         """The architecture with random weights on torch's default device; named presets need no file.
 
         Args:
-            name_or_path: a preset, weights that ship, or a file, of which the values are not read.
+            name_or_path: a preset, weights that ship, or a file, whose values are not read.
             dtype, attention, folder: as for `create_backbone`.
 
         Raises:
@@ -161,7 +160,7 @@ class UNetBackbone(nn.Module):
 
     @property
     def conditioning(self) -> Mapping[str, int]:
-        """`y`, the number of classes, of a class-conditional network; else nothing."""
+        """`{"y": number of classes}` of a class-conditional network; otherwise empty."""
         return {} if self.config.num_classes is None else {"y": self.config.num_classes}
 
     @property
@@ -189,12 +188,12 @@ class UNetBackbone(nn.Module):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights as they were stored, by which trained heads know their backbone."""
-        # Not kept: the weights of a live network may have moved on.
+        """SHA-256 of the stored weights, by which trained heads identify their backbone."""
+        # Not cached: the weights of a live network may change.
         return weights_digest(self.unet.state_dict()) if self._digest is None else self._digest
 
     def describe(self) -> dict[str, Any]:
-        """What tells it from others, in JSON types; see `Backbone.describe`."""
+        """What identifies it, as JSON types; see `Backbone.describe`."""
         return {
             "family": ADM,
             "name": self.name,
@@ -208,7 +207,7 @@ class UNetBackbone(nn.Module):
         return super().train(False)
 
     def compile(self, *args: Any, **options: Any) -> None:
-        """Lets `torch.compile` build the network's passes; see `UNet.compile`."""
+        """Compiles the network's passes with `torch.compile`; see `UNet.compile`."""
         self.unet.compile(*args, **options)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -232,7 +231,7 @@ class UNetBackbone(nn.Module):
         return self.unet.forward_taps(x_t, self.schedule.network_time(t), taps, y=y, inject=inject)
 
     def forward_prefix(self, x_t: Tensor, t: int | Tensor, last: str | int, *, y: Tensor | None = None) -> Prefix:
-        """The beginning of a pass, for `forward_from`; see `UNet.forward_prefix`."""
+        """The first part of a pass, for `forward_from`; see `UNet.forward_prefix`."""
         return self.unet.forward_prefix(x_t, self.schedule.network_time(t), last, y=y)
 
     def forward_from(
@@ -250,8 +249,8 @@ class UNetBackbone(nn.Module):
         )
 
     def as_encoder(self, taps: Iterable[str | int], t: int, *, seed: int = 0) -> Encoder:
-        """Images to a list of maps with a `feature_info`, as timm's models give them with `features_only=True`; see
-        `Encoder`, which does so for backbones of every family.
+        """Images to a list of maps with a `feature_info`, as timm's models give them with `features_only=True`. For
+        backbones of other families, use `Encoder`.
 
         Raises:
             ValueError: as `Encoder`.
@@ -274,9 +273,9 @@ class UNetBackbone(nn.Module):
 
         Args:
             repo_id: `owner/name`, or `name` for a repository of your own.
-            private: whether a new repository is private; as the account has it when left out.
-            token: of an account that may write there; the one logged in with when left out.
-            branch: where the commit goes, made when needed; the main branch when left out.
+            private: whether a new repository is private; the account's default when left out.
+            token: of an account that may write there; the token of the last login when left out.
+            branch: where the commit goes, created when needed; the main branch when left out.
             create_pr: propose the commit as a pull request.
             commit_message: first line of the commit.
             licence: of the weights, as the hub names it, such as apache-2.0.

@@ -1,4 +1,4 @@
-"""Opening backbones, whatever family they are of."""
+"""Opening backbones of any family."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,24 +68,24 @@ def create_backbone(
 ) -> Backbone:
     """Opens a pretrained diffusion model as a frozen backbone.
 
-    `config`, `schedule`, `entry` and live networks are for the family adm alone.
+    `config`, `schedule`, `entry` and live networks are for the family adm only.
 
     Args:
         name_or_path: a preset (`adm256_uncond`, …), weights that ship (`adm_elpv`, …), OpenAI's `.pt` or our
             safetensors by path, `hf://owner/name`, a live `UNet`, or a live `guided_diffusion.unet.UNetModel`. A live
-            network's weights are shared with it where they are float32 and stay so on the same device; any other
-            precision or device makes copies. Of another family, what its `open` takes.
+            network's weights are shared with it if they are float32 and stay float32 on the same device; any other
+            precision or device makes copies. For another family, what its `open` takes.
         config: needed for an unknown `.pt` only: the architecture, a preset's name, or a mapping with what the
-            weights cannot show. What is missing is asked for with candidates. What is known already must agree.
+            weights cannot show. If entries are missing, the error lists candidates. Known entries must agree.
         schedule: the noise it was trained with; needed for an unknown `.pt`, such as `NoiseSchedule.cosine(4000)`, and
-            for live modules, where "linear" and "cosine" have 1000 steps. Elsewhere a name must agree.
+            for live modules, where "linear" and "cosine" have 1000 steps. Otherwise a name must agree.
         dtype: float32 (default), bfloat16 or float16 for the convolutions; norms and embeddings stay float32.
-        device: where it is to run; by default the CPU, or where a live network is.
+        device: where it runs; by default the CPU, or the device of a live network.
         attention: "auto", "xformers", "sdpa" or "math".
         gradient_checkpointing: recompute activations in the backward pass of DifFeed.
         entry: for a `.pt` with several state dicts, such as "ema": which of them.
-        folder: where named weights lie; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the repository's
-            `checkpoints/` and the cache are searched.
+        folder: of named weights; by default `$DIFFORMER_CHECKPOINTS`, `checkpoints/`, the repository's `checkpoints/`
+            and the cache are searched.
         download: whether weights that are not on this machine may be fetched.
         verify: check digests and checksums of files.
         family: adm (guided-diffusion's U-Nets), or one of your own as package.module:Name, which is imported.
@@ -116,8 +116,8 @@ def create_backbone(
         )
     if isinstance(name_or_path, nn.Module) or not (config is schedule is entry is None):
         raise ValueError(
-            f"config, schedule, entry and live networks are for the family {ADM}; a backbone of {family} is opened by "
-            "name or path, and says the rest itself"
+            f"config, schedule, entry and live networks are for the family {ADM}; open a backbone of {family} by name "
+            "or path alone"
         )
     kind = find_family(family)
     with _opening(name_or_path, family):
@@ -155,7 +155,7 @@ def build_random(
     folder: str | Path | None,
     family: str | None,
 ) -> Backbone:
-    """A backbone with random weights on torch's default device, which stands in for one with its own.
+    """A backbone with random weights on torch's default device, in place of one with trained weights.
 
     Args and Raises:
         As `outline_backbone`.
@@ -171,7 +171,7 @@ def build_random(
 
 @contextmanager
 def _opening(name_or_path: str | Path, family: str) -> Iterator[None]:
-    """Has what goes wrong in the code of a family of one's own say where."""
+    """Turns unexpected errors in the code of a custom family into a `CheckpointError` that names the family."""
     try:
         yield
     except (OSError, ValueError, ImportError, torch.OutOfMemoryError):

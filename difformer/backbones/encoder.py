@@ -1,4 +1,4 @@
-"""A backbone in the shape that decoders of other libraries expect: images to a list of maps."""
+"""A backbone with the interface that decoders of other libraries expect: images to a list of maps."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from difformer.taps import resolve_taps
 
 
 class FeatureInfo(list[dict[str, Any]]):
-    """What the maps of an encoder are, in their order: dictionaries with `module`, `num_chs` and `reduction`, and the
+    """Describes the maps of an encoder in their order: dictionaries with `module`, `num_chs` and `reduction`, and the
     methods of timm's class of this name."""
 
     def channels(self) -> list[int]:
-        """Of each map."""
+        """Channels of each map."""
         return [info["num_chs"] for info in self]
 
     def reduction(self) -> list[int]:
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
             conditioning: what the backbone is conditioned on, one row an image.
 
         Returns:
-            (B, C, h, w) float32 for each tap, in the order asked for.
+            (B, C, h, w) float32 for each tap, in the order of the request.
         """
         numbers = [content_id(image) for image in images] if ids is None else ids
         x_0 = self.backbone.encode(images)

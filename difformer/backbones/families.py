@@ -11,20 +11,19 @@ from torch import nn
 from difformer.backbones.protocol import Backbone, check_backbone
 from difformer.registry import Registry, path_of
 
-# The family of guided-diffusion's U-Nets, which a backbone is of where nothing else is said.
+# The family of guided-diffusion's U-Nets, which is the default.
 ADM = "adm"
 
-# What `describe` must say, as a classifier's file requires it.
+# What `describe` must give, as a classifier's file requires it.
 _DESCRIPTION: Mapping[str, tuple[type, ...]] = {
     "family": (str,), "name": (str,), "digest": (str,), "config": (dict, type(None)), "schedule": (dict, type(None)),
 }  # fmt: skip
 
 
 class BackboneFamily(Protocol):
-    """What opens backbones of one kind: a class with two class methods, such as that of the backbones themselves.
+    """Opens backbones of one kind: a class with two class methods, for example the class of the backbones.
 
-    A family of one's own is used in a recipe as `backbone.family: package.module:Name`, and a classifier's file names
-    it so.
+    Your own family is used in a recipe as `backbone.family: package.module:Name`; a classifier's file stores this name.
     """
 
     def open(
@@ -41,16 +40,16 @@ class BackboneFamily(Protocol):
         """A frozen backbone with its weights.
 
         Args:
-            name_or_path: what a recipe says as `backbone.name`, or a classifier's file as the name of its backbone.
-            dtype: precision of what computes most; float32 when None.
-            device: where it is to run; the CPU when None.
-            attention: implementation of the attention; without meaning for a network that has none.
-            folder: where named weights lie, in place of the usual folders.
+            name_or_path: `backbone.name` of a recipe, or the name of the backbone in a classifier's file.
+            dtype: precision of most of the computation; float32 when None.
+            device: where it runs; the CPU when None.
+            attention: implementation of the attention; ignored by a network that has none.
+            folder: of named weights, instead of the usual folders.
             download: whether weights that are not on this machine may be fetched.
             verify: check digests of files.
 
         Raises:
-            OSError, ValueError: the weights are not there, or cannot be used. What else is raised becomes a
+            OSError, ValueError: the weights are missing or cannot be used. Any other exception becomes a
                 `CheckpointError`.
         """
         ...
@@ -63,11 +62,11 @@ class BackboneFamily(Protocol):
         attention: Any,
         folder: str | Path | None,
     ) -> Backbone:
-        """The same backbone with random weights on torch's default device, without reading those that are stored.
+        """The same backbone with random weights on torch's default device, without reading the stored ones.
 
-        On the meta device it costs neither time nor memory; sizes, costs and memory are counted on that. With values,
-        it stands in for weights that are not there in a dry run. Its `describe` is asked for in both cases; as its
-        digest, any word will do.
+        On the meta device this takes neither time nor memory; sizes, costs and memory are counted there. With values,
+        it replaces missing weights in a dry run. Its `describe` is called in both cases; the digest may be any
+        non-empty text.
 
         Args and Raises:
             As `open`.
@@ -79,10 +78,10 @@ FAMILIES: Registry[BackboneFamily] = Registry("backbone family")
 
 
 def find_family(name: str) -> BackboneFamily:
-    """The family of a name, which is imported where it is one of `package.module:Name`.
+    """The family of a name; `package.module:Name` is imported.
 
     Raises:
-        ValueError: there is none, or it is something else.
+        ValueError: there is no such family, or it is something else.
         ImportError: the module cannot be imported.
     """
     found: Any = FAMILIES.find(name)
@@ -92,17 +91,17 @@ def find_family(name: str) -> BackboneFamily:
             f"the backbone family {name} must have open and build, as difformer.backbones.BackboneFamily says, but "
             f"lacks {' and '.join(lacking)}"
         )
-    # Files name it by its module and its own name, which other things do not have.
+    # Files store the module and the name of a class; an instance has no name.
     if not isinstance(found, type):
         raise ValueError(f"the backbone family {name} must be a class, got an instance of {type(found).__name__}")
     return cast(BackboneFamily, found)
 
 
 def checked(backbone: Backbone, family: str) -> Backbone:
-    """A backbone that a family of one's own gave, frozen and in evaluation mode.
+    """A backbone from a custom family, frozen and in evaluation mode.
 
     Raises:
-        ValueError: a file that names it could not bring it back.
+        ValueError: it is no backbone, or a file that names it could not restore it.
     """
     check_backbone(backbone)
     named = identity(backbone).get("family", ADM)
@@ -114,19 +113,19 @@ def checked(backbone: Backbone, family: str) -> Backbone:
 
 
 def identity(backbone: Backbone) -> dict[str, Any]:
-    """What files and caches keep of a backbone: what it says in `describe()`, and its family by a name under which
-    every process finds it. Guided-diffusion's U-Nets, of which files have always been, are those without a family.
+    """What files and caches store of a backbone: its `describe()`, with its family under a name that every process
+    finds. Guided-diffusion's U-Nets are stored without a family, as in all earlier files.
 
     Raises:
-        ValueError: it is of a family that could not be found again, does not say all of this, or says something else
-            of its digest than its `digest`.
+        ValueError: its family could not be found again, `describe()` lacks an entry, or gives another digest than its
+            `digest`.
     """
     kind = type(backbone).__name__
-    # Through JSON, so that what is given compares with what was stored.
+    # Through JSON, so that it equals what was stored.
     try:
         found: dict[str, Any] = json.loads(json.dumps(dict(backbone.describe())))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"what {kind}.describe() gives cannot be written down: {error}") from error
+        raise ValueError(f"what {kind}.describe() gives cannot be stored as JSON: {error}") from error
     if lacking := [name for name in _DESCRIPTION if name not in found]:
         raise ValueError(f"{kind}.describe() must give {', '.join(lacking)}, as difformer.backbones.Backbone says")
     for name, types in _DESCRIPTION.items():
@@ -139,6 +138,6 @@ def identity(backbone: Backbone) -> dict[str, Any]:
     if not found["digest"] or found["digest"] != backbone.digest:
         raise ValueError(
             f"{kind}.describe() must give the digest of its weights, the same as its digest, got {found['digest']!r} "
-            f"and {backbone.digest!r}; caches and classifiers know their backbone by it"
+            f"and {backbone.digest!r}; caches and classifiers identify their backbone by it"
         )
     return {"family": path_of(find_family(family), FAMILIES.kind)} | found

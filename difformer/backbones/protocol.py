@@ -1,4 +1,4 @@
-"""What a diffusion model must offer to be read, and what it may offer besides."""
+"""What a diffusion model must offer to be read, and what it may offer in addition."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,16 +14,16 @@ from difformer.taps import TapSpec
 
 @runtime_checkable
 class Backbone(Protocol):
-    """What a diffusion model must offer to be read: nothing above it needs more than this."""
+    """What a diffusion model must offer to be read; the rest of the package requires only this."""
 
     @property
     def name(self) -> str:
-        """What it is called; its family's `open` finds the weights by it where they lie in a usual folder."""
+        """Its name, by which its family's `open` finds weights in the usual folders."""
         ...
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the weights as they were stored, by which trained heads and caches know their backbone."""
+        """SHA-256 of the stored weights, by which trained heads and caches identify their backbone."""
         ...
 
     @property
@@ -33,8 +33,7 @@ class Backbone(Protocol):
 
     @property
     def image_size(self) -> Size | None:
-        """Side in pixels of the images it was trained on, (h, w) where they were not square; None where nothing says
-        so."""
+        """Side in pixels of the images it was trained on, (h, w) if they were not square; None if it is not known."""
         ...
 
     @property
@@ -44,8 +43,8 @@ class Backbone(Protocol):
 
     @property
     def conditioning(self) -> Mapping[str, int]:
-        """What it is conditioned on beside noise and timestep, each of which must then be given: a keyword of its
-        passes, and the number of classes whose numbers, (B,) int64, it takes. Empty for most."""
+        """What it is conditioned on besides noise and timestep: the number of classes by keyword of its passes. Each
+        keyword must be given, as class numbers (B,) int64. Empty for most backbones."""
         ...
 
     @property
@@ -65,33 +64,33 @@ class Backbone(Protocol):
 
     @property
     def forward_taps(self) -> Callable[..., dict[str, Tensor]]:
-        """As `UNet.forward_taps(x_t, t, taps, *, inject=None)`; conditioning travels as further keywords."""
+        """As `UNet.forward_taps(x_t, t, taps, *, inject=None)`; conditioning is passed as further keywords."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What tells it from others, in JSON types: `family` (a name in `FAMILIES`, or package.module:Name), `name`,
-        `digest`, `config` (the architecture) and `schedule`, and whatever else its features depend on. The same weights
-        mean something else under another configuration."""
+        """What identifies it, as JSON types: `family` (a name in `FAMILIES`, or package.module:Name), `name`, `digest`,
+        `config` (the architecture) and `schedule`, and anything else that its features depend on. The same weights give
+        other features under another configuration."""
         ...
 
 
 @runtime_checkable
 class SizedBackbone(Protocol):
-    """A backbone that says itself what it offers for images of other sizes, in place of what its taps lead to expect;
-    see `difformer.features.sizes.taps_at`."""
+    """A backbone that gives its taps for images of other sizes itself, instead of having them estimated from its
+    `taps`; see `difformer.features.sizes.taps_at`."""
 
     def taps_at(self, height: int, width: int) -> Mapping[str, TapSpec]:
-        """Its `taps`, with maps and costs for images of a size in pixels; ValueError where it takes none of it."""
+        """Its `taps`, with maps and costs for images of a size in pixels; ValueError for a size it does not take."""
         ...
 
 
 @runtime_checkable
 class ResumableBackbone(Protocol):
-    """A backbone whose passes can share their beginning, which spares DifFeed the second computation of it."""
+    """A backbone whose passes can share their first part, so that DifFeed computes it only once."""
 
     @property
     def forward_prefix(self) -> Callable[..., Any]:
-        """As `UNet.forward_prefix(x_t, t, last)`; conditioning travels as further keywords."""
+        """As `UNet.forward_prefix(x_t, t, last)`; conditioning is passed as further keywords."""
         ...
 
     @property
@@ -102,7 +101,7 @@ class ResumableBackbone(Protocol):
 
 @runtime_checkable
 class CheckpointingBackbone(Protocol):
-    """A backbone that can spend time to save DifFeed's memory.
+    """A backbone that can save memory in DifFeed at the cost of time.
 
     Attributes:
         gradient_checkpointing: recompute activations in the backward pass; may be switched at any time.
@@ -129,7 +128,7 @@ class DenoisingBackbone(Backbone, Protocol):
     """A backbone that can also generate; see `as_denoiser`."""
 
     def forward(self, x_t: Tensor, t: int | Tensor, **conditioning: Tensor) -> Tensor:
-        """What the network says of noisy images at timesteps of the schedule.
+        """The network's output for noisy images at timesteps of the schedule.
 
         Args:
             x_t: (B, C, H, W).
@@ -150,12 +149,12 @@ _MEMBERS = (
 
 def check_backbone(backbone: object) -> None:
     """Raises ValueError for anything that is no backbone, such as a name or a bare network."""
-    # Not by isinstance, which would compute what properties give, the digest of a whole network among them.
+    # Not by isinstance, which would evaluate properties, such as the digest of a whole network.
     missing = [name for name in _MEMBERS if not hasattr(type(backbone), name) and not hasattr(backbone, name)]
     if missing:
         raise ValueError(
-            f"a backbone is wanted, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}; it "
-            f"lacks {', '.join(missing)}. Of a network, create_backbone(network, schedule=…) makes one"
+            f"expected a backbone, as create_backbone(name_or_path) opens one, got {type(backbone).__name__}; it "
+            f"lacks {', '.join(missing)}. For a network, use create_backbone(network, schedule=…)"
         )
 
 
@@ -166,7 +165,7 @@ def device_of(backbone: Backbone) -> torch.device:
 
 
 def as_denoiser(backbone: Backbone) -> DenoisingBackbone | None:
-    """The same as one that generates; None where it has no `forward` of its own."""
+    """The same backbone as one that generates; None if it does not define `forward`."""
     own = getattr(type(backbone), "forward", nn.Module.forward) is not nn.Module.forward
     return cast(DenoisingBackbone, backbone) if own else None
 
@@ -175,7 +174,7 @@ def switch_checkpointing(backbone: Backbone, wanted: bool) -> None:
     """Switches gradient checkpointing on or off.
 
     Raises:
-        ValueError: it is wanted, and the backbone does not offer it.
+        ValueError: it should be on, and the backbone does not offer it.
     """
     if isinstance(backbone, CheckpointingBackbone):
         backbone.gradient_checkpointing = wanted
@@ -187,16 +186,15 @@ def switch_checkpointing(backbone: Backbone, wanted: bool) -> None:
 
 
 def compile_backbone(backbone: Backbone) -> None:
-    """Lets `torch.compile` build a backbone's passes.
+    """Compiles a backbone's passes with `torch.compile`.
 
     Raises:
-        ValueError: it does not offer that. The method of every module would compile `forward` alone, which reads no
-            feature.
+        ValueError: it does not define `compile`. The inherited `nn.Module.compile` would compile only `forward`, which
+            reads no features.
     """
     method: Any = getattr(type(backbone), "compile", nn.Module.compile)
     if method is nn.Module.compile:
         raise ValueError(
-            f"{type(backbone).__name__} has no compile of its own, by which its passes are built; leave out "
-            "backbone.compile"
+            f"{type(backbone).__name__} does not define compile for its passes; leave out backbone.compile"
         )
     method(backbone)

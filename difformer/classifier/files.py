@@ -28,10 +28,10 @@ from difformer.taps import FeatureKey
 from difformer.tasks import Classification, Task, find_task
 
 _EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
-# In files by the names of their classes.
+# Files name the heads of this package by their classes.
 _HEADS = {cls.__name__: cls for cls in map(HEADS.find, HEADS)}
 
-# What a description must say, by its part; all of it is needed to rebuild the classifier and to know its backbone.
+# The entries of a description; all are needed to rebuild the classifier and to identify its backbone.
 _DESCRIPTION: Mapping[str, tuple[type, ...]] = {
     "backbone": (dict,),
     "extractor": (dict,),
@@ -46,12 +46,12 @@ _PARTS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "extractor": {"type": (str,), "arguments": (dict,)},
     "head": {"type": (str,), "keys": (list,), "arguments": (dict,)},
 }  # fmt: skip
-# Of a file that has one: most are of classifiers, which have none.
+# Only in files of other tasks than classification.
 _TASK: Mapping[str, tuple[type, ...]] = {"type": (str,), "arguments": (dict,)}
 
 
 class Parts(Protocol):
-    """What a file is written of: a `DiffusionClassifier`."""
+    """What a file is written from: a `DiffusionClassifier`."""
 
     extractor: Any
     head: Any
@@ -64,32 +64,31 @@ class Parts(Protocol):
         ...
 
     def trained_state(self) -> Mapping[str, Tensor]:
-        """What learned."""
+        """The trained weights."""
         ...
 
 
 def save_classifier(path: str | Path, classifier: Parts, **metadata: Any) -> None:
     """Writes a classifier as one safetensors file: head and feedback weights, and how to rebuild the rest.
 
-    The backbone is not in it; its name and digest are, and its family where that is not of this package. A file that is
-    there is replaced once the new one is whole.
+    The file does not hold the backbone, only its name and digest, and its family if it is not of this package. An
+    existing file is replaced once the new one is complete.
 
     Args:
         path: the file; its folder must exist.
-        classifier: with an extractor of this package; a head of one's own is stored by module and name.
+        classifier: with an extractor of this package; a custom head is stored by module and name.
         metadata: anything else to keep, such as metrics, as JSON types; numbers must be finite.
 
     Raises:
         ValueError: a head that cannot be imported again, an extractor of another kind, metadata that JSON cannot hold,
-            or a head that learned from images of several sizes, so that it must be said which files are read at:
-            `classifier.preprocessing`.
-        OSError: it cannot be written; what was there is untouched.
+            or a head that learned from images of several sizes, while no `classifier.preprocessing` is set.
+        OSError: it cannot be written; an existing file is unchanged.
     """
     write_classifier(Path(path), classifier.trained_state(), describe(classifier, metadata))
 
 
 def write_classifier(path: Path, state: Mapping[str, Tensor], description: Mapping[str, Any]) -> None:
-    """Writes a classifier's file from its parts; a file that is there is replaced once the new one is whole.
+    """Writes a classifier's file from its parts; an existing file is replaced once the new one is complete.
 
     Args:
         path: the file; its folder must exist.
@@ -97,7 +96,7 @@ def write_classifier(path: Path, state: Mapping[str, Tensor], description: Mappi
         description: from `describe`, or of another file.
 
     Raises:
-        OSError: it cannot be written; what was there is untouched.
+        OSError: it cannot be written; an existing file is unchanged.
     """
     entries = {"description": json.dumps(description)}
     write_described(path, state, CLASSIFIER_FORMAT, entries, digest=weights_digest(state), overwrite=True)
@@ -105,12 +104,12 @@ def write_classifier(path: Path, state: Mapping[str, Tensor], description: Mappi
 
 @contextmanager
 def rebuilding(source: str) -> Iterator[None]:
-    """Has what goes wrong say that a file's description does not fit."""
+    """Turns errors inside into a `CheckpointError` that says that a file's description does not fit."""
     try:
         yield
     except (CheckpointError, UntrustedError):
         raise
-    # The last two from numbers too large for any tensor, and from printing what is nested too deeply.
+    # The last two come from numbers too large for any tensor, and from printing what is nested too deeply.
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{source} cannot be rebuilt on this backbone: {error}") from error
 
@@ -140,7 +139,7 @@ def is_classifier_file(metadata: Mapping[str, str]) -> bool:
 
 
 def read_description(path: str | Path) -> dict[str, Any]:
-    """Everything a classifier file says of itself, without its backbone: extractor, head, classes, metrics, ….
+    """The description in a classifier file, without its backbone: extractor, head, classes, metrics, ….
 
     Raises:
         FileNotFoundError, CheckpointError: as `load_classifier`.
@@ -149,7 +148,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 
 def describe(classifier: Parts, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """What a classifier's file says of it beside the weights, in JSON types.
+    """The description of a classifier in its file, as JSON types.
 
     Raises:
         ValueError: as `save_classifier`.
@@ -180,11 +179,11 @@ def describe(classifier: Parts, metadata: Mapping[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"metadata {name}={value!r} must be of JSON's types, numbers finite: {error}") from error
+            raise ValueError(f"metadata {name}={value!r} must be JSON types with finite numbers: {error}") from error
     try:
         json.dumps(description)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"this classifier cannot be written down: {error}") from error
+        raise ValueError(f"this classifier cannot be stored as JSON: {error}") from error
     return description
 
 
@@ -225,14 +224,14 @@ def _check_entries(values: Any, expected: Mapping[str, tuple[type, ...]], where:
 def _check_all(values: Iterable[Any], kind: type, where: str) -> None:
     for value in values:
         if not isinstance(value, kind):
-            raise ValueError(f"{where} must hold {kind.__name__} alone, got {type(value).__name__}")
+            raise ValueError(f"{where} must hold only {kind.__name__}, got {type(value).__name__}")
 
 
 def check_same_backbone(backbone: Backbone, expected: Mapping[str, Any], source: str) -> None:
     """Raises CheckpointError when it is not the backbone that a file's description expects."""
     found = identity(backbone)
     for part in dict.fromkeys((*expected, *found)):
-        # Earlier files of a backbone of another kind may have none of them.
+        # Earlier files of custom backbones may lack entries.
         unsaid = "family" not in expected and expected.get(part) is None
         if part != "name" and not unsaid and found.get(part) != expected.get(part):
             raise CheckpointError(
@@ -244,34 +243,35 @@ def check_same_backbone(backbone: Backbone, expected: Mapping[str, Any], source:
 def build_parts(
     description: Mapping[str, Any], backbone: Backbone, tensors: int, source: str, trust: str | Iterable[str]
 ) -> tuple[FeatureExtractor | FeedbackExtractor, nn.Module]:
-    """Extractor and head as a description says, the head's weights without values where it is of this package.
+    """Extractor and head from a description, the head's weights without values if it is of this package.
 
     Args:
         description: of a file.
-        backbone: that the features are read from.
+        backbone: the one that the features are read from.
         tensors: how many the file holds.
         source: the file, for messages.
         trust: as for `load_classifier`.
     """
     extractor, head, names = (description[part] for part in ("extractor", "head", "class_names"))
-    kind, head_type = extractor["type"], _head_type(head["type"], trust)
+    kind, ours, name = extractor["type"], head["type"] in _HEADS, head["type"]
+    if not ours and ":" not in name:
+        raise ValueError(f"this version knows no head {name!r}, only {', '.join(_HEADS)}")
+    head_type: Any = _HEADS[name] if ours else HEADS.find_trusted(name, trust)
+    if not (isinstance(head_type, type) and issubclass(head_type, nn.Module)):
+        raise ValueError(f"the head {name} is no torch.nn.Module")
     if kind not in _EXTRACTORS:
         raise ValueError(f"this version knows no extractor {kind!r}, only {', '.join(_EXTRACTORS)}")
     keys = [FeatureKey(**values) for values in head["keys"]]
-
-    def on_top(built: FeatureExtractor | FeedbackExtractor) -> nn.Module:
+    with outlined(tensors, len(keys), source):
+        built = _EXTRACTORS[kind](backbone, **extractor["arguments"])
         missing = [key for key in keys if key not in built.specs]
         if missing:
             raise ValueError(f"the head reads {missing}, but the extractor gives {list(built.specs)}")
-        return head_type({key: built.specs[key] for key in keys}, len(names), **head["arguments"])
-
-    ours = head["type"] in _HEADS
-    with outlined(tensors, len(keys), source):
-        built = _EXTRACTORS[kind](backbone, **extractor["arguments"])
+        specs = {key: built.specs[key] for key in keys}
         if ours:
-            return built, on_top(built)
-    # Others may hold tensors that no file brings back, so they are built with values.
-    return built, on_top(built)
+            return built, head_type(specs, len(names), **head["arguments"])
+    # Custom heads may hold tensors that are not in the file, so they are built with values.
+    return built, head_type(specs, len(names), **head["arguments"])
 
 
 def stored_task(description: Mapping[str, Any], trust: str | Iterable[str] = ()) -> Task:
@@ -282,15 +282,3 @@ def stored_task(description: Mapping[str, Any], trust: str | Iterable[str] = ())
     """
     task = description.get("task", {"type": "classification", "arguments": {}})
     return find_task(task["type"], task["arguments"], trust=[trust] if isinstance(trust, str) else trust)
-
-
-def _head_type(name: str, trust: str | Iterable[str]) -> type[nn.Module]:
-    """The class that a head is described to be of."""
-    if name in _HEADS:
-        return _HEADS[name]
-    if ":" not in name:
-        raise ValueError(f"this version knows no head {name!r}, only {', '.join(_HEADS)}")
-    found: Any = HEADS.find_trusted(name, trust)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"the head {name} is no torch.nn.Module")
-    return found

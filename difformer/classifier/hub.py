@@ -30,7 +30,7 @@ def save_pretrained(
     Args:
         folder: created when it does not exist.
         metadata: as for `save_classifier`.
-        repo_id: the repository that the folder is to become, for the model card; None where that is not known.
+        repo_id: the repository that the folder will become, for the model card; None if it is not known.
         with_backbone: write the backbone, too.
 
     Raises:
@@ -65,7 +65,7 @@ def locate_pretrained(
     cache_dir: str | Path | None,
     download: bool,
 ) -> str | Path:
-    """The file, or the name of a classifier that ships, that `DiffusionClassifier.from_pretrained` is to load."""
+    """The file, or the name of a classifier that ships, that `DiffusionClassifier.from_pretrained` loads."""
     folder = Path(name_or_path)
     ships = str(name_or_path) in shipped() and not (folder / _FILE).is_file()
     if ships or folder.is_dir():
@@ -73,7 +73,7 @@ def locate_pretrained(
             kind = "a classifier that ships" if ships else "a folder here"
             raise ValueError(f"{name_or_path} is {kind}, which has no revision {revision!r}; leave that out")
         return name_or_path if ships else folder / _FILE
-    # Naming a repository asks for what is in it; its backbone, which may be large, has to be asked for.
+    # Naming a repository is a request for its file; its backbone, which may be large, needs `download`.
     return locate_on_hub(f"hf://{name_or_path}", download=download, revision=revision, token=token, cache_dir=cache_dir)
 
 
@@ -88,7 +88,19 @@ def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | N
     place = "path/of/this/folder" if repo_id is None else repo_id
     kind = "image-feature-extraction" if task else "image-classification"
     where = f"It lies beside it, in `{BACKBONE_FILE}`" if with_backbone else "It is not in it"
-    card = {"library_name": "difformer", "pipeline_tag": kind} | _measured(metadata, kind, place)
+    card: dict[str, Any] = {"library_name": "difformer", "pipeline_tag": kind}
+    # The hub shows metrics beside a model: https://huggingface.co/docs/hub/model-cards.
+    given = metadata.get("metrics")
+    numbers = given if isinstance(given, Mapping) else {}
+    metrics = [
+        {"type": {"top1": "accuracy", "macro_f1": "f1"}.get(metric, metric), "name": metric, "value": value}
+        for metric, value in numbers.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+    if metrics:
+        data = str(metadata.get("dataset", "unknown"))
+        result = {"task": {"type": kind}, "dataset": {"type": data, "name": data}, "metrics": metrics}
+        card["model-index"] = [{"name": place, "results": [result]}]
     return f"""---
 {yaml.safe_dump(card, sort_keys=False, allow_unicode=True).rstrip()}
 ---
@@ -103,19 +115,3 @@ classifier = DiffusionClassifier.from_pretrained("{place}"{trust})
 print(classifier.predict("image.jpg"))
 ```
 """
-
-
-def _measured(metadata: Mapping[str, Any], kind: str, name: str) -> dict[str, Any]:
-    """Metrics as the hub shows them beside a model: https://huggingface.co/docs/hub/model-cards."""
-    given = metadata.get("metrics")
-    numbers = {} if not isinstance(given, Mapping) else given
-    metrics = [
-        {"type": {"top1": "accuracy", "macro_f1": "f1"}.get(metric, metric), "name": metric, "value": value}
-        for metric, value in numbers.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    if not metrics:
-        return {}
-    data = str(metadata.get("dataset", "unknown"))
-    result = {"task": {"type": kind}, "dataset": {"type": data, "name": data}, "metrics": metrics}
-    return {"model-index": [{"name": name, "results": [result]}]}

@@ -1,4 +1,4 @@
-"""Images as people give them, and batches of them."""
+"""Images in the forms that users give them, and batches of them."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ ImageLike = Any  # a path, a file's bytes, a PIL image, an array (H, W, 3) uint8
 
 
 def as_picture(image: ImageLike) -> Any:
-    """The PIL image, RGB and upright, of whatever else may be given as an image than a tensor.
+    """An upright RGB PIL image from any kind of image that may be given, except tensors.
 
     Raises:
         ImageError, ValueError: as `DiffusionClassifier.preprocess`.
@@ -37,7 +37,7 @@ def as_picture(image: ImageLike) -> Any:
 
 
 def batches_of(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Stacks of neighbours of one shape, at most `size` in each; nothing is read before it is needed."""
+    """Stacks of consecutive images of one shape, at most `size` in each; images are read only when needed."""
     batch: list[Tensor] = []
     for image in images:
         if batch and image.shape != batch[0].shape:

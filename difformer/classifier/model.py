@@ -30,15 +30,14 @@ C = TypeVar("C", bound="DiffusionClassifier")
 
 
 class DiffusionClassifier(nn.Module):
-    """Images to logits, or to what another task makes of a head's outputs: an extractor's features through a head.
+    """Images to logits, or to the outputs of another task: an extractor's features through a head.
 
-    Only the head, and the extractor's feedback layers, learn; the backbone is frozen.
+    Only the head and the extractor's feedback layers learn; the backbone is frozen.
 
     Args:
         extractor: a `FeatureExtractor` or `FeedbackExtractor`.
         head: built for (some of) the extractor's `specs`.
-        class_names: in the order of the logits; the numbers when left out. Of another task, what the outputs are
-            called.
+        class_names: in the order of the logits; the numbers when left out. For another task, names of the outputs.
         preprocessing: how image files are read; see the property when left out.
         task: what the outputs mean; classification when left out.
 
@@ -70,7 +69,12 @@ class DiffusionClassifier(nn.Module):
         self.extractor = extractor
         self.head = head
         classes = int(head.num_classes)  # type: ignore[arg-type]
-        self.class_names = _check_names(map(str, range(classes)) if class_names is None else class_names, classes)
+        given: Any = tuple(map(str, range(classes))) if class_names is None else class_names
+        names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+        if len(names) != classes or len(set(names)) != classes or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"class_names must be {classes} different names, got {len(names)}: {names[:5]} …")
+        # As plain text, where they are numpy's.
+        self.class_names = tuple(map(str, names))
         self._preprocessing = preprocessing
         self.task: Task = Classification() if task is None else task
 
@@ -80,12 +84,11 @@ class DiffusionClassifier(nn.Module):
 
     @property
     def preprocessing(self) -> Preprocessing | None:
-        """How image files are read: as was given; else to the size of the images that the head learned from; else,
-        where it has not learned in this process, to the extractor's `image_size` or the backbone's own. None where that
-        is not known either.
+        """How image files are read: as was given; otherwise, to the size of the images that the head learned from in
+        this process; if it did not, to the extractor's `image_size` or the backbone's. None if no size is known.
 
         Raises:
-            ValueError: the head learned from images of several sizes, or from maps that do not tell theirs.
+            ValueError: the head learned from images of several sizes, or from maps that do not show their size.
         """
         if self._preprocessing is not None:
             return self._preprocessing
@@ -104,7 +107,7 @@ class DiffusionClassifier(nn.Module):
 
     @property
     def conditioning(self) -> Conditioning:
-        """What the backbone is told with each image; nothing that an extractor of another kind would say."""
+        """What the backbone is conditioned on; empty for an extractor without conditioning."""
         return getattr(self.extractor, "conditioning", Conditioning())
 
     def forward(
@@ -118,7 +121,7 @@ class DiffusionClassifier(nn.Module):
         """Classifies.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1]; or the features of images, read beforehand, of which the rest says nothing.
+            images: (B, 3, H, W) in [-1, 1]; or features read beforehand, for which the other arguments are ignored.
             ids, noise, conditioning: as for `FeatureExtractor.forward`.
 
         Returns:
@@ -127,7 +130,7 @@ class DiffusionClassifier(nn.Module):
         Raises:
             ValueError: as the extractor and the head.
         """
-        # What is neither is refused as images are.
+        # Anything else is checked as images are.
         features = images if isinstance(images, Mapping) else self.features(images, ids, noise=noise, **conditioning)
         # Those from the disk, or of a backbone in half precision, may be bfloat16.
         dtype = next((p.dtype for p in self.head.parameters()), torch.float32)
@@ -141,10 +144,10 @@ class DiffusionClassifier(nn.Module):
         noise: Mapping[int, Tensor] | None = None,
         **conditioning: Tensor,
     ) -> Features:
-        """What the head gets of images; Args and Raises as `forward`.
+        """The features of images for the head; Args and Raises as `forward`.
 
-        Mixed precision concerns the head alone: the backbone computes in its own, and norms, embeddings and feedback
-        layers in float32.
+        Mixed precision applies to the head only: the backbone computes in its own precision, and norms, embeddings and
+        feedback layers in float32.
         """
         kind = images.device.type if isinstance(images, Tensor) else "cpu"
         mixed = torch.amp.is_autocast_available(kind)
@@ -153,7 +156,7 @@ class DiffusionClassifier(nn.Module):
 
     @property
     def trained_parts(self) -> nn.ModuleDict:
-        """What learns, and what a file must hold: `head`, and the `feedback` layers where there are any."""
+        """The parts that learn, which a file must hold: `head`, and the `feedback` layers if there are any."""
         parts: dict[str, nn.Module] = {"head": self.head}
         if isinstance(self.extractor, FeedbackExtractor):
             parts["feedback"] = self.extractor.feedback
@@ -173,40 +176,39 @@ class DiffusionClassifier(nn.Module):
         Args:
             images: one or several of: path, a file's bytes, PIL image, array (H, W, 3) or (H, W) uint8, tensor
                 (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
-            batch_size: most images to classify at once, at least 1; tensors only with neighbours of their own size.
+            batch_size: most images to classify at once, at least 1; a batch holds consecutive images of one size.
 
         Returns:
-            One `Prediction` an image, in their order; of another task, what that makes of outputs.
+            One `Prediction` an image, in their order; for another task, its predictions.
 
         Raises:
             ImageError: a file cannot be read.
             ValueError: as `preprocess`, a bad batch_size, features that are conditioned on each image's label, or
-                logits that are no numbers.
+                logits that are not finite.
         """
         self.conditioning.check_unlabelled()
         alone = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
         tensors = map(self.preprocess, [images] if alone else images)
+        predictions: list[Any] = []
         with evaluation_mode(self):
-            batches = batches_of(tensors, as_positive_integer("batch_size", batch_size))
-            return [prediction for batch in batches for prediction in self._predict_batch(batch)]
-
-    def _predict_batch(self, batch: Tensor) -> list[Any]:
-        device = next(self.head.parameters()).device
-        outputs = self(batch.to(device), ids=[content_id(image) for image in batch]).float().cpu()
-        if not outputs.isfinite().all():
-            raise ValueError(
-                "the classifier's logits are not finite, so they say nothing: weights of the head are damaged, or the "
-                "backbone's precision overflows (open it with dtype=torch.float32)"
-            )
-        return self.task.predictions(outputs, self.class_names)
+            for batch in batches_of(tensors, as_positive_integer("batch_size", batch_size)):
+                device = next(self.head.parameters()).device
+                outputs = self(batch.to(device), ids=[content_id(image) for image in batch]).float().cpu()
+                if not outputs.isfinite().all():
+                    raise ValueError(
+                        "the classifier's logits are not finite: weights of the head are damaged, or the backbone's "
+                        "precision overflows (open it with dtype=torch.float32)"
+                    )
+                predictions += self.task.predictions(outputs, self.class_names)
+        return predictions
 
     def preprocess(self, image: ImageLike) -> Tensor:
         """The backbone's input for one image.
 
         Args:
             image: a path, a file's bytes, a PIL image, an array (H, W, 3) or (H, W) uint8, or a tensor (3, H, W) in
-                [-1, 1], which is taken as it is.
+                [-1, 1], which is returned unchanged.
 
         Returns:
             (3, H, W) float32 in [-1, 1], on the CPU unless it was a tensor elsewhere.
@@ -216,15 +218,10 @@ class DiffusionClassifier(nn.Module):
             ValueError: it is no image; a tensor of another size than that of the preprocessing given, or than the one
                 size that the head learned from; or for other images, no preprocessing is known.
         """
-        if isinstance(image, Tensor):
-            self._check_tensor(image)
-            return image
-        if self.preprocessing is None:
-            raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
-        return self.preprocessing(as_picture(image))
-
-    def _check_tensor(self, image: Tensor) -> None:
-        """Raises ValueError when a tensor is no picture in [-1, 1], or not of the one size that is read here."""
+        if not isinstance(image, Tensor):
+            if self.preprocessing is None:
+                raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
+            return self.preprocessing(as_picture(image))
         if image.ndim != 3:
             raise ValueError(f"the tensor of an image must be of shape (3, H, W), got {tuple(image.shape)}")
         check_batch(image[None])
@@ -240,10 +237,11 @@ class DiffusionClassifier(nn.Module):
                 f"{why} images of {height}×{width}, got {image.shape[1]}×{image.shape[2]}: resize it; "
                 "files and PIL images are read at the right size, and classifier(images) takes what the network does"
             )
+        return image
 
     def save_pretrained(self, folder: str | Path, *, with_backbone: bool = False, **metadata: Any) -> Path:
-        """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, as hub repositories
-        have them.
+        """Writes `model.safetensors`, a readable `config.json` and a model card into a folder, which has the layout of
+        a hub repository.
 
         Args:
             folder: created when it does not exist.
@@ -273,9 +271,9 @@ class DiffusionClassifier(nn.Module):
 
         Args:
             repo_id: `owner/name`, or `name` for a repository of your own.
-            private: whether a new repository is private; as the account has it when left out.
-            token: of an account that may write there; the one logged in with when left out.
-            branch: where the commit goes, made when needed; the main branch when left out.
+            private: whether a new repository is private; the account's default when left out.
+            token: of an account that may write there; the token of the last login when left out.
+            branch: where the commit goes, created when needed; the main branch when left out.
             create_pr: propose the commit as a pull request.
             commit_message: first line of the commit.
             metadata: as for `save_classifier`. `metrics={"top1": 0.84}` and `dataset="ELPV"` are shown by the hub.
@@ -299,19 +297,19 @@ class DiffusionClassifier(nn.Module):
         cache_dir: str | Path | None = None,
         **options: Any,
     ) -> C:
-        """Loads a classifier from a folder that `save_pretrained` wrote, by its name where it ships with difformer, or
+        """Loads a classifier from a folder that `save_pretrained` wrote, by its name if it ships with difformer, or
         from a hub repository `owner/name`.
 
-        Called on a subclass that is built with the same arguments, it gives one of that class.
+        Called on a subclass that is built with the same arguments, it returns an instance of that class.
 
         Args:
             name_or_path: folder, name such as `adm_elpv/difformer`, or repository (downloaded, or taken from the hub's
                 cache).
-            token: of an account that may read the repository; the one logged in with when left out.
+            token: of an account that may read the repository; the token of the last login when left out.
             revision: branch, tag or commit of the repository.
-            cache_dir: where downloads from the hub are kept, in place of its own cache.
-            options: as for `load_classifier`. With `download` left out, the repository's file is fetched where it is
-                not on this machine, and the backbone is not.
+            cache_dir: where downloads from the hub are kept, instead of its own cache.
+            options: as for `load_classifier`. With `download` left out, the repository's file is fetched if it is not
+                on this machine, but the backbone is not.
 
         Raises:
             ValueError: a revision of a folder, or of a classifier that ships.
@@ -339,27 +337,27 @@ def load_classifier(
     trust: str | Iterable[str] = (),
     cls: type[DiffusionClassifier] = DiffusionClassifier,
 ) -> DiffusionClassifier:
-    """Brings a saved classifier back, in evaluation mode.
+    """Loads a saved classifier, in evaluation mode.
 
     Args:
         path: the file, `hf://owner/name`, or the name of a classifier that ships, such as `adm_elpv/difformer`.
         backbone: the backbone it was trained on, or where to find it. When left out, `backbone.safetensors` beside the
             file if that is the right one, else what the file names.
-        folder: where named weights lie, in place of the usual folders.
+        folder: of named weights, instead of the usual folders.
         download: whether what is not on this machine may be fetched.
-        device: where it is to run; by default where the backbone given is, or the CPU.
-        dtype: precision of the backbone's convolutions, where it is opened here.
+        device: where it runs; by default the device of the given backbone, or the CPU.
+        dtype: precision of the backbone's convolutions, if it is opened here.
         verify: check the digests of the file and of the backbone.
         trust: packages or modules that may be imported, and so run code, for a head, a task or a family of backbones
-            that is not of this package; what is registered with `difformer.heads.HEADS`, `difformer.tasks.TASKS` or
-            `difformer.backbones.FAMILIES` needs none. A backbone that is given is there already.
+            that is not of this package. Not needed for what is registered with `difformer.heads.HEADS`,
+            `difformer.tasks.TASKS` or `difformer.backbones.FAMILIES`, nor for a backbone that is given.
         cls: what to build: `DiffusionClassifier`, or a subclass that is built with the same arguments.
 
     Raises:
-        FileNotFoundError: the file or the backbone is not there.
+        FileNotFoundError: the file or the backbone is missing.
         CheckpointError: the file is damaged or no classifier, or the backbone is not the one it was trained on.
         UntrustedError: its head or task, or the family of its backbone, is code that is neither registered nor trusted.
-        ImportError: that package is not there.
+        ImportError: that package is not installed.
     """
     file = locate(path, folder=Path(folder) if folder else None, download=download)
     state, description = read_classifier(file, verify=verify)
@@ -399,14 +397,14 @@ def load_classifier(
 
 
 def _learned_size(head: Any, own: Size) -> Size | None:
-    """The size of the images that a head learned from, by the maps it saw; None where it has not learned.
+    """The size of the images that a head learned from, by the maps it saw; None if it has not learned.
 
     Args:
         head: any.
         own: the image size for which the sizes in the head's specs hold.
 
     Raises:
-        ValueError: they had several sizes, or the maps, averaged beforehand, do not tell.
+        ValueError: they had several sizes, or the maps were averaged beforehand and do not show it.
     """
     learned = getattr(head, "learned_from", None)
     if not learned:
@@ -420,9 +418,8 @@ def _learned_size(head: Any, own: Size) -> Size | None:
         length = lengths.pop()
         if lengths or length.denominator > 1 or (length < side and averaged in seen):
             raise ValueError(
-                f"the head learned from maps of {', '.join(map(str, sorted(learned)))}, which do not tell one size of "
-                "images; say which they were read at: classifier.preprocessing = Preprocessing(size), from "
-                "difformer.data"
+                f"the head learned from maps of {', '.join(map(str, sorted(learned)))}, which do not show one size of "
+                "images; set it: classifier.preprocessing = Preprocessing(size), from difformer.data"
             )
         found.append(int(length))
     return size_of(*found)
@@ -445,11 +442,3 @@ def _check_feedback_is_read(extractor: FeedbackExtractor, read: Iterable[Feature
             f"what is fed back from {', '.join(late)} comes after {deepest}, the deepest tap that the head reads of "
             "the second pass; leave it out, or let the head read a deeper tap"
         )
-
-
-def _check_names(names: Iterable[str], classes: int) -> tuple[str, ...]:
-    """The names of the classes as plain text, numpy's too; raises ValueError when they do not fit."""
-    given = (names,) if isinstance(names, str) or not isinstance(names, Iterable) else tuple(names)
-    if len(given) != classes or len(set(given)) != classes or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"class_names must be {classes} different names, got {len(given)}: {given[:5]} …")
-    return tuple(map(str, given))

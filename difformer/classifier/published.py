@@ -28,15 +28,15 @@ _PUBLISHED_FEEDBACK = (21, 24, 27, 30, 33, 36)
 
 @dataclass(frozen=True)
 class PublishedOptions:
-    """What a published checkpoint cannot show of itself.
+    """What a published checkpoint does not contain.
 
     Attributes:
         timesteps: the noise timesteps it was trained at, in their order.
-        taps: blocks of the second pass with feedback, else of the only pass; those with a tokenizer when left out.
-        feedback_taps: blocks fed back, in the order of the feedback layers; where there are such layers.
-        first_pass_taps: blocks read in the first pass besides; where there are feedback layers.
+        taps: blocks of the second pass with feedback, otherwise of the only pass; those with a tokenizer when left out.
+        feedback_taps: blocks fed back, in the order of the feedback layers; only with such layers.
+        first_pass_taps: blocks also read in the first pass; only with feedback layers.
         heads: attention heads.
-        pool: greatest side of a pooled map, where batch normalisation does not show it.
+        pool: greatest side of a pooled map; used with batch normalisation, which does not show it.
         class_names: in the order of the logits; the numbers when left out.
     """
 
@@ -76,7 +76,7 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
     Args:
         path: `latest.pth`.
         backbone: the one it was trained on; the published ones on `adm256_uncond`.
-        options: what the file cannot show.
+        options: what the file does not contain.
 
     Returns:
         The classifier in evaluation mode, with float32 weights.
@@ -84,7 +84,7 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
     Raises:
         FileNotFoundError: there is no such file.
         CheckpointError: the file is damaged or of another kind, or options are missing or contradict it.
-        ValueError: options that make no sense on this backbone.
+        ValueError: options that do not fit this backbone.
     """
     content = read_pickle(path)
     if not isinstance(content, dict) or _HEAD not in content:
@@ -110,7 +110,7 @@ def read_published(path: Path, backbone: Backbone, options: PublishedOptions) ->
     load_strictly(head, _float(from_published(head, head_state)), source)
     names = options.class_names
     if names and len(names) != (classes := int(head.num_classes)):  # type: ignore[arg-type]
-        raise CheckpointError(f"{source} tells {classes} classes apart, but {len(names)} class_names were given")
+        raise CheckpointError(f"{source} has {classes} classes, but {len(names)} class_names were given")
     return DiffusionClassifier(extractor, head, class_names=names or None).eval()
 
 

@@ -1,4 +1,4 @@
-"""Features from the cache on the disk, as a data set for data loaders."""
+"""Features from the cache on disk, as a data set for data loaders."""
 
 import operator
 import os
@@ -23,7 +23,7 @@ class FeatureSample(NamedTuple):
 
     Attributes:
         features: (C, h, w) by key, in the dtype they are stored in.
-        label: in [0, number of classes); of a data set with targets, the (…) float32 target.
+        label: in [0, number of classes); for a data set with targets, the (…) float32 target.
         id: the image's stable number.
     """
 
@@ -55,14 +55,13 @@ def collate_features(samples: Sequence[FeatureSample]) -> FeatureBatch:
 
 
 class CachedFeatures(Dataset[FeatureSample]):
-    """The features of a split, with random access; a data loader wants `collate_features` with it.
+    """The features of a split, with random access; a data loader needs `collate_features` with it.
 
-    Only the rows asked for are read. What is read is not compared with the digests it was written with; `verify` does
-    so for all.
+    Only the requested rows are read. They are not compared with the stored digests; `verify` does that for all rows.
 
     Args:
         folder: of the cache, as extraction printed it. A leading `~` is the home folder.
-        views: how many to take turns with; all that are whole when None.
+        views: how many views epochs cycle through; all complete ones when None.
         keys: the features to read, in this order; all when None.
 
     Attributes:
@@ -72,8 +71,7 @@ class CachedFeatures(Dataset[FeatureSample]):
         keys: of the features that are read.
         labels: (N,) int64 in [0, number of classes).
         ids: (N,) int64 stable numbers.
-        targets: (N, …) of the data set, which a cache does not hold; to be set where they are to take the place of the
-            labels.
+        targets: (N, …) of the data set, which a cache does not hold; set them to replace the labels.
 
     Raises:
         FileNotFoundError: there is no cache in the folder.
@@ -88,7 +86,11 @@ class CachedFeatures(Dataset[FeatureSample]):
         self.manifest = CacheManifest.read(self.folder)
         if views is not None and views < 1:
             raise ValueError(f"views must be at least 1, got {views}")
-        self.views = max(1, self._count_views()) if views is None else views
+        if views is None:
+            files, views = set(os.listdir(self.folder)), 0
+            while all(shard_path(self.folder, views, n).name in files for n in range(self.manifest.num_shards)):
+                views += 1
+        self.views = max(1, views)
         self.keys = tuple(self.manifest.shapes if keys is None else keys)
         if strangers := [str(key) for key in self.keys if key not in self.manifest.shapes]:
             there = ", ".join(map(str, self.manifest.shapes))
@@ -112,7 +114,7 @@ class CachedFeatures(Dataset[FeatureSample]):
         return self.manifest.images - len(self.ids)
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch, which says the view: they take turns. Running workers follow.
+        """Sets the epoch, which determines the view: epochs cycle through them. Running workers follow.
 
         Raises:
             ValueError: it is negative.
@@ -125,16 +127,19 @@ class CachedFeatures(Dataset[FeatureSample]):
         return len(self.ids)
 
     def __getitem__(self, index: int) -> FeatureSample:
-        """The features of the image at a place.
+        """The features of the image at an index.
 
         Raises:
-            IndexError: the place is out of range.
-            FeatureCacheError: its shard is missing or damaged by now.
+            IndexError: the index is out of range.
+            FeatureCacheError: its shard is now missing or damaged.
         """
         place = range(len(self))[operator.index(index)]
         shard = int(np.searchsorted(self._starts, place, side="right")) - 1
         row = place - int(self._starts[shard])
-        features = self._shard(int(self._epoch) % self.views, shard).row(row, self.keys)
+        view = int(self._epoch) % self.views
+        if (view, shard) not in self._shards:
+            self._shards[view, shard] = Shard(self.folder, self.manifest, view, shard)
+        features = self._shards[view, shard].row(row, self.keys)
         label = int(self.labels[place]) if self.targets is None else torch.from_numpy(np.asarray(self.targets[place]))
         return FeatureSample(features, label, int(self.ids[place]))
 
@@ -144,7 +149,7 @@ class CachedFeatures(Dataset[FeatureSample]):
         return self.ids[rows], self.labels[rows]
 
     def verify(self, done: Callable[[int], object] | None = None) -> None:
-        """Reads everything and compares it with the digests it was written with.
+        """Reads everything and compares it with the stored digests.
 
         Args:
             done: is called with the number of images after each shard.
@@ -159,12 +164,6 @@ class CachedFeatures(Dataset[FeatureSample]):
                 if done is not None:
                     done(shard.rows)
 
-    def _shard(self, view: int, number: int) -> Shard:
-        shard = self._shards.get((view, number))
-        if shard is None:
-            shard = self._shards[view, number] = Shard(self.folder, self.manifest, view, number)
-        return shard
-
     def _read_numbers(self) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
         """Labels and ids of each shard, which are those of the first view."""
         labels, ids = [], []
@@ -173,17 +172,9 @@ class CachedFeatures(Dataset[FeatureSample]):
             for view, part in enumerate(parts):
                 if not all(torch.equal(a, b) for a, b in zip(part, parts[0], strict=True)):
                     raise FeatureCacheError(
-                        f"{shard_path(self.folder, view, number)} holds other images than view 0: some could not be "
-                        f"read at one time and could at another; remove the shards {number:05} of all views and "
-                        f"extract again"
+                        f"{shard_path(self.folder, view, number)} holds other images than view 0: some could be read "
+                        f"at one time and not at another; remove the shards {number:05} of all views and extract again"
                     )
             labels.append(parts[0][0].numpy())
             ids.append(parts[0][1].numpy())
         return labels, ids
-
-    def _count_views(self) -> int:
-        there = set(os.listdir(self.folder))
-        view = 0
-        while all(shard_path(self.folder, view, n).name in there for n in range(self.manifest.num_shards)):
-            view += 1
-        return view

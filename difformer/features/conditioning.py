@@ -1,4 +1,4 @@
-"""What backbones are conditioned on beside noise and timestep: the same for all images, or each image's label."""
+"""What backbones are conditioned on besides noise and timestep: the same for all images, or each image's label."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from difformer.config import as_integer
 
 _log = getLogger(__name__)
 
-# In place of a class number: each image's own.
+# Instead of a class number: each image's own.
 LABEL = "label"
 
 
@@ -21,14 +21,14 @@ def as_conditioning(name: str, value: Any) -> dict[str, int | str]:
     """A mapping from keywords to class numbers or `label`.
 
     Args:
-        name: what it is called, for the message.
+        name: of the option, for the message.
         value: what was given; None for nothing.
 
     Raises:
         ValueError: it is something else.
     """
     given = {} if value is None else value
-    wanted = f"{name} must say a class number, or {LABEL} for each image's own, by keyword, such as {{y: 0}}"
+    wanted = f"{name} must give a class number, or {LABEL} for each image's own, by keyword, such as {{y: 0}}"
     if not isinstance(given, Mapping) or not all(isinstance(keyword, str) for keyword in given):
         raise ValueError(f"{wanted}; got {value!r}")
     found: dict[str, int | str] = {}
@@ -42,7 +42,7 @@ def as_conditioning(name: str, value: Any) -> dict[str, int | str]:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a backbone is conditioned on where the call says nothing else.
+    """What a backbone is conditioned on, unless the call gives something else.
 
     Attributes:
         values: by keyword of the backbone's passes, a class number for all images, or `label`.
@@ -58,7 +58,7 @@ class Conditioning:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """As an extractor's `arguments` hold it, JSON types; nothing where there is none, as files have always been."""
+        """The entry in an extractor's `arguments`, JSON types; none without conditioning, as in all earlier files."""
         return {"conditioning": dict(self.values)} if self.values else {}
 
     @property
@@ -67,7 +67,7 @@ class Conditioning:
         return tuple(keyword for keyword, value in self.values.items() if value == LABEL)
 
     def check(self, backbone: Backbone) -> None:
-        """Raises ValueError where a backbone takes no such keyword, or has no such class."""
+        """Raises ValueError if a backbone takes no such keyword, or has no such class."""
         known = backbone.conditioning
         for keyword, value in self.values.items():
             if keyword not in known:
@@ -89,10 +89,10 @@ class Conditioning:
         return dict.fromkeys(self.labelled, labels)
 
     def complete(self, given: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-        """What a backbone is given with a batch.
+        """The keywords for a backbone with a batch.
 
         Args:
-            given: keywords of the call, which win.
+            given: keywords of the call, which take precedence.
             images: the batch, on its device.
 
         Raises:
@@ -114,7 +114,7 @@ class Conditioning:
         }
 
     def check_unlabelled(self) -> None:
-        """Raises ValueError where images whose class is not known could not be read."""
+        """Raises ValueError if images whose class is not known cannot be read."""
         if self.labelled:
             raise ValueError(
                 "the features of this classifier are conditioned on each image's label, and the class of these images "
@@ -123,18 +123,18 @@ class Conditioning:
 
 
 _REMEDY = (
-    "For images whose class is not known, train with a fixed class number in its place: "
+    "For images whose class is not known, train with a fixed class number instead: "
     "extractor.conditioning: {{{keyword}: 0}}"
 )
 
 _NO_CLASSES = (
     "extractor.conditioning: {{{keyword}: label}} takes labels as classes of the backbone, and those of {whose} are "
-    "targets and no classes; give a class number in its place, such as {{{keyword}: 0}}"
+    "targets and no classes; give a class number instead, such as {{{keyword}: 0}}"
 )
 
 
 def check_targets(values: Mapping[str, int | str], task: str) -> None:
-    """Raises ValueError where features are conditioned on the label of each image, and those of a task are targets.
+    """Raises ValueError if features are conditioned on the label of each image, and the labels of a task are targets.
 
     Args:
         values: the recipe's `extractor.conditioning`.
@@ -145,15 +145,15 @@ def check_targets(values: Mapping[str, int | str], task: str) -> None:
 
 
 def check_conditioning(values: Mapping[str, int | str], backbone: Backbone, num_classes: int | None = None) -> None:
-    """Makes sure before the first image is read that a recipe says all that a backbone is conditioned on.
+    """Checks, before the first image is read, that a recipe gives everything that a backbone is conditioned on.
 
     Args:
         values: the recipe's `extractor.conditioning`.
         backbone: the recipe's.
-        num_classes: of the data set, whose labels are to be classes of the backbone; None where that is not known.
+        num_classes: of the data set, whose labels are taken as classes of the backbone; None if it is not known.
 
     Raises:
-        ValueError: it says too little, too much, or something else.
+        ValueError: an entry is missing, unknown or invalid.
     """
     conditioning = Conditioning(values)
     conditioning.check(backbone)
@@ -172,10 +172,11 @@ def check_conditioning(values: Mapping[str, int | str], backbone: Backbone, num_
 
 
 def warn_of_labels(values: Mapping[str, int | str]) -> None:
-    """Warns where features are told what they are to tell; whatever reads features of its own says it once."""
+    """Warns if features are conditioned on the labels that they should predict; each command that reads features warns
+    once."""
     if labelled := Conditioning(values).labelled:
         _log.warning(
-            "extractor.conditioning: {%s: %s}: the features are told the answer, so accuracies on them say nothing of "
+            "extractor.conditioning: {%s: %s}: the features are told the answer, so their accuracies say nothing about "
             "images whose class is not known",
             labelled[0], LABEL,
         )  # fmt: skip

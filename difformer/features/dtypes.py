@@ -1,4 +1,4 @@
-"""The type of features, by name where it is written down."""
+"""The type of features, and its name in files."""
 
 from typing import Literal
 
@@ -20,5 +20,5 @@ def as_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name by which `as_dtype` gives a type back."""
+    """The name from which `as_dtype` gives the type back."""
     return str(dtype).removeprefix("torch.")

@@ -17,9 +17,9 @@ from difformer.taps import FeatureKey, Features, TapSpec, resolve_taps
 
 
 class FeatureExtractor(nn.Module):
-    """Reads features at every tap and timestep asked for.
+    """Reads features at every requested tap and timestep.
 
-    All timesteps go through the backbone as one batch, in chunks where the memory asks for it. No gradient is kept.
+    All timesteps go through the backbone as one batch, in chunks if the memory requires it. No gradient is kept.
 
     Args:
         backbone: a frozen backbone.
@@ -27,21 +27,21 @@ class FeatureExtractor(nn.Module):
         timesteps: noise timesteps.
         seed: of the per-image noise; set the attribute to another value for fresh noise in each epoch.
         draws: noise draws a timestep, over which features are averaged.
-        clean: add no noise; the network is still told the timestep.
+        clean: add no noise; the network still receives the timestep.
         chunk_size: most noisy images to pass at once; all of them when None, fewer after the GPU ran out of memory.
         dtype: of the features; a floating-point type or its name, such as "bfloat16".
         image_size: of the images that `specs` are for, a side or (h, w); the backbone's own when None. Images of other
-            sizes can be read all the same.
+            sizes can still be read.
         conditioning: what the backbone is conditioned on, by keyword: a class number for all images, such as
-            `{"y": 3}`, or "label" for each image's own, which the call must then give. For a backbone with classes and
-            without this, each call gives all of it.
+            `{"y": 3}`, or "label" for each image's own, which the call must then give. When left out, each call must
+            give everything that the backbone is conditioned on.
 
     Attributes:
-        specs: what it gives, by key in the order it gives them: timesteps outermost.
+        specs: of the features, by key in the order of the output: timesteps outermost.
 
     Raises:
-        ValueError: unknown or repeated taps or timesteps, numbers or types that make no sense, or an image size that
-            the backbone does not take.
+        ValueError: unknown or repeated taps or timesteps, invalid numbers or types, or an image size that the backbone
+            does not take.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class FeatureExtractor(nn.Module):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments to build it again with, beside the backbone; JSON types only."""
+        """The arguments to build it again, except the backbone; JSON types only."""
         size = {} if self.image_size is None else {"image_size": as_json_size(self.image_size)}
         return {
             "taps": list(self.taps),
@@ -104,12 +104,12 @@ class FeatureExtractor(nn.Module):
         """Reads the features.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], on the backbone's device. Values that no such picture has are refused,
-                and doubtful ones, such as all in [0, 1], warned of once.
-            ids: (B,) the images' stable numbers, which their noise depends on; their places in the batch when left
+            images: (B, 3, H, W) in [-1, 1], on the backbone's device. Values far outside are refused; doubtful ones,
+                such as all in [0, 1], give one warning.
+            ids: (B,) the images' stable numbers, which their noise depends on; their positions in the batch when left
                 out, so that their features then depend on the batch.
-            noise: eps of the shape of x_0 by timestep, in place of the per-image noise there.
-            conditioning: what the backbone is conditioned on, one row an image, such as `y` for class labels; in place
+            noise: eps of the shape of x_0 by timestep, instead of the per-image noise there.
+            conditioning: what the backbone is conditioned on, one row an image, such as `y` for class labels; instead
                 of what the extractor was built with.
 
         Returns:
@@ -154,6 +154,6 @@ class FeatureExtractor(nn.Module):
             except torch.cuda.OutOfMemoryError:
                 if size == 1:
                     raise
-                # Remembered, so that the next batch does not run into it again.
+                # Kept, so that the next batch does not run out of memory again.
                 size = self.chunk_size = (size + 1) // 2
                 torch.cuda.empty_cache()

@@ -47,7 +47,7 @@ class FeedbackLayer(nn.Sequential):
 
 
 class FeedbackExtractor(nn.Module):
-    """Reads features of a second pass, into whose encoder features of the first pass's decoder were fed back.
+    """Reads features of a second pass, whose encoder receives decoder features of the first pass.
 
     The first pass keeps no gradient and stops at the deepest tap needed. The second starts from the first block that
     gets feedback; gradients flow through its frozen weights to the feedback layers only. To trade time for memory
@@ -59,13 +59,13 @@ class FeedbackExtractor(nn.Module):
             27, 30, 33 and 36 of ADM-256.
         taps: taps to read in the second pass. Published: block 24.
         timesteps: noise timesteps.
-        first_pass_taps: taps to read in the first pass, besides.
+        first_pass_taps: taps to read in the first pass as well.
         seed, draws, clean, dtype, image_size, conditioning: as for `FeatureExtractor`.
         norm: normalisation of the feedback layers: "batch" (published), "group" or "none".
         gate: start from the features without feedback.
 
     Attributes:
-        specs: what it gives, by key in the order it gives them: timesteps outermost, then the first pass (round 0),
+        specs: of the features, by key in the order of the output: timesteps outermost, then the first pass (round 0),
             then the second (round 1).
         feedback: the layers, in the order of `feedback_taps`.
 
@@ -129,7 +129,7 @@ class FeedbackExtractor(nn.Module):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments to build it again with, beside the backbone; JSON types only."""
+        """The arguments to build it again, except the backbone; JSON types only."""
         size = {} if self.image_size is None else {"image_size": as_json_size(self.image_size)}
         return {
             "feedback_taps": list(self.feedback_taps),
@@ -159,12 +159,24 @@ class FeedbackExtractor(nn.Module):
         Args, Returns and Raises: as for `FeatureExtractor.forward`. Features of the second pass carry gradients.
         """
         self._check_images(images, training=self.training)
-        check_sides(images, self.backbone.multiple)
+        backbone = self.backbone
+        check_sides(images, backbone.multiple)
         given = self.conditioning.complete(conditioning, images)
         with torch.no_grad():
-            x_0 = self.backbone.encode(images)
-            x_t, t = self.noising.apply(x_0, self.backbone.schedule, self.seed, ids, noise)
-        first, second = self._two_passes(x_t, t, repeat_conditioning(given, len(images), self.noising.repeats))
+            x_0 = backbone.encode(images)
+            x_t, t = self.noising.apply(x_0, backbone.schedule, self.seed, ids, noise)
+        given = repeat_conditioning(given, len(images), self.noising.repeats)
+        wanted = tuple(dict.fromkeys((*self.feedback_taps, *self.first_pass_taps)))
+        if isinstance(backbone, ResumableBackbone):
+            start = min(self.mirrors.values(), key=lambda tap: backbone.taps[tap].block)
+            with torch.no_grad():
+                prefix = backbone.forward_prefix(x_t, t, start, **given)
+                first = backbone.forward_from(prefix, wanted)
+            second = backbone.forward_from(prefix, self.taps, inject=self._feed(first))
+        else:
+            with torch.no_grad():
+                first = backbone.forward_taps(x_t, t, wanted, **given)
+            second = backbone.forward_taps(x_t, t, self.taps, inject=self._feed(first), **given)
         maps = {(tap, 0): self.noising.separate(first[tap]) for tap in self.first_pass_taps}
         maps |= {(tap, 1): self.noising.separate(second[tap]) for tap in self.taps}
         return Features((key, maps[key.tap, key.round][key.t].to(self.dtype)) for key in self.specs)
@@ -178,21 +190,6 @@ class FeedbackExtractor(nn.Module):
 
     def __repr__(self) -> str:
         return f"FeedbackExtractor({as_call(self.arguments)}) on {self.backbone}"
-
-    def _two_passes(
-        self, x_t: Tensor, t: Tensor, conditioning: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        backbone = self.backbone
-        wanted = tuple(dict.fromkeys((*self.feedback_taps, *self.first_pass_taps)))
-        if not isinstance(backbone, ResumableBackbone):
-            with torch.no_grad():
-                first = backbone.forward_taps(x_t, t, wanted, **conditioning)
-            return first, backbone.forward_taps(x_t, t, self.taps, inject=self._feed(first), **conditioning)
-        start = min(self.mirrors.values(), key=lambda tap: backbone.taps[tap].block)
-        with torch.no_grad():
-            prefix = backbone.forward_prefix(x_t, t, start, **conditioning)
-            first = backbone.forward_from(prefix, wanted)
-        return first, backbone.forward_from(prefix, self.taps, inject=self._feed(first))
 
     def _feed(self, first: Mapping[str, Tensor]) -> dict[str, Tensor]:
         dtype = next(self.feedback.parameters()).dtype

@@ -1,4 +1,4 @@
-"""What extractors check of the images they are given."""
+"""What extractors check about the images they are given."""
 
 import warnings
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Resizing carries pictures in [-1, 1] a little beyond; none comes as far as the second.
+# Resizing can take pictures a little outside [-1, 1], but none as far as the limit.
 _OVERSHOOT = 1.02
 _LIMIT = 2.0
 
 
 class ImageCheck:
-    """Refuses what cannot be a batch of pictures in [-1, 1], and warns once of what hardly can be."""
+    """Refuses what cannot be a batch of pictures in [-1, 1], and warns once about doubtful values."""
 
     def __init__(self) -> None:
         self._looked = False
@@ -22,8 +22,8 @@ class ImageCheck:
 
         Args:
             images: should be (B, C, H, W) floating-point in [-1, 1].
-            training: whether the batch is one of many to learn from. On a GPU a look waits for the computation, so of
-                these only the first is looked at there.
+            training: whether the batch is one of many to learn from. On a GPU the check waits for the computation, so
+                only the first of these is checked there.
 
         Raises:
             ValueError: another type, shape, dtype or range; the message says what to do.
@@ -35,13 +35,13 @@ class ImageCheck:
 
 
 def check_sides(images: Tensor, multiple: int) -> None:
-    """Raises ValueError where a side of images (B, C, H, W) is no multiple of what a backbone asks for."""
+    """Raises ValueError where a side of images (B, C, H, W) is no multiple of what a backbone requires."""
     height, width = images.shape[2:]
     check_multiples(height, width, multiple)
 
 
 def check_multiples(height: int, width: int, multiple: int) -> None:
-    """Raises ValueError where one of these sides is no multiple of what a backbone asks for."""
+    """Raises ValueError where one of these sides is no multiple of what a backbone requires."""
     if height % multiple or width % multiple:
         raise ValueError(f"image sides must be multiples of {multiple}, got {height}×{width}; resize or pad")
 
@@ -57,43 +57,43 @@ def check_batch(images: Any) -> None:
         )
     shape = tuple(images.shape)
     if images.ndim == 3:
-        raise ValueError(f"{expected}, got shape {shape}; of one image, give images[None]")
+        raise ValueError(f"{expected}, got shape {shape}; for one image, give images[None]")
     if images.ndim != 4:
         raise ValueError(f"{expected}, got shape {shape}")
     if not images.is_floating_point():
-        raise ValueError(f"{expected}, got {images.dtype}; of pixels in 0 … 255, give images.float() / 127.5 - 1")
+        raise ValueError(f"{expected}, got {images.dtype}; for pixels in 0 … 255, give images.float() / 127.5 - 1")
     if shape[1] not in (1, 3) and shape[3] == 3:
         raise ValueError(f"{expected}, got shape {shape}; with channels last, give images.permute(0, 3, 1, 2)")
 
 
 def check_range(images: Tensor) -> None:
-    """Refuses images that cannot be pictures in [-1, 1], and warns once of those that hardly can be.
+    """Refuses images that cannot be pictures in [-1, 1], and warns once about doubtful ones.
 
     Args:
-        images: floating-point, of any shape. Tensors that hold nothing, and compilers' stand-ins, are left alone.
+        images: floating-point, of any shape. Empty tensors, and the placeholders of compilers, are not checked.
 
     Raises:
         ValueError: a value that is not finite, or far outside.
     """
-    stand_in = type(images) is not Tensor or images.is_meta or torch.compiler.is_compiling()
-    if stand_in or not images.numel():
+    placeholder = type(images) is not Tensor or images.is_meta or torch.compiler.is_compiling()
+    if placeholder or not images.numel():
         return
     low, high = (float(end) for end in images.detach().aminmax())
     if not -_LIMIT <= low <= high <= _LIMIT:
         remedy = "images / 127.5 - 1" if low >= 0 else "(images * std + mean) * 2 - 1, if they were normalised"
-        what = f"reach from {low:.4g} to {high:.4g}; give {remedy}" if low <= high else "hold values that are no number"
+        what = f"reach from {low:.4g} to {high:.4g}; give {remedy}" if low <= high else "hold values that are NaN"
         raise ValueError(f"images must be pictures in [-1, 1], but these {what}")
-    # Without numbers in them, each is shown once.
-    if low >= 0 < high and not _on_grid(images):
-        warnings.warn("no pixel of these images is below 0; if they lie in [0, 1], give images * 2 - 1", stacklevel=1)
-    elif max(-low, high) > _OVERSHOOT:
+    # The warnings hold no numbers, so that Python shows each only once.
+    if low >= 0 < high:
+        pixels = (images.detach().float() + 1) * 127.5
+        # Bright pictures in [-1, 1] have the values of 8-bit pixels there; images in [0, 1] do not.
+        if (pixels - pixels.round()).abs().max() >= 0.25:
+            warnings.warn(
+                "no pixel of these images is below 0; if they lie in [0, 1], give images * 2 - 1", stacklevel=1
+            )
+            return
+    if max(-low, high) > _OVERSHOOT:
         warnings.warn(
             "these images reach beyond [-1, 1]; if they were normalised, give (images * std + mean) * 2 - 1",
             stacklevel=1,
         )
-
-
-def _on_grid(images: Tensor) -> bool:
-    """Whether all values are those of 8-bit pixels in [-1, 1]: of bright pictures, and of none in [0, 1]."""
-    pixels = (images.detach().float() + 1) * 127.5
-    return bool((pixels - pixels.round()).abs().max() < 0.25)

@@ -17,10 +17,10 @@ class Noising:
     Attributes:
         timesteps: noise timesteps, each once.
         draws: independent noise draws a timestep, over which features are averaged.
-        clean: add no noise; the network is still told the timestep.
+        clean: add no noise; the network still receives the timestep.
 
     Raises:
-        ValueError: no timestep, a repeated or negative one, or a meaningless number of draws.
+        ValueError: no timestep, a repeated or negative one, or an invalid number of draws.
     """
 
     timesteps: tuple[int, ...]
@@ -65,14 +65,15 @@ class Noising:
             x_0: (B, C, H, W) clean images or latents.
             schedule: gives (a_t, s_t).
             seed: of the per-image noise.
-            ids: (B,) the images' stable numbers; their places in the batch when left out.
-            noise: eps of the shape of `x_0` by timestep, in place of the per-image noise there.
+            ids: (B,) the images' stable numbers; their positions in the batch when left out.
+            noise: eps of the shape of `x_0` by timestep, instead of the per-image noise there.
 
         Returns:
             x_t (R·B, C, H, W) and t (R·B,), with R = `repeats`: timesteps outermost, then draws, then images.
 
         Raises:
-            ValueError: noise for a timestep that is not read, of another shape, or beside clean or several draws.
+            ValueError: noise for a timestep that is not read, of another shape, or together with clean or several
+                draws.
         """
         given = {} if noise is None else noise
         self._check_noise(given, x_0)
@@ -107,7 +108,7 @@ class Noising:
 
 
 def repeat_conditioning(conditioning: Mapping[str, Tensor], batch: int, repeats: int) -> dict[str, Tensor]:
-    """Conditioning of the images, (B, …), for the noisy batch, (R·B, …).
+    """Repeats the conditioning of images, (B, …), for the noisy batch, (R·B, …).
 
     Raises:
         ValueError: an entry that is not one row an image.

@@ -1,4 +1,4 @@
-"""Which feature cache a recipe asks for: what its digest is taken of, what is missing, what it will take."""
+"""The feature cache that a recipe requires: what its digest depends on, and which shards are missing."""
 
 import re
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 from logging import getLogger
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from difformer.backbones import Backbone, identity
+from difformer.backbones import identity
 from difformer.config import Size, as_positive_integer, check_choice, sides
 from difformer.data import DataConfig, ImageDataset, transform_description
 from difformer.features import FeatureCacheError, FeatureExtractor, FeedbackExtractor
@@ -35,9 +35,9 @@ class CacheConfig:
     """Features kept on the disk, with `features: cached`.
 
     Attributes:
-        folder: where caches lie.
-        views: augmentation and noise draws kept of each training image; epochs take turns. 1 with augmentation none
-            still draws new noise for each view.
+        folder: for all caches.
+        views: augmentation and noise draws kept of each training image; epochs cycle through them. With augmentation
+            none, each view still has new noise.
         dtype: of the features.
         shard_size: images a file.
     """
@@ -55,12 +55,12 @@ class CacheConfig:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """One split's features, as a recipe wants them.
+    """The features of one split that a recipe requires.
 
     Attributes:
-        folder: where they belong.
-        manifest: what they are.
-        map_sizes: size to which each feature is pooled, a side or (h, w); None for as it is.
+        folder: of the cache.
+        manifest: of the cache.
+        map_sizes: size to which each feature is pooled, a side or (h, w); None for no pooling.
         views: augmentation and noise draws of each image.
         augment: whether views are training epochs; otherwise there is one, as in evaluation.
         seed: the extractor's.
@@ -80,17 +80,17 @@ class CachePlan:
         return [(view, shard) for view in range(self.views) for shard in range(self.manifest.num_shards)]
 
     def missing(self) -> list[tuple[int, int]]:
-        """The (view, shard) that are not there, or visibly damaged."""
+        """The (view, shard) that are missing or visibly damaged."""
         return [place for place in self.shards() if not is_whole(self.folder, self.manifest, *place)]
 
     def covering(self, dataset: ImageDataset) -> Path | None:
-        """The folder of another cache that holds all of this one's features, whole, or None.
+        """The folder of another, complete cache that holds all of this one's features, or None.
 
-        One of an earlier version, which knew images by their size and both ends, serves as long as no file of theirs
-        is newer than it is; the log says so.
+        A cache of an earlier version, which identified images by file size and both ends, is used if no image file is
+        newer than the cache; the log says so.
 
         Args:
-            dataset: that the plan was made for.
+            dataset: the one the plan was made for.
         """
         for path in sorted(self.folder.parent.glob(f"*/{MANIFEST}")):
             try:
@@ -105,15 +105,15 @@ class CachePlan:
                 return path.parent
             if manifest.identity.get("data") == dataset.former_digest and dataset.last_change < path.stat().st_mtime:
                 _log.warning(
-                    "%s is of an earlier version, which knew images by their size and both ends only; it is used, "
-                    "since no image is newer. To have them verified, remove it and extract again",
+                    "%s is of an earlier version, which identified images by file size and both ends only; it is used, "
+                    "since no image is newer. To verify the images, remove it and extract again",
                     path.parent,
                 )
                 return path.parent
         return None
 
     def noise_seed(self, view: int) -> int:
-        """What the extractor's seed is for a view: that of live training in that epoch, or of evaluation."""
+        """The extractor's seed for a view: that of live training in that epoch, or of evaluation."""
         return epoch_seed(self.seed, view) if self.augment else self.seed
 
     def pooled(self, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey, Tensor]:
@@ -132,14 +132,14 @@ class CachePlan:
             if not maps.isfinite().all():
                 raise ValueError(
                     f"the feature {key} has values that are not finite as {dtype_name(self.manifest.dtype)}; "
-                    "with cache.dtype: float16 choose bfloat16, otherwise look at the weights and images"
+                    "with cache.dtype: float16 choose bfloat16, otherwise check the weights and images"
                 )
             stored[key] = maps.cpu()
         return stored
 
 
 def pool(maps: Tensor, size: Size | None) -> Tensor:
-    """Average-pools (B, C, h, w) to at most `size` cells; a head that pools to the same finds it done."""
+    """Average-pools (B, C, h, w) to at most `size` cells; a head that pools to this size gives the same result."""
     if size is None:
         return maps
     height, width = sides(size)
@@ -158,20 +158,20 @@ def plan_cache(
     seed: int,
     augment: bool,
 ) -> CachePlan:
-    """What is wanted of the cache.
+    """Plans the cache of a split's features.
 
-    The digest depends on everything the features do: weights, architecture, schedule and precision of the backbone,
-    taps, timesteps, noise seed, draws, pooled sizes, transform, split with its labels and subset, stored dtype. It
-    does not depend on what changes rounding only, such as batch size, device and attention, nor on the number of
-    views and processes.
+    The digest depends on everything the features depend on: weights, architecture, schedule and precision of the
+    backbone, taps, timesteps, noise seed, draws, pooled sizes, transform, split with its labels and subset, stored
+    dtype. It does not depend on what changes only rounding, such as batch size, device and attention, nor on the number
+    of views and processes.
 
     Args:
         extractor: gives the features.
-        map_sizes: those that are wanted, each with the size to which it is pooled; a head's `map_sizes`.
+        map_sizes: the required features, each with the size to which it is pooled; a head's `map_sizes`.
         dataset: as `build_dataset` gives it for data, split and augment.
         split: its name.
         data: which images.
-        cache: where features belong, and how.
+        cache: where and how features are stored.
         seed: of the noise.
         augment: whether the features are those of training epochs.
 
@@ -180,8 +180,9 @@ def plan_cache(
     """
     extractor = check_cacheable(extractor)
     offered = taps_at(extractor.backbone, data.size)
-    sizes = {key: _kept_size(extractor.specs[key], offered[key.tap], size) for key, size in map_sizes.items()}
-    shapes = {key: _pooled_shape(offered[key.tap], size) for key, size in sizes.items()}
+    sizes, shapes = {}, {}
+    for key, size in map_sizes.items():
+        sizes[key], shapes[key] = _stored_map(extractor.specs[key], offered[key.tap], size)
     dtype = as_dtype(cache.dtype)
     noising = extractor.noising
     cached = {
@@ -189,7 +190,9 @@ def plan_cache(
         "data": dataset.digest,
         "transform": transform_description(data, augment),
         "noise": None if noising.clean else {"seed": seed, "draws": noising.draws, "fresh": augment},
-        "backbone": _backbone_identity(extractor.backbone),
+        # Without its name: the same weights under another name give the same features.
+        "backbone": {name: value for name, value in identity(extractor.backbone).items() if name != "name"}
+        | {"dtype": dtype_name(extractor.backbone.dtype)},
         "precision": dtype_name(extractor.dtype),
         **extractor.conditioning.arguments,
     }
@@ -199,8 +202,7 @@ def plan_cache(
     prefix = re.sub(r"[^\w-]+", "_", f"{data.name}-{split}{'-augmented' if augment else ''}")
     folder = expand_user(cache.folder) / manifest.folder_name(prefix)
     views = cache.views if augment else 1
-    may_skip = data.on_bad_image == "skip"
-    return CachePlan(folder, manifest, sizes, views, augment, seed, may_skip)
+    return CachePlan(folder, manifest, sizes, views, augment, seed, may_skip=data.on_bad_image == "skip")
 
 
 def check_cacheable(extractor: FeatureExtractor | FeedbackExtractor) -> FeatureExtractor:
@@ -210,22 +212,17 @@ def check_cacheable(extractor: FeatureExtractor | FeedbackExtractor) -> FeatureE
     return extractor
 
 
-def _kept_size(spec: TapSpec, offered: TapSpec, size: Size | None) -> Size | None:
-    """To what the maps of images of the data's size are pooled, for a head that was built for those of `spec`.
+def _stored_map(spec: TapSpec, offered: TapSpec, size: Size | None) -> tuple[Size | None, Shape]:
+    """The size to which the maps of the data's images are pooled, None for no pooling, and the shape that they get.
 
-    Of larger images, heads that are not tied to a size may read more cells, so that all of them are kept.
+    Args:
+        spec: of the maps that the head was built for.
+        offered: of the maps of the data's images.
+        size: to which the head pools. One that is not tied to a size may read more cells of larger images, so that all
+            of these are kept.
     """
     wanted = (0, 0) if size is None else sides(size)
     grown = zip(sides(offered.size), sides(spec.size), wanted, strict=True)
-    return None if any(there > known <= most for there, known, most in grown) else size
-
-
-def _pooled_shape(spec: TapSpec, size: Size | None) -> Shape:
-    height, width = sides(spec.size if size is None else size)
-    return spec.channels, min(spec.height, height), min(spec.width, width)
-
-
-def _backbone_identity(backbone: Backbone) -> dict[str, Any]:
-    # The same weights under another name give the same features.
-    found = {name: value for name, value in identity(backbone).items() if name != "name"}
-    return found | {"dtype": dtype_name(backbone.dtype)}
+    kept = None if any(there > known <= most for there, known, most in grown) else size
+    height, width = sides(offered.size if kept is None else kept)
+    return kept, (offered.channels, min(offered.height, height), min(offered.width, width))

@@ -56,7 +56,7 @@ class DiffusionBlocks:
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps.
         seed: of the noise.
-        pool: side to which maps are averaged; as they are when None.
+        pool: side to which maps are averaged; no averaging when None.
         image_size: of the images, a side or (h, w); the backbone's own when None.
         conditioning: as for `FeatureExtractor`.
 
@@ -87,17 +87,17 @@ class DiffusionBlocks:
 
     @property
     def names(self) -> list[str]:
-        """Of each feature, block and timestep."""
+        """Block and timestep of each feature."""
         return [f"{key.tap}, t = {key.t}" for key in self.keys]
 
     def places(self, t: int) -> dict[str, int]:
-        """Where among the names the blocks at a timestep are, by block."""
+        """The positions among the names of the blocks at a timestep, by block."""
         return {key.tap: place for place, key in enumerate(self.keys) if key.t == t}
 
     def read(self, images: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Args: images (B, 3, H, W) in [-1, 1], ids and labels (B,). Returns (B, D) by name."""
-        told = self._extractor.conditioning.by_label(labels)
-        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: flat(maps, self._pool)}, **told)
+        given = self._extractor.conditioning.by_label(labels)
+        vectors = read_reduced(self._extractor, images, ids, lambda key, maps: {key: flat(maps, self._pool)}, **given)
         return {name: vectors[key] for name, key in zip(self.names, self.keys, strict=True)}
 
 

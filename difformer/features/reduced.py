@@ -12,21 +12,21 @@ from difformer.taps import FeatureKey
 K = TypeVar("K")
 Reduce = Callable[[FeatureKey, Tensor], dict[K, Tensor]]
 
-# Of maps at once: many images of a small network, few of ADM-256, whose maps take 0.7 GB an image and timestep.
+# Maps in memory at once: many images of a small network, few of ADM-256, whose maps take 0.7 GB an image and timestep.
 _MOST_BYTES = 2**31
 
 
 def read_reduced(
     extractor: FeatureExtractor, images: Tensor, ids: Tensor, reduce: Reduce[K], **conditioning: Tensor
 ) -> dict[K, Tensor]:
-    """Reads features of as many images at a time as have room, and keeps only what they are reduced to.
+    """Reads features of as many images at a time as fit in memory, and keeps only their reduced form.
 
     Args:
         extractor: reads the maps.
         images: (B, 3, H, W) in [-1, 1].
         ids: (B,).
-        reduce: from a feature's key and maps (b, C, h, w) to what is kept of them, of b rows each, by names that no
-            other feature's has.
+        reduce: takes a feature's key and maps (b, C, h, w), and gives what is kept, (b, …) by name. No two features
+            may give the same name.
         conditioning: as for the extractor, (B, …).
 
     Returns:

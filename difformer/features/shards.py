@@ -1,12 +1,12 @@
 """The files of a feature cache: a folder with a manifest and sharded safetensors files.
 
     FOLDER/imagenet-train-augmented-3f0c9b62d1a7/
-        manifest.json                         what the features are of, from which the digest in the name is taken
+        manifest.json                         what the features depend on; the digest in the name is computed from it
         view-00-shard-00000.safetensors       the first images, as they look in training epoch 0
         view-01-shard-00000.safetensors       the same images in epoch 1
 
-A shard holds one tensor (n, C, h, w) for each feature, `ids` (n,) and `labels` (n,). It is written whole or not at all,
-so whatever has a shard's name is one, and an extraction that was stopped resumes with those that are missing.
+A shard holds one tensor (n, C, h, w) for each feature, `ids` (n,) and `labels` (n,). It is written completely or not at
+all, so any file with a shard's name is a shard, and a stopped extraction resumes with the missing ones.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _STALE_SECONDS = 3600
 _HEADER_BYTES = 1024
 # Beside the features, each image's id and label are kept as int64.
 _NUMBER_BYTES = 16
-# How safetensors calls what a shard holds.
+# The types in a shard by their names in safetensors.
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I64": torch.int64}
 _CHUNK = 1 << 20
 
@@ -56,7 +56,7 @@ class CacheManifest:
     """What a feature cache holds.
 
     Attributes:
-        identity: everything the features depend on beyond rounding, as JSON types; the digest is taken of it.
+        identity: everything the features depend on, except for rounding, as JSON types; part of the digest.
         images: how many there are in the split.
         shard_size: images a shard; the last may have fewer.
         shapes: (C, h, w) of each feature as it is stored.
@@ -73,21 +73,21 @@ class CacheManifest:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of all of it."""
+        """SHA-256 of the whole manifest."""
         return _record_digest(self._record())
 
     @property
     def image_bytes(self) -> int:
-        """What one image takes in one view."""
+        """Bytes that one image takes in one view."""
         return _NUMBER_BYTES + self.dtype.itemsize * sum(math.prod(shape) for shape in self.shapes.values())
 
     @property
     def num_shards(self) -> int:
-        """Of one view."""
+        """How many shards one view has."""
         return -(-self.images // self.shard_size)
 
     def rows(self, shard: int) -> range:
-        """The places in the split whose images a shard holds."""
+        """The positions in the split of the images in a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.images))
 
     def shard_bytes(self, shard: int) -> int:
@@ -95,11 +95,11 @@ class CacheManifest:
         return len(self.rows(shard)) * self.image_bytes + _HEADER_BYTES
 
     def folder_name(self, prefix: str) -> str:
-        """The name of the cache's folder, which tells it from all others."""
+        """The name of the cache's folder, unique to its content."""
         return f"{prefix}-{self.digest[:_DIGITS]}"
 
     def covers(self, wanted: "CacheManifest") -> bool:
-        """Whether it holds all that another one wants, of the same images and to the bit; it may hold more."""
+        """Whether it holds all that another one requires, of the same images and to the bit; it may hold more."""
         same = [(m.identity, m.images, m.dtype, m.class_names) for m in (self, wanted)]
         return same[0] == same[1] and all(self.shapes.get(key) == shape for key, shape in wanted.shapes.items())
 
@@ -134,17 +134,21 @@ class CacheManifest:
                     f"reads {FORMAT} {FORMAT_VERSION}; extract again"
                 )
             if record.pop("digest") != _record_digest(record):
-                raise FeatureCacheError(f"{path} is damaged: its digest is another; extract again, which mends it")
-            shapes = {FeatureKey(e["tap"], e["t"], e["round"]): _shape(e["shape"]) for e in record["features"]}
+                raise FeatureCacheError(f"{path} is damaged: its digest does not match; extract again to repair it")
+            shapes = {}
+            for entry in record["features"]:
+                key = FeatureKey(entry["tap"], entry["t"], entry["round"])
+                channels, height, width = entry["shape"]
+                shapes[key] = int(channels), int(height), int(width)
             dtype = as_dtype(record["dtype"])
             return cls(
                 record["identity"], record["images"], record["shard_size"], shapes, dtype, tuple(record["class_names"])
             )
         except FeatureCacheError:
             raise
-        # Of deeply nested brackets, the recursion.
+        # Deeply nested brackets give a RecursionError.
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise FeatureCacheError(f"{path} is damaged ({error!r}); extract again, which mends it") from error
+            raise FeatureCacheError(f"{path} is damaged ({error!r}); extract again to repair it") from error
 
     def _record(self) -> dict[str, Any]:
         features = [
@@ -168,12 +172,12 @@ def _record_digest(record: Mapping[str, Any]) -> str:
 
 
 def tensor_name(key: FeatureKey) -> str:
-    """What a feature is called in a shard."""
+    """The name of a feature in a shard."""
     return f"{key.tap}.t{key.t}.round{key.round}"
 
 
 def shard_path(folder: Path, view: int, shard: int) -> Path:
-    """Where a shard lies."""
+    """The path of a shard."""
     return folder / f"view-{view:02}-shard-{shard:05}.safetensors"
 
 
@@ -186,7 +190,7 @@ def write_shard(
     labels: Tensor,
     ids: Tensor,
 ) -> None:
-    """Writes a shard, whole or not at all; one that is there is replaced.
+    """Writes a shard completely or not at all; an existing one is replaced.
 
     The same content gives the same bytes.
 
@@ -202,9 +206,13 @@ def write_shard(
     """
     tensors = {tensor_name(key): features[key].contiguous() for key in manifest.shapes}
     tensors |= {"labels": labels, "ids": ids}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(_tensor_header(name, tensor.dtype, tensor.shape))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     path = shard_path(folder, view, shard)
-    # One entry: safetensors does not promise an order of several.
-    description = {"cache": manifest.digest, "view": view, "shard": shard, "sha256": _digest(tensors)}
+    # One entry: safetensors does not guarantee an order of several.
+    description = {"cache": manifest.digest, "view": view, "shard": shard, "sha256": digest.hexdigest()}
     with write_atomically(path, overwrite=True) as temporary:
         try:
             save_file(tensors, temporary, {FORMAT: json.dumps(description)})
@@ -222,9 +230,9 @@ class _Place(NamedTuple):
 
 
 class Shard:
-    """A shard, of which only its header is read at first: rows cost what they hold.
+    """A shard. Only its header is read at first, and rows when they are requested.
 
-    Files are read and not mapped, since one that is cut off while it is mapped ends the process.
+    Files are read and not mapped, since truncating a mapped file ends the process.
 
     Args:
         folder: of the cache.
@@ -254,7 +262,7 @@ class Shard:
             except Exception as error:
                 raise self._unusable(f"truncated or damaged ({error})") from error
         if place != (manifest.digest, view, number):
-            raise self._unusable(f"a shard of something else, {place}")
+            raise self._unusable(f"a shard of another cache or place, {place}")
         expected = [(self.rows, *shape) for shape in ((), (), *manifest.shapes.values())]
         if self.rows > len(manifest.rows(number)) or found != expected:
             raise self._unusable(f"of other shapes than expected, {found}")
@@ -263,7 +271,7 @@ class Shard:
         """The features of an image, (C, h, w) each: all of them, or those of some keys.
 
         Raises:
-            FeatureCacheError: the file is missing or cut off by now.
+            FeatureCacheError: the file is now missing or truncated.
         """
         names = self._names if keys is None else {key: self._names[key] for key in keys}
         with self._open() as file:
@@ -273,7 +281,7 @@ class Shard:
         """Labels and ids, (n,) int64 each.
 
         Raises:
-            FeatureCacheError: the file is missing or cut off by now.
+            FeatureCacheError: the file is now missing or truncated.
         """
         with self._open() as file:
             labels, ids = (self._read(file, self._places[name], 0, self.rows) for name in ("labels", "ids"))
@@ -283,7 +291,7 @@ class Shard:
         """Reads everything in it.
 
         Raises:
-            FeatureCacheError: it is not what was written.
+            FeatureCacheError: its content has changed since it was written.
         """
         digest = hashlib.sha256()
         with self._open() as file:
@@ -299,7 +307,7 @@ class Shard:
             raise self._unusable("damaged: its content does not have the digest it was written with")
 
     def _open(self) -> BinaryIO:
-        # For each row anew: a cache may have more files than a process may hold open.
+        # Opened for each row: a cache may have more files than a process may hold open.
         try:
             return self.path.open("rb", buffering=0)
         except (FileNotFoundError, IsADirectoryError) as error:
@@ -312,7 +320,7 @@ class Shard:
         tensor = torch.empty(count, *shape, dtype=place.dtype, device="cpu")
         file.seek(place.start + first * math.prod(shape) * place.dtype.itemsize)
         if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy()) != tensor.nbytes:  # type: ignore[attr-defined]
-            raise self._unusable("truncated or damaged: it was cut off while it was in use")
+            raise self._unusable("truncated or damaged: it was truncated while in use")
         return tensor
 
     def _unusable(self, what: str) -> FeatureCacheError:
@@ -339,7 +347,7 @@ def _read_header(file: BinaryIO) -> tuple[dict[str, str], dict[str, _Place]]:
 
 
 def is_whole(folder: Path, manifest: CacheManifest, view: int, shard: int) -> bool:
-    """Whether a shard is there, as far as its header and size tell."""
+    """Whether a shard is there, as far as its header and size show."""
     try:
         Shard(folder, manifest, view, shard)
     except FeatureCacheError:
@@ -348,27 +356,13 @@ def is_whole(folder: Path, manifest: CacheManifest, view: int, shard: int) -> bo
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes what a killed extraction left half written. What is young may be another's at work, and stays."""
-    # Hidden names are those of temporary files, safetensors' own among them.
+    """Removes partial files of a killed extraction. Recent ones may belong to another that is running, and stay."""
+    # Temporary files have hidden names, also those of safetensors.
     for path in folder.glob(".*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(_tensor_header(name, tensor.dtype, tensor.shape))
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _tensor_header(name: str, dtype: torch.dtype, shape: Iterable[int]) -> bytes:
     return f"{name} {dtype} {tuple(shape)}\n".encode()
-
-
-def _shape(values: list[int]) -> Shape:
-    channels, height, width = values
-    return int(channels), int(height), int(width)

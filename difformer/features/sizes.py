@@ -1,4 +1,4 @@
-"""What a backbone offers for images of another size than its own."""
+"""The taps of a backbone for images of another size than its own."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,12 +13,12 @@ def taps_at(backbone: Backbone, size: Size | None) -> Mapping[str, TapSpec]:
     """The taps of a backbone, with the maps and costs that they have for images of a size.
 
     Args:
-        backbone: with `taps_at`, as `UNetBackbone` has it. Of one without, maps are taken to grow with the sides of the
-            images, and costs with their area; where its own size is not known either, its taps are those of any.
+        backbone: its own `taps_at` is used where it has one, as `UNetBackbone` does. Otherwise maps grow with the sides
+            of the images, and costs with their area; without a known image size, its taps are the same for any size.
         size: of the images, a side or (h, w); the backbone's own when None.
 
     Raises:
-        ValueError: it is no size, or the backbone takes no images of it.
+        ValueError: it is no size, or the backbone takes no images of this size.
     """
     if size is None:
         return backbone.taps

@@ -1,4 +1,4 @@
-"""What every head checks of the features it is given."""
+"""What every head checks about the features it is given."""
 
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -49,12 +49,12 @@ class _Head(Head, Protocol):
 
 
 def receive(head: _Head, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey, Tensor]:
-    """The features a head was built for, in its order; others may be there and are left alone.
+    """The features a head was built for, in its order; other features are ignored.
 
     While the head learns, the sides of the maps are noted in its `learned_from`.
 
     Args:
-        head: that reads them.
+        head: the one that reads them.
         features: (B, C, h, w) by key.
 
     Raises:
@@ -82,7 +82,7 @@ def receive(head: _Head, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureK
 
 
 def describe(head: _Head) -> str:
-    """The line that a head is printed as."""
+    """One line about a head; its `__repr__`."""
     keys = ", ".join(f"{key.tap} at t={key.t}" + f" in round {key.round}" * bool(key.round) for key in head.specs)
     weights = sum(p.numel() for p in head.parameters())
     return (

@@ -103,11 +103,11 @@ class DifFormerHead(nn.Module):
 
     @property
     def map_sizes(self) -> dict[FeatureKey, Size | None]:
-        """The size to which each map is averaged before anything else, a side or (h, w), None for one read as it is.
+        """The size to which each map is averaged before anything else, a side or (h, w), None for no averaging.
 
-        The logits are the same for maps that went through `adaptive_avg_pool2d` to these sizes beforehand, so that
-        this is all that needs to be kept of them. Without norm="layer" this is so for maps of the specs' own sizes:
-        larger images may have more cells, up to `pool` a side.
+        The logits are the same for maps that went through `adaptive_avg_pool2d` to these sizes beforehand, so only the
+        pooled maps need to be kept. Without norm="layer" this holds for maps of the specs' own sizes: larger images may
+        have more cells, up to `pool` a side.
         """
         return {
             key: size_of(min(spec.height, self.pool), min(spec.width, self.pool)) for key, spec in self.specs.items()
@@ -119,7 +119,7 @@ class DifFormerHead(nn.Module):
         """Classifies.
 
         Args:
-            features: (B, C, h, w) by key; more than it needs may be there.
+            features: (B, C, h, w) by key; those it does not need are ignored.
 
         Returns:
             Logits (B, num_classes).
@@ -135,8 +135,8 @@ class DifFormerHead(nn.Module):
         """How much of the last attention each block and timestep received.
 
         The share of a feature is the attention that the CLS token (or the pooling query) pays to its tokens in the
-        last block, averaged over heads. In the published variant every timestep has a transformer run of its own,
-        and each counts equally. It is measured in evaluation mode, and changes nothing in the head.
+        last block, averaged over heads. In the published variant each timestep goes through the transformer separately,
+        and all count equally. It is measured in evaluation mode, and changes nothing in the head.
 
         Args:
             features: as for `forward`.
@@ -218,7 +218,7 @@ class AttentionHead(nn.Module):
 
 
 class _KeyEmbedding(nn.Module):
-    """Tells tokens where they come from: block and round, timestep, and place in the image."""
+    """Adds embeddings of where tokens come from: block and round, timestep, and position in the image."""
 
     def __init__(self, keys: list[FeatureKey], width: int, dropout: float) -> None:
         super().__init__()

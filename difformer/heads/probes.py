@@ -46,7 +46,7 @@ class LinearHead(nn.Module):
     def map_sizes(self) -> dict[FeatureKey, Size | None]:
         """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
 
-        Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
+        Always `pool`: a smaller map is expanded to as many cells, as in `forward`.
         """
         return {self.key: self.pool}
 
@@ -98,7 +98,7 @@ class MLPHead(nn.Module):
     def map_sizes(self) -> dict[FeatureKey, Size | None]:
         """The side to which each map is averaged before anything else; see `DifFormerHead.map_sizes`.
 
-        Always `pool`: a smaller map is spread over as many cells, and so becomes what it would become here.
+        Always `pool`: a smaller map is expanded to as many cells, as in `forward`.
         """
         return {self.key: self.pool}
 
@@ -148,7 +148,7 @@ class CNNHead(nn.Module):
 
     @property
     def map_sizes(self) -> dict[FeatureKey, Size | None]:
-        """None for its map: convolutions read it as it is. See `DifFormerHead.map_sizes`."""
+        """None for its map: convolutions read it unpooled. See `DifFormerHead.map_sizes`."""
         return {self.key: None}
 
     __repr__ = describe

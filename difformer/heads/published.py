@@ -37,7 +37,20 @@ def published_names(head: nn.Module) -> dict[str, str]:
     if not isinstance(fusion, DifFormerHead) or fusion.variant != "published":
         raise ValueError(f"{type(head).__name__} with these options was never published; it has no published names")
     blocks = {key.tap: spec.block for key, spec in fusion.specs.items()}
-    return {prefix + name: _published(name, blocks) for name in fusion.state_dict()}
+    names = {}
+    for name in fusion.state_dict():
+        if match := re.fullmatch(r"tokenizers\.(\w+)\.(norm|project)\.(\w+)", name):
+            tap, part, rest = match.groups()
+            published = f"pre_layer.{blocks[tap]}.{_TOKENIZER_PARTS[part]}.{rest}"
+        elif match := re.fullmatch(r"summary\.blocks\.(\d+)\.(.+)", name):
+            # Index 0 of the published list inserts the CLS token.
+            published = f"{_ATTENTION}.layers.{int(match[1]) + 1}.{match[2]}"
+        elif name == "summary.cls_token":
+            published = f"{_ATTENTION}.cls_token"
+        else:
+            published = name.replace("fc.", "head.", 1)
+        names[prefix + name] = published
+    return names
 
 
 def from_published(head: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,15 +62,3 @@ def from_published(head: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Te
     """
     ours = {published: name for name, published in published_names(head).items()}
     return {ours.get(name, name): tensor for name, tensor in state.items()}
-
-
-def _published(name: str, blocks: Mapping[str, int]) -> str:
-    if match := re.fullmatch(r"tokenizers\.(\w+)\.(norm|project)\.(\w+)", name):
-        tap, part, rest = match.groups()
-        return f"pre_layer.{blocks[tap]}.{_TOKENIZER_PARTS[part]}.{rest}"
-    if match := re.fullmatch(r"summary\.blocks\.(\d+)\.(.+)", name):
-        # Index 0 of the published list inserts the CLS token.
-        return f"{_ATTENTION}.layers.{int(match[1]) + 1}.{match[2]}"
-    if name == "summary.cls_token":
-        return f"{_ATTENTION}.cls_token"
-    return name.replace("fc.", "head.", 1)

@@ -12,16 +12,16 @@ from difformer.taps import FeatureKey, TapSpec
 
 @runtime_checkable
 class Head(Protocol):
-    """What everything around it asks of a head, which is a module `Head(specs, num_classes, **arguments)`.
+    """What a head must offer: a module `Head(specs, num_classes, **arguments)`.
 
-    A head of one's own is used in a recipe as `head.name: package.module:Name`.
+    Your own head is used in a recipe as `head.name: package.module:Name`.
 
     Attributes:
         specs: the features it reads, some of an extractor's.
         num_classes: length of the logits.
-        arguments: what it was built with beside these, as JSON types; a saved file brings them back.
-        map_sizes: the size to which each map is averaged before anything else, a side or (h, w), None for one that is
-            read as it is; what need not be kept of features on the disk.
+        arguments: its other arguments, as JSON types; a saved file restores them.
+        map_sizes: the size to which each map is averaged before anything else, a side or (h, w), None for no averaging;
+            features on disk are stored at these sizes.
     """
 
     num_classes: int

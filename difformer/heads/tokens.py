@@ -11,7 +11,7 @@ from difformer.config import Size, sides
 
 TokenNorm = Literal["layer", "batch", "channel"]
 
-# Positions are measured on a grid of this many cells a side, whatever the map's own size.
+# Positions are measured on a grid of this many cells a side, for maps of any size.
 _REFERENCE_SIDE = 16
 
 
@@ -61,7 +61,7 @@ class ChannelNorm(nn.LayerNorm):
 def sincos_positions(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """Sine-cosine embedding of a map's cells in two dimensions (after Vaswani et al. 2017, section 3.5).
 
-    Cells are placed by their centres on a common grid, so that the same place of the image has the same embedding at
+    Cells are placed by their centres on a common grid, so that the same position in the image has the same embedding at
     every resolution.
 
     Args:

@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Args: x (B, N, width); first, how many tokens ask, all N when None. Returns (B, first, width)."""
+        """Args: x (B, N, width); first, number of query tokens, all N when None. Returns (B, first, width)."""
         h = attention(*self._split(x, first), implementation=self.implementation)
         return self.proj(rearrange(h, "b heads n d -> b n (heads d)"))
 
@@ -62,10 +62,13 @@ class Block(nn.Module):
             )
         )
         self.dropout = nn.Dropout(dropout)
-        self.drop_path = _drop_path(drop_path)
+        self.drop_path: nn.Module = nn.Identity()
+        if drop_path:
+            layers = require("timm.layers", "stochastic depth", install="timm torchvision")
+            self.drop_path = layers.DropPath(drop_path)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """Args: x (B, N, width); first, how many tokens are asked for, all N when None. Returns (B, first, width)."""
+        """Args: x (B, N, width); first, number of query tokens, all N when None. Returns (B, first, width)."""
         x = x[:, :first] + self.drop_path(self.dropout(self.attn(self.norm1(x), first)))
         return x + self.drop_path(self.dropout(self.mlp(self.norm2(x))))
 
@@ -96,7 +99,7 @@ class AttentionPool(nn.Module):
 
 
 class Summary(nn.Module):
-    """A transformer that sums up any number of tokens in one vector, by a CLS token or by attention pooling.
+    """A transformer that summarises any number of tokens in one vector, by a CLS token or by attention pooling.
 
     Args:
         width: of the tokens.
@@ -106,7 +109,7 @@ class Summary(nn.Module):
         dropout: probability in training, in attention's and the MLP's outputs.
         drop_path: stochastic depth of the last block; earlier ones have proportionally less.
         attention_pool: pool by a learned query instead of a CLS token.
-        final_norm: normalise what comes out of the last block.
+        final_norm: normalise the output of the last block.
         implementation: of the attention.
 
     Raises:
@@ -131,7 +134,7 @@ class Summary(nn.Module):
         if width % heads:
             raise ValueError(f"heads must divide the width, got {heads} heads and width {width}")
         if int(width * mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio {mlp_ratio} leaves the MLPs of width {width} no hidden unit; choose a larger")
+            raise ValueError(f"mlp_ratio {mlp_ratio} gives MLPs of width {width} no hidden unit; choose a larger one")
         rates = [drop_path * (i + 1) / layers for i in range(layers)]
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout, rate, implementation) for rate in rates)
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
@@ -142,24 +145,24 @@ class Summary(nn.Module):
         """Args: tokens (B, N, width). Returns (B, width)."""
         x = self._all_but_last(tokens)
         if self.pool is None:
-            # Of the last block only the CLS token is read, so only that is computed: two fifths less for two blocks.
+            # Only the CLS token of the last block is read, so only that is computed: two fifths less for two blocks.
             return self.norm(self.blocks[-1](x, 1))[:, 0]
         return self.pool(self.norm(self.blocks[-1](x)))
 
     def shares(self, tokens: Tensor) -> Tensor:
         """How much of the last attention each token received: (B, N), each row sums to 1.
 
-        With a CLS token that is its attention in the last block, without what it pays to itself.
+        With a CLS token this is its attention in the last block, without its attention to itself.
         """
         x = self._all_but_last(tokens)
         if self.pool is not None:
             return self.pool.log_weights(self.norm(self.blocks[-1](x))).softmax(dim=1)
         last = cast(Block, self.blocks[-1])
-        # In logarithms, since a CLS token that sees almost only itself leaves the others weights of 0.
+        # In logarithms: where a CLS token attends almost only to itself, the other weights are rounded to 0.
         return last.attn.first_token_log_weights(last.norm1(x))[:, 1:].softmax(dim=1)
 
     def _all_but_last(self, tokens: Tensor) -> Tensor:
-        """The tokens, with a CLS token before them where there is one, as they come into the last block."""
+        """The tokens at the input of the last block, with the CLS token first where there is one."""
         if self.cls_token is not None:
             tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)
         for block in self.blocks[:-1]:
@@ -170,10 +173,3 @@ class Summary(nn.Module):
 def _log_weights(q: Tensor, k: Tensor) -> Tensor:
     scores = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).float()
     return scores.log_softmax(dim=-1).logsumexp(dim=1)[:, 0] - math.log(q.shape[1])
-
-
-def _drop_path(rate: float) -> nn.Module:
-    if rate == 0:
-        return nn.Identity()
-    layer: nn.Module = require("timm.layers", "stochastic depth", install="timm torchvision").DropPath(rate)
-    return layer

@@ -1,7 +1,9 @@
 """What pictures have in common."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from difformer.files import write_atomically
 from difformer.taps import FeatureKey
@@ -14,7 +16,7 @@ _LONGEST_NAME = 24
 
 def new_figure(width: float, height: float) -> "Figure":
     """An empty figure of a size in inches."""
-    # Here, as Matplotlib takes long to import.
+    # Imported here because Matplotlib takes long to import.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -38,7 +40,7 @@ def save_figure(figure: "Figure", path: Path, *, caption: str | None = None) -> 
             # Without a date, so that equal results give equal files.
             figure.savefig(temporary, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     with write_atomically(path, overwrite=True) as temporary:
-        # Cut to what was drawn, which a layout with square pictures inside it leaves margins around.
+        # Cropped, because a layout with square pictures inside leaves margins.
         figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
 
 
@@ -55,3 +57,20 @@ def short(name: str) -> str:
 def block_label(key: FeatureKey) -> str:
     """The block of a feature, and its pass where that is not the first: `out04`, `out04 (pass 2)`."""
     return plain(key.tap) + (f" (pass {key.round + 1})" if key.round else "")
+
+
+def write_numbers(axes: Any, cells: Any, form: str, *, middle: float, dark: bool, fontsize: float) -> None:
+    """Writes the numbers of an image's cells into them, in black or white.
+
+    Args:
+        axes: with the image.
+        cells: (rows, columns) masked array; nothing is written where it is masked.
+        form: format specification of a number.
+        middle: numbers above it are on one end of the colours, others on the other.
+        dark: whether the colours of large numbers are the dark ones.
+        fontsize: in points.
+    """
+    for (row, column), value in np.ndenumerate(cells):
+        if not np.ma.is_masked(cells[row, column]):
+            color = "white" if (value > middle) == dark else "black"
+            axes.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=fontsize, color=color)

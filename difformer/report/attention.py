@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from difformer.report._figure import block_label, new_figure, save_figure
+from difformer.report._figure import block_label, new_figure, save_figure, write_numbers
 from difformer.taps import FeatureKey
 
-# Shares of types with few digits sum to 1 only about.
+# Shares of types with few digits sum only approximately to 1.
 _TOLERANCE = 0.01
 _MARK = "#c2570c"
 
@@ -51,16 +51,9 @@ def draw_attention(shares: Mapping[FeatureKey, float], path: Path) -> None:
     axes.set(xlabel="Timestep t", ylabel="Block")
     axes.set_title(f"Share of the attention (all equal: {uniform:.1%})", fontsize=11)
     axes.tick_params(length=0)
-    _write_shares(axes, table)
+    write_numbers(axes, table, ".1%", middle=0.55 * table.max(), dark=True, fontsize=9)
     _mark_uniform(figure.colorbar(image, ax=axes, format=lambda share, _: f"{share:.0%}"), uniform)
     save_figure(figure, path)
-
-
-def _write_shares(axes: Any, table: Any) -> None:
-    for (row, column), share in np.ndenumerate(table):
-        if not np.ma.is_masked(table[row, column]):
-            color = "white" if share > 0.55 * table.max() else "black"
-            axes.text(column, row, f"{share:.1%}", ha="center", va="center", fontsize=9, color=color)
 
 
 def _mark_uniform(bar: Any, uniform: float) -> None:

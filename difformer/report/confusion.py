@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from difformer.report._figure import new_figure, save_figure, short
+from difformer.report._figure import new_figure, save_figure, short, write_numbers
 
 # Beyond these many classes, shares would overlap in their cells, and names on the axes.
 _MOST_WITH_SHARES = 20
@@ -15,7 +14,7 @@ _MOST_WITH_NAMES = 250
 
 
 def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], path: Path) -> None:
-    """Draws which classes are taken for which as a PNG, rows scaled to shares of the true class.
+    """Draws a confusion matrix as a PNG, rows scaled to shares of the true class.
 
     Args:
         confusion: (C, C) counts; a row is a true class, a column a predicted one.
@@ -37,23 +36,14 @@ def draw_confusion(confusion: NDArray[np.int64], class_names: Sequence[str], pat
     axes.set(xlabel="Predicted class", ylabel="True class")
     figure.colorbar(image, ax=axes, shrink=0.8, label="Share of the true class")
     if classes <= _MOST_WITH_NAMES:
-        _name_axes(axes, class_names, points=72 * side / classes)
+        names = [short(name) for name in class_names]
+        # The room for a name, in points.
+        room = 72 * side / classes
+        size = float(np.clip(0.7 * room, 4, 10))
+        upright = max(map(len, names)) * size > room
+        axes.set_xticks(range(classes), names, rotation=90 if upright else 0, fontsize=size)
+        axes.set_yticks(range(classes), names, fontsize=size)
     if classes <= _MOST_WITH_SHARES:
-        _write_shares(axes, shares)
+        shown = np.ma.masked_less_equal(shares, 0)
+        write_numbers(axes, shown, ".0%", middle=0.5, dark=True, fontsize=8)
     save_figure(figure, path)
-
-
-def _name_axes(axes: Any, class_names: Sequence[str], points: float) -> None:
-    """Writes the names beside rows and below columns, of which each has some points of room."""
-    names = [short(name) for name in class_names]
-    size = float(np.clip(0.7 * points, 4, 10))
-    upright = max(map(len, names)) * size > points
-    axes.set_xticks(range(len(names)), names, rotation=90 if upright else 0, fontsize=size)
-    axes.set_yticks(range(len(names)), names, fontsize=size)
-
-
-def _write_shares(axes: Any, shares: Any) -> None:
-    for (row, column), share in np.ndenumerate(shares):
-        if not np.ma.is_masked(shares[row, column]) and share > 0:
-            color = "white" if share > 0.5 else "black"
-            axes.text(column, row, f"{share:.0%}", ha="center", va="center", fontsize=8, color=color)

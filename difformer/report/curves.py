@@ -14,7 +14,7 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
     Args:
         history: records with `epoch`, `lr`, `train_loss` and, where they were measured, `train_top1`,
-            `validation_loss` and `validation_top1`. What no record has gets no panel.
+            `validation_loss` and `validation_top1`. There is no panel for what no record has.
         path: the file; replaced when it is there.
 
     Raises:

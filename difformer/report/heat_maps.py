@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from difformer.report._figure import new_figure, plain, save_figure
+from difformer.report._figure import new_figure, plain, save_figure, write_numbers
 
 # Beyond these many cells a row, numbers would overlap.
 _MOST_WITH_NUMBERS = 40
@@ -21,7 +21,7 @@ def draw_heat_maps(
     percent: bool = True,
     caption: str | None = None,
 ) -> None:
-    """Draws heat maps, blocks by timesteps, one below another, as a PNG; what is not there stays white.
+    """Draws heat maps, blocks by timesteps, one below another, as a PNG; missing cells stay white.
 
     Args:
         shares: in [0, 1], by title, then by tap and timestep; taps in network order.
@@ -45,7 +45,7 @@ def draw_heat_maps(
     low, high = min(values), max(values)
     scale, form = (100, ".0f") if percent else (1, ".2g")
     height = len(shares) * (0.32 * len(timesteps) + 0.6) + 0.6
-    # Of many blocks, columns are just wide enough for their numbers, so that the picture fits a page.
+    # With many blocks, columns are just wide enough for their numbers, so that the picture fits a page.
     width = float(np.clip(0.52 * len(taps), 5, max(9, 0.24 * len(taps))))
     figure = new_figure(width + 1.6, height)
     panels = figure.subplots(len(shares), 1, squeeze=False, sharex=True)[:, 0]
@@ -60,17 +60,10 @@ def draw_heat_maps(
         axes.set(ylabel="Timestep t", title=plain(title))
         axes.tick_params(length=0)
         if len(taps) <= _MOST_WITH_NUMBERS:
-            _write_numbers(axes, cells, scale * (low + high) / 2, form)
+            write_numbers(axes, cells, form, middle=scale * (low + high) / 2, dark=False, fontsize=7)
         if chosen is not None and chosen[0] == title:
             corner = taps.index(chosen[1]) - 0.5, timesteps.index(chosen[2]) - 0.5
             axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="#ff3b1f", linewidth=2))
     panels[-1].set_xlabel("Block")
     figure.colorbar(image, ax=list(panels), label=label, shrink=0.6)
     save_figure(figure, path, caption=caption)
-
-
-def _write_numbers(axes: Any, cells: Any, middle: float, form: str) -> None:
-    for (row, column), value in np.ndenumerate(cells):
-        if not np.ma.is_masked(cells[row, column]):
-            color = "black" if value > middle else "white"
-            axes.text(column, row, f"{value:{form}}", ha="center", va="center", fontsize=7, color=color)

@@ -20,7 +20,7 @@ History = Sequence[Mapping[str, Any]]
 def draw_learning(runs: Mapping[str, Sequence[History]], path: Path) -> None:
     """Draws how methods learn as a PNG: a panel for each quantity that was recorded, a colour for each method.
 
-    A thick line is the mean over a method's seeds, as far as all of them have come; thin ones are the seeds.
+    A thick line is the mean over a method's seeds, at the epochs that all of them have; thin ones are the seeds.
 
     Args:
         runs: histories by method, one a seed: records with `epoch` and, where they were measured, `train_loss`,

@@ -1,4 +1,4 @@
-"""The images most like an image, as a picture."""
+"""The images most similar to an image, as a picture."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from difformer.files import write_atomically
 from difformer.report._figure import block_label, new_figure
 from difformer.taps import FeatureKey
 
-# Sides of an image in the picture, in pixels, and about as many pixels as a picture may have: photographs hardly
-# compress, and pages hold several such pictures.
+# Range of the longer side of an image in the picture, in pixels, and about the most pixels of a picture: photographs
+# hardly compress, and pages hold several such pictures.
 _SMALLEST, _LARGEST = 32, 64
 _MOST_PIXELS = 500_000
-# Pixels around each image: of the frame, and of the white beyond.
+# Pixels around each image: of the frame, and of the white around it.
 _FRAME, _GAP = 3, 3
 _RIGHT, _WRONG, _WHITE = (0.18, 0.64, 0.31), (0.90, 0.28, 0.30), (1.0, 1.0, 1.0)
 # What a page shows without scaling, so that a pixel of an image stays one.
@@ -26,7 +26,7 @@ _DENSITY = 96
 def draw_neighbours(
     images: Tensor, labels: Tensor, query: int, neighbours: Mapping[FeatureKey, Sequence[int]], path: Path
 ) -> None:
-    """Draws an image, and those most like it by each of several features, as a PNG.
+    """Draws an image, and those most similar to it by each of several features, as a PNG.
 
     Rows are features, with the share of neighbours of the image's own class below the name. The image itself comes
     first, then its neighbours, in a green frame where they are of its class, and in a red one where they are not.
@@ -47,7 +47,10 @@ def draw_neighbours(
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"each of one or more features needs as many neighbours, got {sorted(counts)}")
     columns = 1 + counts.pop()
-    size = _thumbnail_size(images.shape[2], images.shape[3], columns * len(neighbours))
+    side = np.clip((_MOST_PIXELS / (columns * len(neighbours))) ** 0.5, _SMALLEST, _LARGEST)
+    height, width = images.shape[2:]
+    scale = float(side) / max(height, width)
+    size = max(1, round(scale * height)), max(1, round(scale * width))
     rows, names = [], []
     for key, places in neighbours.items():
         right = [bool(labels[place] == labels[query]) for place in places]
@@ -56,13 +59,6 @@ def draw_neighbours(
         rows.append(np.concatenate(framed, axis=1))
         names.append(f"{block_label(key)}, t = {key.t}\n{sum(right)} of {len(right)}")
     _draw_wall(np.concatenate(rows, axis=0), names, ["image", *map(str, range(1, columns))], path)
-
-
-def _thumbnail_size(height: int, width: int, count: int) -> tuple[int, int]:
-    """Height and width in pixels at which so many images make a picture of about the most pixels, or are largest."""
-    side = float(np.clip((_MOST_PIXELS / count) ** 0.5, _SMALLEST, _LARGEST))
-    scale = side / max(height, width)
-    return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def _framed(image: Tensor, size: tuple[int, int], color: tuple[float, float, float]) -> NDArray[np.float32]:

@@ -24,7 +24,7 @@ def draw_similarities(
     """Draws matrices of similarities side by side, the first row at the bottom, as the papers do.
 
     Args:
-        matrices: (R, C) by title, in [0, 1] but for estimates a little below; what is not finite stays grey.
+        matrices: (R, C) by title, in [0, 1], except for estimates a little below; what is not finite stays grey.
         rows, columns: names.
         path: the file; replaced when it is there.
         titles: of all rows and of all columns.

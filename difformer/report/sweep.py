@@ -60,11 +60,11 @@ def draw_pareto(
     percent: bool = True,
     caption: str | None = None,
 ) -> None:
-    """Draws accuracy over cost, with the front of those that none cheaper beats.
+    """Draws accuracy over cost, with the Pareto front.
 
     Args:
         points: GFLOP and accuracy in [0, 1], or the criterion's number, of every probe.
-        front: the same of the front, from cheap to dear, with a name each.
+        front: the same for the probes that no cheaper one beats, by increasing cost, each with a name.
         path: the file; replaced when it is there.
         criterion: name of another criterion.
         percent: whether the numbers are shares, which are shown in %.

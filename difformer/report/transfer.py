@@ -16,10 +16,10 @@ class TransferRow:
 
     Attributes:
         dataset, head: the pair.
-        metric: what chose: top1 or mean_per_class.
+        metric: the one that chose: top1 or mean_per_class.
         chosen: the chosen values by key; None before there is a choice.
         scores: by metric, the test accuracy of each finished seed, in [0, 1].
-        planned: seeds.
+        planned: number of seeds.
     """
 
     dataset: str
@@ -64,7 +64,7 @@ def markdown_table(
     holdout: float = 0.1,
     notes: Sequence[str] = (),
 ) -> str:
-    """The same to read: accuracies by head and data set, the published ones beside them, and what was chosen.
+    """The same as text: accuracies by head and data set, the published ones beside them, and what was chosen.
 
     Args:
         rows: by data set and head.
@@ -98,12 +98,12 @@ def markdown_table(
     if per_class:
         lines += ["", "## Mean per class", "", *_header(["head", *per_class])]
         lines += [_line([h, *(_cell(by_pair[h, name], "mean_per_class") for name in per_class)]) for h in heads]
-        lines += ["", "As the literature reports these data sets, and what chose on them; top-1 chose on the others."]
+        lines += ["", "The literature reports this metric for these data sets. It chose on them, top-1 on the others."]
     lines += ["", "## Chosen", "", *_header(["data set", "head", "chosen", "seeds"])]
-    lines += [
-        _line([row.dataset, row.head, _chosen(row), f"{len(row.scores.get('top1', ()))} of {row.planned}"])
-        for row in rows
-    ]
+    for row in rows:
+        chosen = "-" if row.chosen is None else ", ".join(f"{key} {value}" for key, value in row.chosen.items())
+        done = len(row.scores.get("top1", ()))
+        lines.append(_line([row.dataset, row.head, chosen or "nothing to choose", f"{done} of {row.planned}"]))
     if notes:
         lines += ["", "## Failed", "", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
@@ -127,9 +127,3 @@ def _cell(row: TransferRow, metric: str) -> str:
         return "-"
     missing = "" if len(row.scores[metric]) == row.planned else f" ({len(row.scores[metric])} of {row.planned} seeds)"
     return f"{average:.2f}" + ("" if deviation is None else f" ± {deviation:.2f}") + missing
-
-
-def _chosen(row: TransferRow) -> str:
-    if row.chosen is None:
-        return "-"
-    return ", ".join(f"{key} {value}" for key, value in row.chosen.items()) or "nothing to choose"

@@ -46,11 +46,11 @@ class Measured(Protocol):
         ...
 
     def summary(self) -> dict[str, float]:
-        """The numbers that stand in the record of an epoch, finite floats by metric, each there as `SPLIT_METRIC`."""
+        """The numbers for the record of an epoch, finite floats by metric; each is stored there as `SPLIT_METRIC`."""
         ...
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
-        """All of it, in JSON types; without what is long and stands in the tables where these are not wanted."""
+        """Everything, as JSON types; without `tables`, the long entries that table files hold are left out."""
         ...
 
 
@@ -73,7 +73,7 @@ class Measurements:
         object.__setattr__(self, "values", {name: float(value) for name, value in self.values.items()})
         for name, value in self.values.items():
             if not math.isfinite(value):
-                raise ValueError(f"every number that is measured must be finite, and {name} is {value}")
+                raise ValueError(f"every measured number must be finite, but {name} is {value}")
 
     def value(self, name: str) -> float | None:
         """The number of a metric; None where it was not measured."""
@@ -90,15 +90,15 @@ class Measurements:
 
 @runtime_checkable
 class Task(Protocol):
-    """What everything around it requires of a task, which is an object `Task(**arguments)`.
+    """What a task must offer: an object `Task(**arguments)`.
 
-    A task of one's own is used in a recipe as `task.name: package.module:Name`. Its labels are what the data set gives
-    for an image: a class number, or a target (see `difformer.data.Source`).
+    Your own task is used in a recipe as `task.name: package.module:Name`. Its labels are what the data set gives for an
+    image: a class number, or a target (see `difformer.data.Source`).
 
     Attributes:
-        arguments: what it was built with, as JSON types; a saved file brings them back.
-        metrics: those it knows by name, at least one, the one that is reported first before the others.
-        counted: what is counted beside the loss while training, see `counts`.
+        arguments: what it was built with, as JSON types; a saved file restores them.
+        metrics: by name, at least one; the first is reported first.
+        counted: names of what is counted during training besides the loss, see `counts`.
         tables: names of the files that `write_tables` writes.
     """
 
@@ -115,7 +115,7 @@ class Task(Protocol):
     def tables(self) -> tuple[str, ...]: ...
 
     def output_names(self, images: ImageDataset) -> tuple[str, ...]:
-        """What the outputs of a head are called, which is as many as it has.
+        """The names of a head's outputs, one for each.
 
         Args:
             images: any split.
@@ -123,7 +123,7 @@ class Task(Protocol):
         ...
 
     def stand_in(self) -> Tensor | None:
-        """A target as an image could have, for trials without data; None where labels are class numbers."""
+        """An example of a target, for trials without data; None where labels are class numbers."""
         ...
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -136,24 +136,24 @@ class Task(Protocol):
         ...
 
     def counts(self, outputs: Tensor, labels: Tensor) -> Sequence[Tensor]:
-        """Of each that is `counted`, the sum over the batch; it stays on the device."""
+        """The sum over the batch of each quantity in `counted`, on the device of the outputs."""
         ...
 
     def rates(self, counts: Mapping[str, float], images: int) -> dict[str, float]:
-        """What the counts say of the images of an epoch, by name: of a metric, or any other."""
+        """Rates from the counts over the images of an epoch, by name of a metric or any other name."""
         ...
 
     def measure(
         self, outputs: NDArray[Any], labels: NDArray[Any], names: Sequence[str], *, extra: Iterable[str] = ()
     ) -> Measured:
-        """Everything that is reported of a split.
+        """Everything that is reported about a split.
 
         Args:
             outputs: (N, len(names)) float32.
             labels: (N, …).
             names: of the outputs.
-            extra: names of metrics that the result must hold besides, such as the criterion or those that
-                `difformer eval … --metrics` names; `task_metric` gives each of them.
+            extra: names of further metrics that the result must hold, such as the criterion or those of
+                `difformer eval … --metrics`; `task_metric` gives each of them.
 
         Raises:
             ValueError: outputs that are not finite, or as `task_metric`.
@@ -168,7 +168,7 @@ class Task(Protocol):
         """Writes the files that `tables` names.
 
         Args:
-            folder: where to.
+            folder: for the files.
             measured: of these outputs.
             outputs: of the split.
             images: gives their names.
@@ -176,7 +176,7 @@ class Task(Protocol):
         ...
 
     def predictions(self, outputs: Tensor, names: Sequence[str]) -> list[Any]:
-        """What is said of each image.
+        """The prediction for each image.
 
         Args:
             outputs: (B, len(names)) finite float32 on the CPU.
@@ -189,7 +189,7 @@ class Task(Protocol):
         ...
 
     def row(self, prediction: Any) -> list[Any]:
-        """A prediction as such a table has it."""
+        """A prediction as a row of such a table."""
         ...
 
 
@@ -200,12 +200,12 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
     """A task by name, or one of your own as `package.module:Name`.
 
     Args:
-        name: as a recipe or a file has it.
+        name: from a recipe or a file.
         arguments: to build it with.
-        trust: for a name that a file brought, packages whose code may run; None for one that the user gave.
+        trust: for a name from a file, packages whose code may run; None for a name that the user gave.
 
     Raises:
-        ValueError: there is none, it is something else, an argument it does not have, or it has no metrics.
+        ValueError: there is no such task, it is something else, it does not take an argument, or it has no metrics.
         UntrustedError: it is code of a package that is not trusted.
         ImportError: its module cannot be imported.
     """
@@ -224,7 +224,7 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
 
 
 def check_labels(task: Task, images: Any) -> None:
-    """Raises ValueError where a data set does not give what a task is to predict.
+    """Raises ValueError if a data set does not give what a task predicts.
 
     Args:
         task: any.
@@ -248,7 +248,7 @@ def task_metric(task: Task, name: str, option: str) -> Metric:
     Args:
         task: whose metrics are known by name.
         name: of the metric.
-        option: whose value it is, for the message.
+        option: the one that names it, for the message.
 
     Raises:
         ValueError: there is none, or it is something else.

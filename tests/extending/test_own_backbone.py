@@ -348,7 +348,7 @@ def test_what_is_no_backbone():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backbone.compile", "true"], "Chain has no compile of its own"),
+        (["--backbone.compile", "true"], "Chain does not define compile"),
         (["--backbone.family", "chain"], "backbone.family must be one of adm, or one of your own"),
         (["--backbone.gradient_checkpointing", "true"], "has no gradient_checkpointing"),
     ],

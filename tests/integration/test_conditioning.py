@@ -152,7 +152,7 @@ def test_labels_are_read_with_the_images(workplace, labelled, tmp_path, capsys, 
     options = ["--csv", str(tmp_path / "out.csv"), "--backbone", str(folder / "backbone.safetensors")]
     model = labelled / "classifier.safetensors"
     assert main(["predict", str(model), str(tmp_path / "new"), *options]) == 1
-    assert "train with a fixed class number in its place: extractor.conditioning: {y: 0}" in capsys.readouterr().err
+    assert "train with a fixed class number instead: extractor.conditioning: {y: 0}" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.csv*"))
     classifier = load_classifier(model, backbone=folder / "backbone.safetensors")
     with pytest.raises(ValueError, match="conditioned on each image's label, and the class of these images is not kn"):
@@ -238,7 +238,7 @@ def test_it_must_be_said_before_the_first_step(workplace, verb, capsys):
         ("plain", {"y": 0}, "takes no conditioning 'y': it takes none; leave extractor.conditioning out"),
         ("backbone", {"y": 5}, r"conditioning y must be a class of .*, in \[0, 5\), got 5"),
         ("backbone", {"z": 1, "y": 1}, "takes no conditioning 'z': it takes y"),
-        ("backbone", {"y": "labels"}, "extractor.conditioning must say a class number, or label for each image"),
+        ("backbone", {"y": "labels"}, "extractor.conditioning must give a class number, or label for each image"),
     ],
 )
 def test_wrong_conditioning(workplace, verb, backbone, told, message, capsys):
@@ -317,7 +317,7 @@ def test_class_conditional_presets(name):
 @pytest.mark.parametrize("value", [3, ["y"], {1: 2}, {"y": 1.5}, {"y": True}, {"y": None}, {"y": "3"}, {"y": "class"}])
 @pytest.mark.parametrize("kind", [ExtractorConfig, ReadingConfig, Conditioning])
 def test_what_is_no_conditioning(kind, value):
-    with pytest.raises(ValueError, match="conditioning must say a class number, or label"):
+    with pytest.raises(ValueError, match="conditioning must give a class number, or label"):
         kind(value) if kind is Conditioning else kind(conditioning=value)
 
 

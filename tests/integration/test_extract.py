@@ -337,7 +337,7 @@ def test_another_recipes_cache_does_not_serve_where_something_differs(recipe, ba
 
 
 def test_a_cache_of_an_earlier_version(recipe, backbone, root, tmp_path, monkeypatch, caplog):
-    """Which knew images by their size and both ends: it serves, with a warning, while no image is newer."""
+    """Which identified images by file size and both ends: it is used, with a warning, while no image is newer."""
     copy = shutil.copytree(root, tmp_path / "copy")
     made = recipe(data={"root": str(copy)})
     with monkeypatch.context() as earlier:
@@ -346,7 +346,7 @@ def test_a_cache_of_an_earlier_version(recipe, backbone, root, tmp_path, monkeyp
     manifest = (old / "manifest.json").stat().st_mtime + 9
     os.utime(old / "manifest.json", (manifest, manifest))
     assert open_or_extract(**parts(made, backbone)).folder == old
-    assert "is of an earlier version, which knew images by their size and both ends only" in caplog.text
+    assert "is of an earlier version, which identified images by file size and both ends only" in caplog.text
     os.utime(copy / "train/a/a_0.png", (manifest + 9, manifest + 9))
     assert open_or_extract(**parts(made, backbone)).folder != old
 

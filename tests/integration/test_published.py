@@ -189,7 +189,7 @@ def test_classes_can_be_named(published):
     names = tuple(f"class {name}" for name in plain.class_names)
     named = read_published(folder / "latest.pth", backbone, options_for(options, class_names=names))
     assert named.class_names == names
-    with pytest.raises(CheckpointError, match=f"tells {len(names)} classes apart, but 1 class_names were given"):
+    with pytest.raises(CheckpointError, match=f"has {len(names)} classes, but 1 class_names were given"):
         read_published(folder / "latest.pth", backbone, options_for(options, class_names=("cat",)))
 
 

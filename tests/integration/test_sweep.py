@@ -226,7 +226,7 @@ def test_of_equal_scores_the_cheapest_is_recommended_framed_and_printed_first(tm
     printed, written = capsys.readouterr().out, (tmp_path / "recommended.yaml").read_text()
     assert printed.startswith("c      t = 10   pool 1: 50.00% (29.9 … 70.1), ")
     for text in (printed, written):
-        assert "by top1 of 20 images of holdout, with 95 % intervals; the best of 6 owes some" in text
+        assert "by top1 of 20 images of holdout, with 95 % intervals; the best of 6 is partly luck" in text
     assert "# The best single feature: c at t = 10, pool 1: 50.00% (29.9 … 70.1)," in written
     assert recommend(scores, taps, 1) == (["c"], [10])
 
@@ -271,8 +271,8 @@ def test_what_is_no_share_has_no_interval():
     loss = replace(CHOOSER, criterion="loss")
     assert (loss.interval(1.25), loss.certain(1.25), loss.larger_is_better) == (None, "1.25", False)
     assert (
-        loss.caution(6) == "by loss of 20 images of holdout; the best of 6 owes some of it to luck, so expect "
-        "worse of other images"
+        loss.caution(6) == "by loss of 20 images of holdout; the best of 6 is partly luck, so expect "
+        "worse on other images"
     )
     # Written in %, though nothing is known of its interval.
     f1 = replace(CHOOSER, criterion="macro_f1")

@@ -162,10 +162,10 @@ def test_what_cannot_be_rebuilt_is_not_saved(backbone, tmp_path):
     with pytest.raises(ValueError, match="Own cannot be found again by its name: define it at the top of a module"):
         save_classifier(tmp_path / "c", DiffusionClassifier(extractor, Own(extractor.specs, 3)))
     for value in (torch.tensor(1.0), float("nan"), [{"loss": float("inf")}]):
-        with pytest.raises(ValueError, match=r"metadata accuracy=.* must be of JSON's types, numbers finite"):
+        with pytest.raises(ValueError, match=r"metadata accuracy=.* must be JSON types with finite numbers"):
             save_classifier(tmp_path / "c", linear(backbone), epoch=3, accuracy=value)
     unwritable = UNetBackbone(small_unet(), NoiseSchedule.linear(), name=Path("x"))
-    with pytest.raises(ValueError, match=r"cannot be written down.*Path"):
+    with pytest.raises(ValueError, match=r"cannot be stored as JSON.*Path"):
         save_classifier(tmp_path / "c", linear(unwritable))
     assert not list(tmp_path.iterdir())
 

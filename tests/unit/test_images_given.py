@@ -42,7 +42,7 @@ def test_values_that_no_picture_has_are_refused(extractor, backbone, pixels):
     for images, message in (
         (pixels, r"reach from 0 to 255; give images / 127.5 - 1"),
         ((pixels / 255 - MEAN) / STD, r"reach from -2.118 to 2.64; give \(images \* std \+ mean\) \* 2 - 1"),
-        (broken, "hold values that are no number"),
+        (broken, "hold values that are NaN"),
         (pixels / 0, "reach from|no number"),
     ):
         with pytest.raises(ValueError, match=rf"pictures in \[-1, 1\], but these.*({message})"):
@@ -99,7 +99,7 @@ def test_of_training_on_a_gpu_only_the_first_batch_is_looked_at(monkeypatch, pix
         (Image.new("RGB", (32, 32)), "got Image"),
         (np.zeros((1, 3, 32, 32), np.float32), "got ndarray"),
         (None, "got NoneType"),
-        (torch.zeros(3, 32, 32), r"got shape \(3, 32, 32\); of one image, give images\[None\]"),
+        (torch.zeros(3, 32, 32), r"got shape \(3, 32, 32\); for one image, give images\[None\]"),
         (torch.zeros(32, 32), r"got shape \(32, 32\)"),
         (torch.zeros(1, 32, 32, 3), r"give images.permute\(0, 3, 1, 2\)"),
         (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), r"got torch.uint8; .* images.float\(\) / 127.5 - 1"),
@@ -212,7 +212,7 @@ def test_a_size_that_is_not_known_is_asked_for(parts):
     other = LinearHead(extractor.specs, 3)
     train_at(64, extractor, other, averaged=True)
     for unclear in (classifier, DiffusionClassifier(extractor, other)):
-        with pytest.raises(ValueError, match=r"do not tell one size .*\.preprocessing = Preprocessing\(size\)"):
+        with pytest.raises(ValueError, match=r"do not show one size .*\.preprocessing = Preprocessing\(size\)"):
             unclear.predict(Image.new("RGB", (100, 80)))
         assert len(unclear.predict([torch.zeros(3, 32, 32), torch.zeros(3, 64, 64)])) == 2
         unclear.preprocessing = Preprocessing(64)
@@ -239,7 +239,7 @@ def test_features_say_how_they_are_found(extractor):
 
 def test_what_is_no_backbone_and_no_classifier_says_what_is_wanted(backbone, extractor):
     for wrong in ("adm256_uncond", None, small_unet()):
-        with pytest.raises(ValueError, match=r"a backbone is wanted, as create_backbone.*got (str|NoneType|UNet);"):
+        with pytest.raises(ValueError, match=r"expected a backbone, as create_backbone.*got (str|NoneType|UNet);"):
             plain(wrong, ["mid"], [90])
     for wrong in ((backbone, linear(backbone).head), (extractor, torch.nn.Linear(2, 2)), (None, None)):
         with pytest.raises(ValueError, match="made of an extractor and a head"):

@@ -73,13 +73,13 @@ def test_images_are_read_as_they_are_needed(backbone, monkeypatch):
             made.append(i)
             yield torch.full((3, side, side), i / 8)
 
-    whole = classifier._predict_batch
+    features = classifier.features
 
-    def counting(batch):
+    def counting(batch, *arguments, **options):
         sizes.append((len(made), len(batch)))
-        return whole(batch)
+        return features(batch, *arguments, **options)
 
-    monkeypatch.setattr(classifier, "_predict_batch", counting)
+    monkeypatch.setattr(classifier, "features", counting)
     predictions = classifier.predict(images(), batch_size=2)
     # Images made so far and images in the batch: the fourth is needed to see that the third stands alone.
     assert sizes == [(2, 2), (4, 1), (5, 2), (7, 2)]

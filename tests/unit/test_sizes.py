@@ -348,7 +348,7 @@ def test_files_are_read_at_the_size_that_a_head_learned_from(backbone, size, own
         classifier.predict(torch.zeros(3, 32, 32))
     # Another size besides, which shares one side with it: now there are several.
     classifier(torch.zeros(2, 3, size[0], size[1] + 4)).sum().backward()
-    with pytest.raises(ValueError, match="do not tell one size"):
+    with pytest.raises(ValueError, match="do not show one size"):
         classifier.predict(Image.new("RGB", (100, 80)))
 
 
@@ -356,7 +356,7 @@ def test_maps_averaged_along_one_side_do_not_tell_the_size(backbone):
     extractor = FeatureExtractor(backbone, taps=["mid"], timesteps=[90])
     head = LinearHead(extractor.specs, 3, pool=2)
     head({key: torch.zeros(2, spec.channels, 2, 8) for key, spec in extractor.specs.items()}).sum().backward()
-    with pytest.raises(ValueError, match="do not tell one size"):
+    with pytest.raises(ValueError, match="do not show one size"):
         _ = DiffusionClassifier(extractor, head).preprocessing
 
 

@@ -1,4 +1,4 @@
-"""How certain what a sweep or a search has found is, in words."""
+"""How certain the result of a sweep or a search is, in words."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from difformer.analysis import find_metric, images_of_equal_weight, share_interval
 
-# The criteria that are shares of images, and of how many: all, or as many as weigh alike. Nothing is known of how far
-# another number lies from that of other images, also where it is written in %, as macro F1 is.
+# The criteria that are shares of images, with the number of images for the interval: all, or as many as would have
+# equal weight. No interval is known for other criteria, even if they are written in %, such as macro F1.
 _IMAGES: dict[str, Callable[[Any], float]] = {"top1": len, "top5": len, "mean_per_class": images_of_equal_weight}
 
 
 def has_interval(criterion: str) -> bool:
-    """Whether it is known how far a criterion's numbers may lie from those of other images."""
+    """Whether an interval is known for a criterion's numbers."""
     return criterion in _IMAGES
 
 
@@ -24,7 +24,7 @@ class Chooser:
 
     Attributes:
         labels: (N,) of the images.
-        split: what they are called.
+        split: name of their split.
         criterion: name of a metric.
     """
 
@@ -34,11 +34,11 @@ class Chooser:
 
     @property
     def larger_is_better(self) -> bool:
-        """Of the criterion."""
+        """Whether larger numbers of the criterion are better."""
         return find_metric(self.criterion).larger_is_better
 
     def interval(self, value: float) -> tuple[float, float] | None:
-        """Of 95 %, for a share in [0, 1]; too high where it is the best of many, see `caution`. None for others."""
+        """The 95 % interval of a share in [0, 1]; too high for the best of many, see `caution`. None without one."""
         return share_interval(value, _IMAGES[self.criterion](self.labels)) if has_interval(self.criterion) else None
 
     def certain(self, value: float) -> str:
@@ -49,9 +49,9 @@ class Chooser:
         return f"{value:.2%} ({100 * ends[0]:.1f} … {100 * ends[1]:.1f})"
 
     def caution(self, tried: int) -> str:
-        """What a number that is the best of so many says of other images."""
+        """A warning that the best of so many numbers is partly luck."""
         intervals, less = (", with 95 % intervals", "less") if has_interval(self.criterion) else ("", "worse")
         return (
             f"by {self.criterion} of {len(self.labels):,} images of {self.split}{intervals}; the best of "
-            f"{tried:,} owes some of it to luck, so expect {less} of other images"
+            f"{tried:,} is partly luck, so expect {less} on other images"
         )

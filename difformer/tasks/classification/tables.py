@@ -1,4 +1,4 @@
-"""What an evaluation of a classifier leaves in its folder and on the console: tables, a picture, lines."""
+"""What an evaluation of a classifier writes to its folder and the console: tables, a picture, lines."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ TABLES = ("per_class.csv", "confusion.csv", "confusion.png", "predictions.csv")
 
 
 def readable(metrics: Mapping[str, Any]) -> list[str]:
-    """Lines for the console from what `ClassificationMetrics.to_dict` gives, without what is not there."""
+    """Lines for the console from what `ClassificationMetrics.to_dict` gives; missing metrics are left out."""
     interval = metrics["top1_interval"]
     ends = f"{interval['low']:.1%} … {interval['high']:.1%} with {interval['level']:.0%} confidence"
     shown = {"top-1": "top1", "top-5": "top5", "mean per class": "mean_per_class", "macro F1": "macro_f1", "ECE": "ece"}
@@ -35,11 +35,11 @@ def write_tables(
     """Writes the files that `TABLES` names.
 
     Args:
-        folder: where to.
+        folder: for the files.
         metrics, scores: of the outputs.
         outputs: labels and ids of the images that were classified.
         images: gives their names.
-        probabilities: whether the scores' confidences are any.
+        probabilities: whether the scores' confidences are probabilities.
 
     Raises:
         OSError: they cannot be written.

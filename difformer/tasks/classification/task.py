@@ -17,7 +17,7 @@ from difformer.tasks.task import TASKS, Outputs
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one image.
+    """A classifier's prediction for one image.
 
     Attributes:
         label: name of the likeliest class.
@@ -35,7 +35,7 @@ class Classification:
     """Outputs are logits of classes, and labels are class numbers.
 
     Args:
-        label_smoothing: of the loss, in [0, 1); it concerns training alone and is not kept with the weights.
+        label_smoothing: of the loss, in [0, 1); it affects training only and is not stored with the weights.
     """
 
     counted = ("correct",)
@@ -58,15 +58,15 @@ class Classification:
         """Labels are class numbers."""
 
     def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """(B,) cross-entropies; labels (B,), or probabilities (B, classes) of images that are mixed."""
+        """(B,) cross-entropies; labels (B,), or probabilities (B, classes) for mixed images."""
         return F.cross_entropy(outputs.float(), labels, label_smoothing=self._label_smoothing, reduction="none")
 
     def counts(self, outputs: Tensor, labels: Tensor) -> Sequence[Tensor]:
-        """Of how many images the largest logit is the label's."""
+        """The number of images whose largest logit is that of their label."""
         return [(outputs.argmax(dim=1) == labels).sum()]
 
     def rates(self, counts: Mapping[str, float], images: int) -> dict[str, float]:
-        """The share of them."""
+        """The share of these images."""
         return {"top1": counts.get("correct", 0) / max(1, images)}
 
     def measure(

@@ -1,1 +1,1 @@
-"""How fast features, training and cached training are, beside the way people do it without this package."""
+"""How fast features, training and cached training are, compared with the usual way without this package."""

@@ -30,7 +30,7 @@ class BenchmarkConfig:
         repeats: measurements of each case.
         batch_size: images at once; that of the subject when None.
         device: cpu or cuda; cuda where there is one when None.
-        profile: also say which operations take longest.
+        profile: also report which operations take longest.
         compile: ours is built with torch.compile.
 
     Raises:
@@ -69,13 +69,14 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Row:
-    """What one case came to.
+    """The result of one case.
 
     Attributes:
         subject, case: which one.
         ours, theirs: images a second, from the medians.
         ratio: ours over theirs.
-        flops_ratio: operations of theirs over ours, backward passes included: what doing less explains.
+        flops_ratio: operations of theirs over ours, backward passes included: the speed-up that fewer operations
+            explain.
         spread: the larger relative spread of both.
         flops_per_second: that ours achieves.
         ceiling_share: of a large matrix product's, in the same precision.
@@ -100,11 +101,11 @@ class Row:
 
 
 def benchmark(config: BenchmarkConfig, say: Say) -> dict[str, Any]:
-    """Measures everything that is asked for.
+    """Measures all requested cases.
 
     Args:
         config: what, how often and where.
-        say: is told of each case before it begins.
+        say: called with the name of each case before it begins.
 
     Returns:
         `machine` and `rows`, as JSON types.
@@ -113,30 +114,22 @@ def benchmark(config: BenchmarkConfig, say: Say) -> dict[str, Any]:
         ImportError: the baseline's package is missing.
         RuntimeError: outputs differ by more than rounding, so that speeds mean nothing; or a process has ended.
     """
-    rows, ceilings = [], []
-    for name in config.subjects:
-        ceiling, found = _measure_subject(name, config, say)
-        ceilings.append(ceiling)
-        rows += found
-    machine = describe_machine(config.place, config.dtype, max(ceilings), config.compile)
-    return {"machine": machine, "rows": [plain(asdict(row)) for row in rows]}
-
-
-def _measure_subject(name: str, config: BenchmarkConfig, say: Say) -> tuple[float, list[Row]]:
-    """The speed of a matrix product, and what each case came to."""
-    subject = SUBJECTS[name]
     rows: list[Row] = []
-    demands = count_demands(subject, config.batch_size)
+    ceilings = []
     how = SideConfig(
         "ours", config.place, config.dtype, config.batch_size, config.compile, threads=torch.get_num_threads()
     )
-    with Side(subject, how) as ours, Side(subject, replace(how, name="theirs")) as theirs:
-        ceiling = ours.ceiling()
-        for case in demands:
-            if case != CACHED:
-                say(f"{name}: {case}")
-                rows += _case_rows(name, case, (ours, theirs), demands, config, ceiling)
-    return ceiling, rows
+    for name in config.subjects:
+        subject = SUBJECTS[name]
+        demands = count_demands(subject, config.batch_size)
+        with Side(subject, how) as ours, Side(subject, replace(how, name="theirs")) as theirs:
+            ceilings.append(ours.ceiling())
+            for case in demands:
+                if case != CACHED:
+                    say(f"{name}: {case}")
+                    rows += _case_rows(name, case, (ours, theirs), demands, config, ceilings[-1])
+    machine = describe_machine(config.place, config.dtype, max(ceilings), config.compile)
+    return {"machine": machine, "rows": [plain(asdict(row)) for row in rows]}
 
 
 def _case_rows(
@@ -147,13 +140,14 @@ def _case_rows(
     config: BenchmarkConfig,
     ceiling: float,
 ) -> Iterator[Row]:
+    """The row of a case; for training, also that of many epochs with features extracted once."""
     ours, theirs = sides
     # The first calls, which also warm up what is measured below.
     found = difference(ours.outputs(case), theirs.outputs(case))
     if not found <= TOLERANCE[config.dtype]:
         raise RuntimeError(
-            f"{name}, {case}: outputs differ by {found:.2g}, more than {TOLERANCE[config.dtype]:g}; a speed at other "
-            "numbers is no result"
+            f"{name}, {case}: outputs differ by {found:.2g}, more than {TOLERANCE[config.dtype]:g}, so their speeds "
+            "cannot be compared"
         )
     works = [(ours, "ours"), (theirs, "theirs")]
     if case == TRAINING:
@@ -166,11 +160,16 @@ def _case_rows(
     operations = tuple(ours.operations(case)) if config.profile else ()
     yield replace(row, difference=found, operations=operations)
     if case == TRAINING:
-        yield _cached_row(name, images, timings, demands[CACHED], ceiling)
+        # Ours keeps extracted features in memory, against live ones of the baseline.
+        _, live, extract, cached = timings
+        seconds = [once + EPOCHS * step for once, step in zip(extract.seconds, cached.seconds, strict=True)]
+        whole = Timing(tuple(seconds), extract.peaks + cached.peaks)
+        live = Timing(tuple(EPOCHS * step for step in live.seconds), live.peaks)
+        yield _row(name, CACHED, EPOCHS * images, (whole, live), demands[CACHED], ceiling)
 
 
 def _in_turn(case: str, works: Sequence[tuple[Side, str]], repeats: int) -> list[Timing]:
-    """Measures several works in turn, so that what disturbs the machine disturbs all of them."""
+    """Measures several works in turn, so that other load on the machine affects all of them."""
     measured = [[side.measure(case, work) for side, work in works] for _ in range(repeats)]
     return [Timing(*zip(*of_work, strict=True)) for of_work in zip(*measured, strict=True)]
 
@@ -178,7 +177,7 @@ def _in_turn(case: str, works: Sequence[tuple[Side, str]], repeats: int) -> list
 def _row(
     name: str, case: str, images: int, timings: Sequence[Timing], demands: tuple[Demand, Demand], ceiling: float
 ) -> Row:
-    """What a case came to: of ours, then theirs."""
+    """The result of a case; timings and demands are of ours, then theirs."""
     ours, theirs = timings
     rate = demands[0].flops / ours.median
     return Row(
@@ -196,21 +195,8 @@ def _row(
     )
 
 
-def _cached_row(
-    name: str, images: int, timings: Sequence[Timing], demands: tuple[Demand, Demand], ceiling: float
-) -> Row:
-    """Many epochs of training: with features extracted once and kept in memory, against live ones of the baseline."""
-    _, live, extract, cached = timings
-    whole = Timing(
-        tuple(once + EPOCHS * step for once, step in zip(extract.seconds, cached.seconds, strict=True)),
-        extract.peaks + cached.peaks,
-    )
-    theirs = Timing(tuple(EPOCHS * seconds for seconds in live.seconds), live.peaks)
-    return _row(name, CACHED, EPOCHS * images, (whole, theirs), demands, ceiling)
-
-
 def difference(ours: Outputs, theirs: Outputs) -> float:
-    """The largest relative difference, in the norm, of any output; not a number where an output is none.
+    """The largest relative difference, in the norm, of any output; NaN where an output holds NaN.
 
     Raises:
         ValueError: they have different outputs.

@@ -1,6 +1,6 @@
 """What is measured: features and training steps, as this package does them and as they are done without it.
 
-Each side runs in a process of its own, so that a case is built twice, and what one does leaves the other as it is.
+Each side runs in its own process, so a case is built twice, and neither side affects the other.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ CLASSES = 1000
 
 @contextmanager
 def seeded(device: torch.device) -> Iterator[None]:
-    """What is built inside has the same random weights every time, and is on the device."""
+    """Modules built inside have the same random weights every time, and are on the device."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
         torch.manual_seed(0)
         yield

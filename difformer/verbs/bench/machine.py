@@ -12,8 +12,16 @@ import torch
 
 def describe_machine(device: torch.device, dtype: torch.dtype, ceiling: float, compiled: bool) -> dict[str, Any]:
     """Device, versions and date; `ceiling` in operations a second, as measured."""
+    models: list[str] = []
+    if device.type == "cuda":
+        models = [torch.cuda.get_device_name(device)]
+    else:
+        # Linux gives the model's name here.
+        with contextlib.suppress(OSError):
+            lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+            models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device": models[0] if models else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "cpus": os.cpu_count(),
         "precision": str(dtype).removeprefix("torch."),
@@ -22,12 +30,3 @@ def describe_machine(device: torch.device, dtype: torch.dtype, ceiling: float, c
         "matrix_product_flops": ceiling,
         "date": date.today().isoformat(),
     }
-
-
-def _processor() -> str:
-    """The model's name, where Linux says it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -37,15 +37,18 @@ class Timing:
 
 def measure(work: Callable[[], object], device: torch.device) -> tuple[float, int | None]:
     """Seconds of one call, and the most GPU memory in use during it, beyond what was there before; None on a CPU."""
-    before = _begin_peak(device)
+    before = 0
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
     start = _now(device)
     work()
     seconds = _now(device) - start
-    return seconds, _end_peak(device, before)
+    return seconds, torch.cuda.max_memory_allocated(device) - before if device.type == "cuda" else None
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, the best of several: a yardstick for hardware and library."""
+    """Operations a second of a large matrix product, the best of several: a reference for hardware and library."""
     side = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -57,7 +60,7 @@ def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def top_operations(work: Callable[[], object], device: torch.device, count: int = 8) -> list[tuple[str, float]]:
-    """The operations that take longest in one call, with their share of the time of all."""
+    """The operations that take longest in one call, with their shares of the total time."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -71,19 +74,7 @@ def top_operations(work: Callable[[], object], device: torch.device, count: int 
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
+    """Seconds, read after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _begin_peak(device: torch.device) -> int | None:
-    """Memory in use now; the highest from here on is asked of `_end_peak`."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _end_peak(device: torch.device, before: int | None) -> int | None:
-    return None if before is None else torch.cuda.max_memory_allocated(device) - before

@@ -25,7 +25,7 @@ class HookedNetwork:
         device: where it runs.
 
     Attributes:
-        taps: names of its blocks, as ours call them.
+        taps: its blocks by the names of ours.
 
     Raises:
         ImportError: `guided-diffusion-sdk` is missing.
@@ -33,7 +33,7 @@ class HookedNetwork:
 
     def __init__(self, unet: UNet, device: torch.device) -> None:
         with warnings.catch_warnings():
-            # It decorates with names that torch has deprecated.
+            # It uses decorators that torch has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             kind = require("guided_diffusion.unet", "the baseline", install="guided-diffusion-sdk").UNetModel
         half = device.type == "cuda"
@@ -73,7 +73,7 @@ class HookedNetwork:
             t: their timestep.
             mirrors: encoder tap by decoder tap.
             layers: the feedback layers, in the same order.
-            tap: what to read in the second pass.
+            tap: the one to read in the second pass.
 
         Returns:
             (B, C, h, w), with gradients to the layers.
@@ -95,7 +95,7 @@ class HookedNetwork:
 
     @contextmanager
     def _reading(self, taps: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-        """Collects what blocks put out, after any other hook on them."""
+        """Collects the outputs of blocks, after any other hook on them."""
         outputs: dict[str, Tensor] = {}
         handles = [self.taps[tap].register_forward_hook(partial(_keep, outputs, tap)) for tap in taps]
         try:
@@ -106,14 +106,14 @@ class HookedNetwork:
 
 
 def openai_arguments(config: UNetConfig) -> dict[str, Any]:
-    """What OpenAI's constructor calls an architecture."""
+    """The arguments of OpenAI's constructor for an architecture."""
     return {
         "image_size": config.image_size,
         "in_channels": config.in_channels,
         "model_channels": config.model_channels,
         "out_channels": config.out_channels,
         "num_res_blocks": config.num_res_blocks,
-        # Theirs are factors of down-sampling.
+        # OpenAI gives factors of down-sampling.
         "attention_resolutions": tuple(config.image_size // side for side in config.attention_resolutions),
         "dropout": config.dropout,
         "channel_mult": config.channel_mult,

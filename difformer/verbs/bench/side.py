@@ -1,7 +1,7 @@
-"""One side of the benchmark, ours or the baseline, in a process of its own.
+"""One side of the benchmark, ours or the baseline, in its own process.
 
-What a process has computed before leaves its memory in a state that later work profits or suffers from, so that two
-sides in one process would not be measured as their users see them.
+Earlier work leaves the memory of a process in a state that makes later work faster or slower, so two sides in one
+process would not be measured as their users see them.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ class SideConfig:
 
 
 class Side:
-    """A process that carries out cases, and waits in between; a context manager.
+    """A process that runs cases, and waits in between; a context manager.
 
-    It is started anew, so that a script that uses it needs the usual `if __name__ == "__main__"`.
+    The process is spawned, so a script that uses this needs the usual `if __name__ == "__main__"`.
 
     Args:
-        subject: the architecture, and what is read of it.
+        subject: the architecture, and what is read from it.
         config: how.
     """
 
@@ -95,15 +95,15 @@ class Side:
         return list(self._ask("operations", case))
 
     def _ask(self, method: str, *arguments: str) -> Any:
-        """Raises what it raised there; RuntimeError when the process has ended."""
+        """The answer of the process. Raises the error raised there; RuntimeError when the process has ended."""
         try:
             self._connection.send((method, arguments))
             good, answer = self._connection.recv()
         except (EOFError, OSError) as error:
             doing = f" in {arguments[0]!r}" if arguments else ""
             raise RuntimeError(
-                f"the process of {self.name} ended{doing}, probably for want of memory; give a smaller --batch_size, "
-                "or --subjects '[small]'"
+                f"the process of {self.name} ended{doing}, probably out of memory; give a smaller --batch_size, or "
+                "--subjects '[small]'"
             ) from error
         if not good:
             raise answer
@@ -111,10 +111,10 @@ class Side:
 
 
 class _Worker:
-    """What a side's process holds, and does when it is asked."""
+    """The state of a side's process, and its answers."""
 
     def __init__(self, subject: Subject, config: SideConfig) -> None:
-        # Ours as the command line has it, the baseline as scripts have it.
+        # Ours as on the command line, the baseline as in scripts.
         keep_freed_memory(config.name == "ours")
         torch.set_num_threads(config.threads)
         self._config = config
@@ -136,7 +136,7 @@ class _Worker:
         return top_operations(getattr(self._case(case), self._config.name), self._config.device)
 
     def _case(self, name: str) -> Case:
-        """The case, which is made when it is asked for first; the one before goes before it comes."""
+        """The case, made on the first request; the one before is freed first."""
         config = self._config
         if self._setting is None:
             schedule = NoiseSchedule.linear(1000)
@@ -152,8 +152,8 @@ class _Worker:
 
 
 def _serve(connection: Connection, subject: Subject, config: SideConfig) -> None:
-    """Answers until the other end is closed, also because the process there is gone."""
-    # Ctrl-C reaches all processes of a terminal; this one is ended by the one that asks.
+    """Answers until the other end is closed, also when the process there has ended."""
+    # Ctrl-C reaches all processes of a terminal; this one is ended by its parent.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker = _Worker(subject, config)
     while True:

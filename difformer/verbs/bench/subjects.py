@@ -1,4 +1,4 @@
-"""Architectures that are measured: with random weights, what is read of them, and what that asks of a machine."""
+"""The measured architectures: with random weights, what is read from them, and the operations and memory it takes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,13 +26,13 @@ _START_AT_ZERO = ("out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
 @dataclass(frozen=True)
 class Subject:
-    """An architecture, and what is read of it.
+    """An architecture, and what is read from it.
 
     Attributes:
         config: the architecture; its weights are random.
-        block: whose features are read alone.
+        block: the one whose features are read alone.
         fused: DifFormer's blocks.
-        timesteps: DifFormer's; the last but one is that of the single block and of DifFeed.
+        timesteps: DifFormer's; the second to last is that of the single block and of DifFeed.
         fed_back: DifFeed's feedback list.
         batch_sizes: on a CPU and on a GPU.
         head: arguments of DifFormer and of DifFeed's head.
@@ -106,8 +106,8 @@ def cases(subject: Subject, setting: Setting) -> dict[str, Callable[[], Case]]:
 
 
 def count_demands(subject: Subject, batch_size: int | None) -> dict[str, tuple[Demand, Demand]]:
-    """What ours and theirs ask for in each case in float32, counted on fake tensors; with training from a cache."""
-    # Its values are looked at when it is made, so it has to be real; it keeps fake ones of what it computes later.
+    """Operations and memory of ours and theirs by case, in float32, counted on fake tensors; with cached training."""
+    # Its values are checked when it is made, so it must be real; what it computes later is fake.
     schedule = NoiseSchedule.linear(1000)
     found = {}
     with FakeTensorMode(allow_non_fake_inputs=True):

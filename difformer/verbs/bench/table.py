@@ -1,4 +1,4 @@
-"""A benchmark's results to read."""
+"""A benchmark's results as text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +20,7 @@ _HEADER = (
 
 
 def text_report(results: Mapping[str, Any]) -> str:
-    """A table a subject, and what it was measured on.
+    """A table for each subject, and the machine they were measured on.
 
     Args:
         results: from `benchmark`.
@@ -33,7 +33,12 @@ def text_report(results: Mapping[str, Any]) -> str:
     ]
     for subject in dict.fromkeys(row["subject"] for row in rows):
         chosen = [row for row in rows if row["subject"] == subject]
-        lines += ["", subject, *_table([list(_HEADER), *map(_cells, chosen)])]
+        table = [list(_HEADER), *map(_cells, chosen)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += ["", subject]
+        for case, *numbers in table:
+            padded = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+            lines.append("  ".join([case.ljust(widths[0]), *padded]))
         for row in chosen:
             if row["operations"]:
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in row["operations"])
@@ -53,15 +58,4 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         f"{row['ceiling_share']:.0%}",
         human_bytes(row["our_peak"]),
         human_bytes(row["their_peak"]),
-    ]
-
-
-def _table(lines: list[list[str]]) -> list[str]:
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
     ]

@@ -1,1 +1,1 @@
-"""How alike representations are: blocks, timesteps, other weights and other models."""
+"""How similar representations are: blocks, timesteps, other weights and other models."""

@@ -49,7 +49,7 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     Raises:
         ValueError: a value in the recipe or in the data, or several processes.
         OSError: something cannot be read or written.
-        ImageError: an image cannot be read, and such are not to be skipped.
+        ImageError: an image cannot be read, and the recipe does not skip such images.
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
@@ -71,7 +71,7 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
 
 
 def _blocks(recipe: SimilarityRecipe, backbone: Backbone, classes: int) -> DiffusionBlocks:
-    """The blocks of one of the diffusion models; of two, one may have classes and the other none."""
+    """The blocks of a diffusion model; if there are two models, one may have classes and the other none."""
     alone = recipe.other is None or bool(backbone.conditioning)
     conditioning = recipe.extractor.conditioning if alone else {}
     check_conditioning(conditioning, backbone, classes)
@@ -83,7 +83,7 @@ def _blocks(recipe: SimilarityRecipe, backbone: Backbone, classes: int) -> Diffu
 def _columns(
     recipe: SimilarityRecipe, backbone: Backbone, classes: int, device: torch.device
 ) -> Representations | None:
-    """What the blocks of the backbone are compared with, where it is not themselves."""
+    """What the blocks of the backbone are compared with; None for themselves."""
     if recipe.timm.name is not None:
         return TimmBlocks(recipe.timm, recipe.pool, device)
     if recipe.other is None:
@@ -105,7 +105,7 @@ def _batches(recipe: SimilarityRecipe, length: int) -> list[list[int]]:
     # As for the noise, a negative seed is the same as its unsigned equivalent.
     places = generator(Stream.BATCHES, recipe.seed % 2**64).permutation(chosen).tolist()
     batches = [places[i : i + recipe.batch_size] for i in range(0, len(places), recipe.batch_size)]
-    # What is left over would have far more variance than a whole batch.
+    # A small last batch would have far more variance than a whole one.
     return [batch for batch in batches if len(batch) >= max(_FEWEST, recipe.batch_size // 2)] or batches[:1]
 
 
@@ -145,11 +145,17 @@ def _write(
     np.save(folder / "cka.npy", matrix)
     (folder / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
     write_json(folder / "environment.json", environment(1, device))
-    if columns is None:
-        _draw_by_timestep(recipe, matrix, rows, rows, folder / "blocks.png", caption)
-        _draw_by_block(recipe, matrix, rows, folder / "timesteps.png", caption)
-    else:
+    if columns is not None:
         _draw_by_timestep(recipe, matrix, rows, columns, folder / "models.png", caption)
+        return
+    _draw_by_timestep(recipe, matrix, rows, rows, folder / "blocks.png", caption)
+    if len(recipe.timesteps) > 1:
+        # Timesteps by timesteps, one panel a block.
+        steps = [str(t) for t in recipe.timesteps]
+        by_timestep = [rows.places(t) for t in recipe.timesteps]
+        places = {block: [found[block] for found in by_timestep] for block in by_timestep[0]}
+        panels = {block: matrix[np.ix_(own, own)] for block, own in places.items()}
+        draw_similarities(panels, steps, steps, folder / "timesteps.png", caption=caption)
 
 
 def _draw_by_timestep(
@@ -160,31 +166,15 @@ def _draw_by_timestep(
     path: Path,
     caption: str,
 ) -> None:
-    """Blocks by blocks, one panel a timestep, which both models share; a timm model is the same in all of them."""
+    """Blocks by blocks, one panel a timestep, which both models share; a timm model is the same in all panels."""
     panels = {
         f"t = {t}": matrix[np.ix_([*rows.places(t).values()], [*columns.places(t).values()])] for t in recipe.timesteps
     }
     first = recipe.timesteps[0]
-    titles = ("", "") if rows is columns else _titles(recipe)
+    titles = ("", "")
+    if rows is not columns:
+        model = f"timm: {recipe.timm.name}" if recipe.other is None else f"other: {Path(recipe.other).name}"
+        titles = f"backbone: {Path(recipe.backbone.name).name}", model
     draw_similarities(
         panels, list(rows.places(first)), list(columns.places(first)), path, titles=titles, caption=caption
     )
-
-
-def _draw_by_block(
-    recipe: SimilarityRecipe, matrix: NDArray[np.float64], rows: DiffusionBlocks, path: Path, caption: str
-) -> None:
-    """Timesteps by timesteps, one panel a block, where there are several timesteps."""
-    steps = [str(t) for t in recipe.timesteps]
-    if len(steps) > 1:
-        by_timestep = [rows.places(t) for t in recipe.timesteps]
-        places = {block: [found[block] for found in by_timestep] for block in by_timestep[0]}
-        by_block = {block: matrix[np.ix_(own, own)] for block, own in places.items()}
-        draw_similarities(by_block, steps, steps, path, caption=caption)
-
-
-def _titles(recipe: SimilarityRecipe) -> tuple[str, str]:
-    """Whose blocks the rows and the columns are."""
-    if recipe.other is None:
-        return f"backbone: {Path(recipe.backbone.name).name}", f"timm: {recipe.timm.name}"
-    return f"backbone: {Path(recipe.backbone.name).name}", f"other: {Path(recipe.other).name}"

@@ -1,4 +1,4 @@
-"""What a comparison of representations is made of."""
+"""The recipe of a comparison of representations."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -13,12 +13,12 @@ KernelName = Literal["linear", "rbf"]
 
 @dataclass(frozen=True)
 class TimmConfig:
-    """A model of timm's to compare with.
+    """A timm model to compare with.
 
     Attributes:
         name: such as resnet50 or vit_small_patch16_224.dino; none when null.
         pretrained: with its published weights.
-        checkpoint: a weight file for it, in place of those.
+        checkpoint: a weight file for it, instead of those.
         download: whether published weights that are not on this machine may be fetched.
     """
 
@@ -38,23 +38,23 @@ class SimilarityRecipe:
 
     Attributes:
         data: which images.
-        split: of them.
-        images: how many at most, evenly spaced; all when null. They come in a random order, so that batches of a data
-            set that is sorted by class are mixed.
+        split: which of their splits.
+        images: how many at most, evenly spaced; all when null. They are read in a random order, so that batches of a
+            data set that is sorted by class are mixed.
         output: folder for the results.
         backbone: the diffusion model whose blocks and timesteps are the rows.
-        extractor: what the diffusion model is told beside noise and timestep.
+        extractor: what the diffusion model is conditioned on besides noise and timestep.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps.
-        other: another diffusion model for the columns, opened as the backbone is; null for none. It must have the taps
-            that are given, and the timesteps; when none are given, all of its own are compared.
-        timm: a model of timm's for the columns.
-        pool: side to which maps are averaged; as they are when null.
+        other: another diffusion model for the columns, opened like the backbone; null for none. It must have the given
+            taps and timesteps; when no taps are given, all of its own are compared.
+        timm: a timm model for the columns.
+        pool: side to which maps are averaged; no averaging when null.
         kernel: linear or rbf.
         bandwidth: of the rbf kernel, over the median distance.
         seed: of the noise and of the order.
         precision: no, bf16 or fp16 for the backbones.
-        batch_size: images whose similarities are compared with each other; the memory depends on it, and on it alone.
+        batch_size: images whose similarities are compared with each other; the memory depends only on it.
         workers: of the data loader.
 
     Raises:

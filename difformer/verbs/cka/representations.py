@@ -1,6 +1,5 @@
 """Images to several named vectors: of a diffusion model's blocks and timesteps, or of a timm model's blocks."""
 
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,11 +17,11 @@ class Representations(Protocol):
 
     @property
     def names(self) -> list[str]:
-        """In the order of the rows or columns."""
+        """Their names, in the order of the rows or columns."""
         ...
 
     def places(self, t: int) -> dict[str, int]:
-        """Where among the names the blocks at a timestep are, by block."""
+        """The positions among the names of the blocks at a timestep, by block."""
         ...
 
     def read(self, images: Tensor, ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -31,19 +30,19 @@ class Representations(Protocol):
 
 
 class TimmBlocks:
-    """The blocks of a model of timm's, by its own interface for intermediate features.
+    """The blocks of a timm model, by its own interface for intermediate features.
 
     Images are resized and normalised as the model expects.
 
     Args:
         config: which model.
-        pool: side to which maps are averaged; as they are when None.
+        pool: side to which maps are averaged; no averaging when None.
         device: where it runs.
 
     Raises:
         ImportError: timm is missing.
         ValueError: timm has no such model, or it has no such interface.
-        FileNotFoundError: the checkpoint is not there, or published weights are not and may not be fetched.
+        FileNotFoundError: the checkpoint is missing, or published weights are missing and may not be fetched.
     """
 
     def __init__(self, config: TimmConfig, pool: int | None, device: torch.device) -> None:
@@ -54,7 +53,16 @@ class TimmBlocks:
         if config.pretrained and config.checkpoint is None:
             weights = {"pretrained": True}
             if not config.download:
-                weights["pretrained_cfg_overlay"] = {"file": str(_cached_weights(timm, config.name))}
+                repository = timm.get_pretrained_cfg(config.name).hf_hub_id
+                try:
+                    file = locate_on_hub(f"{HUB}{repository}", download=False)
+                except (FileNotFoundError, ValueError) as error:
+                    raise FileNotFoundError(
+                        f"the weights of timm's {config.name} are not on this machine; allow the download with "
+                        "--timm.download true, give a file with --timm.checkpoint, or take random weights with "
+                        "--timm.pretrained false"
+                    ) from error
+                weights["pretrained_cfg_overlay"] = {"file": str(file)}
         model = timm.create_model(config.name, **weights)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm's {config.name} gives no intermediate features (forward_intermediates)")
@@ -87,15 +95,3 @@ class TimmBlocks:
         model: Any = self._model
         found: list[Tensor] = model.forward_intermediates(images, intermediates_only=True)
         return found
-
-
-def _cached_weights(timm: Any, name: str) -> Path:
-    """The file of a timm model's published weights in the hub's cache; raises FileNotFoundError without one."""
-    repository = timm.get_pretrained_cfg(name).hf_hub_id
-    try:
-        return locate_on_hub(f"{HUB}{repository}", download=False)
-    except (FileNotFoundError, ValueError) as error:
-        raise FileNotFoundError(
-            f"the weights of timm's {name} are not on this machine; allow the download with --timm.download true, give "
-            "a file with --timm.checkpoint, or take random weights with --timm.pretrained false"
-        ) from error

@@ -35,12 +35,12 @@ from difformer.verbs.eval.recipe import EvaluationRecipe
 _log = getLogger(__name__)
 
 METRICS = "metrics.json"
-# What nobody but the user says: a folder could else have its own code run, or write anywhere.
+# Only the user may set these: otherwise a folder could run its own code, or write anywhere.
 _OF_THE_USER = ("trust", "metrics", "output")
 
 
 def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> Measured:
-    """Measures a classifier, each image of the split exactly once whatever the number of processes.
+    """Measures a classifier, each image of the split exactly once for any number of processes.
 
     Args:
         recipe: everything about the evaluation.
@@ -52,12 +52,18 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     Raises:
         ValueError: the data does not fit the classifier, or a value in the recipe.
         OSError: something cannot be read or written.
-        CheckpointError: the classifier is damaged, or the backbone is not its own.
+        CheckpointError: the classifier is damaged, or was trained on another backbone.
         UntrustedError: its head or task, or the family of its backbone, is code of a package that is not trusted.
-        ImageError: an image cannot be read, and such are not to be skipped.
+        ImageError: an image cannot be read, and the recipe does not skip such images.
     """
-    output = _output(recipe)
-    # Before anything is fetched; what else may lie there is known once the task is.
+    if recipe.output is not None:
+        output = expand_user(recipe.output)
+    else:
+        run = RunFolder(recipe.classifier)
+        if not run.recipe.exists():
+            raise ValueError("give --output, the folder for the results; only a run keeps them in its own folder")
+        output = run.path / f"eval-{recipe.split}"
+    # Before anything is fetched; the other files of results are known only once the task is.
     ResultFolder(output, ("*",)).check(overwrite=overwrite or not (output / METRICS).exists())
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
     run = RunFolder(recipe.classifier)
@@ -81,15 +87,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
     measured = task.measure(outputs.values, outputs.labels, names, extra=recipe.metrics)
     if accelerator.is_main_process:
-        report = {
-            "classifier": _identity(recipe.classifier, file),
-            "data": describe_split(recipe.split, images, outputs.ids, outputs.skipped),
-            "metrics": measured.to_dict(tables=False),
-            "seconds": round(seconds, 3),
-            "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
-            "recipe": carried(recipe),
-            "environment": environment(accelerator.num_processes, accelerator.device),
-        }
+        report = _report(recipe, file, images, outputs, measured, seconds, accelerator)
         with folder.write() as temporary:
             task.write_tables(temporary, measured, outputs, images)
             write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
@@ -98,7 +96,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
 
 
 def classifier_values(source: str, *, download: bool = False, trust: str | None = None) -> dict[str, Any]:
-    """What the first argument of `difformer eval` says: the values of an `EvaluationRecipe` that follow from it.
+    """The values of an `EvaluationRecipe` that follow from the first argument of `difformer eval`.
 
     Args:
         source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
@@ -137,21 +135,25 @@ def _check_trusted(registry: Registry[Any], name: Any, trust: str | None) -> Non
         registry.find_trusted(name, trust or ())
 
 
-def _output(recipe: EvaluationRecipe) -> Path:
-    if recipe.output is not None:
-        return expand_user(recipe.output)
-    run = RunFolder(recipe.classifier)
-    if not run.recipe.exists():
-        raise ValueError("give --output, the folder for the results; only of a run are they kept in its own folder")
-    return run.path / f"eval-{recipe.split}"
-
-
 def _classify(
     recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
 ) -> tuple[Outputs, float]:
-    """The logits of all images, and the seconds they took."""
-    cached = recipe.features == "cached"
-    inputs, collate = _cached(recipe, classifier, images, accelerator) if cached else (images, collate_readable)
+    """The outputs for all images, and the seconds they took; extracting features for the cache does not count."""
+    inputs: Any = images
+    collate: Any = collate_readable
+    if recipe.features == "cached":
+        inputs = open_or_extract(
+            classifier,
+            images,
+            recipe.split,
+            data=recipe.data,
+            cache=recipe.cache,
+            seed=classifier.extractor.seed,
+            augment=False,
+            processes=accelerator,
+            workers=recipe.workers,
+        )
+        collate = collate_features
     clock = Clock()
     outputs = evaluate(
         classifier,
@@ -165,31 +167,30 @@ def _classify(
     return outputs, clock.seconds
 
 
-def _cached(
-    recipe: EvaluationRecipe, classifier: DiffusionClassifier, images: ImageDataset, accelerator: Any
-) -> tuple[Any, Any]:
-    """The features of images from the disk, and what makes batches of them."""
-    features = open_or_extract(
-        classifier,
-        images,
-        recipe.split,
-        data=recipe.data,
-        cache=recipe.cache,
-        seed=classifier.extractor.seed,
-        augment=False,
-        processes=accelerator,
-        workers=recipe.workers,
-    )
-    return features, collate_features
-
-
-def _identity(source: str, file: Path) -> dict[str, Any]:
+def _report(
+    recipe: EvaluationRecipe,
+    file: Path,
+    images: ImageDataset,
+    outputs: Outputs,
+    measured: Measured,
+    seconds: float,
+    accelerator: Any,
+) -> dict[str, Any]:
+    """What `metrics.json` holds, except the digests of the tables."""
     backbone = read_description(file)["backbone"]
     return {
-        "source": without_places(source),
-        "weights_sha256": read_metadata(file)["weights_sha256"],
-        "backbone": backbone["name"],
-        "backbone_sha256": backbone["digest"],
+        "classifier": {
+            "source": without_places(recipe.classifier),
+            "weights_sha256": read_metadata(file)["weights_sha256"],
+            "backbone": backbone["name"],
+            "backbone_sha256": backbone["digest"],
+        },
+        "data": describe_split(recipe.split, images, outputs.ids, outputs.skipped),
+        "metrics": measured.to_dict(tables=False),
+        "seconds": round(seconds, 3),
+        "images_per_second": round(len(outputs.ids) / max(seconds, 1e-9), 2),
+        "recipe": carried(recipe),
+        "environment": environment(accelerator.num_processes, accelerator.device),
     }
 
 

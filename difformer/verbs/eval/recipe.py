@@ -1,4 +1,4 @@
-"""What the evaluation of a classifier is made of."""
+"""The recipe of an evaluation of a classifier."""
 
 from dataclasses import dataclass, field
 from typing import get_args
@@ -27,7 +27,7 @@ class EvaluationRecipe:
         output: folder for the results; `eval-SPLIT` in the run's folder when null.
         backbone: the diffusion model that the classifier was trained on.
         features: `live`, or `cached` on the disk (not for DifFeed).
-        cache: where.
+        cache: where and how features are kept.
         precision: no, bf16 or fp16 for head and backbone.
         batch_size: images at once, over all processes; `auto` for as many as go through fastest.
         workers: of each process's data loader.

@@ -31,7 +31,7 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
 
     Args:
         recipe: everything about it.
-        overwrite: replace what is there.
+        overwrite: replace results that are there.
 
     Returns:
         Precision at each k, by feature.
@@ -39,7 +39,7 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
     Raises:
         ValueError: a value in the recipe or in the data, or several processes.
         OSError: something cannot be read or written.
-        ImportError: the library of the projection that was asked for is missing.
+        ImportError: the library of the requested projection is missing.
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
@@ -81,7 +81,7 @@ def look(recipe: LookRecipe, *, overwrite: bool = False) -> dict[FeatureKey, dic
 
 
 def _places(recipe: LookRecipe, length: int) -> list[int]:
-    """Of the images to look at; raises ValueError when there are too few to find as many neighbours as asked for."""
+    """Positions of the images to look at; raises ValueError when there are too few for the requested neighbours."""
     places = evenly_spaced(length, recipe.images)
     if len(places) <= max(recipe.ks):
         raise ValueError(
@@ -106,7 +106,7 @@ def _read(
             parts.append({name: vector.cpu() for name, vector in found.items()})
             read.append(batch)
     if not read:
-        raise ValueError("not one of the images can be read")
+        raise ValueError("none of the images can be read")
     whole = Batch(*(torch.cat([getattr(b, name) for b in read]) for name in ("images", "labels", "ids")))
     named = zip(blocks.keys, blocks.names, strict=True)
     return whole, {key: torch.cat([part[name] for part in parts]) for key, name in named}

@@ -12,10 +12,10 @@ _log = getLogger(__name__)
 
 
 def check_projection(recipe: LookRecipe) -> None:
-    """Finds out before long work whether the library of a projection is there; where any will do, a warning is enough.
+    """Checks before long work that the library of a projection is installed; for `auto`, a missing one gives a warning.
 
     Raises:
-        ImportError: the library of the projection that was asked for is missing.
+        ImportError: the library of the requested projection is missing.
     """
     if recipe.projection == "none":
         return

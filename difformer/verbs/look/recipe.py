@@ -1,4 +1,4 @@
-"""What a look at features is made of."""
+"""The recipe of a look at features."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -17,18 +17,18 @@ class LookRecipe:
 
     Attributes:
         data: which images.
-        split: of them. What looks best is chosen on these images, so they are not the test's unless asked for.
+        split: which of their splits. The best feature is chosen on it, so it is not the test split by default.
         images: how many at most, evenly spaced.
         output: folder for page and pictures.
         backbone: the diffusion model.
-        extractor: what the diffusion model is told beside noise and timestep.
+        extractor: what the diffusion model is conditioned on besides noise and timestep.
         taps: tap names or block numbers; every third when empty.
         timesteps: noise timesteps.
-        pool: side to which maps are averaged for neighbours; as they are for principal components.
+        pool: side to which maps are averaged for neighbours; principal components are of whole maps.
         ks: numbers of neighbours that precision is measured at.
         queries: images whose neighbours are shown.
         projection: of the best feature to the plane: tsne (scikit-learn), umap (umap-learn) or none; auto for tsne
-            where scikit-learn is installed.
+            if scikit-learn is installed.
         seed: of the noise and of the projection.
         precision: no, bf16 or fp16 for the backbone.
         batch_size: images at once.

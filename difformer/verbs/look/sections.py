@@ -41,8 +41,8 @@ def precision_section(
     rows = [[key.tap, str(key.t), *(f"{100 * precision[key][k]:.1f}" for k in recipe.ks)] for key in precision]
     note = (
         f"Share of the k nearest other images, by the cosine of features averaged to {recipe.pool} × {recipe.pool}, "
-        f"that are of the same class, in %. The best at {max(recipe.ks)} is highlighted; as these images of "
-        f"{recipe.split} chose it, others may choose otherwise."
+        f"that are of the same class, in %. The best at {max(recipe.ks)} is highlighted. It was chosen on these images "
+        f"of {recipe.split}; other images may give another choice."
     )
     header = ("Block", "Timestep", *(f"Precision at {k}" for k in recipe.ks))
     table = Table(header, rows, note=note, highlight=list(precision).index(best))
@@ -61,8 +61,8 @@ def components_section(extractor: FeatureExtractor, read: Batch, folder: Path, d
     labels = read.labels.numpy()
     rows = few_shot(labels, -(-_SHOWN // len(np.unique(labels))), seed=0)[:_SHOWN]
     with torch.no_grad():
-        told = extractor.conditioning.by_label(read.labels[rows])
-        features = extractor(read.images[rows].to(device), read.ids[rows], **told)
+        given = extractor.conditioning.by_label(read.labels[rows])
+        features = extractor(read.images[rows].to(device), read.ids[rows], **given)
     path = folder / "components.png"
     draw_feature_maps(read.images[rows], {key: maps.float().cpu() for key, maps in features.items()}, path)
     caption = "The first three principal components of each block's maps as red, green and blue."
@@ -72,7 +72,7 @@ def components_section(extractor: FeatureExtractor, read: Batch, folder: Path, d
 def neighbours_section(
     vectors: Mapping[FeatureKey, Tensor], read: Batch, names: Sequence[str], recipe: LookRecipe, folder: Path
 ) -> Section:
-    """For some images, evenly spaced, those that are most like them, by every block and timestep.
+    """For some images, evenly spaced, the images most similar to them, by every block and timestep.
 
     Args:
         vectors: (N, D) by feature.
@@ -90,8 +90,8 @@ def neighbours_section(
         title = f"image {int(read.ids[query])}"
         pictures.append(Picture(path, f"Nearest neighbours of {title}", f"{title}, {names[int(read.labels[query])]}"))
     words = (
-        "An image, then the images most like it, by every block and timestep: of the same class in a green frame, of "
-        "another in a red one."
+        "An image, then the images most similar to it, by every block and timestep: of the same class in a green "
+        "frame, of another in a red one."
     )
     return Section("Nearest neighbours", [Paragraph(words), Row(pictures)])
 
@@ -99,7 +99,7 @@ def neighbours_section(
 def map_section(
     vectors: Tensor, read: Batch, best: FeatureKey, names: Sequence[str], recipe: LookRecipe, folder: Path
 ) -> Section:
-    """All images as points in the plane, or what that would take.
+    """All images as points in the plane, or what must be installed for it.
 
     Args:
         vectors: (N, D) of the best feature.

@@ -17,13 +17,13 @@ from difformer.tables import write_rows
 
 @dataclass
 class Report:
-    """What became of a folder.
+    """The result for a folder.
 
     Attributes:
         total: images found.
         done: images classified, each a row of the table.
         skipped: the errors of those that could not be read.
-        interrupted: whether it was stopped before the end; what was done is in `.partial`.
+        interrupted: whether it was stopped before the end; the rows so far are in `.partial`.
         left_out: files without an image's suffix, by suffix; hidden ones are not counted.
     """
 
@@ -41,23 +41,22 @@ def predict_folder(
 
     Args:
         classifier: with a preprocessing.
-        folder: searched for files with an image's suffix, through links too, but not in hidden entries and those of
+        folder: searched for files with an image's suffix, also through links, but not in hidden entries and those of
             the system (`.cache`, `@eaDir`, `__MACOSX`).
-        table: the file to write: file (relative to the folder), label, probability, and one column a class; of another
-            task than classification, its own columns. A leading
-            `~` is the home folder; of a symbolic link, what it points to is written. Rows are gathered beside that, in
-            `.partial`, which becomes the table at the end.
+        table: the file to write: file (relative to the folder), label, probability, and one column a class; for another
+            task than classification, its own columns. A leading `~` is the home folder; a symbolic link is followed.
+            Rows are collected beside the table, in `.partial`, which becomes the table at the end.
         batch_size: images to classify at once, at least 1.
-        overwrite: whether a table that is there may be replaced.
+        overwrite: whether an existing table may be replaced.
 
     Returns:
-        What became of the images. After Ctrl-C or an error, the rows so far are in `.partial`.
+        The counts and errors. After Ctrl-C or an error, the rows so far are in `.partial`.
 
     Raises:
-        FileNotFoundError: the folder is not there or holds no image.
-        ImageError: not one image could be read.
-        ValueError: the classifier has no preprocessing or must be told each image's label, batch_size is below 1, or a
-            link leads to a folder above it.
+        FileNotFoundError: the folder is missing or holds no image.
+        ImageError: no image could be read.
+        ValueError: the classifier has no preprocessing or needs each image's label, batch_size is below 1, or a link
+            leads to a folder above it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -65,7 +64,7 @@ def predict_folder(
     paths, left_out = _list_images(folder)
     report = Report(len(paths), left_out=left_out)
     check_target(table, overwrite=overwrite)
-    # Rows go to a file of their own, which stays when the run does not reach its end.
+    # Rows go to a separate file, which stays when the run does not reach its end.
     table = expand_user(table).resolve()
     partial = table.with_name(table.name + ".partial")
     with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
