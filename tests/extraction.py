@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from difformer.config.reading import build
 from difformer.engine.config.build import build_classifier, build_dataset
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.extraction.extract import BATCH_SIZE, Job, announce, extract_missing, open_or_extract, plan_for
+from difformer.engine.runtime.processes import on_main
 from difformer.features import CachedFeatures
 from difformer.features.planning import CachePlan
 
@@ -59,7 +61,7 @@ def extracted(used: dict[str, Any], batch_size: int = BATCH_SIZE) -> CachedFeatu
     """What `difformer extract` does with one split, from `parts`: all of it is looked at, whatever is there."""
     names = ("split", "classifier", "dataset", "processes")
     job = Job(plan=plan_of(used), workers=0, batch_size=batch_size, **{name: used[name] for name in names})
-    announce([job])
+    on_main(job.processes, partial(announce, [job]))
     return extract_missing(job)
 
 

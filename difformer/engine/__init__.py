@@ -1,4 +1,4 @@
-"""Training, extraction and evaluation, on one CPU as on many GPUs."""
+"""Training, extraction and evaluation, on one CPU or many GPUs."""
 
 from difformer.engine.config.recipe import Recipe
 

@@ -316,9 +316,8 @@ def test_another_backbone_given_over_a_recipe_is_not_of_its_family(folder, capsy
         with pytest.raises(SystemExit):
             main([*words, *given])
         assert (f"family: {family}" in capsys.readouterr().out) == (family is not None)
-    assert f"backbone.family {FAMILY} is said of {folder / 'chain.safetensors'}, so it is left out for adm_elpv" in (
-        caplog.text
-    )
+    expected = f"backbone.family {FAMILY} belongs to {folder / 'chain.safetensors'}, so it is left out for adm_elpv"
+    assert expected in caplog.text
 
 
 @pytest.mark.parametrize("part", ["data", "backbone"])

@@ -196,7 +196,7 @@ def test_training_starts_from_a_classifier_of_the_same_task_alone(recipe, run, c
             r"OneLoss must give one loss an image, \(6,\), got .* \(1,\)",
         ),
         (["--task.name", "own_package.odd_tasks:Miscounted"], "Miscounted must count .* within: 1 numbers, got 2"),
-        (["--training.mixup", "0.2"], "training.mixup is for the task classification, and the task here is own_pack"),
+        (["--training.mixup", "0.2"], "training.mixup is for the task classification, but the task here is own_pack"),
         (["--training.label_smoothing", "0.1"], "training.label_smoothing is for the task classification"),
     ],
 )

@@ -294,7 +294,7 @@ def test_labels_must_be_classes_of_the_network(workplace, capsys):
 def test_mixed_images_have_no_label(workplace, capsys):
     recipe, _ = given(workplace, "mixed", extractor={"conditioning": {"y": "label"}}, training={"mixup": 0.2})
     assert main(["train", recipe]) == 1
-    assert "mix images, which have no single label" in capsys.readouterr().err
+    assert "mix images, which then have no single label" in capsys.readouterr().err
 
 
 def test_another_class_is_another_start(workplace, fixed, capsys):

@@ -323,7 +323,7 @@ def test_another_process_leaves_the_files_of_a_run_at_work(tmp_path):
     events.touch()
     command = "import sys; from difformer.engine.runtime.run_folder import RunFolder; RunFolder(sys.argv[1]).claim()"
     other = subprocess.run([sys.executable, "-c", command, str(folder.path)], capture_output=True, text=True)
-    assert "another run is at work in" in other.stderr
+    assert "another run is using" in other.stderr
     assert events.exists()
     folder.release()
     assert not events.exists()

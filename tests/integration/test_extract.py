@@ -264,7 +264,7 @@ def test_the_verb_says_what_it_takes_and_where_it_is(recipe, backbone, tmp_path,
         "folder-holdout", "folder-train-augmented", "folder-val",
     ]  # fmt: skip
     extract(made, splits=["val"])
-    assert capsys.readouterr().out.splitlines()[0].endswith("5 images in 1 views: 4.69 kB, all there")
+    assert capsys.readouterr().out.splitlines()[0].endswith("5 images in 1 views: 4.69 kB, complete")
 
 
 def test_shards_are_bounded_by_memory(recipe, backbone, monkeypatch):

@@ -99,7 +99,7 @@ def test_a_split_that_ends_training_early_is_not_reported():
 
 
 def test_a_choice_on_reported_images_is_said():
-    assert "chosen on val, the images that are reported of imagenet" in choice_note(DataConfig("ImageNet"), "val")
+    assert "chosen on val, the images that are reported for imagenet" in choice_note(DataConfig("ImageNet"), "val")
     assert "chosen on test" in choice_note(DataConfig("cub"), "test")
     assert "chosen on valid" in choice_note(DataConfig("folder", splits={"valid": "test"}), "valid")
     for data, split in ((DataConfig("imagenet"), "holdout"), (DataConfig("flowers"), "val")):

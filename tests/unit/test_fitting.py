@@ -68,7 +68,7 @@ def test_shorter_schedules_have_shorter_timesteps():
 
 
 def test_a_recipe_for_another_network_asks(small, read):
-    with pytest.raises(ValueError, match=r"blocks of adm256_uncond, .* lie --extractor\.taps mid out02 out05;"):
+    with pytest.raises(ValueError, match=r"blocks of adm256_uncond, .* depth are --extractor\.taps mid out02 out05;"):
         read(CUB, "--backbone.name", small)
     with pytest.raises(ValueError, match=r"taps out02 --extractor\.feedback_taps out00 out02 out03 out05"):
         read(CONFIGS / "imagenet_diffeed.yaml", "--backbone.name", small)
@@ -92,7 +92,7 @@ def test_numbers_say_once_which_block_they_are_where_papers_mean_another(small, 
     assert found.taps == ("out00",)
     assert caplog.text.count("of this network is") == 1
     assert "block 11 of this network is out00" in caplog.text
-    assert "in10 of ADM-256, in05 corresponds" in caplog.text
+    assert "in10 of ADM-256, which corresponds to in05 here" in caplog.text
     caplog.clear()
     fitting(ExtractorConfig(taps=(24,)), ADM256, num_timesteps=1000, image_size=256)
     fitting(ExtractorConfig(taps=("out00",)), tap_names(9), num_timesteps=1000, image_size=32)
@@ -106,7 +106,7 @@ def test_an_unknown_tap_names_its_option():
 
 def test_other_sizes_are_said(small, read, caplog):
     read("--data.name", "folder", "--backbone.name", small, "--data.size", "64")
-    assert "data.size is 64, and" in caplog.text
+    assert "data.size is 64, but" in caplog.text
     assert "trained on images of 32 pixels" in caplog.text
     assert "4 times the work" in caplog.text
 

@@ -1,1 +1,1 @@
-"""What runs are made of: recipes from YAML and options, and the parts they name."""
+"""Recipes from YAML files and options, and the parts that they name."""

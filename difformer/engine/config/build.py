@@ -1,4 +1,4 @@
-"""From a recipe to the things it names: backbone, extractor, head, classifier, data sets."""
+"""Builds what a recipe names: backbone, extractor, head, classifier, data sets."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.
 
 
 def torso_dtype(config: BackboneConfig, precision: str) -> torch.dtype:
-    """What the backbone's convolutions compute in: what its configuration says, or else as the head's precision."""
+    """What the backbone's convolutions compute in: its configuration's dtype, or else the head's precision."""
     dtype: torch.dtype = getattr(torch, config.dtype) if config.dtype else _PRECISION_DTYPES[precision]
     return dtype
 
@@ -48,8 +48,8 @@ def build_backbone(
 
     Args:
         config: which, and how; `gradient_checkpointing: auto` counts as false.
-        precision: no, bf16 or fp16; what the dtype follows where the configuration leaves it out.
-        device: where it is to run.
+        precision: no, bf16 or fp16; gives the dtype where the configuration leaves it out.
+        device: where it runs.
         random_weights: use the architecture alone, for a trial run on a machine that has no weights.
 
     Raises:
@@ -65,7 +65,7 @@ def build_backbone(
                 backbone.to(device)
         else:
             backbone = create_backbone(config.name, download=config.download, device=device, **how)
-    # `auto` is for those who train to decide; elsewhere nothing is kept for a gradient.
+    # Training decides what `auto` means; elsewhere nothing is kept for a gradient.
     switch_checkpointing(backbone, config.gradient_checkpointing is True)
     if config.compile:
         compile_backbone(backbone)
@@ -77,7 +77,7 @@ def outline_backbone(config: BackboneConfig, *, precision: str = "no") -> Backbo
 
     Args:
         config: which.
-        precision: no, bf16 or fp16; what the dtype follows where the configuration leaves it out.
+        precision: no, bf16 or fp16; gives the dtype where the configuration leaves it out.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError, ImportError: as `create_backbone`.
@@ -87,21 +87,21 @@ def outline_backbone(config: BackboneConfig, *, precision: str = "no") -> Backbo
 
 
 def _how(config: BackboneConfig) -> dict[str, Any]:
-    """What a configuration says of opening a backbone, and of building one without its weights."""
+    """The arguments from a configuration for opening a backbone, or building one without its weights."""
     return {"attention": config.attention, "folder": config.folder, "family": config.family}
 
 
 @contextmanager
 def _says_how_to_convert(config: BackboneConfig) -> Iterator[None]:
-    """Recipes cannot say what the weights of a foreign file do not show; the verb that can is named in errors."""
+    """Makes errors about weights that do not show their whole architecture name the verb with options for it."""
     try:
         yield
     except UnderspecifiedError as error:
         path = Path(config.name)
         target = path.with_name(f"{path.name.removesuffix('.pt')}.safetensors")
         raise UnderspecifiedError(
-            f"{error}\nA recipe takes weights that say all of it themselves: write them once with `difformer convert "
-            f"{path} {target}` and the options above, then give --backbone.name {target}"
+            f"{error}\nA recipe needs a weight file that describes the whole network: write one with `difformer "
+            f"convert {path} {target}` and the options above, then give --backbone.name {target}"
         ) from error
 
 
@@ -111,9 +111,9 @@ def outline_classifier(
     """The classifier on the meta device, in no time and no memory.
 
     Args:
-        recipe: what it is made of.
+        recipe: its parts.
         class_names: its classes.
-        backbone: from `outline_backbone`, to use one for several.
+        backbone: from `outline_backbone`, to share one between classifiers.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `outline_backbone` and `build_classifier`.
@@ -125,16 +125,16 @@ def outline_classifier(
 def build_extractor(
     config: ExtractorConfig, backbone: Backbone, size: Size | None = None, num_classes: int | None = None
 ) -> Extractor:
-    """A `FeedbackExtractor` where feedback is asked for, else a `FeatureExtractor`.
+    """A `FeedbackExtractor` if there are feedback taps, else a `FeatureExtractor`.
 
     Args:
         config: which features are read.
-        backbone: that they are read from.
+        backbone: what they are read from.
         size: of the images, a side or (h, w); the backbone's own when left out.
         num_classes: of the data set; None where it is not known.
 
     Raises:
-        ValueError: as theirs and as `check_conditioning`, or the backbone takes no images of that size.
+        ValueError: as the extractors and `check_conditioning`, or the backbone takes no images of that size.
     """
     taps_at(backbone, size)
     check_conditioning(config.conditioning, backbone, num_classes)
@@ -146,7 +146,7 @@ def build_extractor(
         "seed": config.seed,
         "draws": config.draws,
         "clean": config.clean,
-        # Of squares of any size, heads are built for the maps of the backbone's own square, as they always were.
+        # For squares of any size, heads are built for maps of the backbone's own size, as in earlier versions.
         "image_size": size if isinstance(size, tuple) or isinstance(own, tuple) else None,
         "conditioning": config.conditioning,
     }
@@ -177,7 +177,7 @@ def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_clas
             hint = did_you_mean(str(name), known)
             raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
     head = kind(specs, num_classes, **config.arguments)
-    # Before anything is learned that could not be saved.
+    # Checked before training: a head without these could not be saved.
     if not isinstance(head, torch.nn.Module) or not isinstance(head, Head):
         raise ValueError(
             f"the head {config.name} must be a torch.nn.Module with specs, num_classes, arguments and map_sizes, as "
@@ -188,7 +188,7 @@ def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_clas
 
 
 def build_task(recipe: Recipe) -> Task:
-    """The task, as it is trained.
+    """The task, with the label smoothing of training.
 
     Raises:
         ValueError, ImportError: as `find_task`.
@@ -204,10 +204,10 @@ def build_classifier(
     """An untrained classifier, whose initial weights depend on the recipe's seed alone.
 
     Args:
-        recipe: what it is made of.
+        recipe: its parts.
         backbone: what it reads.
-        class_names: its classes, or what the outputs of another task are called.
-        task: from `build_task`, to use one for several.
+        class_names: its classes, or the names of another task's outputs.
+        task: from `build_task`, to share one between classifiers.
 
     Raises:
         ValueError: as extractor, head, task and classifier.

@@ -1,4 +1,4 @@
-"""What evaluations take from the recipe of a training run, and on which images choices are made."""
+"""What evaluations take from the recipe of a training run, and which images choices are made on."""
 
 from collections.abc import Mapping
 from typing import Any, get_type_hints
@@ -10,27 +10,27 @@ from difformer.data import DataConfig, canonical_name
 from difformer.data.dataset import TEST
 from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig, Recipe
 
-# Of the training split, where a probe is to choose on a holdout and the data does not say how large.
+# Part of the training split, where a probe chooses on a holdout and the data section does not give its size.
 HOLDOUT = 0.1
-# What the literature reports, where it is not the test split: the labels of ImageNet's are not public.
+# The split that the literature reports, where it is not the test split: ImageNet's test labels are not public.
 _REPORTED = {"imagenet": "val"}
 
 
 def take_from_training(values: Mapping[str, Any], configuration: type, *, test_split: bool = True) -> dict[str, Any]:
     """A file's values as those of an `EvaluationRecipe` or `ProbeRecipe`; the file may be a training recipe.
 
-    A file with a section that only training has is a training recipe. Of one, the sections of the same names are taken,
-    but not the output, which is the run's; precision, workers, batch size and splits come from `training` and
-    `evaluation`; the rest is checked and left out. A validation split that chooses nothing there, and is what the
-    recipe reports for want of a test split, is the test split here.
+    A file with a section that only training has is a training recipe. Sections that both recipes have are taken from
+    it, but not the output, which is the run's. Precision, workers, batch size and splits come from `training` and
+    `evaluation`. The rest is checked and left out. A recipe without a test split reports its validation split, if
+    nothing is chosen on it; that split is then the test split here.
 
     Args:
-        values: of the file.
-        configuration: what they are for.
-        test_split: take the recipe's test split as `split`, which is for what chooses nothing on it.
+        values: the file's.
+        configuration: the dataclass that they are for.
+        test_split: take the recipe's test split as `split`; for evaluations that choose nothing on it.
 
     Raises:
-        ValueError: a key that neither has; the message names the nearest.
+        ValueError: a key that neither recipe has; the message names the nearest.
     """
     own, trained = get_type_hints(configuration), get_type_hints(Recipe)
     values, unread = _without_features(values, own)
@@ -42,7 +42,11 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
         return dict(values)
     check_keys(Recipe, foreign)
     training, evaluation = foreign.get("training", {}), foreign.get("evaluation", {})
-    validation, test = _splits(training, evaluation)
+    validation, test = evaluation.get("validation"), evaluation.get("test")
+    chooses = evaluation.get("select", "last") == "best" or training.get("early_stopping") is not None
+    if test is None and validation != SET_ASIDE and not chooses:
+        # The recipe keeps the classifier of its last epoch, so the validation split is what it reports.
+        validation, test = None, validation
     found = {
         "precision": training.get("precision"),
         "workers": training.get("workers"),
@@ -56,8 +60,8 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
 
 
 def _without_features(values: Mapping[str, Any], own: Mapping[str, type]) -> tuple[Mapping[str, Any], dict[str, Any]]:
-    """A file's values with as much of its extractor as is for a look at many features, and the section where it says
-    which features are read, as only recipes of one choice of them do."""
+    """A file's values, whose extractor keeps only what recipes that look at many features have, and the section as it
+    was if something was left out."""
     section = values.get("extractor")
     if own.get("extractor") is not ReadingConfig or not isinstance(section, Mapping):
         return values, {}
@@ -67,24 +71,11 @@ def _without_features(values: Mapping[str, Any], own: Mapping[str, type]) -> tup
 
 
 def choice_note(data: DataConfig, validation: str) -> str | None:
-    """What to say where a choice is made on the images that the literature reports of a data set; else None."""
+    """The note where a choice is made on the images that the literature reports for a data set; else None."""
     name = canonical_name(data.name)
     if data.split_name(validation) != _REPORTED.get(name, TEST):
         return None
     return (
-        f"chosen on {validation}, the images that are reported of {name}: what comes out best on them says too much of "
-        "new images, and is not to be compared with published numbers; holdout sets training images aside"
+        f"chosen on {validation}, the images that are reported for {name}: the best result on them overestimates "
+        "that on new images, and must not be compared with published numbers; holdout sets training images aside"
     )
-
-
-def _splits(training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The split that chooses, and the one that is reported.
-
-    Where a recipe keeps the last classifier of a number of epochs that nothing chooses, and has no test split, its
-    validation split is what it reports.
-    """
-    validation, test = evaluation.get("validation"), evaluation.get("test")
-    chooses = evaluation.get("select", "last") == "best" or training.get("early_stopping") is not None
-    if test is None and validation != SET_ASIDE and not chooses:
-        return None, validation
-    return validation, test

@@ -1,4 +1,4 @@
-"""What recipes leave to the backbone that is opened, and recipes that were made for another."""
+"""Values that follow from the backbone where a recipe leaves them out, and recipes made for another backbone."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,11 +20,11 @@ _log = getLogger(__name__)
 
 _LITERATURE = tap_names(LITERATURE_ENCODER_BLOCKS)
 _PROBED = "out04"
-# Timesteps of 1000 that suit images of these sizes: the literature's, and those of a sweep on CIFAR-10. Between them
-# they rise with each doubling, since larger images show more through the same noise.
+# (pixels, timestep of 1000) that suit each other: from a sweep on CIFAR-10, and from the literature. Between them the
+# timestep rises with each doubling, since larger images show more through the same noise.
 _SMALL, _LARGE = (32, 50), (256, 150)
 _TAPS = ("taps", "feedback_taps", "first_pass_taps")
-# What says of a data set how it is to be read, and of no other.
+# Keys that describe one data set, and are wrong for another.
 _OF_DATA_SET = ("class_names", "splits", "configuration", "image_column", "label_column")
 
 
@@ -39,13 +39,13 @@ class _Network(NamedTuple):
 def fitting(
     config: ExtractorConfig, names: Iterable[str], *, num_timesteps: int, image_size: Size | None
 ) -> ExtractorConfig:
-    """The same with taps by name, and with a tap and a timestep that suit a network where there are none.
+    """The same with taps by name, and with a tap and a timestep that suit the network where there are none.
 
     Args:
         config: which features are read.
         names: of the network's taps, in its order.
         num_timesteps: of its schedule.
-        image_size: in pixels, of the images it was trained on; None where it is not known.
+        image_size: of the images it was trained on, in pixels; None where it is not known.
 
     Raises:
         ValueError: a tap that the network does not have.
@@ -54,10 +54,14 @@ def fitting(
     read, fed_back, first = (
         tuple(_named(f"extractor.{key}", tap, known) for tap in getattr(config, key)) for key in _TAPS
     )
+    (small, least), (large, most) = _SMALL, _LARGE
+    side = math.sqrt(math.prod(sides(image_size or large)))
+    doublings = math.log2(min(large, max(small, side)) / small) / math.log2(large / small)
+    suitable = int(round(least + (most - least) * doublings, -1) * num_timesteps / 1000)
     return replace(
         config,
         taps=read or (corresponding_tap(_PROBED, _LITERATURE, known),),
-        timesteps=config.timesteps or (_suitable_timestep(num_timesteps, image_size or _LARGE[0]),),
+        timesteps=config.timesteps or (suitable,),
         feedback_taps=fed_back,
         first_pass_taps=first,
     )
@@ -66,14 +70,15 @@ def fitting(
 def with_named_taps(values: Mapping[str, Any], *, family: str | None = None) -> dict[str, Any]:
     """A training recipe's values with its extractor `fitting` its backbone, where that is on this machine.
 
-    So recipes are told apart by what they read, and not by how they write it: 24 is `out04`, as is nothing, of ADM-256.
+    Recipes are then compared by what they read, not by how it is written: for ADM-256, 24, `out04` and no tap at all
+    are the same.
 
     Args:
-        values: the recipe's, maybe those that a folder holds.
-        family: of the backbone that the user asked for. Values with another are left as they are: its code would run.
+        values: the recipe's, which may come from a folder.
+        family: of the backbone that the user named. Values with another family stay as they are: its code would run.
     """
     backbone, read = values.get("backbone", {}), values.get("extractor")
-    # A folder may hold anything; what it says amiss is then reported as different.
+    # A folder may hold anything; wrong values are then reported as different.
     if not isinstance(backbone, Mapping) or not isinstance(read, Mapping):
         return dict(values)
     found = _described(backbone) if backbone.get("family") == family else None
@@ -93,24 +98,23 @@ def fit_to_backbone(
 ) -> dict[str, Any]:
     """A configuration's values, as files and options give them, for the backbone and the data set that they name.
 
-    Where nothing says how large images are, or what is read, it is as suits the backbone. What a file says of the
-    classes and splits of its data set does not concern another one that is given over it; nor does the family of its
-    backbone.
+    Image size, taps and timesteps follow from the backbone where nothing gives them. A file's classes and splits are
+    left out when another data set replaces the file's, and its family when another backbone replaces the file's.
 
     Args:
         values: of the configuration.
         options: names of those that were given on the command line.
-        files: values of the files, the first below the others.
+        files: values of the files; later files override earlier ones.
 
     Raises:
-        ValueError: a file names taps of the backbone it was made for, and another backbone is given, whose blocks lie
-            elsewhere; the message says which correspond.
+        ValueError: a file names taps of the backbone it was made for, and another backbone is given, whose blocks are
+            in other places; the message says which correspond.
     """
     fitted = dict(values)
     # A classifier's classes are its own, whatever it is measured on.
     if isinstance(fitted.get("data"), Mapping) and "classifier" not in fitted:
         fitted["data"] = _own_data(fitted["data"], options, files)
-    # Nor is its backbone of another family, wherever it lies.
+    # A classifier's backbone keeps its family too, wherever its weights are.
     if isinstance(fitted.get("backbone"), Mapping) and "classifier" not in fitted:
         fitted["backbone"] = _own_backbone(fitted["backbone"], options, files)
     backbone = fitted.get("backbone")
@@ -131,7 +135,7 @@ def fit_to_backbone(
             fitted["data"] = {**data, "size": image_size}
         elif (size := as_size("data.size", data["size"])) != image_size:
             _log.warning(
-                "data.size is %s, and %s was trained on images of %s pixels: its blocks see another scale, and each "
+                "data.size is %s, but %s was trained on images of %s pixels: its blocks see another scale, and each "
                 "image takes %.3g times the work; leave data.size out for the backbone's own",
                 shown(size), backbone["name"], shown(image_size), math.prod(sides(size)) / math.prod(sides(image_size)),
             )  # fmt: skip
@@ -146,31 +150,24 @@ def _named(option: str, tap: int | str, known: Sequence[str]) -> str:
 
 
 def _warn_of_numbers(extractor: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Warns where taps are numbers, which are other blocks than those that the literature calls so."""
+    """Warns where a tap is a number that means another block in the literature's network."""
     for key, tap in ((name, tap) for name in _TAPS for tap in extractor.get(name) or ()):
         name = _named(f"extractor.{key}", tap, known)
         if str(tap) != name and len(known) != len(_LITERATURE) and int(tap) <= len(_LITERATURE):
             meant = resolve_tap(tap, _LITERATURE)
             _log.warning(
-                "extractor.%s: block %s of this network is %s; if the literature's is meant, which is %s of ADM-256, "
-                "%s corresponds",
-                key, tap, name, meant, corresponding_tap(meant, _LITERATURE, known),
+                "extractor.%s: block %s of this network is %s; in the literature, block %s is %s of ADM-256, which "
+                "corresponds to %s here",
+                key, tap, name, tap, meant, corresponding_tap(meant, _LITERATURE, known),
             )  # fmt: skip
 
 
-def _suitable_timestep(num_timesteps: int, image_size: Size) -> int:
-    (small, least), (large, most) = _SMALL, _LARGE
-    side = math.sqrt(math.prod(sides(image_size)))
-    doublings = math.log2(min(large, max(small, side)) / small) / math.log2(large / small)
-    return int(round(least + (most - least) * doublings, -1) * num_timesteps / 1000)
-
-
 def _described(backbone: Mapping[str, Any]) -> _Network | None:
-    """What a backbone's section names; None where that is not known yet, which is reported when it is opened."""
+    """The network that a backbone section names; None where it cannot be known yet. Opening it reports why."""
     folder, family = backbone.get("folder"), backbone.get("family")
     try:
         if family in (None, ADM):
-            # In no time, where an outline of a large network takes a part of a second.
+            # Immediate, while an outline of a large network takes part of a second.
             config, schedule = describe(str(backbone["name"]), folder=Path(folder) if folder else None)
             return _Network(tap_specs(config), schedule.num_timesteps, config.image_size)
         outline = outline_backbone(str(backbone["name"]), folder=folder, family=family)
@@ -182,7 +179,7 @@ def _described(backbone: Mapping[str, Any]) -> _Network | None:
 def _own_data(
     data: Mapping[str, Any], options: Collection[str], files: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """The data section without what files say of another data set than the one that is given over them."""
+    """The data section without what files say about a data set that a later file or an option replaces."""
     kept = dict(data)
     for place, file in enumerate(files):
         below = value_at(file, "data") if isinstance(value_at(file, "data"), Mapping) else {}
@@ -201,7 +198,7 @@ def _own_data(
 def _own_backbone(
     backbone: Mapping[str, Any], options: Collection[str], files: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """The backbone's section without the family that a file says of another backbone than the one given over it."""
+    """The backbone section without the family of a backbone that a later file or an option replaces."""
     kept = dict(backbone)
     for place, file in enumerate(files):
         name, family = value_at(file, "backbone.name"), value_at(file, "backbone.family")
@@ -210,7 +207,7 @@ def _own_backbone(
         if not _is_given("backbone.family", options, files[place + 1 :]):
             kept["family"] = None
             _log.warning(
-                "backbone.family %s is said of %s, so it is left out for %s; give it as an option where it is the same",
+                "backbone.family %s belongs to %s, so it is left out for %s; give it as an option if it is the same",
                 family, name, backbone.get("name"),
             )  # fmt: skip
     return kept
@@ -219,7 +216,7 @@ def _own_backbone(
 def _check_taps(
     backbone: Mapping[str, Any], network: _Network, options: Collection[str], files: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raises ValueError where taps of a file are those of another backbone."""
+    """Raises ValueError where a file's taps are those of another backbone, with other blocks in their places."""
     name = str(backbone["name"])
     made_for: Any = None
     wrong: dict[str, list[str]] = {}
@@ -227,30 +224,28 @@ def _check_taps(
         made_for = value_at(file, "backbone.name") or made_for
         for key in ("taps", *(f"extractor.{key}" for key in _TAPS)):
             taps = value_at(file, key)
-            if isinstance(taps, list | tuple) and not _is_given(key, options, []):
-                wrong[key] = [] if made_for in (None, name) else _elsewhere(taps, file, str(made_for), network)
+            if not isinstance(taps, list | tuple) or _is_given(key, options, []):
+                continue
+            wrong[key] = []
+            if made_for in (None, name):
+                continue
+            other = _described({**(value_at(file, "backbone") or {}), "name": str(made_for)})
+            if other is not None and _places(other) != _places(network):
+                wrong[key] = list(dict.fromkeys(corresponding_tap(tap, other.taps, network.taps) for tap in taps))
     listed = " ".join(f"--{key} {' '.join(taps)}" for key, taps in wrong.items() if taps)
     if listed:
         raise ValueError(
-            f"the recipe names blocks of {made_for}, and those of {name} lie elsewhere. As deep lie {listed}; give "
-            f"these options, or others: `difformer info {name}` lists the blocks"
+            f"the recipe names blocks of {made_for}, and {name} has others in their places. At the same depth are "
+            f"{listed}; give these options, or others: `difformer info {name}` lists the blocks"
         )
 
 
-def _elsewhere(taps: Sequence[Any], file: Mapping[str, Any], made_for: str, here: _Network) -> list[str]:
-    """The taps of a network that correspond to those of another; none where all lie in the same places."""
-    there = _described({**(value_at(file, "backbone") or {}), "name": made_for})
-    if there is None or _places(there) == _places(here):
-        return []
-    return list(dict.fromkeys(corresponding_tap(tap, there.taps, here.taps) for tap in taps))
-
-
 def _places(network: _Network) -> list[float]:
-    """Where the blocks lie: sides of their maps, as parts of the image's."""
+    """Where the blocks are: sides of their maps, as fractions of the image's."""
     height = 1 if network.image_size is None else sides(network.image_size)[0]
     return [spec.height / height for spec in network.taps.values()]
 
 
 def _is_given(key: str, options: Collection[str], files: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether an option or a file says something of a key, alone or with its whole section."""
+    """Whether an option or a file gives a key, alone or with its whole section."""
     return key in options or key.partition(".")[0] in options or any(value_at(file, key) is not None for file in files)

@@ -1,4 +1,4 @@
-"""What a training run is made of: a recipe, as `train/configs/*.yaml` and the command line give it."""
+"""The recipe of a training run, as `train/configs/*.yaml` and the command line give it."""
 
 import math
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ from difformer.tasks import TASKS
 FeatureSource = Literal["live", "cached"]
 Precision = Literal["no", "bf16", "fp16"]
 ScheduleName = Literal["step", "cosine", "constant"]
-# Where images only pass through a network.
+# For images that pass through a network without training it.
 BatchSize = int | Literal["auto"]
 
 
@@ -40,7 +40,7 @@ def as_batch_size(name: str, value: Any) -> BatchSize:
 
 
 def check_computing(recipe: Any) -> None:
-    """Raises ValueError for an unknown `precision` or a negative number of `workers`, of what trains no network."""
+    """Raises ValueError for an unknown `precision` or negative `workers`, in recipes that train no network."""
     check_choice("precision", recipe.precision, get_args(Precision))
     check_range("workers", as_integer("workers", recipe.workers), lambda x: x >= 0, "at least 0")
 
@@ -58,15 +58,15 @@ class BackboneConfig:
 
     Attributes:
         name: preset, weight file or hf://owner/name.
-        folder: where named weights lie, in place of the usual folders.
+        folder: where named weights are, instead of the usual folders.
         download: whether weights that are not on this machine may be fetched.
-        dtype: of the convolutions; by default as `training.precision` computes.
+        dtype: of the convolutions; by default that of `training.precision`.
         attention: implementation: auto, xformers, sdpa or math.
-        gradient_checkpointing: spend time to save DifFeed's memory; with `auto` only where a step of training would not
-            fit otherwise.
+        gradient_checkpointing: save DifFeed's memory at the cost of time; with `auto` only if a training step would
+            not fit otherwise.
         compile: build its passes with torch.compile, which takes half a minute or more for the first images of each
-            shape; where there is no compiler, it runs as it is.
-        family: the kind of network: adm (guided-diffusion's U-Nets), or one of your own as package.module:Name.
+            shape; without a compiler, it runs uncompiled.
+        family: the kind of network: adm (guided-diffusion's U-Nets), or your own as package.module:Name.
     """
 
     name: str = "adm256_uncond"
@@ -82,7 +82,7 @@ class BackboneConfig:
         if self.family is not None:
             FAMILIES.check(self.family, "backbone.family")
         if self.family == ADM:
-            # What has always been so is not written down, so that it compares with what was.
+            # Not written down, so that recipes compare equal with those of versions that had no family.
             object.__setattr__(self, "family", None)
         check_choice("backbone.dtype", self.dtype, get_args(DtypeName), optional=True)
         for name in ("download", "compile"):
@@ -94,7 +94,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class ReadingConfig:
-    """What a diffusion model is told whatever is read of it, in recipes that look at many of its features.
+    """What a diffusion model is conditioned on, in recipes that look at many of its features.
 
     Attributes:
         conditioning: of a class-conditional network, a class number for all images, `y: 0`, or `y: label` for each
@@ -115,13 +115,13 @@ class ExtractorConfig:
         taps: tap names, or numbers of the backbone's blocks; with feedback, those of the second pass. When empty, the
             block as deep as block 24 of ADM-256, `out04`, which the literature probes.
         timesteps: noise timesteps of the backbone's schedule. When empty, one that suits the size of its images: 150 of
-            1000 from 256 pixels on, as the literature has it, and 50 for 32.
+            1000 from 256 pixels on, as in the literature, and 50 for 32.
         feedback_taps: decoder taps that are fed back into the encoder (DifFeed).
-        first_pass_taps: taps to read in the first pass besides, with feedback.
+        first_pass_taps: with feedback, taps to read in the first pass as well.
         seed: of the noise.
-        draws: noise draws a timestep, over which features are averaged.
+        draws: noise draws per timestep, over which features are averaged.
         clean: add no noise.
-        chunk_size: most noisy images to pass at once.
+        chunk_size: maximum number of noisy images to pass at once.
         norm: of the feedback layers: batch, group or none.
         gate: start from the features without feedback.
         conditioning: of a class-conditional network, a class number for all images, `y: 0`, or `y: label` for each
@@ -157,7 +157,7 @@ class HeadConfig:
     """Which head reads the features.
 
     Attributes:
-        name: linear, mlp, cnn, attention or difformer, or one of your own as package.module:Name.
+        name: linear, mlp, cnn, attention or difformer, or your own as package.module:Name.
         arguments: the head's own, such as pool, width or variant.
     """
 
@@ -174,7 +174,7 @@ class TaskConfig:
     """What the outputs of the head mean.
 
     Attributes:
-        name: classification, or one of your own as package.module:Name.
+        name: classification, or your own as package.module:Name.
         arguments: the task's own.
     """
 
@@ -185,7 +185,7 @@ class TaskConfig:
         TASKS.check(self.name, "task.name")
         object.__setattr__(self, "arguments", _as_arguments("task.arguments", self.arguments))
         if self.classifies and "label_smoothing" in self.arguments:
-            raise ValueError("task.arguments.label_smoothing concerns training alone; give training.label_smoothing")
+            raise ValueError("task.arguments.label_smoothing is for training only; give training.label_smoothing")
 
     @property
     def classifies(self) -> bool:
@@ -195,14 +195,14 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How the weights move.
+    """How the weights are updated.
 
     Attributes:
-        name: sgd (plain momentum), adamw, lars, or any other name of timm's.
+        name: sgd (plain momentum), adamw, lars, or any other optimiser of timm.
         lr: learning rate, above 0.
         momentum: of SGD and LARS, in [0, 1).
         weight_decay: at least 0; not applied to biases and norms.
-        clip_norm: greatest norm of the gradient.
+        clip_norm: maximum norm of the gradient.
     """
 
     name: str = "sgd"
@@ -227,7 +227,7 @@ class ScheduleConfig:
         name: step, cosine (per step, to `min_lr`) or constant.
         step_epochs: epochs between steps down.
         gamma: factor of a step.
-        warmup_epochs: epochs in which the rate rises linearly from almost 0; part of all epochs.
+        warmup_epochs: epochs in which the rate rises linearly from almost 0; counted in `training.epochs`.
         min_lr: where the cosine ends.
     """
 
@@ -247,18 +247,18 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How long, and how much at once.
+    """Length, batch size, precision and saving of a training run.
 
     Attributes:
         epochs: passes over the training split.
-        batch_size: images a step, over all processes together: the result does not depend on their number.
-        accumulation: parts that a process's share of a batch goes through in, to save memory.
+        batch_size: images per step, over all processes together: the result does not depend on their number.
+        accumulation: parts into which a process's share of a batch is divided, to save memory.
         precision: no, bf16 or fp16.
-        ema: decay of the moving average of the weights, which is what is then evaluated and kept; none when left out.
-            Step n, counted from 0, has at most (1 + n) / (10 + n).
+        ema: decay of the moving average of the weights, which is then evaluated and kept; none when left out. At step
+            n, counted from 0, it is at most (1 + n) / (10 + n).
         seed: of initial weights, order and dropout.
         workers: of each process's data loader.
-        save_minutes: most minutes of work between two saves of the state; it is saved after each epoch in any case.
+        save_minutes: maximum minutes of work between two saves of the state, which is always saved after an epoch.
     """
 
     epochs: int = 28
@@ -284,14 +284,14 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig(LoopConfig):
-    """How long, how much at once, and what keeps the head from overfitting.
+    """Length, batch size and precision of training, and what keeps the head from overfitting.
 
     Attributes:
         label_smoothing: in [0, 1).
-        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share.
+        mixup, cutmix: timm's alphas; 0 for none. Images are mixed within a process's share of a batch.
         sync_batch_norm: on GPUs, batch statistics over all processes.
         early_stopping: evaluations without improvement after which to stop.
-        least_steps: where the epochs would be fewer steps, as with few labels, there are as many as that takes.
+        least_steps: minimum number of steps; where the epochs have fewer, as with few labels, epochs are added.
     """
 
     label_smoothing: float = 0.0
@@ -317,17 +317,17 @@ class TrainingConfig(LoopConfig):
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured, and what chooses the classifier that is kept.
+    """What is measured, and how the classifier that is kept is chosen.
 
     Attributes:
-        validation: split that is evaluated while training; none when null. `holdout` with `data.holdout`.
+        validation: split that is evaluated during training, such as `holdout` with `data.holdout`; none when null.
         every: epochs between evaluations.
         select: keep the classifier of the `best` evaluation, or the `last`.
-        criterion: what is best: top1, mean_per_class, loss, another of `difformer.analysis.METRICS`, or one of your own
-            as package.module:Name. Of another task than classification: one of its metrics; the first when left out.
+        criterion: what decides which is best: top1, mean_per_class, loss, another of `difformer.analysis.METRICS`, or
+            your own as package.module:Name. For tasks other than classification: one of the task's metrics, the first
+            when left out.
         test: split that is evaluated once, at the end, with the classifier that was kept.
-        batch_size: images at once, over all processes; that of training when null; `auto` for as many as go
-            through fastest.
+        batch_size: images at once, over all processes; that of training when null; `auto` for the fastest size.
     """
 
     validation: str | None = None
@@ -357,10 +357,10 @@ class Recipe:
 
     Attributes:
         output: folder of the run.
-        init: folder of a run, or a classifier, whose weights to start from in place of fresh ones. It must have the
+        init: folder of a run, or a classifier, whose weights to start from instead of fresh ones. It must have the
             same classes, backbone and features, the same head and task with the same arguments, and the same
             conditioning. DifFeed may start from a classifier without feedback; with `extractor.gate: true` it then
-            starts where that ended. A run that has begun can do without it.
+            starts where that ended. A run that has begun no longer needs it.
         backbone: the diffusion model the features come from.
         extractor: which features are read.
         head: which head reads them.
@@ -368,11 +368,11 @@ class Recipe:
         data: which images.
         features: `live`, or `cached` on the disk (not for DifFeed).
         cache: where, and how many views.
-        optimizer: how the weights move.
+        optimizer: how the weights are updated.
         schedule: how the learning rate changes.
-        training: how long and how much at once.
+        training: length, batch size and precision.
         evaluation: what is measured.
-        trackers: of Accelerate's: tensorboard, wandb, ….
+        trackers: Accelerate's: tensorboard, wandb, ….
         seeds: train once for each of these seeds, in `seedN` of the output. A seed takes the place of `training.seed`
             and, where only some labels are used, of `data.seed`. None for a single run.
     """
@@ -405,22 +405,22 @@ class Recipe:
         for name in ("label_smoothing", "mixup", "cutmix"):
             if getattr(self.training, name) and not self.task.classifies:
                 raise ValueError(
-                    f"training.{name} is for the task classification, and the task here is {self.task.name}; leave it "
+                    f"training.{name} is for the task classification, but the task here is {self.task.name}; leave it "
                     "at 0"
                 )
         if self.init is not None and (not isinstance(self.init, str) or not self.init):
-            raise ValueError(f"init must name a run or a classifier, got {self.init!r}; leave it out to start anew")
+            raise ValueError(f"init must name a run or a classifier, got {self.init!r}; leave it out for fresh weights")
         object.__setattr__(self, "trackers", as_tuple("trackers", self.trackers))
         if self.features == "cached" and self.extractor.feedback_taps:
             raise ValueError(
-                "DifFeed learns feedback layers whose output goes through the backbone again, so its features cannot "
-                "be cached past the first pass; use features: live"
+                "DifFeed trains feedback layers whose output passes through the backbone again, so its features cannot "
+                "be cached after the first pass; use features: live"
             )
         if self.features == "cached" and (self.training.mixup or self.training.cutmix):
-            raise ValueError("training.mixup and training.cutmix mix images, and cached features have none; use live")
+            raise ValueError("training.mixup and training.cutmix mix images, and a cache has none; use features: live")
         if (self.training.mixup or self.training.cutmix) and LABEL in self.extractor.conditioning.values():
             raise ValueError(
-                "training.mixup and training.cutmix mix images, which have no single label to give as "
+                "training.mixup and training.cutmix mix images, which then have no single label for "
                 "extractor.conditioning; leave them out, or give a class number"
             )
         if self.evaluation.validation == "holdout" and not self.data.holdout:
@@ -432,21 +432,20 @@ class Recipe:
 
     @property
     def own_modules(self) -> list[str]:
-        """The modules that it names itself, whose code may run: of a head or task of the user's own."""
+        """The modules that it names, whose code may run: of the user's own head or task."""
         return [name.partition(":")[0] for name in (self.head.name, self.task.name) if ":" in name]
 
     @property
     def own_packages(self) -> list[str]:
-        """The packages that are to be trusted where what it makes is used: of a head, task, data set or family of
-        backbones of the user's own."""
+        """The packages that must be trusted to use its results: of the user's own head, task, data set or family of
+        backbones."""
         names = (self.head.name, self.task.name, self.data.name, self.backbone.family or ADM)
         return list(dict.fromkeys(name.partition(":")[0].partition(".")[0] for name in names if ":" in name))
 
     def lengthened(self, images: int) -> "Recipe":
-        """The recipe for that many training images, of which few would otherwise leave the head with few steps.
+        """The recipe for a number of training images, with enough epochs for `training.least_steps`.
 
-        Where the epochs are less than `training.least_steps`, there are as many as that takes, and what is counted in
-        epochs elsewhere takes the same part of them as before.
+        Where epochs are added, other values that are counted in epochs grow by the same factor.
         """
         steps_an_epoch = max(1, math.ceil(images / self.training.batch_size))
         epochs = math.ceil((self.training.least_steps or 0) / steps_an_epoch)

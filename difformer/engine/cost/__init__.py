@@ -1,1 +1,1 @@
-"""What a run takes of time and memory, known beforehand."""
+"""Time and memory that a run needs, known before it starts."""

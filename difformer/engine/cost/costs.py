@@ -1,4 +1,4 @@
-"""What a run costs in computation, memory and disk, before it is begun."""
+"""What a run costs in computation, memory and disk, before it starts."""
 
 import math
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ class Costs:
         backbone: parameters of the frozen model.
         head, feedback: parameters that are trained.
         flops: of the features of one image, a multiply-add counted as two; without the backward pass and the head.
-        full_flops: of the same timesteps when every block runs, and for DifFeed twice.
-        gradient_flops: of DifFeed's gradients through the frozen second pass, about; else 0.
+        full_flops: of the same timesteps when every block runs; for DifFeed, of two such passes.
+        gradient_flops: approximately, of DifFeed's gradients through the frozen second pass; else 0.
         backbone_bytes, trained_bytes: memory of the weights.
     """
 
@@ -76,7 +76,7 @@ def costs(classifier: DiffusionClassifier, size: Size | None = None) -> Costs:
 
 
 def flops_per_image(extractor: FeatureExtractor | FeedbackExtractor, size: Size | None = None) -> tuple[float, float]:
-    """Operations of the features of one image, and of the same when whole networks run.
+    """Operations of one image's features, and the same when every block runs.
 
     Args:
         extractor: which features.
@@ -106,7 +106,7 @@ def _passes(extractor: FeatureExtractor | FeedbackExtractor, size: Size | None) 
 def cache_bytes(
     specs: Mapping[FeatureKey, TapSpec], map_sizes: Mapping[FeatureKey, Size | None], dtype: torch.dtype
 ) -> int:
-    """Bytes that the cached features of one image take, of the size that the specs are for."""
+    """Bytes that the cached features of one image take, at the image size that the specs are for."""
     numbers = 0
     for key, size in map_sizes.items():
         height, width = sides(specs[key].size if size is None else size)

@@ -1,4 +1,4 @@
-"""What a step of training takes of the memory, counted before it is taken, and whether it has to do with less."""
+"""Memory of a training step, counted before it runs, and whether it needs gradient checkpointing."""
 
 import os
 from dataclasses import replace
@@ -10,7 +10,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from difformer.backbones import switch_checkpointing
-from difformer.classifier import DiffusionClassifier
 from difformer.config import sides
 from difformer.engine.config.build import outline_backbone, outline_classifier
 from difformer.engine.config.recipe import Recipe
@@ -21,34 +20,38 @@ from difformer.models.memory import TensorMemory
 
 _log = getLogger(__name__)
 
-# The rest is for the optimiser, the scratch memory of operations, and what lies between two allocations.
+# The rest is for the optimiser, the scratch memory of operations, and gaps between allocations.
 _SHARE = 0.8
 
 
 def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, checkpointing: bool) -> int:
-    """Bytes of a training step's activations and gradients at their most, counted on tensors that hold nothing.
+    """Peak bytes of a training step's activations and gradients, counted on tensors without data.
 
-    Neither weights nor optimiser are in it, nor is the scratch memory of single operations. Several noise draws count
-    as as many images, although the head sees their mean.
+    Weights, optimiser and the scratch memory of single operations are not counted. n noise draws count as n images,
+    although the head sees their mean.
 
     Args:
-        recipe: its backbone, extractor, head, image size and precision count; no weights are read.
+        recipe: its backbone, extractor, head, image size and precision matter; no weights are read.
         class_names: of the data.
-        images: that go through the model at once, at least 1.
-        checkpointing: recompute the backbone's activations in place of keeping them.
+        images: number that goes through the model at once, at least 1.
+        checkpointing: recompute the backbone's activations instead of keeping them.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `outline_classifier`.
     """
     count = images * recipe.extractor.draws
     recipe = replace(recipe, extractor=replace(recipe.extractor, draws=1))
-    classifier = _outline(recipe, class_names, checkpointing)
+    # Of the other implementations, none keeps a weight for each pair of places, and xformers needs tensors with data.
+    attention = "math" if recipe.backbone.attention == "math" else "sdpa"
+    backbone = outline_backbone(replace(recipe.backbone, attention=attention), precision=recipe.training.precision)
+    switch_checkpointing(backbone, checkpointing)
+    classifier = outline_classifier(recipe, class_names, backbone)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
     with FakeTensorMode(allow_non_fake_inputs=True):
         classifier.to_empty(device="cpu")
         classifier.train()
         x_0 = torch.empty(count, 3, *sides(recipe.data.size))
-        # Else it would be computed from the images' numbers, which are looked at.
+        # Given, since otherwise it would be computed from the images' values, which do not exist here.
         noise = (
             {}
             if recipe.extractor.clean
@@ -64,16 +67,16 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
 
 
 def needs_checkpointing(recipe: Recipe, class_names: tuple[str, ...], images: int, processes: Processes) -> bool:
-    """Whether a step would not fit without gradient checkpointing, for a backbone that is in memory already.
+    """Whether a step would not fit without gradient checkpointing, for a backbone that is already in memory.
 
-    Only DifFeed has activations of the backbone to keep. Logs what was decided, and warns where a step will hardly fit
-    with it either.
+    Only DifFeed keeps activations of the backbone. Logs the decision, and warns if a step may not fit even with
+    checkpointing.
 
     Args:
         recipe: with its batch size and accumulation.
         class_names: of the data.
-        images: of the training split.
-        processes: Accelerate's. That with the least free memory decides for all.
+        images: number in the training split.
+        processes: Accelerate's. The one with the least free memory decides for all.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `step_bytes`.
@@ -90,8 +93,8 @@ def images_at_once(recipe: Recipe, images: int, processes: int) -> int:
 
     Args:
         recipe: with its batch size and accumulation.
-        images: of the training split.
-        processes: that share a batch.
+        images: number in the training split.
+        processes: number that shares a batch.
     """
     batch = range(min(recipe.training.batch_size, images))
     # The first part of the first process is never smaller than another.
@@ -99,22 +102,13 @@ def images_at_once(recipe: Recipe, images: int, processes: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still have on a GPU; on a CPU, its share of what the machine has left."""
+    """Bytes that this process can still allocate on a GPU; on a CPU, its share of the machine's available memory."""
     if device.type == "cuda":
-        # What torch keeps for later is in use to the driver.
+        # The driver counts what torch keeps for later as used.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     available = psutil.virtual_memory().available
     return int(available) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-def _outline(recipe: Recipe, class_names: tuple[str, ...], checkpointing: bool) -> DiffusionClassifier:
-    """The classifier on the meta device, with the backbone as it will compute."""
-    # Of the others none keeps a weight for each pair of places, and xformers takes no tensors without values.
-    attention = "math" if recipe.backbone.attention == "math" else "sdpa"
-    backbone = outline_backbone(replace(recipe.backbone, attention=attention), precision=recipe.training.precision)
-    switch_checkpointing(backbone, checkpointing)
-    return outline_classifier(recipe, class_names, backbone)
 
 
 def _decide(recipe: Recipe, class_names: tuple[str, ...], images: int, free: int) -> bool:

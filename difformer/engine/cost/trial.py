@@ -1,4 +1,4 @@
-"""Trying a run out: two steps, their time and their memory."""
+"""A trial of a run: two steps, their time and their memory."""
 
 import sys
 from typing import Any
@@ -14,7 +14,7 @@ _CPU_BATCH = 2
 
 
 def trial_batch(batch_size: int, accelerator: Any) -> int:
-    """Images of a step, over all processes: on a CPU, a step of a large network takes minutes with a whole batch."""
+    """Images of a trial step, over all processes: on a CPU, a large network needs minutes for a whole batch."""
     return min(batch_size, _CPU_BATCH * accelerator.num_processes) if accelerator.device.type == "cpu" else batch_size
 
 
@@ -22,7 +22,7 @@ def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:
     """Takes two steps and prints them.
 
     Returns:
-        The losses, and the seconds an image of the last step.
+        The losses, and the seconds per image of the last step.
 
     Raises:
         Stopped: a signal asked to stop.
@@ -47,7 +47,7 @@ def two_steps(trainer: Trainer, accelerator: Any) -> tuple[list[float], float]:
 
 
 def memory_in_use(device: torch.device) -> int:
-    """Of the GPU; on a CPU of the process."""
+    """Bytes in use on the GPU; on a CPU, by the process. On a GPU, resets the peak."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return int(torch.cuda.memory_allocated(device))
@@ -55,7 +55,7 @@ def memory_in_use(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most memory the GPU, or on a CPU the process, had in use."""
+    """Peak bytes in use on the GPU; on a CPU, by the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":

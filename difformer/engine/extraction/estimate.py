@@ -1,4 +1,4 @@
-"""What an extraction will take of time and disk."""
+"""Time and disk space that an extraction will take."""
 
 import shutil
 import time
@@ -24,10 +24,10 @@ class Estimate:
 
     Attributes:
         total_bytes: of the whole cache.
-        missing_bytes: that are still to be written.
-        missing_images: images that are still to be read, each view counted.
+        missing_bytes: still to be written.
+        missing_images: still to be read, counted once for each view.
         seconds: until it is done.
-        shard_seconds: work that a stop loses at most, in each process.
+        shard_seconds: maximum work that is lost by a stop, in each process.
     """
 
     total_bytes: int
@@ -39,7 +39,7 @@ class Estimate:
     def __str__(self) -> str:
         total, missing = (human_bytes(size) for size in (self.total_bytes, self.missing_bytes))
         if not self.missing_images:
-            return f"{total}, all there"
+            return f"{total}, complete"
         times = [tqdm.format_interval(seconds) for seconds in (self.seconds, self.shard_seconds)]
         return (
             f"{total}, of which {missing} ({self.missing_images} images) are missing and take about {times[0]}; "
@@ -54,9 +54,9 @@ def estimate(
 
     Args:
         plan: what is wanted.
-        missing: the (view, shard) that are not there.
-        image_seconds: of one image on one process, from `time_image`.
-        processes: that share the work.
+        missing: the (view, shard) that do not exist yet.
+        image_seconds: for one image on one process, from `time_image`.
+        processes: number that shares the work.
     """
     manifest = plan.manifest
     total = sum(manifest.shard_bytes(shard) for _, shard in plan.shards())
@@ -69,7 +69,7 @@ def estimate(
 
 
 def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int) -> float:
-    """Seconds that one image takes, reading included, measured on one batch after another to warm up."""
+    """Seconds that one image takes, reading included, measured on a second pass after one to warm up."""
     device = device_of(classifier.backbone)
     count = min(batch_size if device.type == "cuda" else _TIMED_ON_CPU, len(dataset))
     start = time.perf_counter()
@@ -90,7 +90,7 @@ def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_siz
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raises OSError when a disk cannot hold what is still to be written."""
+    """Raises OSError when the disk has too little space for the bytes that are needed."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     free = shutil.disk_usage(there).free
     if needed and free < needed + needed // 100 + _MARGIN_BYTES:
@@ -101,6 +101,6 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def collate_readable(samples: Sequence[Sample | None]) -> Batch | None:
-    """A batch without the images that were skipped; None when there are no others."""
+    """A batch without the images that were skipped; None when no image is left."""
     there = [sample for sample in samples if sample is not None]
     return collate(there) if there else None

@@ -1,7 +1,6 @@
 """Extraction of features into the cache: shared by processes, resumable at every shard, verified at the end."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -27,8 +26,8 @@ from difformer.taps import FeatureKey
 
 _log = getLogger(__name__)
 
-# Images that go through the backbone at once, in each process. Not a share of a global batch: the same images must
-# meet whatever the number of processes, or their features would round differently.
+# Images that go through the backbone at once, in each process. Not a share of a global batch: batches must hold the
+# same images for any number of processes, or their features would round differently.
 BATCH_SIZE = 32
 
 
@@ -45,7 +44,7 @@ class Job:
     batch_size: int
 
     def share(self, places: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
-        """This process's part of (view, shard) that all processes agree on."""
+        """This process's part of the (view, shard) that all processes share."""
         return places[self.processes.process_index :: self.processes.num_processes]
 
     def bar(self, places: Sequence[tuple[int, int]], manifest: CacheManifest, what: str, delay: float = 0) -> Any:
@@ -67,19 +66,19 @@ def open_or_extract(
     workers: int = 0,
     batch_size: int = BATCH_SIZE,
 ) -> CachedFeatures:
-    """The cached features of a split, which are extracted first where they are not there.
+    """The cached features of a split; missing features are extracted first.
 
-    Either way all of it is read once, and compared with the digests it was written with. The cache of another recipe
-    serves as well, where it holds the same features of the same images, and others besides.
+    Either way, the whole cache is read once and compared with the digests it was written with. The cache of another
+    recipe is used if it holds the same features of the same images; it may hold more.
 
     View v of features for training is what live training reads in epoch v: its augmentation and its noise. Without
     `augment` there is one view, as evaluation reads it. Processes share the shards; the files are the same for any
-    number of them. An extraction that is stopped, killed or run by two at once leaves whole shards, and the same call
-    computes the others.
+    number of processes. An extraction that is stopped, killed or run twice at the same time leaves whole shards, and
+    the same call computes the others.
 
     Args:
-        classifier: whose extractor gives the features, and whose head says to which sizes they are pooled; on the
-            device where it is to run.
+        classifier: its extractor gives the features, and its head the sizes that they are pooled to; on the device
+            where it runs.
         dataset, split, data, cache, seed, augment: as for `plan_cache`.
         processes: Accelerate's `Accelerator` or `PartialState`.
         workers: of each process's data loader.
@@ -90,15 +89,15 @@ def open_or_extract(
 
     Raises:
         ValueError: DifFeed, whose features cannot be cached; features that do not fit the dtype.
-        OSError: the disk cannot hold them, or fails.
-        ImageError: an image cannot be read, and such are not to be skipped.
-        FeatureCacheError: a shard turned out to be damaged.
+        OSError: the disk has too little space, or fails.
+        ImageError: an image cannot be read, and unreadable images are not skipped.
+        FeatureCacheError: a shard is damaged.
     """
     plan = plan_for(classifier, dataset, split, data=data, cache=cache, seed=seed, augment=augment)
     job = Job(split, plan, classifier, dataset, processes, workers, batch_size)
     other = on_main(processes, partial(plan.covering, dataset)) if on_main(processes, plan.missing) else plan.folder
     if other is None:
-        announce([job])
+        on_main(processes, partial(announce, [job]))
         cached = extract_missing(job)
     else:
         on_all(processes, partial(_verify_shards, job, other))
@@ -115,12 +114,7 @@ def plan_for(classifier: DiffusionClassifier, dataset: ImageDataset, split: str,
 
 
 def announce(jobs: Sequence[Job]) -> None:
-    """Says on the main process what extractions will take; raises OSError where the disk cannot hold them."""
-    on_main(jobs[0].processes, partial(_announce, jobs))
-
-
-def _announce(jobs: Sequence[Job]) -> None:
-    """Says what the extraction will take, and refuses what the disk cannot hold."""
+    """Prints what extractions will take; raises OSError where the disk has too little space. Called on one process."""
     missing = [job.plan.missing() for job in jobs]
     unfinished = [job for job, places in zip(jobs, missing, strict=True) if places]
     first = unfinished[0] if unfinished else None
@@ -134,17 +128,23 @@ def _announce(jobs: Sequence[Job]) -> None:
 
 
 def extract_missing(job: Job) -> CachedFeatures:
-    """Computes what a cache lacks, and verifies all of it; gives its features, on every process."""
+    """Computes the missing shards of a cache and verifies all of them; gives the features, on every process."""
     missing = on_main(job.processes, partial(_prepare, job.plan))
-    with _says_how_to_resume(job):
+    try:
         if missing:
             on_all(job.processes, partial(_write_shards, job, job.share(missing)))
         on_all(job.processes, partial(_verify_shards, job, job.plan.folder))
         return on_all(job.processes, partial(_open_checked, job))
+    except BaseException:
+        if job.processes.is_main_process:
+            left, total = len(job.plan.missing()), len(job.plan.shards())
+            message = "%d of %d shards are whole and stay in %s; the same command resumes with the others"
+            _log.warning(message, total - left, total, job.plan.folder)
+        raise
 
 
 def _prepare(plan: CachePlan) -> list[tuple[int, int]]:
-    """Makes the folder ready; gives the (view, shard) that are missing from it."""
+    """Prepares the folder; returns the (view, shard) that are missing from it."""
     plan.folder.mkdir(parents=True, exist_ok=True)
     plan.manifest.write(plan.folder)
     remove_stale(plan.folder)
@@ -185,14 +185,14 @@ def _write_view(job: Job, view: int, shards: Sequence[int], bar: Any) -> None:
                 gathered.add(job.plan.pooled(features), batch.ids)
             bar.update(len(places))
         maps, ids = gathered.content()
-        # In place of the batches' labels, which may be targets.
+        # Not the batches' labels, which may be targets.
         there = np.isin(job.dataset.ids[rows[shard]], ids)
         labels = torch.tensor(job.dataset.labels[rows[shard]][there].tolist(), dtype=torch.int64)
         write_shard(job.plan.folder, manifest, view, shard, maps, labels, ids)
 
 
 class _Rows:
-    """The rows of a shard as they come in, in memory that is there from the start."""
+    """The rows of a shard, in memory that is allocated once and filled batch by batch."""
 
     def __init__(self, manifest: CacheManifest, rows: int) -> None:
         self.features = {key: torch.empty(rows, *shape, dtype=manifest.dtype) for key, shape in manifest.shapes.items()}
@@ -212,7 +212,7 @@ class _Rows:
 
 
 def _verify_shards(job: Job, folder: Path) -> None:
-    """Reads this process's share of the views that a job wants, from its own folder or one that covers it."""
+    """Verifies this process's share of a job's views, in the job's own folder or another that covers it."""
     manifest = CacheManifest.read(folder)
     places = [(view, shard) for view in range(job.plan.views) for shard in range(manifest.num_shards)]
     share = job.share(places)
@@ -223,7 +223,7 @@ def _verify_shards(job: Job, folder: Path) -> None:
 
 
 def _open_checked(job: Job) -> CachedFeatures:
-    """The finished cache, in which every image of the split must be once, but for those that were to be skipped."""
+    """The finished cache; every image of the split must be in it once, except those that may be skipped."""
     plan, dataset = job.plan, job.dataset
     cached = CachedFeatures(plan.folder, views=plan.views)
     every_id, every_label = dataset.ids, dataset.labels
@@ -234,8 +234,8 @@ def _open_checked(job: Job) -> CachedFeatures:
         there = np.isin(expected, found)
         if not np.array_equal(expected[there], found) or not np.array_equal(labels[there], found_labels):
             raise FeatureCacheError(
-                f"the shards {number:05} in {cached.folder} do not hold the images of the split, each once and in "
-                f"order; remove them and extract again"
+                f"the shards {number:05} in {cached.folder} do not hold each image of the split once and in order; "
+                f"remove them and extract again"
             )
     if not len(cached):
         raise ImageError(f"not one of the {len(dataset)} images can be read; see the log for their names")
@@ -244,15 +244,3 @@ def _open_checked(job: Job) -> CachedFeatures:
     if cached.missing and job.processes.is_main_process:
         _log.warning("%d of %d images could not be read and are left out", cached.missing, len(dataset))
     return cached
-
-
-@contextlib.contextmanager
-def _says_how_to_resume(job: Job) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        if job.processes.is_main_process:
-            missing, total = len(job.plan.missing()), len(job.plan.shards())
-            message = "%d of %d shards are whole and stay in %s; the same command resumes with the others"
-            _log.warning(message, total - missing, total, job.plan.folder)
-        raise

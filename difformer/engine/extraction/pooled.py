@@ -22,7 +22,7 @@ from difformer.taps import FeatureKey
 
 
 class PooledInEveryWay(nn.Module):
-    """Images to vectors: each block's map averaged to each number of cells, all joined.
+    """Images to vectors: each block's map averaged to each grid of cells, all joined.
 
     Args:
         extractor: reads the maps, at one timestep.
@@ -76,16 +76,16 @@ class SplitFeatures:
 
 
 def check_memory(model: PooledInEveryWay, counts: Sequence[int]) -> None:
-    """Finds out before splits are read that their vectors would not fit into memory.
+    """Checks that the vectors fit into memory, before splits are read.
 
     Args:
         model: gives the vectors.
         counts: images of each split.
 
     Raises:
-        ValueError: they need more than is free.
+        ValueError: they need more memory than is free.
     """
-    # The batches of a split are joined while they are there; every process on this machine holds all vectors.
+    # The batches of a split are still in memory while they are joined; every process here holds all vectors.
     needed = (sum(counts) + max(counts)) * model.width * torch.float32.itemsize
     free = free_memory(torch.device("cpu"))
     if needed > free:

@@ -1,4 +1,4 @@
-"""The course of a run, whatever it trains: its folder, resuming, records of epochs, results."""
+"""A training run from start to results, whatever it trains: its folder, resuming, records of epochs."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -19,13 +19,11 @@ from difformer.report.curves import draw_curves
 
 
 class TrainingRun(Protocol):
-    """The parts of a run, and what is its own in it. All is called on every process."""
+    """The parts of a run, and what differs between kinds of runs. Everything is called on every process."""
 
     @property
     def trainer(self) -> Trainer:
-        """What trains; made when it is first asked for, which may take long and is not done for a run that cannot go
-        on.
-        """
+        """The trainer; made on first access, which may take long and is not done for a run that cannot resume."""
         ...
 
     @property
@@ -35,7 +33,7 @@ class TrainingRun(Protocol):
 
     @property
     def sources(self) -> dict[str, str]:
-        """Digests, by name, of what must be the same where a run is resumed."""
+        """Digests, by name, of what must be the same when a run is resumed."""
         ...
 
     @property
@@ -48,20 +46,20 @@ class TrainingRun(Protocol):
         ...
 
     def resume(self) -> None:
-        """Called before the first step where the trainer has taken a saved state.
+        """Called before the first step when the trainer has loaded a saved state.
 
         Raises:
-            CheckpointError: something else of the run is damaged, so that it could not be finished.
+            CheckpointError: another part of the run is damaged, so it could not be finished.
         """
         ...
 
     def end_epoch(self, record: dict[str, Any]) -> bool:
-        """Adds measurements to the record of the epoch, keeps what is to be kept; whether to stop early."""
+        """Adds measurements to the epoch's record and writes files of the epoch; returns whether to stop early."""
         ...
 
     def finish(self, last: dict[str, Any]) -> dict[str, Any]:
-        """Writes `outputs` and does what remains after the last epoch, whose record is given; gives results to add to
-        those of every run.
+        """Writes `outputs` and does what remains after the last epoch, whose record is given; returns results to add
+        to those of every run.
         """
         ...
 
@@ -79,11 +77,11 @@ def carry_out(
 
     Args:
         recipe: with `output`, `training` and `trackers`.
-        build: makes the run's parts from recipe, accelerator and, of a run that is resumed, the sources it began with.
-        may_change: keys of the recipe that a run may resume with another value of.
-        comparable: brings a recipe's values into the form in which those of equal runs are equal.
-        overwrite: start anew although there is a run in the folder.
-        more_to_come: other runs follow in these processes, so they stay connected.
+        build: makes the run's parts from recipe, accelerator and, for a resumed run, the sources it began with.
+        may_change: keys of the recipe whose values may differ when a run is resumed.
+        comparable: brings a recipe's values into a form that is equal for equal runs.
+        overwrite: start a new run even if there is one in the folder.
+        more_to_come: other runs follow in these processes, so the processes stay connected.
 
     Returns:
         The results, as in `results.json`.
@@ -94,19 +92,20 @@ def carry_out(
     folder = RunFolder(recipe.output)
     accelerator = create_accelerator(recipe.training.precision, trackers=recipe.trackers, folder=folder.path)
     saved = None if overwrite else saved_state(folder, recipe, may_change, comparable)
-    _check_same_disk(folder, accelerator, None if saved is None else vars(saved.state.progress))
+    # Processes that find different states, on disks of their own, would train different weights.
+    found = gathered(accelerator, [None if saved is None else vars(saved.state.progress)])
+    if any(other != found[0] for other in found):
+        raise OSError(f"the processes do not find the same state in {folder.path}; it must be on a disk they share")
     results = folder.finished() if saved is not None and saved.state.progress.finished else None
     if results is not None:
-        accelerator.print(
-            f"this run is finished; its results are in {folder.path}. For another, choose another --output"
-        )
+        accelerator.print(f"this run is finished; its results are in {folder.path}. For another, give another --output")
         return results
     if saved is None and not overwrite and folder.results.exists():
         raise FileExistsError(
             f"{folder.path} holds a finished run whose training state is gone; choose another --output, or --overwrite"
         )
     folder.check()
-    # What the main process writes from here on must not be found by the others above.
+    # The main process writes from here on, and the others must not find that in the checks above.
     accelerator.wait_for_everyone()
     try:
         on_main(accelerator, folder.claim)
@@ -131,16 +130,31 @@ class _Course:
         self.folder = folder
         self.accelerator = accelerator
         self.run = run
-        # Here, on every process: to know all images may take one longer than others would wait for its word.
+        # On every process: listing all images on one process alone may take longer than the others would wait.
         self.sources = run.sources
         self.history: list[dict[str, Any]] = []
         self.resumed_from = None if saved is None else saved.file
-        if saved is not None:
-            self._restore(saved)
+        if saved is None:
+            return
+        state = saved.state
+        for name in {**state.sources, **self.sources}:
+            begun = state.sources.get(name)
+            # Earlier versions had another digest of images.
+            same = begun == self.sources.get(name)
+            if not same and not (name == "training images" and begun == run.images["train"].former_digest):
+                raise ValueError(
+                    f"the {name} are not those that the run in {folder.path} was begun with; restore them, or choose "
+                    f"another --output"
+                )
+        run.trainer.restore(state, str(saved.file))
+        run.resume()
+        self.history = state.history
+        if not state.progress.finished:
+            accelerator.print(f"resuming with epoch {state.progress.epoch + 1}, step {state.progress.step + 1}")
 
     def follow(self, *, overwrite: bool) -> dict[str, Any]:
         """Trains to the end; returns the results."""
-        # Made before what an earlier run has left is removed: it may find that it cannot train.
+        # Made before the files of an earlier run are removed, since it may raise an error.
         trainer = self.run.trainer
         on_main(self.accelerator, partial(self._prepare, overwrite=overwrite))
         self.accelerator.init_trackers("difformer", config=flat(carried(self.recipe)))
@@ -161,36 +175,21 @@ class _Course:
         if progress.best_epoch is not None:
             results["best"] = next(record for record in self.history if record["epoch"] == progress.best_epoch)
         results |= self.run.finish(self.history[-1])
-        return on_main(self.accelerator, partial(self._write, results))
-
-    def _restore(self, saved: SavedState) -> None:
-        state = saved.state
-        for name in {**state.sources, **self.sources}:
-            begun = state.sources.get(name)
-            # Earlier versions had another digest of images.
-            same = begun == self.sources.get(name)
-            if not same and not (name == "training images" and begun == self.run.images["train"].former_digest):
-                raise ValueError(
-                    f"the {name} are not those that the run in {self.folder.path} was begun with; bring them back, or "
-                    f"choose another --output"
-                )
-        self.run.trainer.restore(state, str(saved.file))
-        self.run.resume()
-        self.history = state.history
-        progress = state.progress
-        if not progress.finished:
-            self.accelerator.print(f"resuming with epoch {progress.epoch + 1}, step {progress.step + 1}")
+        on_main(self.accelerator, partial(draw_curves, self.history, self.folder.curves))
+        # The results come last, since they say that the run is finished.
+        files = (*self.run.outputs, self.folder.metrics)
+        return on_main(self.accelerator, partial(self.folder.write_results, results, files))
 
     def _prepare(self, *, overwrite: bool) -> None:
         if overwrite:
             self.folder.clear()
         if self.resumed_from == self.folder.previous:
-            # In the place of a damaged one, which the next save would keep in its stead.
+            # Replaces the damaged state, which the next save would otherwise keep as the previous one.
             os.replace(self.folder.previous, self.folder.state)
         self.folder.write_text(self.folder.recipe.name, dump(self.recipe))
         self.folder.write_json("environment.json", environment(self.accelerator.num_processes, self.accelerator.device))
         self.folder.write_splits(self.run.images)
-        # A run that was killed may have written further than its state.
+        # A run that was killed may have written records after its last state.
         self.folder.write_history(self.history)
 
     def _save(self) -> None:
@@ -217,15 +216,3 @@ class _Course:
             progress.finished = True
         else:
             progress.next_epoch()
-
-    def _write(self, results: dict[str, Any]) -> dict[str, Any]:
-        draw_curves(self.history, self.folder.curves)
-        # Last, since they say that the run is finished.
-        return self.folder.write_results(results, (*self.run.outputs, self.folder.metrics))
-
-
-def _check_same_disk(folder: RunFolder, accelerator: Any, progress: dict[str, Any] | None) -> None:
-    """Raises OSError when processes, on other machines, find other states: they would train different weights."""
-    found = gathered(accelerator, [progress])
-    if any(other != found[0] for other in found):
-        raise OSError(f"the processes do not find the same state in {folder.path}; it must lie on a disk they share")

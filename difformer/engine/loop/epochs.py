@@ -1,4 +1,4 @@
-"""Epoch after epoch, with a bar, saving and stopping; what is between epochs is the caller's."""
+"""The loop over epochs, with a progress bar, saving and stopping; the caller defines the work between epochs."""
 
 import signal
 from collections.abc import Callable
@@ -24,8 +24,8 @@ def run_epochs(
         trainer: what trains.
         accelerator: Accelerate's.
         save: writes the training state; called on all processes.
-        end_epoch: called with the seconds and images of an epoch; goes to the next one, or finishes. A signal
-            interrupts it: the state before it is saved.
+        end_epoch: called with the seconds and images of an epoch; sets `progress` to the next epoch, or to finished. A
+            signal interrupts it; the state before it is saved.
         describe: the bar's text.
 
     Raises:

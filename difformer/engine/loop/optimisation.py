@@ -1,4 +1,4 @@
-"""How weights move: optimiser, learning rate, mixing of images."""
+"""How weights are updated: optimiser, learning rate, mixing of images."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ def create_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.
     """timm's optimiser for the parameters that take a gradient; biases and norms are not decayed.
 
     Raises:
-        ValueError: timm does not know it, or nothing is to be trained.
+        ValueError: timm does not know it, or there is nothing to train.
     """
     timm = require("timm.optim", "training", install="timm")
     if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -42,13 +42,13 @@ def create_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.
 def create_schedule(
     optimizer: torch.optim.Optimizer, config: ScheduleConfig, epochs: int, steps: int
 ) -> Callable[[int], None]:
-    """Sets the learning rate for a step, by its number in the whole run counted from 0.
+    """Returns a function that sets the learning rate for a step, given its number in the whole run, counted from 0.
 
     Args:
-        optimizer: whose rates are set.
+        optimizer: its rates are set.
         config: the schedule.
         epochs: of the run.
-        steps: an epoch.
+        steps: per epoch.
 
     Raises:
         ValueError: the warm-up is not shorter than the run.
@@ -56,7 +56,7 @@ def create_schedule(
     if config.warmup_epochs >= epochs:
         raise ValueError(f"schedule.warmup_epochs must be below training.epochs, {epochs}, got {config.warmup_epochs}")
     timm = require("timm.scheduler", "training", install="timm")
-    # A constant rate is a step that never comes.
+    # A constant rate is a step schedule whose first step comes after the end.
     step_epochs = config.step_epochs if config.name == "step" else epochs + 1
     scheduler, _ = timm.create_scheduler_v2(
         optimizer,
@@ -72,7 +72,7 @@ def create_schedule(
     )
 
     def set_rate(step: int) -> None:
-        # The first step of a warm-up already learns.
+        # The rate of a warm-up's first step is above 0.
         warm = step < config.warmup_epochs * steps
         scheduler.step_update(num_updates=step + 1 if warm else step)
 
@@ -80,7 +80,7 @@ def create_schedule(
 
 
 class Mixing:
-    """Mixup and CutMix of a batch's images, as timm does it, and the targets that fit.
+    """timm's Mixup and CutMix of a batch's images, with the matching targets.
 
     Args:
         config: with mixup and cutmix.
@@ -99,9 +99,9 @@ class Mixing:
         """Mixes.
 
         Args:
-            images: (B, 3, H, W). An odd last one stays as it is.
+            images: (B, 3, H, W). With an odd B, the last one stays as it is.
             labels: (B,).
-            place: numbers that the random choices depend on, beside the seed: step, process, part.
+            place: numbers that the random choices depend on, besides the seed: step, process, part.
 
         Returns:
             Images, and targets: labels (B,), or probabilities (B, classes) where images are mixed.

@@ -29,38 +29,31 @@ def saved_state(
 ) -> SavedState | None:
     """The state to resume from, or None where there is none.
 
-    That is the one before where the last one is damaged, or was not yet in its place when the run was killed.
+    It is the previous state if the last one is damaged, or was not yet in its place when the run was killed.
 
     Raises:
-        CheckpointError: none of those that are there can be used.
-        ValueError: it is of another recipe, in comparable values.
+        CheckpointError: no state that exists can be used.
+        ValueError: it is of a recipe whose comparable values differ.
     """
-    saved = _last_whole(folder)
+    saved: SavedState | None = None
+    damage: list[str] = []
+    for file in (folder.state, folder.previous):
+        if saved is None and file.exists():
+            try:
+                saved = SavedState(TrainingState.load(file), file)
+            except CheckpointError as error:
+                damage.append(str(error))
     if saved is None:
+        if damage:
+            raise CheckpointError(f"{'; '.join(damage)}. Restore a whole one, choose another --output, or --overwrite")
         return None
+    if damage:
+        _log.warning("%s; resuming from the state before it, %s", damage[0], saved.file)
     before, now = without_places(saved.state.recipe), carried(recipe)
     if before.get("backbone") == now.get("backbone"):
-        # Where it lies, which is not in the state, tells what its blocks are called.
+        # Its location, which is not in the state, is needed to name its blocks.
         before["backbone"] = now["backbone"] = plain(recipe).get("backbone")
     check_unchanged(
         folder.path, "a run with another recipe", comparable(before), comparable(now), may_change=may_change
     )
     return saved
-
-
-def _last_whole(folder: RunFolder) -> SavedState | None:
-    damage: list[str] = []
-    for file in (folder.state, folder.previous):
-        if not file.exists():
-            continue
-        try:
-            state = TrainingState.load(file)
-        except CheckpointError as error:
-            damage.append(str(error))
-            continue
-        if damage:
-            _log.warning("%s; resuming from the state before it, %s", damage[0], file)
-        return SavedState(state, file)
-    if damage:
-        raise CheckpointError(f"{'; '.join(damage)}. Bring a whole one back, choose another --output, or --overwrite")
-    return None

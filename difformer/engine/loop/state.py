@@ -1,4 +1,4 @@
-"""The training state: one file that is replaced when the next is whole, and beside it the one before."""
+"""The training state: a file that is replaced once the next is whole, and the previous state beside it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from difformer.files import sha256, write_atomically
 
 FORMAT = "difformer.training"
 FORMAT_VERSION = 2
-# Had no digest of the file.
+# The version whose files end without a digest.
 _UNSEALED_VERSION = 1
-# The comment that ends the archive, after the length of it: the digest of all before.
+# The comment that ends the zip archive, after its length: the digest of everything before it.
 _SEAL = b"difformer sha256 "
 _SEAL_BYTES = len(_SEAL) + hashlib.sha256().digest_size * 2
 
 
 def snapshot(parts: nn.Module) -> dict[str, Tensor]:
-    """A copy of a module's weights, where they are."""
+    """A copy of a module's weights, on their device."""
     return {name: tensor.detach().clone() for name, tensor in parts.state_dict().items()}
 
 
 def restore(parts: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copies weights back into the tensors that a module, and perhaps an optimiser, holds.
+    """Copies weights into a module's own tensors, which an optimiser may hold too.
 
     Raises:
         CheckpointError: they do not fit.
@@ -48,8 +48,8 @@ class Progress:
         step: steps done in it.
         images: images seen in the whole run.
         loss_sum, counted: over the epoch's images so far, and how many these are.
-        counts: what the task counts of them, by name; whole numbers are kept as int.
-        best: the best value of the criterion so far, and best_epoch when it was.
+        counts: what the task counts over these images, by name; whole numbers are kept as int.
+        best, best_epoch: the best value of the criterion so far, and its epoch.
         waiting: evaluations since then.
         finished: whether the last epoch is done and evaluated.
     """
@@ -75,7 +75,7 @@ class Progress:
         self.counted += counted
 
     def note(self, value: float, *, larger_is_better: bool) -> bool:
-        """Takes an evaluation into account; returns whether it is the best so far (of equals the first)."""
+        """Takes an evaluation into account; returns whether it is the best so far (the first of equal ones)."""
         better = self.best is None or (value > self.best if larger_is_better else value < self.best)
         if better:
             self.best, self.best_epoch, self.waiting = value, self.epoch + 1, 0
@@ -101,8 +101,8 @@ class TrainingState:
         progress: how far it is.
         weights: of head and feedback.
         optimizer: its state.
-        task: what the task has learned beside the weights.
-        scaler: of the loss, with fp16.
+        task: what the task has learned besides the weights.
+        scaler: state of the loss scaler, with fp16.
         averaged: moving average of the weights, where there is one.
         history: the records of metrics.jsonl.
     """
@@ -118,37 +118,42 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def save(self, path: Path, previous: Path | None = None) -> None:
-        """Writes it; what was there stays until the new file is whole.
+        """Writes it; an existing file stays until the new one is whole.
 
         Args:
             path: the file.
-            previous: where the state that was there goes.
+            previous: where the existing file is moved to.
 
         Raises:
-            OSError: it cannot be written, such as on a full disk; what was there is untouched.
+            OSError: it cannot be written, such as on a full disk; the existing file is unchanged.
         """
         content = vars(self) | {"progress": vars(self.progress), "format": FORMAT, "format_version": FORMAT_VERSION}
         with write_atomically(path, overwrite=True, keep=previous) as temporary:
             try:
                 torch.save(content, temporary)
-            # torch reports a failed write as a RuntimeError of its own archive.
+            # torch reports a failed write as a RuntimeError about its archive.
             except RuntimeError as error:
                 raise OSError(f"the training state {path} could not be written: {error}") from error
             _seal(temporary)
 
     @classmethod
     def load(cls, path: Path) -> "TrainingState":
-        """Reads what `save` wrote, onto the CPU. A damaged file is not unpacked, but for those of earlier versions,
-        whose entries have checksums only.
+        """Reads what `save` wrote, onto the CPU. A damaged file is not unpacked. Files of earlier versions only have
+        checksums of their entries, which are verified while unpacking.
 
         Raises:
-            FileNotFoundError: it is not there.
-            CheckpointError: it is damaged, or no training state of this version.
+            FileNotFoundError: it does not exist.
+            CheckpointError: it is damaged, or not a training state of this version.
         """
+        body = path.stat().st_size - _SEAL_BYTES
         with path.open("rb") as file:
             if file.read(2) != b"PK":
                 raise CheckpointError(f"{path} cannot be read as a training state: it is no archive")
-        whole = _is_sealed(path)
+            file.seek(max(0, body))
+            end = file.read()
+        whole = end.startswith(_SEAL)
+        if whole and sha256(path, size=body).encode() != end.removeprefix(_SEAL):
+            raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
         content = read_pickle(path, verify=not whole)
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise CheckpointError(f"{path} is not a training state")
@@ -159,7 +164,7 @@ class TrainingState:
             raise CheckpointError(f"{path} is damaged: the digest at its end is missing")
         try:
             progress = dict(content["progress"])
-            # Earlier versions counted nothing else.
+            # Earlier versions only counted these.
             if "correct" in progress:
                 progress["counts"] = {"correct": progress.pop("correct")}
             return cls(**content | {"progress": Progress(**progress)})
@@ -168,23 +173,10 @@ class TrainingState:
 
 
 def _seal(archive: Path) -> None:
-    """Ends a zip archive that has no comment with one that holds the digest of everything before."""
+    """Adds a comment with the digest of everything before it to a zip archive without comment."""
     with archive.open("rb+") as file:
         file.seek(-2, 2)
         file.write(_SEAL_BYTES.to_bytes(2, "little"))
     digest = sha256(archive)
     with archive.open("ab") as file:
         file.write(_SEAL + digest.encode())
-
-
-def _is_sealed(path: Path) -> bool:
-    """Whether a file ends with the digest of what is before; raises CheckpointError where that is another."""
-    body = path.stat().st_size - _SEAL_BYTES
-    with path.open("rb") as file:
-        file.seek(max(0, body))
-        end = file.read()
-    if not end.startswith(_SEAL):
-        return False
-    if sha256(path, size=body).encode() != end.removeprefix(_SEAL):
-        raise CheckpointError(f"{path} is damaged: it does not have the digest it was written with")
-    return True

@@ -1,9 +1,9 @@
-"""The training loop: steps, saving and resuming, whatever it is that is trained."""
+"""The training loop: steps, saving and resuming, for any objective."""
 
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ from difformer.engine.runtime.batches import (
 from difformer.engine.runtime.stopping import StopRequest
 from difformer.streams import stable_id
 
-# What may help against numbers that are not finite.
+# Remedies against values that are not finite.
 _CALMER = "Try a lower optimizer.lr, optimizer.clip_norm, or training.precision no"
 
 
@@ -43,9 +43,9 @@ class Place:
 
     Attributes:
         step: in the whole run.
-        process: which one.
-        part: of its share.
-        counts: false for a stand-in, which nothing is to be learned from.
+        process: index of the process.
+        part: index in the process's share.
+        counts: false for a stand-in, from which nothing is learned.
     """
 
     step: int
@@ -59,12 +59,12 @@ class Objective(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """What learns; the loop hands it back to `losses` as Accelerate has prepared it."""
+        """What learns; the loop passes it to `losses` after Accelerate has prepared it."""
         ...
 
     @property
     def parts(self) -> nn.Module:
-        """What is kept of it."""
+        """The part of `module` whose weights are saved."""
         ...
 
     def begin_epoch(self, epoch: int) -> None:
@@ -73,11 +73,11 @@ class Objective(Protocol):
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """What is counted beside the loss, over the images of an epoch: "correct"."""
+        """Names of what is counted besides the loss over an epoch's images, such as "correct"."""
         ...
 
     def losses(self, model: Any, batch: Any, device: torch.device, place: Place) -> tuple[Tensor, Sequence[Tensor]]:
-        """(B,) losses, and the sum over the batch of each that is `counted`, which stays on the device."""
+        """(B,) losses, and the sum over the batch for each name in `counted`, which stays on the device."""
         ...
 
     def end_step(self) -> None:
@@ -85,7 +85,7 @@ class Objective(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learned beside the weights."""
+        """What it has learned besides the weights."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -95,13 +95,13 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over the images of a step, over all processes, and what they agree on.
+    """Sums over the images of a step, over all processes, and decisions that hold for all of them.
 
     Attributes:
         loss_sum: of the losses.
         counted: images.
         counts: what the objective counts, by name.
-        stop: whether one was asked to stop.
+        stop: whether a process received a signal to stop.
         save: whether the last save is `save_minutes` ago.
     """
 
@@ -116,22 +116,22 @@ class Trainer:
     """Trains on a data set.
 
     A step is a function of the state before it, the configuration and the data: order, augmentation, noise and dropout
-    are drawn from seeds that depend on epoch and step. So a run that was interrupted ends as one that was not.
+    are drawn from seeds that depend on epoch and step. So an interrupted run ends exactly as one without interruption.
 
     Args:
         objective: what is trained.
         loop, optimizer, schedule: how.
         accelerator: Accelerate's.
-        dataset: with `ids`, `set_epoch` and a length.
+        dataset: has `ids`, `set_epoch` and a length.
         collate: makes a batch of the data set's samples.
         shuffle_buffer: how far samples of shards are shuffled.
         sync_batch_norm: on GPUs, batch statistics over all processes.
 
     Attributes:
-        steps: an epoch.
+        steps: per epoch.
         progress: how far it is.
-        averaged: moving average of the weights, by name, where one is asked for.
-        unsaved: runs since the last save.
+        averaged: moving average of the weights, by name; None without `ema`.
+        unsaved: clock since the last save.
 
     Raises:
         ValueError: as `create_optimizer` and `create_schedule`.
@@ -169,7 +169,7 @@ class Trainer:
         module = objective.module
         if sync_batch_norm and shares_statistics(accelerator):
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
-        # In the order of the parts, which is that of saved states.
+        # In the order of `parts`, as in saved states.
         created = create_optimizer(objective.parts, optimizer)
         self._set_rate = create_schedule(created, schedule, loop.epochs, self.steps)
         self.model, self.optimizer = accelerator.prepare(module, created)
@@ -196,7 +196,7 @@ class Trainer:
         self.progress = state.progress
 
     def state(self, recipe: dict[str, Any], sources: dict[str, str], history: list[dict[str, Any]]) -> TrainingState:
-        """What `restore` needs.
+        """The state that `restore` takes.
 
         Raises:
             TrainingError: a weight is not finite.
@@ -225,16 +225,16 @@ class Trainer:
         """Trains to the end of the current epoch, from the step it is at.
 
         Args:
-            stop: noticed between steps, by all processes at the same one.
+            stop: noticed between steps, by all processes at the same step.
             after_step: called with each step's sums.
-            until: the step to end before, in place of the end of the epoch.
+            until: number of the step to end before, instead of at the end of the epoch.
 
         Returns:
             Whether the end was reached; false after a request to stop.
 
         Raises:
             TrainingError: the loss is not finite, or a data worker died.
-            ValueError: batch statistics would be taken of a single image.
+            ValueError: batch statistics would be computed from a single image.
         """
         progress = self.progress
         if until is None:
@@ -248,8 +248,16 @@ class Trainer:
         last = self.steps if until is None else min(until, self.steps)
         batches = iter(self.loader) if progress.step < last else iter(())
         while progress.step < last:
-            with self._says_where_a_worker_died():
+            try:
                 totals = self._step(batches, stop)
+            except RuntimeError as error:
+                # torch raises it at any place in the process, so the weights may be those of half a step.
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise TrainingError(
+                    f"a data worker died in epoch {progress.epoch + 1}, step {progress.step + 1}: {error}; the same "
+                    f"command resumes from the last saved state (training.workers 0 shows more)"
+                ) from error
             progress.add(totals.loss_sum, totals.counted, totals.counts)
             after_step(totals)
             if totals.stop:
@@ -261,9 +269,9 @@ class Trainer:
         self._set_rate(number)
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.batches.step(self.progress.step)
-        # Summed where they are, and looked at once, after the last part.
+        # Summed on the device, and read once, after the last part.
         found: list[Tensor] = []
-        # Dropout draws from generators of the step; the global ones stay as they are.
+        # Dropout draws from generators that are seeded for the step; the global ones are put back afterwards.
         with _seeded(self.accelerator.device, "step", self.loop.seed, number, self.accelerator.process_index):
             for index, part in enumerate(parts):
                 place = Place(number, self.accelerator.process_index, index, part.counts)
@@ -271,10 +279,14 @@ class Trainer:
                 with nullcontext() if last else self.accelerator.no_sync(self.model):
                     found.append(self._forward_backward(next(batches), place))
         sums = sum(found[1:], found[0]).cpu().double()
-        # Clocks differ; that of the main process counts.
+        # Clocks differ; the main process's decides.
         late = self.accelerator.is_main_process and self.unsaved.seconds >= 60 * self.loop.save_minutes
-        asked = torch.tensor([stop.signal_seen() is not None, late], dtype=torch.float64)
-        loss_sum, counted, *counts, stopping, saving = self._over_processes(torch.cat([sums, asked]))
+        total = torch.cat([sums, sums.new_tensor([stop.signal_seen() is not None, late])])
+        if self.accelerator.num_processes > 1:
+            # Not every accelerator has float64.
+            kind = torch.float64 if self.accelerator.device.type in ("cpu", "cuda") else torch.float32
+            total = self.accelerator.reduce(total.to(self.accelerator.device, kind), "sum")
+        loss_sum, counted, *counts, stopping, saving = total.tolist()
         if not math.isfinite(loss_sum):
             self._refuse_loss(loss_sum, parts if not sums[0].isfinite() else [])
         if self._clip_norm is not None:
@@ -289,7 +301,7 @@ class Trainer:
         """Adds the gradient of one part; returns its loss, images and counts, on the device."""
         losses, counts = self.objective.losses(self.model, batch, self.accelerator.device, place)
         loss = losses.sum() if place.counts else 0 * losses.sum()
-        # Gradients are averaged over processes, which have different shares of the batch.
+        # Gradients are averaged over processes, whose shares of the batch may differ in size.
         size = self.batches.size(self.progress.step)
         self.accelerator.backward(loss * self.accelerator.num_processes / size)
         found = [loss.detach(), losses.new_tensor(len(losses)), *counts]
@@ -298,19 +310,11 @@ class Trainer:
         summed = torch.stack([number.to(kind) for number in found])
         return summed if place.counts else torch.zeros_like(summed)
 
-    def _over_processes(self, sums: Tensor) -> list[float]:
-        if self.accelerator.num_processes == 1:
-            return sums.tolist()
-        # Not every accelerator has float64.
-        kind = torch.float64 if self.accelerator.device.type in ("cpu", "cuda") else torch.float32
-        total: Tensor = self.accelerator.reduce(sums.to(self.accelerator.device, kind), "sum")
-        return total.tolist()
-
     @torch.no_grad()
     def _average(self, step: int) -> None:
         if self.averaged is None or self.loop.ema is None:
             return
-        # Fresh weights are forgotten soon: short runs would else keep a share of them.
+        # Fresh weights are forgotten soon: otherwise short runs would keep a share of them.
         decay = min(self.loop.ema, (1 + step) / (10 + step))
         for name, tensor in self.objective.parts.state_dict().items():
             kept = self.averaged[name]
@@ -323,21 +327,8 @@ class Trainer:
         shards = getattr(self.dataset, "shards", None)
         return epoch_order(len(self.dataset), self.loop.seed, epoch, shards=shards, shuffle_buffer=self._shuffle_buffer)
 
-    @contextmanager
-    def _says_where_a_worker_died(self) -> Iterator[None]:
-        # torch raises it wherever the process happens to be, so the weights may be those of half a step.
-        try:
-            yield
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TrainingError(
-                f"a data worker died in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}: {error}; the "
-                f"same command resumes from the last saved state (training.workers 0 shows more)"
-            ) from error
-
     def _refuse_loss(self, loss: float, parts: list[Part]) -> None:
-        """Args: the loss over all processes, and this one's parts where its own is not finite."""
+        """Args: the loss over all processes, and this process's parts if its own loss is not finite."""
         places = [place for part in parts for place in part.indices]
         ids = np.asarray(self.dataset.ids)[places][:16].tolist()
         where = f"the images of ids {ids}{' …' if len(places) > 16 else ''}" if places else "another process's images"
@@ -363,7 +354,7 @@ class _seeded:
 
 
 class Clock:
-    """Seconds since it was made or last asked."""
+    """Measures the seconds since it was made, or since the last `lap`."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

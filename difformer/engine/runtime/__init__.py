@@ -1,1 +1,1 @@
-"""Processes, folders of runs and results, reading data, passing it through models."""
+"""Processes, folders of runs and results, data loading, running models on data."""

@@ -1,4 +1,4 @@
-"""How many images to pass at once, where nothing is learned from them: as many as go through fastest."""
+"""The batch size with the highest throughput, for images that nothing is learned from."""
 
 import time
 from collections.abc import Callable
@@ -12,11 +12,11 @@ B = TypeVar("B")
 _log = getLogger(__name__)
 
 _MOST = 512
-# A CPU is busy with few images, and when its memory is full the process is killed, with no error to go back from.
+# A few images keep a CPU busy, and when its memory is full the process is killed, without an error to recover from.
 _MOST_ON_CPU = 32
-# Below this a size is not worth its memory.
+# A larger size that gains less is not worth its memory.
 _GAIN = 1.05
-# Up to here, the first pass of a size would be measured with what the device does once.
+# Up to this size, work that the device does only once would dominate the first pass, so there is a second.
 _SMALL = 16
 
 
@@ -24,8 +24,8 @@ def most_at_once(images: int, device: torch.device) -> int:
     """The largest batch to try.
 
     Args:
-        images: that there are for this process.
-        device: where they go through the model.
+        images: number for this process.
+        device: where the model runs.
     """
     return max(1, min(images, _MOST if device.type == "cuda" else _MOST_ON_CPU))
 
@@ -37,15 +37,15 @@ def fastest_batch_size(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """The number of images that passes most of them a second, of 1, 2, 4, ….
+    """The batch size of 1, 2, 4, … with the most images per second.
 
-    The search ends with the first number that is less than 5 % faster than the one before, or for which the GPU has
-    not enough memory.
+    The search ends with the first size that is less than 5 % faster than the one before, or for which the GPU has too
+    little memory.
 
     Args:
-        batch_of: makes a batch of so many images; not measured.
-        work: passes it, and waits until the device has finished.
-        most: images to try at once, at least 1.
+        batch_of: makes a batch of a size; not measured.
+        work: runs the model on it, and waits until the device has finished.
+        most: the largest size to try, at least 1.
         clock: seconds since any moment.
 
     Raises:
@@ -55,7 +55,7 @@ def fastest_batch_size(
     while size <= most:
         seconds = _seconds(batch_of(size), work, clock, passes=2 if size <= _SMALL else 1, may_fail=size > 1)
         if seconds is None:
-            # Only here: the error would have held the tensors that did not fit.
+            # Only here, where the error, which held the tensors that did not fit, is gone.
             torch.cuda.empty_cache()
             break
         found = size / max(seconds, 1e-9)
@@ -69,7 +69,7 @@ def fastest_batch_size(
 def _seconds(
     batch: B, work: Callable[[B], object], clock: Callable[[], float], *, passes: int, may_fail: bool
 ) -> float | None:
-    """Of the fastest pass; None where the GPU has not enough memory."""
+    """Seconds of the fastest pass; None if the GPU has too little memory."""
     found = []
     try:
         for _ in range(passes):

@@ -1,4 +1,4 @@
-"""Which images each step takes, and which of them each process: a function of seed, epoch and data alone."""
+"""The images of each step and each process's share of them: a function of seed, epoch and data only."""
 
 import os
 import signal
@@ -21,12 +21,12 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Part:
-    """What a process passes through the model at once.
+    """The images that a process passes through the model at once.
 
     Attributes:
         indices: places in the data set.
-        counts: false for a stand-in, where a process's share of the batch is too small: its loss is not to count, but
-            the processes must keep step.
+        counts: false for a stand-in, where a process's share of the batch is too small: its loss does not count, but
+            all processes must run the same number of parts.
     """
 
     indices: tuple[int, ...]
@@ -38,14 +38,14 @@ def epoch_order(
 ) -> Indices:
     """A random order of a data set for one epoch.
 
-    Samples of shards come shard by shard, the shards in random order, and each sample up to `shuffle_buffer` places
-    from there, so that reading stays local.
+    With shards, samples come shard by shard in a random order of shards, and each sample is then moved by up to
+    `shuffle_buffer` places, so that reading stays local.
 
     Args:
-        length: images.
+        length: number of images.
         seed, epoch: not negative; what the order depends on.
         shards: (length,) the shard of each image, where there are shards.
-        shuffle_buffer: how far to shuffle, with shards.
+        shuffle_buffer: how far to move samples, with shards.
 
     Returns:
         (length,) places in the data set.
@@ -59,8 +59,8 @@ def epoch_order(
 
 
 def divide(batch: Sequence[int] | Indices, process_index: int, num_processes: int, accumulation: int) -> list[Part]:
-    """A process's share of a batch, in at most `accumulation` parts; every process has as many, since they wait for
-    each other in each (for gradients, and for batch statistics).
+    """A process's share of a batch, in at most `accumulation` parts. All processes have the same number of parts, since
+    they wait for each other in each part (for gradients, and for batch statistics).
     """
     places = np.asarray(batch)
     share = np.array_split(places, num_processes)[process_index]
@@ -72,12 +72,12 @@ def divide(batch: Sequence[int] | Indices, process_index: int, num_processes: in
 class EpochBatches(Sampler[list[int]]):
     """The parts of one process, step by step; a data loader's `batch_sampler`.
 
-    Set to another epoch or step, it is the next pass over the loader that follows, running workers included.
+    After `set`, the next pass over the loader follows the new epoch and step, even with workers that are running.
 
     Args:
-        batch_size: images a step, over all processes.
+        batch_size: images per step, over all processes.
         process_index, num_processes: which process this is, and how many there are.
-        accumulation: parts a share goes through the model in.
+        accumulation: parts into which a share is divided.
     """
 
     def __init__(self, batch_size: int, process_index: int = 0, num_processes: int = 1, accumulation: int = 1) -> None:
@@ -87,7 +87,7 @@ class EpochBatches(Sampler[list[int]]):
         self._first = 0
 
     def set(self, order: Indices, first_step: int = 0) -> None:
-        """Args: the places in the order they are to come, and the first step that is still to do."""
+        """Args: the places in the data set in the epoch's order, and the first step that remains to be done."""
         self._order = order
         self._first = first_step
 
@@ -115,7 +115,7 @@ class EpochBatches(Sampler[list[int]]):
 
 
 def shares_statistics(accelerator: Any) -> bool:
-    """Whether processes can have batch statistics in common, which torch has for GPUs."""
+    """Whether processes can share batch statistics, which torch supports on GPUs."""
     return accelerator.num_processes > 1 and accelerator.device.type == "cuda"
 
 
@@ -126,13 +126,13 @@ def check_batch_statistics(
 
     Args:
         module: what learns.
-        images: of the training split.
-        loop: says in which parts they go through.
-        accelerator: Accelerate's, whose processes share them.
-        shared: whether statistics are over all processes where they can be, in which case no part is too small.
+        images: number in the training split.
+        loop: gives batch size and accumulation.
+        accelerator: Accelerate's; its processes share a batch.
+        shared: whether statistics are over all processes where that is supported; then no part is too small.
 
     Raises:
-        ValueError: batch statistics would be taken of a single image.
+        ValueError: batch statistics would be computed from a single image.
     """
     if shared and shares_statistics(accelerator):
         return
@@ -146,13 +146,13 @@ def check_batch_statistics(
     alone = any(len(part.indices) == 1 for share in parts for part in share)
     if alone and any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
         raise ValueError(
-            f"the {images} images leave a process one at a time, of which batch norm has no statistics; "
+            f"the {images} images leave a process one at a time, and batch norm has no statistics of one image; "
             f"choose another training.batch_size or training.accumulation"
         )
 
 
 def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: int, *, pin: bool) -> DataLoader[Any]:
-    """A data loader whose workers stay for all epochs and leave signals to their parent."""
+    """A data loader whose workers stay for all epochs and leave signals to the parent process."""
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -161,13 +161,13 @@ def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: in
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals,
         pin_memory=pin,
-        # Seeds of the workers, which no sample depends on; by default they are drawn from the global generator.
+        # For the workers' seeds, on which no sample depends; the default is the global generator.
         generator=torch.Generator(),
     )
 
 
 def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
-    """Inputs, labels and ids of a `Batch` of images or a `FeatureBatch`, on a device."""
+    """Inputs, labels and ids of a `Batch` of images or a `FeatureBatch`, moved to a device."""
     labels, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.labels, batch.ids))
     if isinstance(batch, Batch):
         return batch.images.to(device, non_blocking=True), labels, ids
@@ -175,7 +175,7 @@ def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
 
 
 def _leave_signals(worker: int) -> None:
-    # Signals often go to the whole process group; the parent finishes its step first and then ends its workers.
+    # Signals often reach the whole process group; the parent finishes its step first and then ends its workers.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     if hasattr(os, "setsid"):

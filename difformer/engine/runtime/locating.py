@@ -1,4 +1,4 @@
-"""Where the classifier is that a run, a folder, a file or a name stands for."""
+"""The classifier file that a run, a folder, a file or a name refers to."""
 
 from pathlib import Path
 
@@ -10,15 +10,15 @@ _EXPORTED = "model.safetensors"
 
 
 def classifier_file(source: str, *, download: bool = False) -> Path:
-    """The file of a classifier, named by a run's folder, a folder of `save_pretrained`, itself, as one that ships or as
-    hf://owner/name.
+    """The file of a classifier.
 
     Args:
-        source: its name.
-        download: whether it may be fetched when it is not on this machine.
+        source: a run's folder, a folder from `save_pretrained`, the file itself, the name of a classifier that ships
+            with the package, or hf://owner/name.
+        download: whether it may be downloaded when it is not on this machine.
 
     Raises:
-        FileNotFoundError: it is not there, and may not be or cannot be fetched.
+        FileNotFoundError: it does not exist here, and may not or cannot be downloaded.
     """
     folder = RunFolder(source)
     if not folder.path.is_dir():

@@ -1,4 +1,4 @@
-"""Logits or features for every image of a split, each exactly once however many processes share them."""
+"""Logits or features for every image of a split, each exactly once for any number of processes."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,7 +22,7 @@ class _InOrder:
 
     Args:
         share: its places in the data set.
-        size: images at once; need not be that of the other processes.
+        size: images at once; may differ from that of other processes.
     """
 
     def __init__(self, share: Sequence[int], size: int) -> None:
@@ -50,37 +50,46 @@ def evaluate(
     """Runs a model on a split, in evaluation mode.
 
     Args:
-        model: batch and ids to logits or features (B, D), on the accelerator's device; not divided over processes
-            itself. Where it has an `extractor` whose features are conditioned on labels, it is given these too.
+        model: maps a batch and ids to logits or features (B, D), on the accelerator's device; not wrapped for
+            several processes. If it has an `extractor` whose features are conditioned on labels, it gets these too.
         dataset: images, or features.
-        collate: makes a batch of its samples; None of those that hold no image that can be read.
+        collate: makes a batch of its samples, or None if none of the images can be read.
         accelerator: Accelerate's; every process gets the whole result.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest, which each process
-            finds for itself. Changes rounding only.
+        batch_size: images at once, over all processes; `auto` for the fastest size, which each process finds for
+            itself. Changes rounding only.
         workers: of the data loader.
         progress: show a bar.
         title: of the bar.
 
     Raises:
-        ValueError: a batch size that is neither.
-        ImageError: an image cannot be read, and such are not to be skipped.
+        ValueError: the batch size is neither a positive integer nor `auto`.
+        ImageError: an image cannot be read, and unreadable images are not skipped.
         RuntimeError: images were lost or counted twice.
     """
     size = as_batch_size("batch_size", batch_size)
     reading = _Reading(model, dataset, collate, accelerator)
     training = model.training
+    hidden = not (progress and accelerator.is_main_process)
     model.eval()
     try:
-        shown = progress and accelerator.is_main_process
-        with progress_bar(len(dataset), title, disable=not shown, leave=False) as bar:
+        with progress_bar(len(dataset), title, disable=hidden, leave=False) as bar:
             found = on_all(accelerator, partial(reading.own_share, size, workers, bar))
     finally:
         model.train(training)
-    return _gather(found, dataset, accelerator)
+    everywhere = gathered(accelerator, found)
+    if not everywhere:
+        raise RuntimeError("there is no image to evaluate")
+    values, labels, ids = (np.concatenate([part[i] for part in everywhere]) for i in range(3))
+    skipped = sorted(set(gathered(accelerator, getattr(dataset, "skipped", np.empty(0, dtype=np.int64)).tolist())))
+    every_id = np.asarray(dataset.ids)
+    expected = every_id[~np.isin(every_id, skipped)]
+    if not np.array_equal(ids, expected):
+        raise RuntimeError(f"{len(expected)} images were to be evaluated, but {len(ids)} were, or not the same ones")
+    return Outputs(values, labels, ids, tuple(skipped))
 
 
 class _Reading:
-    """What `evaluate` is called with, on one process, which has a contiguous piece of the data set."""
+    """The arguments of `evaluate` on one process, which reads a contiguous piece of the data set."""
 
     def __init__(self, model: torch.nn.Module, dataset: Any, collate: Any, accelerator: Any) -> None:
         self._model = model
@@ -93,7 +102,13 @@ class _Reading:
     def own_share(self, batch_size: BatchSize, workers: int, bar: Any) -> list[tuple[NDArray[Any], ...]]:
         """Values, labels and ids of this process's batches."""
         processes, device = self._accelerator.num_processes, self._accelerator.device
-        size = self._fastest() if batch_size == "auto" else max(1, batch_size // processes)
+        if batch_size == "auto":
+            # Batches of one image, repeated: its content does not change the time, and reading many would take longer.
+            first = next((sample for place in self._share if (sample := self._dataset[place]) is not None), None)
+            most = most_at_once(len(self._share), device)
+            size = 1 if first is None else fastest_batch_size(lambda n: self._collate([first] * n), self._values, most)
+        else:
+            size = max(1, batch_size // processes)
         batches = _InOrder(self._share, size)
         found: list[tuple[NDArray[Any], ...]] = []
         for batch in create_loader(self._dataset, batches, self._collate, workers, pin=device.type == "cuda"):
@@ -103,32 +118,11 @@ class _Reading:
             bar.update(len(batch.ids) * processes)
         return found
 
-    def _fastest(self) -> int:
-        # One image as often as a batch is to hold: what is in it takes no time, and reading many would.
-        first = next((sample for place in self._share if (sample := self._dataset[place]) is not None), None)
-        if first is None:
-            return 1
-        most = most_at_once(len(self._share), self._accelerator.device)
-        return fastest_batch_size(lambda size: self._collate([first] * size), self._values, most)
-
     def _values(self, batch: Any) -> NDArray[np.float32]:
-        """Passes a batch; the copy to the CPU waits for the device."""
+        """The model's outputs for a batch; the copy to the CPU waits for the device."""
         inputs, labels, ids = inputs_of(batch, self._accelerator.device)
         conditioning = getattr(getattr(self._model, "extractor", None), "conditioning", Conditioning())
         told = conditioning.by_label(labels)
         with self._accelerator.autocast():
             values: torch.Tensor = self._model(inputs, ids, **told)
         return values.float().cpu().numpy()
-
-
-def _gather(found: list[tuple[NDArray[Any], ...]], dataset: Any, accelerator: Any) -> Outputs:
-    everywhere = gathered(accelerator, found)
-    if not everywhere:
-        raise RuntimeError("there is no image to evaluate")
-    values, labels, ids = (np.concatenate([part[i] for part in everywhere]) for i in range(3))
-    skipped = sorted(set(gathered(accelerator, getattr(dataset, "skipped", np.empty(0, dtype=np.int64)).tolist())))
-    everyone = np.asarray(dataset.ids)
-    expected = everyone[~np.isin(everyone, skipped)]
-    if not np.array_equal(ids, expected):
-        raise RuntimeError(f"{len(expected)} images were to be evaluated, but {len(ids)} were, or not the same ones")
-    return Outputs(values, labels, ids, tuple(skipped))

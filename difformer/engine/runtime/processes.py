@@ -1,4 +1,4 @@
-"""Working together: one process for all, or all at once, with errors that reach everyone."""
+"""Work shared by processes: on the main one or on all, with errors that reach every process."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ import torch
 T = TypeVar("T")
 
 _YES = ("1", "true", "yes", "on", "y", "t")
-# Ways of dividing a network that the launcher of Accelerate can ask for, none of which frozen networks have use for.
+# Ways of dividing a network that Accelerate's launcher can request; frozen networks need none of them.
 _DIVISIONS = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
@@ -21,21 +21,21 @@ _DIVISIONS = {
 
 
 class Processes(Protocol):
-    """What is asked of Accelerate's `Accelerator` or `PartialState`."""
+    """The part of Accelerate's `Accelerator` or `PartialState` that is used here."""
 
     @property
     def num_processes(self) -> int:
-        """How many share the work."""
+        """How many processes share the work."""
         ...
 
     @property
     def process_index(self) -> int:
-        """Which of them this is."""
+        """Which of these processes this is."""
         ...
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this one speaks for all."""
+        """Whether this process does the work that is done once."""
         ...
 
     @property
@@ -45,25 +45,27 @@ class Processes(Protocol):
 
 
 def only_cpu() -> bool:
-    """Whether to compute on the CPU: where there is nothing else, or `accelerate launch --cpu` says so. Accelerate sees
-    several processes without a GPU only when it is told.
+    """Whether to compute on the CPU: if there is no other device, or with `accelerate launch --cpu`. Accelerate
+    recognises several processes without a GPU only if it is told to use the CPU.
     """
     asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in _YES
     return asked or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 def check_launcher(precision: str) -> None:
-    """Refuses what `accelerate launch`, its configuration file or its variables in the environment ask for and the
-    recipe does not. A recipe says everything that its results depend on, so the launcher only says where to run: on
-    how many processes and machines, and whether on the CPU. It cannot be told whether it was given a precision of `no`,
-    which is its default, so that agrees with every recipe.
+    """Refuses settings of `accelerate launch`, its configuration file or its environment variables that the recipe does
+    not have.
+
+    A recipe contains everything that its results depend on. The launcher only decides where to run: on how many
+    processes and machines, and whether on the CPU. A precision of `no` is its default, which cannot be told from one
+    that was given, so it is accepted with every recipe.
 
     Args:
         precision: the recipe's.
 
     Raises:
-        ValueError: the launcher asks for another precision, for accumulation, compilation, or for a way of dividing
-            the network that is not supported.
+        ValueError: the launcher requests another precision, accumulation, compilation, or a way of dividing the
+            network that is not supported.
     """
 
     def asked(name: str, *nothing: str) -> str | None:
@@ -95,8 +97,8 @@ def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder
 
     Args:
         precision: no, bf16 or fp16.
-        trackers: of Accelerate's: tensorboard, wandb, ….
-        folder: where these write.
+        trackers: Accelerate's: tensorboard, wandb, ….
+        folder: where the trackers write.
 
     Raises:
         ValueError: a tracker that is unknown or not installed, or fp16 on a CPU; and as `check_launcher`.
@@ -114,8 +116,8 @@ def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder
         if name not in available:
             known = list(LOGGER_TYPE_TO_CLASS)
             hint = f"pip install {name}" if name in known else f"known are {', '.join(known)}"
-            raise ValueError(f"the tracker {name!r} is not there; {hint}, or leave it out of trackers")
-    # A run of another precision in the same process; the connection of the processes stays.
+            raise ValueError(f"the tracker {name!r} is not available; {hint}, or leave it out of trackers")
+    # An earlier run in this process had another precision. The connection between processes stays.
     if is_initialized() and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()
     leave_at_exit()
@@ -128,8 +130,8 @@ def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder
 
 
 def leave_at_exit() -> None:
-    """Has the process leave the others before the interpreter ends, whose threads would else be cut off and abort."""
-    # Registered again, it stays one.
+    """Disconnects from the other processes before the interpreter ends; its threads could abort otherwise."""
+    # At most one registration.
     atexit.unregister(_leave)
     atexit.register(_leave)
 
@@ -140,11 +142,11 @@ def _leave() -> None:
 
 
 def on_main(processes: Processes, work: Callable[[], T]) -> T:
-    """Works on the main process; gives its result, or raises its error, on all.
+    """Does work on the main process; returns its result, or raises its error, on all processes.
 
     Args:
         processes: Accelerate's.
-        work: gives a result that can be pickled.
+        work: returns a result that can be pickled.
     """
     outcome: list[Any] = [_attempt(work) if processes.is_main_process else None]
     if processes.num_processes > 1:
@@ -158,9 +160,9 @@ def on_main(processes: Processes, work: Callable[[], T]) -> T:
 
 
 def on_all(processes: Processes, work: Callable[[], T]) -> T:
-    """Works on every process and waits for all; gives each its result.
+    """Does work on every process and waits for all; returns each process's own result.
 
-    An error on one is raised on all, so that none waits for ever. Its own error comes first.
+    An error on one process is raised on all, so that none waits forever. A process raises its own error if it has one.
     """
     result, error = _attempt(work)
     errors = gathered(processes, [error])
@@ -171,7 +173,7 @@ def on_all(processes: Processes, work: Callable[[], T]) -> T:
 
 
 def gathered(processes: Processes, items: list[T]) -> list[T]:
-    """The items of all processes, in their order, on every one of them; they must be such as can be pickled."""
+    """The items of all processes, in the order of the processes, on every process. Items must be picklable."""
     if processes.num_processes == 1:
         return items
     from accelerate.utils import gather_object

@@ -1,4 +1,4 @@
-"""What several runs of one process share, opened once."""
+"""Backbones and data sets that several runs of one process share, opened once."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from difformer.features.dtypes import dtype_name
 
 
 class Resources:
-    """The last backbone and all data sets that were opened, by configuration, for runs one after another."""
+    """The last backbone and all data sets that were opened, by configuration, for consecutive runs."""
 
     def __init__(self) -> None:
         self._backbone: tuple[str, Backbone] | None = None
@@ -23,14 +23,14 @@ class Resources:
     def backbone(
         self, config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu"
     ) -> Backbone:
-        """As `build_backbone`; the one before is let go where it is another.
+        """As `build_backbone`; another backbone replaces the one before.
 
-        Whether gradients are checkpointed is up to the run.
+        Each run sets gradient checkpointing itself.
         """
         config = replace(config, dtype=dtype_name(torso_dtype(config, precision)), gradient_checkpointing=False)  # type: ignore[arg-type]
         key = repr((config, torch.device(device)))
         if self._backbone is None or self._backbone[0] != key:
-            # Not two at once.
+            # Released first, so that two are never in memory.
             self._backbone = None
             self._backbone = key, build_backbone(config, device=device)
         return self._backbone[1]
@@ -47,15 +47,15 @@ class Resources:
     def splits(
         self, config: DataConfig, names: Iterable[str | None], *, augment: bool = False
     ) -> dict[str, ImageDataset]:
-        """Several splits by name, whose labels are numbers of the first one's classes.
+        """Several splits by name, whose labels are numbers of the first split's classes.
 
         Args:
             config: which images.
-            names: of the splits; None and what stands twice are left out, and `train` comes first.
+            names: of the splits; None and repeated names are left out, and `train` comes first.
             augment: whether `train` is for training.
 
         Raises:
-            ValueError: one has other classes than the first; and as `build_dataset`.
+            ValueError: a split has other classes than the first; and as `build_dataset`.
         """
         found: dict[str, ImageDataset] = {}
         for name in sorted(filter(None, dict.fromkeys(names)), key=lambda name: name != "train"):

@@ -1,4 +1,4 @@
-"""Folders of results that appear whole or not at all."""
+"""Folders of results, which appear complete or not at all."""
 
 import contextlib
 import json
@@ -18,11 +18,11 @@ from difformer.files import check_writable, errors_name, expand_user, read_json,
 
 
 class ResultFolder:
-    """Where an evaluation leaves its files.
+    """Where an evaluation writes its files.
 
     Args:
         path: the folder. A leading `~` is the home folder.
-        names: of all files that may be in it; `*` stands for anything, as in `image-*.png`.
+        names: of all files that may be in it; `*` matches anything, as in `image-*.png`.
     """
 
     def __init__(self, path: str | Path, names: Collection[str]) -> None:
@@ -30,10 +30,10 @@ class ResultFolder:
         self.names = frozenset(names)
 
     def check(self, *, overwrite: bool) -> None:
-        """Finds out before long work that the results could not be written.
+        """Checks before long work that the results can be written.
 
         Raises:
-            FileExistsError: it is a file, holds what is no result, or holds results that are not to be replaced.
+            FileExistsError: it is a file, holds a file that is no result, or holds results and `overwrite` is false.
             OSError: nothing can be written beside it.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -48,7 +48,7 @@ class ResultFolder:
 
     @contextlib.contextmanager
     def write(self) -> Iterator[Path]:
-        """Gives a temporary folder beside it, which takes its place at the end; after an error, nothing has changed.
+        """Gives a temporary folder beside it, which replaces it at the end; after an error, nothing has changed.
 
         Raises:
             OSError: it cannot be written, such as on a full disk; the error names the folder.
@@ -62,7 +62,9 @@ class ResultFolder:
         try:
             with errors_name(self.path, temporary):
                 yield temporary
-                _sync(temporary)
+                for path in temporary.iterdir():
+                    with path.open("rb+") as file:
+                        os.fsync(file.fileno())
                 if self.path.is_dir() and any(self.path.iterdir()):
                     os.replace(self.path, before)
                 os.replace(temporary, self.path)
@@ -83,45 +85,39 @@ def write_json(path: Path, content: Any) -> None:
 def describe_split(
     split: str, images: ImageDataset, ids: NDArray[np.int64], skipped: tuple[int, ...]
 ) -> dict[str, Any]:
-    """Which images were measured, as JSON has it.
+    """Which images were measured, in types for JSON.
 
     Args:
         split: its name.
-        images: all of it.
+        images: the whole split.
         ids: of the images that were measured.
-        skipped: ids of images that could not be read, as far as they are known.
+        skipped: ids of images that are known to be unreadable.
     """
     left_out = {*skipped, *images.skipped.tolist(), *np.setdiff1d(images.ids, ids).tolist()}
     return {"split": split, "images": len(ids), "digest": images.digest, "skipped": sorted(left_out)}
 
 
 def table_digests(folder: Path) -> dict[str, str]:
-    """The digest of each table in a folder, for the file of numbers that lies beside them."""
+    """The digest of each table in a folder, for the file of numbers beside them."""
     return {path.name: sha256(path) for path in sorted(folder.glob("*.csv"))}
 
 
 def read_measurements(folder: Path, name: str, remedy: str) -> dict[str, Any]:
-    """Reads the file of numbers of an evaluation, and makes sure of the tables beside it, where it says how they were.
+    """Reads an evaluation's file of numbers, and checks the tables beside it whose digests the file holds.
 
     Args:
         folder: of the evaluation.
         name: of the file.
-        remedy: what to do about a damaged one, for the message.
+        remedy: what to do about a damaged file, for the message.
 
     Raises:
         OSError: a file is missing, or cannot be read.
-        ValueError: one is damaged; the message names it.
+        ValueError: a file is damaged; the message names it.
     """
     report = read_json(folder / name, remedy)
     if not isinstance(report, dict):
         raise ValueError(f"{folder / name} is damaged: it holds no results; {remedy}")
     for table, digest in report.get("tables", {}).items():
         if sha256(folder / table) != digest:
-            raise ValueError(f"{folder / table} is damaged: it is not what was written; {remedy}")
+            raise ValueError(f"{folder / table} is damaged: it does not match its digest in {name}; {remedy}")
     return report
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())

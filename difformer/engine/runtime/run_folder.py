@@ -21,22 +21,22 @@ from difformer.files import check_writable, errors_name, expand_user, read_json,
 
 _log = getLogger(__name__)
 
-# The entry of results.json with the digests of the files they belong to, and those of earlier versions that name one.
+# The entry of results.json with the digests of its files, and the entries of earlier versions that name a file.
 _FILES = "files"
 _NAMED = ("classifier", "backbone")
 _EVENTS = "difformer/**/events.out.tfevents.*"
 
 
 class RunFolder:
-    """Where everything of a run lies.
+    """The folder with all files of a run.
 
-    The recipe has paths as they were given, since resuming and evaluating need them. Nothing else says where things
-    lie on this machine, what it is called or what was typed: environment, results, training state, classifier and
-    backbone, TensorBoard's events.
+    The recipe has paths as they were given, since resuming and evaluating need them. No other file contains paths of
+    this machine, its name or the command: environment, results, training state, classifier and backbone,
+    TensorBoard's events.
 
     Args:
         path: the folder; made by `claim` or `create`.
-        record: the file with the recipe, by which the folder is known.
+        record: name of the file with the recipe, which marks the folder of a run.
     """
 
     def __init__(self, path: str | Path, *, record: str = "recipe.yaml") -> None:
@@ -54,15 +54,15 @@ class RunFolder:
         self._made = False
 
     def check(self) -> None:
-        """Finds out before long work that a run cannot have the folder.
+        """Checks before long work that a run can use the folder.
 
         Raises:
-            FileExistsError: a file has its name, or it holds something that is no run.
-            OSError: it cannot be made, or not be written.
+            FileExistsError: it is a file, or holds something that is no run.
+            OSError: it cannot be made or written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file; choose another --output")
-        # Hidden files are the lock, and what a run that was killed has left half written.
+        # Hidden files are the lock, and files that a killed run left half written.
         if self.path.is_dir() and not self.recipe.exists() and any(self._visible()):
             raise FileExistsError(f"{self.path} holds something that is no run; choose another --output")
         check_writable(self.path)
@@ -72,11 +72,11 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def claim(self) -> None:
-        """Makes the folder and takes it, until `release` or the end of the process; removes half-written files.
+        """Makes the folder and locks it, until `release` or the end of the process; removes half-written files.
 
         Raises:
-            FileExistsError: another run is at work in it.
-            OSError: it cannot be made, or not be written.
+            FileExistsError: another run is using it.
+            OSError: it cannot be made or written.
         """
         self._made = not self.path.exists()
         self.create()
@@ -88,7 +88,7 @@ class RunFolder:
             self._lock.close()
             self._lock = None
             raise FileExistsError(
-                f"another run is at work in {self.path}; choose another --output. One run on several machines without "
+                f"another run is using {self.path}; choose another --output. One run on several machines without "
                 "GPUs is started by torchrun: `accelerate launch --cpu` starts one on each (train/README.md)"
             ) from error
         except OSError:
@@ -96,12 +96,12 @@ class RunFolder:
             pass
         self._forget_host()
         for leftover in self.path.glob(".*.tmp"):
-            # Folders of such names are results that others write into this one, perhaps at this moment.
+            # Folders with such names are results that other processes may be writing here at this moment.
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)
 
     def release(self) -> None:
-        """Gives the folder back; one that was made for a run which never began is removed."""
+        """Unlocks the folder; removes it if it was made for a run that never began."""
         if self._lock is None:
             return
         self._forget_host()
@@ -113,7 +113,7 @@ class RunFolder:
                 self.path.rmdir()
 
     def clear(self) -> None:
-        """Removes what a run has left, the state first."""
+        """Removes the files of an earlier run, the state first."""
         states = (self.previous, self.state)
         single = (*states, self.results, self.classifier, self.latest, self.backbone, self.metrics, self.curves)
         patterns = ("subset-*.json", "samples*.png", _EVENTS)
@@ -121,9 +121,9 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def _forget_host(self) -> None:
-        """Takes the machine's name out of the names of TensorBoard's events; none may be open."""
+        """Removes the machine's name from the names of TensorBoard's event files; none may be open."""
         for file in self.path.glob(_EVENTS):
-            # events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER, of which the host may have dots.
+            # events.out.tfevents.SECONDS.HOST.PROCESS.NUMBER; the host may contain dots.
             parts = file.name.split(".")
             if len(parts) > 6:
                 with contextlib.suppress(OSError):
@@ -133,16 +133,16 @@ class RunFolder:
         return (file for file in self.path.iterdir() if not file.name.startswith("."))
 
     def write_text(self, name: str, text: str) -> None:
-        """Writes a file of the run, whole or not at all."""
+        """Writes a file of the run, completely or not at all."""
         with write_atomically(self.path / name, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, content: Any) -> None:
-        """Writes a file of the run as JSON, whole or not at all."""
+        """Writes a file of the run as JSON, completely or not at all."""
         self.write_text(name, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Writes all records: those of a run that was killed may go further than its state."""
+        """Writes all records, in place of those in the file, which may be ahead of a killed run's state."""
         self.write_text(self.metrics.name, "".join(json.dumps(record) + "\n" for record in history))
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -151,11 +151,11 @@ class RunFolder:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def write_results(self, results: Mapping[str, Any], files: Collection[Path] = ()) -> dict[str, Any]:
-        """Writes results.json, which says that a run is finished.
+        """Writes results.json, whose presence means that a run is finished.
 
         Args:
             results: as JSON types.
-            files: of the run that belong to them; their digests are noted.
+            files: of the run that belong to the results; their digests are written too.
 
         Returns:
             The results with these digests.
@@ -168,18 +168,18 @@ class RunFolder:
         """Reads what `write_results` wrote.
 
         Raises:
-            OSError: it is not there, or cannot be read.
+            OSError: it does not exist, or cannot be read.
             ValueError: it is damaged.
         """
-        remedy = "remove it, and the run's command makes it anew"
+        remedy = "remove it, and the run's command makes it again"
         results = read_json(self.results, remedy)
         if not isinstance(results, dict):
             raise ValueError(f"{self.results} is damaged: it holds no results; {remedy}")
         return results
 
     def finished(self) -> dict[str, Any] | None:
-        """The results of a run that has ended, or None where they, or a file they belong to, are still to be made, or
-        to be made again: what is missing or damaged is logged.
+        """The results of a finished run. None where they, or a file that belongs to them, must be made, or made again;
+        missing and damaged files are logged.
 
         Raises:
             OSError: a file cannot be read.
@@ -188,34 +188,29 @@ class RunFolder:
             return None
         try:
             results = self.read_results()
-            self._check_files(results)
+            # Results of earlier versions have no digests of their files, which then must be readable weights.
+            names: dict[str, Any] = dict.fromkeys(str(results[kind]) for kind in _NAMED if kind in results)
+            for name, digest in {**names, **results.get(_FILES, {})}.items():
+                file = self.path / name
+                if not file.exists():
+                    raise CheckpointError(f"{file} is missing; it is made again from the training state")
+                if digest is None:
+                    read_weights(file)
+                elif sha256(file) != digest:
+                    raise CheckpointError(f"{file} is damaged; it is made again from the training state")
         except ValueError as error:
             _log.warning("%s", error)
             return None
         return results
 
-    def _check_files(self, results: Mapping[str, Any]) -> None:
-        """Raises CheckpointError where a file that results belong to is missing or was changed. Of earlier versions,
-        whose results do not say how files were, it must be a weight file.
-        """
-        names: dict[str, Any] = dict.fromkeys(str(results[kind]) for kind in _NAMED if kind in results)
-        for name, digest in {**names, **results.get(_FILES, {})}.items():
-            file = self.path / name
-            if not file.exists():
-                raise CheckpointError(f"{file} is missing; it is made again from the training state")
-            if digest is None:
-                read_weights(file)
-            elif sha256(file) != digest:
-                raise CheckpointError(f"{file} is damaged; it is made again from the training state")
-
     def read_history(self) -> list[dict[str, Any]]:
-        """The records of metrics.jsonl; of a finished run, those that its results belong to.
+        """The records of metrics.jsonl; for a finished run, exactly those that its results were written with.
 
         Raises:
             OSError: a file cannot be read.
-            ValueError: it, or results.json, is damaged.
+            ValueError: metrics.jsonl or results.json is damaged.
         """
-        remedy = "the run's command makes it anew"
+        remedy = "the run's command makes it again"
         digest = self.read_results().get(_FILES, {}).get(self.metrics.name) if self.results.exists() else None
         if digest is not None and sha256(self.metrics) != digest:
             raise ValueError(f"{self.metrics} is not what the run has written; {remedy}")
@@ -224,11 +219,11 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.metrics} is damaged ({error}); {remedy}") from error
         if not all(isinstance(record, dict) for record in records):
-            raise ValueError(f"{self.metrics} is damaged: it holds what is no record; {remedy}")
+            raise ValueError(f"{self.metrics} is damaged: a line is not a record; {remedy}")
         return records
 
     def write_splits(self, datasets: Mapping[str, ImageDataset]) -> None:
-        """Writes which images each split has, by id, and the label subset that chose them."""
+        """Writes the ids of each split's images, and the label subset that they were chosen by."""
         splits = {
             name: {"images": len(dataset), "digest": dataset.digest, "ids": dataset.ids.tolist()}
             for name, dataset in datasets.items()
@@ -240,10 +235,10 @@ class RunFolder:
 
 
 def _lock(file: IO[str]) -> None:
-    """Takes a file for this process alone: data workers that outlive it do not hold it.
+    """Locks a file for this process only: data workers that outlive the process do not keep the lock.
 
     Raises:
-        BlockingIOError, PermissionError: another process has it.
+        BlockingIOError, PermissionError: another process has locked it.
         OSError: the file system has no locks.
     """
     try:
@@ -254,17 +249,20 @@ def _lock(file: IO[str]) -> None:
 
 
 def environment(processes: int, device: torch.device) -> dict[str, Any]:
-    """What a run ran on and with, as far as its numbers may depend on it: versions, hardware, processes and threads.
+    """The environment that a run's numbers may depend on: versions, hardware, processes and threads.
 
-    Neither names and folders of the machine nor the command, whose options are in the recipe.
+    It has no names and folders of the machine, and not the command, whose options are in the recipe.
     """
-    packages = ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "xformers")
+    packages: dict[str, str] = {}
+    for name in ("torch", "torchvision", "timm", "accelerate", "numpy", "safetensors", "xformers"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
     return {
         "difformer": difformer.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "system": platform.platform(),
-        "packages": {name: found for name in packages if (found := _version(name))},
+        "packages": packages,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         "processes": processes,
         "cpus": os.cpu_count(),
@@ -277,15 +275,8 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value if isinstance(value, int | float | str) else str(value) for key, value in dotted(values)}
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
 def _commit() -> str | None:
-    """The commit of the source tree, with a plus sign when it has changes; None where it is no checkout."""
+    """The commit of the source tree, with a plus sign if it has changes; None if it is no git checkout."""
     tree = Path(difformer.__file__).parent.parent
     if not (tree / ".git").exists():
         return None

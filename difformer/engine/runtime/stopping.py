@@ -1,4 +1,4 @@
-"""Stopping in order: signals are noticed between steps."""
+"""Orderly stopping: signals take effect between steps."""
 
 import signal
 import threading
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class StopRequest:
-    """Notices SIGINT and SIGTERM while it is entered, instead of ending at once. A second SIGINT ends at once."""
+    """Records SIGINT and SIGTERM inside its `with` block, instead of ending at once. A second SIGINT ends at once."""
 
     def __init__(self) -> None:
         self._seen: signal.Signals | None = None
@@ -22,7 +22,7 @@ class StopRequest:
 
     @contextmanager
     def at_once(self, message: str) -> Iterator[None]:
-        """Has a signal raise `Stopped` with a message where it comes, for work that has nothing to save."""
+        """Makes a signal raise `Stopped` with a message at once, for work that has nothing to save."""
         self._message = message
         try:
             yield

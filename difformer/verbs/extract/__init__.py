@@ -1,1 +1,1 @@
-"""Features written to the disk beforehand."""
+"""Features written to the disk before training."""

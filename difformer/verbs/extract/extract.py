@@ -1,11 +1,12 @@
-"""Extraction of all that a recipe reads; the body of `difformer extract`."""
+"""Extraction of all features that a recipe reads; the body of `difformer extract`."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from difformer.engine.config.build import build_classifier
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.extraction.extract import BATCH_SIZE, Job, announce, extract_missing, plan_for
-from difformer.engine.runtime.processes import create_accelerator
+from difformer.engine.runtime.processes import create_accelerator, on_main
 from difformer.engine.runtime.resources import Resources
 from difformer.features import CachedFeatures
 from difformer.features.conditioning import warn_of_labels
@@ -19,12 +20,12 @@ def extract(
     estimate_only: bool = False,
     resources: Resources | None = None,
 ) -> dict[str, CachedFeatures]:
-    """Extracts what training and evaluation of a recipe read: says what it will take, then does it.
+    """Extracts the features that training and evaluation of a recipe read, after printing what it will take.
 
     Args:
-        recipe: with `features` either way.
+        recipe: with any value of `features`.
         splits: `train` (with augmentation) and others (without); by default those the recipe trains on and evaluates.
-        estimate_only: say what it will take, and extract nothing.
+        estimate_only: print what it will take, and extract nothing.
         resources: shared with other runs of this process.
 
     Returns:
@@ -49,7 +50,7 @@ def extract(
     for name, dataset in datasets.items():
         plan = plan_for(classifier, dataset, name, **wanted, augment=name == "train")
         jobs.append(Job(name, plan, classifier, dataset, processes, recipe.training.workers, BATCH_SIZE))
-    announce(jobs)
+    on_main(processes, partial(announce, jobs))
     if estimate_only:
         return {}
     caches = {job.split: extract_missing(job) for job in jobs}

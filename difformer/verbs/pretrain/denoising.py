@@ -1,4 +1,4 @@
-"""What training a denoiser means for the loop."""
+"""The objective of training a denoiser, for the training loop."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,9 +30,9 @@ class ObjectiveConfig:
     Attributes:
         name: simple (eps alone) or hybrid (the variance too, through the variational bound).
         bound_weight: of the bound in the hybrid loss.
-        timesteps: uniform, or loss_aware: those with large losses more often.
-        label_dropout: share of the labels that become the null label, for class-conditional networks, whose last class
-            is then the null label.
+        timesteps: uniform, or loss_aware: timesteps with large losses more often.
+        label_dropout: for class-conditional networks, fraction of the labels that are replaced by the null label,
+            which is then the network's last class.
     """
 
     name: Literal["simple", "hybrid"] = "hybrid"
@@ -48,7 +48,7 @@ class ObjectiveConfig:
 
 
 class Denoising:
-    """The loss of a denoiser at timesteps of its own choice.
+    """The loss of a denoiser at randomly chosen timesteps.
 
     Timestep, noise and dropped labels of an image are functions of seed, epoch and id, so that they do not depend on
     the number of processes.
@@ -84,12 +84,18 @@ class Denoising:
         """(B,) losses; nothing else is counted."""
         x_0 = batch.images.to(device, non_blocking=True)
         ids = batch.ids.to(device, non_blocking=True)
-        chances = np.stack([self._chances(int(number)) for number in batch.ids])
+        # Two uniform numbers for each image: one for its timestep, one for dropping its label.
+        streams = [generator(Stream.TIMESTEPS, self._seed, self._epoch, int(number)) for number in batch.ids]
+        chances = np.stack([stream.random(2) for stream in streams])
         steps, weights = self._timesteps.choose(chances[:, 0])
         t = torch.from_numpy(steps).to(device)
         eps = image_noise(x_0, ids, t, seed=epoch_seed(self._seed, self._epoch))
         x_t = q_sample(x_0, t, eps, self._noise)
-        output = model(x_t, t, self._labels(batch.labels, chances[:, 1], device))
+        labels = None
+        if self._classes is not None:
+            dropped = torch.from_numpy(chances[:, 1] < self._config.label_dropout)
+            labels = torch.where(dropped, self._classes - 1, batch.labels).to(device)
+        output = model(x_t, t, labels)
         found = denoising_losses(output, x_0, x_t, t, eps, self._noise)
         losses = found.hybrid(self._config.bound_weight, self._noise.num_timesteps)
         if place.counts and self._learns:
@@ -105,18 +111,9 @@ class Denoising:
             self._timesteps.update(steps, losses)
 
     def state_dict(self) -> dict[str, Any]:
-        """What it has learned beside the weights."""
+        """What it has learned besides the weights."""
         return self._timesteps.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes back what `state_dict` gave."""
         self._timesteps.load_state_dict(state)
-
-    def _chances(self, number: int) -> Any:
-        return generator(Stream.TIMESTEPS, self._seed, self._epoch, number).random(2)
-
-    def _labels(self, labels: Tensor, chances: Any, device: torch.device) -> Tensor | None:
-        if self._classes is None:
-            return None
-        dropped = torch.from_numpy(chances < self._config.label_dropout)
-        return torch.where(dropped, self._classes - 1, labels).to(device)

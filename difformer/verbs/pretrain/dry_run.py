@@ -1,4 +1,4 @@
-"""Trying out the training of a denoiser."""
+"""A dry run of the training of a denoiser."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def try_out_pretraining(recipe: PretrainRecipe, *, fake_data: bool = False) -> l
 
     Args:
         recipe: the run.
-        fake_data: random images in place of the recipe's.
+        fake_data: use random images instead of the recipe's.
 
     Returns:
         The losses of the steps.

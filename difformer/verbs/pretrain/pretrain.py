@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from difformer.backbones import UNetBackbone
 from difformer.config.provenance import carried
@@ -26,21 +25,21 @@ from difformer.report.grids import draw_grid
 from difformer.verbs.pretrain.denoising import Denoising
 from difformer.verbs.pretrain.recipe import PretrainRecipe
 
-# What a run may resume with another value of: none of it changes the weights.
+# Keys whose values may differ when a run is resumed: none of them changes the weights.
 MAY_CHANGE = (
     "output", "trackers", "training.workers", "training.save_minutes", "data.root", "data.download",
     "data.check_images", "samples.every", "samples.count", "samples.steps", "samples.eta", "samples.seed",
 )  # fmt: skip
-# Stand-in images of data sets whose size is not known.
+# Number of stand-in images for data sets of unknown size.
 _FAKE = 1000
 
 
 def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, Any]:
-    """Trains a denoiser, or resumes a run that was interrupted; that ends as one that was not.
+    """Trains a denoiser, or resumes an interrupted run, which then ends exactly as one without interruption.
 
     Args:
         recipe: everything about the run.
-        overwrite: start anew although there is a run in the folder.
+        overwrite: start a new run even if there is one in the folder.
 
     Returns:
         The results, as in `results.json`.
@@ -54,7 +53,7 @@ def pretrain(recipe: PretrainRecipe, *, overwrite: bool = False) -> dict[str, An
 
 
 def closing_lines(recipe: PretrainRecipe, results: Mapping[str, Any]) -> list[str]:
-    """What the console says at the end: the loss, the folder, and what can be done next."""
+    """The lines that are printed at the end: the loss, the folder, and commands to run next."""
     folder, last = RunFolder(recipe.output), results["last"]
     backbone = shlex.quote(str(folder.backbone))
     return [
@@ -71,7 +70,7 @@ class PretrainRun:
     Args:
         recipe: everything about it.
         accelerator: from `create_accelerator`.
-        fake: random images in place of the recipe's.
+        fake: use random images instead of the recipe's.
 
     Raises:
         ValueError: the network has too few classes for the images; and as the parts.
@@ -84,7 +83,13 @@ class PretrainRun:
         images: Any = (
             FakeImages(recipe.data, "train", _FAKE) if fake else build_dataset(recipe.data, "train", augment=True)
         )
-        _check_classes(recipe, len(images.class_names))
+        classes, known = len(images.class_names), recipe.model.num_classes
+        needed = classes + bool(recipe.objective.label_dropout)
+        if known is not None and known < needed:
+            null = ", and one for the null label" if needed > classes else ""
+            raise ValueError(
+                f"model.num_classes must be at least {needed}, for the {classes} classes{null}; got {known}"
+            )
         self.images = {"train": images}
         self.noise = NoiseSchedule.from_name(recipe.noise, recipe.num_timesteps)
         with torch.random.fork_rng(devices=[]):
@@ -92,7 +97,7 @@ class PretrainRun:
             unet = UNet(recipe.model)
         self.unet = unet.to(accelerator.device)
         if recipe.compile:
-            # All batches but an epoch's last are of one size.
+            # All batches except an epoch's last have the same size.
             self.unet.compile(dynamic=False)
         objective = Denoising(self.unet, self.noise, recipe.objective, seed=recipe.training.seed, processes=accelerator)
         self.trainer = Trainer(
@@ -108,7 +113,7 @@ class PretrainRun:
 
     @property
     def sources(self) -> dict[str, str]:
-        """Digests of what it is trained on."""
+        """Digests of the training data."""
         return {"training images": self.images["train"].digest}
 
     @property
@@ -121,14 +126,14 @@ class PretrainRun:
         return f"loss {progress.loss_sum / max(1, progress.counted):.4f}"
 
     def end_epoch(self, record: dict[str, Any]) -> bool:
-        """Writes the backbone and a picture, where the epoch is to have one; never stops early."""
+        """Writes the backbone and a picture in epochs that get one; never stops early."""
         every = self.recipe.samples.every
         if every and record["epoch"] % every == 0:
             on_main(self.accelerator, partial(self._keep, f"samples-{record['epoch']:05}.png"))
         return False
 
     def resume(self) -> None:
-        """All it needs is in the state."""
+        """Does nothing: the saved state is complete."""
 
     def finish(self, last: dict[str, Any]) -> dict[str, Any]:
         """Writes the backbone and a picture."""
@@ -139,35 +144,25 @@ class PretrainRun:
         }
 
     def _keep(self, picture: str) -> None:
-        """Writes the averaged weights as a backbone, and a picture of what it makes."""
+        """Writes the averaged weights as a backbone, and a picture of its samples."""
         images = self.images["train"]
         provenance = {
             "trained_on": f"{self.recipe.data.name} train, {len(images)} images, digest {images.digest}",
             "images_seen": str(self.trainer.progress.images),
             "recipe": json.dumps(carried(self.recipe)),
         }
-        # The backbone freezes its network, so it gets one of its own, which shares the weights.
+        # The backbone freezes its network, so it gets a second network, which shares the weights.
         with torch.device("meta"):
             unet = UNet(self.recipe.model)
         unet.load_state_dict(self.trainer.averaged or self.unet.state_dict(), assign=True)
         backbone = UNetBackbone(unet, self.noise, name=self.recipe.name, provenance=provenance)
         backbone.save(self.folder.backbone, overwrite=True)
-        with self.accelerator.autocast():
-            draw_grid(self._samples(unet), self.folder.path / picture)
-
-    def _samples(self, unet: UNet) -> Tensor:
         samples, model, device = self.recipe.samples, self.recipe.model, self.accelerator.device
         shape = (samples.count, model.in_channels, model.image_size, model.image_size)
         labels = None if model.num_classes is None else torch.arange(samples.count, device=device) % model.num_classes
-        return sample_ddim(
-            lambda x_t, t: unet(x_t, t, labels), self.noise, shape,
-            steps=samples.steps, eta=samples.eta, seed=samples.seed, device=device,
-        )  # fmt: skip
-
-
-def _check_classes(recipe: PretrainRecipe, classes: int) -> None:
-    known = recipe.model.num_classes
-    needed = classes + bool(recipe.objective.label_dropout)
-    if known is not None and known < needed:
-        null = ", and one for the null label" if needed > classes else ""
-        raise ValueError(f"model.num_classes must be at least {needed}, for the {classes} classes{null}; got {known}")
+        with self.accelerator.autocast():
+            grid = sample_ddim(
+                lambda x_t, t: unet(x_t, t, labels), self.noise, shape,
+                steps=samples.steps, eta=samples.eta, seed=samples.seed, device=device,
+            )  # fmt: skip
+            draw_grid(grid, self.folder.path / picture)

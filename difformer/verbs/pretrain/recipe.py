@@ -1,4 +1,4 @@
-"""What the training of a denoiser is made of."""
+"""The recipe for training a denoiser."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,15 +11,15 @@ from difformer.verbs.pretrain.denoising import ObjectiveConfig
 
 @dataclass(frozen=True)
 class SamplesConfig:
-    """Pictures of what the network makes, while it learns.
+    """Pictures of samples from the network during training.
 
     Attributes:
         every: epochs between pictures; 0 for none before the end.
         count: images in a picture.
         steps: of DDIM.
-        eta: of DDIM. 1 adds fresh noise at each step, which corrects the errors that a network makes where there is
-            little but noise, as a young one does; 0 adds none.
-        seed: of their noise.
+        eta: of DDIM. 1 adds fresh noise at each step, which corrects the errors that a network makes at high noise
+            early in training; 0 adds none.
+        seed: of the samples' noise.
     """
 
     every: int = 0
@@ -37,7 +37,7 @@ class SamplesConfig:
             check_range(f"samples.{name}", value, lambda x: x >= 0, "at least 0")
 
 
-# As Dhariwal & Nichol 2021 trained ADM.
+# As in the training of ADM (Dhariwal & Nichol 2021).
 _OPTIMIZER = OptimizerConfig(name="adamw", lr=1e-4)
 _LOOP = LoopConfig(ema=0.9999)
 
@@ -49,18 +49,18 @@ class PretrainRecipe:
     Attributes:
         data: which images; their labels are used by class-conditional networks only.
         model: the network's architecture.
-        name: what the weights are called.
+        name: of the weights.
         output: folder of the run.
         noise: the noise schedule, linear or cosine.
         num_timesteps: of the schedule.
         objective: what it learns.
-        optimizer: how the weights move.
+        optimizer: how the weights are updated.
         schedule: how the learning rate changes.
-        training: how long and how much at once.
-        samples: pictures along the way.
-        compile: build the network with torch.compile, where there is a C++ compiler: a quarter to a half faster on a
+        training: length, batch size and precision.
+        samples: pictures during training.
+        compile: build the network with torch.compile, if there is a C++ compiler: a quarter to a half faster on a
             CPU, after a minute or two at the start.
-        trackers: of Accelerate's.
+        trackers: Accelerate's.
     """
 
     data: DataConfig
@@ -82,7 +82,7 @@ class PretrainRecipe:
         as_switch("compile", self.compile)
         if self.noise not in ("linear", "cosine"):
             raise ValueError(f"noise must be linear or cosine, got {self.noise!r}")
-        # Found out at the end of the training otherwise.
+        # Checked here, since it would otherwise fail at the end of training.
         if self.samples.steps > as_positive_integer("num_timesteps", self.num_timesteps):
             raise ValueError(f"samples.steps must be at most num_timesteps, {self.num_timesteps}")
         expected = self.model.in_channels * (2 if self.objective.name == "hybrid" else 1)
