@@ -43,12 +43,13 @@ plt.xlabel("labelled images a class")
 plt.ylabel("accuracy");""",
     "block_and_timestep": """\
 import matplotlib.pyplot as plt
+import numpy as np
 
 cells = []
 for tap in backbone.taps:
     fits = [ridge_path(train[FeatureKey(tap, t)], train_labels, classes, strengths=[0.1])[0] for t in timesteps]
     held_out = [held[FeatureKey(tap, t)] for t in timesteps]
-    cells.append([accuracy(fit.model.logits(x), held_labels) for fit, x in zip(fits, held_out)])
+    cells.append([accuracy(fit.model.logits(x), held_labels) for fit, x in zip(fits, held_out, strict=True)])
 plt.imshow(np.array(cells).T, aspect="auto")
 plt.xticks(range(len(cells)), list(backbone.taps), rotation=90)
 plt.yticks(range(len(timesteps)), timesteps)
@@ -76,8 +77,7 @@ def cells_of(name: str, folder: str) -> Iterator[tuple[str, str]]:
     yield "code", "\n\n".join(imports)
     for paragraph in paragraphs[len(imports) :]:
         yield "code", paragraph
-    extra = "import numpy as np\n\n" if "np." in PICTURES[name] and "import numpy" not in code else ""
-    yield "code", extra + PICTURES[name]
+    yield "code", PICTURES[name]
 
 
 def main() -> None:
