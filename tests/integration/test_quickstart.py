@@ -217,7 +217,7 @@ def test_few_images_are_drawn_anew_for_each_seed(pets):
         f"{name}-{seed}" for name in METHODS[:4] for seed in (0, 1)
     }
     page = (folder / "report.html").read_text(encoding="utf-8")
-    assert "Each seed draws training images of its own" in page
+    assert "Each seed draws its own training images" in page
     # Every draw has features of its own, which its heads share.
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.suffix != ".png"}
     assert len({path.parent for path in before if path.name == "manifest.json" and "train" in str(path)}) == 2

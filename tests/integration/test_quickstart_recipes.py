@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("drawn_once")
         ({"heads.knn": {}, "titles.knn": "x"}, {}, r"heads\.knn has the name of another method"),
         ({"heads.linear.init": "attention"}, {}, r"heads\.linear\.init must be a method before it, got 'attention'"),
         ({"heads.diffeed.init": "runs/x"}, {}, r"init must be one of .* linear, attention, difformer, got 'runs/x'"),
-        ({}, {"seeds": 2, "diffeed_seeds": 3}, "is to have 3 seeds where that has 2; give --seeds 3"),
+        ({}, {"seeds": 2, "diffeed_seeds": 3}, "needs 3 seeds, but has 2; give --seeds 3"),
         ({"knn.method": "ridge"}, {}, r"knn\.method must be knn, got 'ridge'"),
         ({"knn.test": "val"}, {}, r"knn\.test must be test, .* got 'val'"),
         ({"heads.attention.least_step": 9}, {}, "did you mean 'heads.attention.training.least_steps'"),

@@ -1,6 +1,7 @@
 """The search for features on a small network."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from difformer.cli import main
 from difformer.config.reading import build, plain, read_yaml
 from difformer.data import ImageDataset, create_dataset
 from difformer.engine.extraction.pooled import SplitFeatures
+from difformer.engine.runtime.processes import create_accelerator
 from difformer.verbs.select import accuracy, parts
-from difformer.verbs.select import select as module
 from difformer.verbs.select.parts import Parts
 from difformer.verbs.select.recipe import SelectRecipe
 from difformer.verbs.select.select import select
@@ -92,10 +93,24 @@ def test_several_timesteps_are_fused(values, monkeypatch):
     assert results["fused"]["passes"] == pytest.approx(2 * taps["mid"].flops / list(taps.values())[-1].flops)
 
 
-def test_features_come_from_no_more_timesteps_than_asked_for():
+def test_features_come_from_no_more_timesteps_than_asked_for(values, monkeypatch):
     found = {("a", 10): 0.5, ("b", 10): 0.6, ("a", 50): 0.7, ("b", 50): 0.2, ("a", 90): 0.3, ("b", 90): 0.4}
-    assert module._candidates(found, 1) == [("a", 50), ("b", 50)]
-    assert module._candidates(found, 2) == [("a", 10), ("b", 10), ("a", 50), ("b", 50)]
+    images = SimpleNamespace(class_names=("one", "other"), labels=np.array([0, 0, 1, 1]))
+    offered = []
+
+    def note(score, candidates, costs, **limits):
+        offered.append(candidates)
+        return [("a", 50)]
+
+    monkeypatch.setattr(accuracy, "greedy_set", note)
+    for most in (1, 2):
+        recipe = make(values, fused_timesteps=most)
+        parts = SimpleNamespace(recipe=recipe, accelerator=create_accelerator("no"), images={"train": images})
+        measured = accuracy.Accuracy(parts)
+        measured.pools = dict.fromkeys(found, 1)
+        assert measured.fuse(found, {"a": 0.5, "b": 0.6})["score"] == 0.7
+    assert offered[0] == [("a", 50), ("b", 50)]
+    assert offered[1] == [("a", 10), ("b", 10), ("a", 50), ("b", 50)]
 
 
 def test_leaves_a_recipe_that_training_takes(values, tmp_path, capsys):
@@ -198,7 +213,7 @@ def test_a_part_is_one_of_the_images_that_are_allowed(values, tmp_path, monkeypa
 
 
 def test_one_image_of_each_class_is_too_few(values):
-    with pytest.raises(ValueError, match="no class has two; give more images, set labels: false"):
+    with pytest.raises(ValueError, match="no class has two images; give more images, set labels: false"):
         select(make(values, data={"k_shot": 1}))
 
 
@@ -218,8 +233,8 @@ def test_a_budget_for_which_there_is_nothing_is_not_passed_over(values, tmp_path
         ({"pools": [2, 2]}, "pools must be one or more different numbers"),
         ({"labels": False, "pools": [1, 2]}, "pools must be a single one without labels"),
         ({"fused_timesteps": 0}, "fused_timesteps"),
-        ({"timesteps": [50, 10]}, "timesteps must be one or more that ascend"),
-        ({"timesteps": []}, "timesteps must be one or more that ascend"),
+        ({"timesteps": [50, 10]}, "timesteps must be one or more in ascending order"),
+        ({"timesteps": []}, "timesteps must be one or more in ascending order"),
         ({"validation": "train"}, "train cannot be validation"),
         ({"budget": 0}, "budget must be a number above 0"),
         ({"views": 1}, "views must be a number at least 2"),

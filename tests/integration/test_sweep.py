@@ -159,13 +159,13 @@ def test_a_test_split_of_other_classes_is_refused_before_anything_is_read(values
 
 @pytest.mark.gpu
 def test_probes_are_fitted_on_the_gpu(values, monkeypatch):
-    original, devices = module.compare, set()
+    original, devices = module.judge, set()
 
-    def noting(probe, train, *rest, **options):
-        devices.add(train.features.device.type)
-        return original(probe, train, *rest, **options)
+    def noting(scorer, unseen, **options):
+        devices.add(unseen.features.device.type)
+        return original(scorer, unseen, **options)
 
-    monkeypatch.setattr(module, "compare", noting)
+    monkeypatch.setattr(module, "judge", noting)
     sweep(make(values, timesteps=[50]))
     assert devices == {"cuda"}
 

@@ -17,7 +17,6 @@ from difformer.analysis.probes import (
     TOLD,
     Candidate,
     Labelled,
-    Probe,
     best,
     check_criterion,
     compare,
@@ -27,7 +26,7 @@ from difformer.analysis.probes import (
 from difformer.config.provenance import carried
 from difformer.config.reading import dump
 from difformer.data import ImageDataset
-from difformer.engine.config.build import build_extractor
+from difformer.engine.config.build import Extractor, build_extractor
 from difformer.engine.config.evaluation import choice_note
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.loop.trainer import Clock
@@ -45,7 +44,7 @@ from difformer.tasks.task import check_labels
 from difformer.verbs.probe.recipe import ProbeRecipe
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"
-# Numbers that say nothing of a method whose outputs do not tell this.
+# Metrics, and what the outputs of a method must give for them to have a meaning.
 _NEEDED = {"nll": "probabilities", "ece": "confidence"}
 
 
@@ -62,7 +61,7 @@ class _Split:
 
 @dataclass(frozen=True, eq=False)
 class _Test:
-    """What the settings that were chosen give on the test split."""
+    """The chosen settings on the test split."""
 
     split: _Split
     metrics: ClassificationMetrics
@@ -85,14 +84,13 @@ class Probed:
 def run_probe(
     recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources | None = None
 ) -> dict[str, Any] | None:
-    """As `probe`, of which it gives the results."""
+    """As `probe`, but returns the results only."""
     found = probe(recipe, overwrite=overwrite, resources=resources)
     return None if found is None else found.results
 
 
 def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources | None = None) -> Probed | None:
-    """Reads the features of every split, each image once; chooses settings on the validation split alone, and measures
-    the test split once.
+    """Reads each image's features once, chooses settings on the validation split, and measures the test split once.
 
     Args:
         recipe: everything about the probe.
@@ -100,18 +98,17 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
         resources: shared with other runs of this process.
 
     Returns:
-        What it found, on the main process; None on the others, which only help to read features.
+        What it found, on the main process; None on the others, which only read features.
 
     Raises:
         ValueError: a value in the recipe or in the data.
         OSError: something cannot be read or written.
-        ImageError: an image cannot be read, and such are not to be skipped.
+        ImageError: an image cannot be read, and the recipe does not skip such images.
     """
     resources = resources or Resources()
     folder = ResultFolder(recipe.output, (RESULTS, RECIPE, *TABLES))
     folder.check(overwrite=overwrite)
-    metric = find_criterion(recipe.criterion, recipe.method)
-    images = _open_splits(recipe, resources)
+    images = open_splits(recipe, resources)
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     extractor = build_extractor(recipe.extractor, backbone, recipe.data.size, len(images["train"].class_names))
@@ -123,28 +120,25 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
     seconds = clock.seconds
     if not accelerator.is_main_process:
         return None
-
-    device = solver_device(accelerator.device)
-    candidates = _candidates(recipe, splits, device)
-    chosen = best(candidates, larger_is_better=metric.larger_is_better)
-    test = None if recipe.test is None else _measure(recipe, chosen, splits, device)
-    results = _decision(recipe, candidates, chosen, test) | {
-        "note": choice_note(recipe.data, recipe.validation),
-        "features": [asdict(key) for key in model.extractor.specs],
-        "dimensions": splits["train"].outputs.values.shape[1],
-        "backbone": {"name": backbone.name, "sha256": backbone.digest},
-        "data": [describe_split(name, s.images, s.outputs.ids, s.outputs.skipped) for name, s in splits.items()],
+    candidates, chosen, test = _choose(recipe, splits, solver_device(accelerator.device))
+    results = _results(recipe, splits, candidates, chosen, test, model.extractor) | {
         "images_per_second": round(sum(len(s.outputs.ids) for s in splits.values()) / max(seconds, 1e-9), 2),
         "recipe": carried(recipe),
         "environment": environment(accelerator.num_processes, accelerator.device),
     }
     _write(recipe, folder, results, test)
-    print("\n".join([*_table(recipe, results), f"results in {folder.path}"]), flush=True)
     return Probed(results, None if test is None else test.metrics)
 
 
-def _open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:
-    """All of them without augmentation, before the first image is read."""
+def open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:
+    """All splits without augmentation, `train` first, checked before the first image is read.
+
+    Raises:
+        ValueError: a criterion that does not suit the method or the number of classes, images without labels, or fewer
+            images than neighbours.
+        ImportError: the criterion's module cannot be imported.
+    """
+    find_criterion(recipe.criterion, recipe.method)
     images = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
     for dataset in images.values():
         check_labels(Classification(), dataset)
@@ -169,38 +163,42 @@ def _read(recipe: ProbeRecipe, model: PooledFeatures, split: str, images: ImageD
     return _Split(images, outputs)
 
 
-def _candidates(recipe: ProbeRecipe, splits: Mapping[str, _Split], device: torch.device) -> list[Candidate]:
-    """All settings with the criterion on the validation split. The test split plays no part."""
-    train, validation = (splits[name].labelled(device) for name in ("train", recipe.validation))
-    classes = len(splits["train"].images.class_names)
-    return compare(_probe(recipe), train, validation, classes, criterion=recipe.criterion)
+def _choose(
+    recipe: ProbeRecipe, splits: Mapping[str, _Split], device: torch.device
+) -> tuple[list[Candidate], Candidate, _Test | None]:
+    """Compares all settings on the validation split, and measures the best ones on the test split, if there is one.
 
-
-def _measure(recipe: ProbeRecipe, chosen: Candidate, splits: Mapping[str, _Split], device: torch.device) -> _Test:
-    """What the settings that were chosen give on the test split."""
-    assert recipe.test is not None
-    train, validation, test = (splits[name].labelled(device) for name in ("train", recipe.validation, recipe.test))
+    The test split plays no part in the choice.
+    """
     names = splits["train"].images.class_names
-    fitted = _probe(recipe).only(chosen.settings).fit(train.joined(validation) if recipe.refits else train, len(names))
-    [(_, logits)] = fitted(test.features)
-    metrics = classification_metrics(logits, test.labels, names, extra=(recipe.criterion,))
-    return _Test(splits[recipe.test], metrics, image_scores(logits, test.labels))
-
-
-def _probe(recipe: ProbeRecipe) -> Probe:
-    return create_probe(
+    train, validation = (splits[name].labelled(device) for name in ("train", recipe.validation))
+    probe = create_probe(
         recipe.method,
         ks=recipe.ks,
         temperatures=recipe.temperatures,
         strengths=recipe.strengths,
         rates=recipe.rates,
     )
+    candidates = compare(probe, train, validation, len(names), criterion=recipe.criterion)
+    chosen = best(candidates, larger_is_better=find_metric(recipe.criterion).larger_is_better)
+    if recipe.test is None:
+        return candidates, chosen, None
+    test = splits[recipe.test].labelled(device)
+    fitted = probe.only(chosen.settings).fit(train.joined(validation) if recipe.refits else train, len(names))
+    [(_, logits)] = fitted(test.features)
+    metrics = classification_metrics(logits, test.labels, names, extra=(recipe.criterion,))
+    return candidates, chosen, _Test(splits[recipe.test], metrics, image_scores(logits, test.labels))
 
 
-def _decision(
-    recipe: ProbeRecipe, candidates: Sequence[Candidate], chosen: Candidate, test: _Test | None
+def _results(
+    recipe: ProbeRecipe,
+    splits: Mapping[str, _Split],
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    test: _Test | None,
+    extractor: Extractor,
 ) -> dict[str, Any]:
-    """What was chosen and why, and what came of it."""
+    """What was chosen and why, what it reached on the test split, and from which features and images."""
     left_out = [name for name, told in _NEEDED.items() if told not in TOLD[recipe.method]]
     measured = {} if test is None else test.metrics.to_dict(tables=False)
     return {
@@ -211,10 +209,16 @@ def _decision(
         "validation": chosen.accuracy,
         "refit": recipe.refits,
         "test": {name: value for name, value in measured.items() if name not in left_out} or None,
+        "note": choice_note(recipe.data, recipe.validation),
+        "features": [asdict(key) for key in extractor.specs],
+        "dimensions": splits["train"].outputs.values.shape[1],
+        "backbone": {"name": extractor.backbone.name, "sha256": extractor.backbone.digest},
+        "data": [describe_split(name, s.images, s.outputs.ids, s.outputs.skipped) for name, s in splits.items()],
     }
 
 
 def _write(recipe: ProbeRecipe, folder: ResultFolder, results: Mapping[str, Any], test: _Test | None) -> None:
+    """Writes the results; prints the candidates with the chosen one marked, and the test metrics."""
     with folder.write() as temporary:
         tables = {}
         if test is not None:
@@ -223,10 +227,6 @@ def _write(recipe: ProbeRecipe, folder: ResultFolder, results: Mapping[str, Any]
             tables = table_digests(temporary)
         (temporary / RECIPE).write_text(dump(recipe), encoding="utf-8")
         write_json(temporary / RESULTS, sealed({**results, "tables": tables}))
-
-
-def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:
-    """The candidates, the best marked, and the test metrics."""
     columns = list(results["chosen"])
     lines = ["  ".join(f"{name:>11}" for name in [*columns, recipe.validation])]
     metric = find_metric(recipe.criterion)
@@ -238,4 +238,4 @@ def _table(recipe: ProbeRecipe, results: Mapping[str, Any]) -> list[str]:
         lines.append(results["note"])
     if results["test"] is not None:
         lines += [f"{recipe.test:<15}{results['test']['num_images']:,} images", *readable(results["test"])]
-    return lines
+    print("\n".join([*lines, f"results in {folder.path}"]), flush=True)

@@ -1,4 +1,4 @@
-"""What a probe is made of."""
+"""The recipe of a probe."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
@@ -28,14 +28,14 @@ class FeatureRecipe:
         output: folder for the results.
         backbone: the diffusion model the features come from.
         precision: no, bf16 or fp16 for the backbone.
-        batch_size: images at once, over all processes; `auto` for as many as go through fastest.
+        batch_size: images at once, over all processes; `auto` for the fastest number.
         workers: of each process's data loader.
     """
 
     data: DataConfig
     output: str
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    # Named only, so that they come last.
+    # Keyword-only, so that they come after the fields of subclasses.
     precision: Precision = field(default="no", kw_only=True)
     batch_size: BatchSize = field(default=128, kw_only=True)
     workers: int = field(default=2, kw_only=True)
@@ -47,25 +47,25 @@ class FeatureRecipe:
 
 @dataclass(frozen=True)
 class ProbeRecipe(FeatureRecipe):
-    """A classifier on pooled features that is fitted at once for a grid of settings.
+    """A classifier on pooled features, fitted for a grid of settings.
 
     Attributes:
-        data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given.
+        data: which images. If a holdout is the validation split, `holdout` is 0.1 unless given.
         extractor: which features are read.
         pool: side to which each feature map is averaged.
-        normalize: scale each feature to length 1 before they are joined, so that none outweighs the others.
+        normalize: scale each feature to length 1 before joining them, so that none outweighs the others.
         method: knn, logistic, ridge or sgd (linear probes trained by gradient descent).
-        ks: numbers of neighbours to choose from; when null those of 10, 20, 100 and 200 that there are images for.
+        ks: numbers of neighbours to choose from; when null 10, 20, 100 and 200, as far as there are images.
         temperatures: of the neighbours' votes, to choose from.
-        strengths: of the L2 penalty of logistic, ridge and sgd, to choose from; when null over several decades.
+        strengths: of the L2 penalty of logistic, ridge and sgd, to choose from; several decades when null.
         rates: learning rates of sgd, to choose from.
-        criterion: what is best on the validation split: top1, mean_per_class, another of
-            `difformer.analysis.METRICS`, or one of your own as package.module:Name.
-        validation: split that chooses, and alone does so.
+        criterion: metric to choose by on the validation split: top1, mean_per_class, another of
+            `difformer.analysis.METRICS`, or your own as package.module:Name.
+        validation: the only split by which settings are chosen.
         test: split that is measured once, after the choice; none when null.
-        refit: after the choice, fit on training and validation images together; for knn, both are neighbours. Without
-            effect where `data` has a label subset (k_shot, percent or list_file), which limits `train` alone: the
-            probe is then fitted on no more labels than that, though the whole validation split chooses its settings.
+        refit: after the choice, fit on training and validation images together; for knn, both are neighbours. It has no
+            effect if `data` has a label subset (k_shot, percent or list_file). Such a subset limits `train` alone: the
+            probe is fitted on these labels only, but the whole validation split chooses its settings.
     """
 
     output: str = "runs/probe"
@@ -87,20 +87,6 @@ class ProbeRecipe(FeatureRecipe):
         object.__setattr__(self, "pool", as_positive_integer("pool", self.pool))
         check_choice("method", self.method, get_args(ProbeMethod))
         METRICS.check(self.criterion, "criterion")
-        self._check_splits()
-        self._check_grid()
-        if self.extractor.feedback_taps:
-            raise ValueError(
-                "a probe trains nothing, so DifFeed's feedback layers would stay as they are initialised; leave out "
-                "extractor.feedback_taps, or train a classifier"
-            )
-
-    @property
-    def refits(self) -> bool:
-        """Whether validation images are learned from after the choice: as `refit` says, never beyond a label subset."""
-        return self.refit and not self.data.has_label_subset
-
-    def _check_splits(self) -> None:
         if "train" in (self.validation, self.test):
             raise ValueError("train cannot be validation or test: the probe is fitted on it")
         if self.validation == self.test:
@@ -110,8 +96,6 @@ class ProbeRecipe(FeatureRecipe):
             )
         if "holdout" in (self.validation, self.test) and not self.data.holdout:
             object.__setattr__(self, "data", replace(self.data, holdout=HOLDOUT))
-
-    def _check_grid(self) -> None:
         if self.ks is not None:
             object.__setattr__(self, "ks", tuple(as_positive_integer("ks", k) for k in self.ks))
         for name in ("temperatures", "strengths", "rates"):
@@ -121,3 +105,13 @@ class ProbeRecipe(FeatureRecipe):
             values = getattr(self, name)
             if values is not None and not (values and len(set(values)) == len(values) and min(values) > 0):
                 raise ValueError(f"{name} must be one or more different positive numbers, got {list(values)}")
+        if self.extractor.feedback_taps:
+            raise ValueError(
+                "a probe trains nothing, so DifFeed's feedback layers would stay as they are initialised; leave out "
+                "extractor.feedback_taps, or train a classifier"
+            )
+
+    @property
+    def refits(self) -> bool:
+        """Whether the probe is fitted on validation images too after the choice; never with a label subset."""
+        return self.refit and not self.data.has_label_subset

@@ -1,4 +1,4 @@
-"""The quickstart's page: numbers first, then what is behind them, and what to do next."""
+"""The quickstart's page: numbers first, then curves and pictures, and how to use the classifiers."""
 
 import shlex
 from collections.abc import Sequence
@@ -19,7 +19,6 @@ from difformer.report.learning import draw_learning
 from difformer.report.page import Block, Code, Gallery, GalleryItem, Paragraph, Picture, Row, Section, Table, write_page
 from difformer.verbs.quickstart.methods import FEATURES, MethodResult, seconds_of
 from difformer.verbs.quickstart.pictures import (
-    Predictions,
     choose_examples,
     draw_components,
     draw_images,
@@ -31,10 +30,10 @@ from difformer.verbs.quickstart.plan import Plan, PlannedRun
 from difformer.verbs.quickstart.tables import HEADER, best_method, table_rows
 
 PAGE, PICTURES = "report.html", "pictures"
-# Whose predictions and attention are shown: fixed beforehand, not the best on the test images.
+# The method whose predictions and attention are shown: fixed beforehand, not the best on the test images.
 SHOWN = "difformer"
 _EXAMPLES = 12
-_DRAWN = "Each seed draws training images of its own, so that the deviation has in it which these were. "
+_DRAWN = "Each seed draws its own training images, so the deviation includes the choice of images. "
 
 
 def write_report(
@@ -44,8 +43,8 @@ def write_report(
 
     Args:
         plan: what was done.
-        results: what came of it.
-        backbone: the one all methods used.
+        results: what each method reached.
+        backbone: of all methods.
         folder: of everything; the pictures go into `pictures`, the page is `report.html`.
         resources: shared by all methods.
 
@@ -58,12 +57,9 @@ def write_report(
     page = folder.path / PAGE
     images = resources.splits(plan.data, ("train", TEST))[TEST]
     sections = [
-        _results(plan, results, seconds_of(folder).get(FEATURES, 0.0)),
-        _learning(plan, pictures),
-        _confusions(plan, results, images.class_names, pictures),
+        *_results(plan, results, seconds_of(folder).get(FEATURES, 0.0), images.class_names, pictures),
         *_predictions(plan, shown, backbone, images, pictures),
-        *_features(plan, backbone, images, pictures),
-        *_generation(backbone, images, pictures),
+        *_backbone(plan, backbone, images, pictures),
         _next(plan, shown, backbone, folder),
     ]
     footer = f"{backbone.name}, weights {backbone.digest[:12]}; {plan.data.name}, split seed {plan.data.split_seed}."
@@ -71,54 +67,52 @@ def write_report(
     return page
 
 
-def _results(plan: Plan, results: Sequence[MethodResult], shared: float) -> Section:
-    """Args: the plan, its results, and the seconds that shared features took."""
-    rows = table_rows(plan, results)
+def _results(
+    plan: Plan, results: Sequence[MethodResult], shared: float, names: Sequence[str], pictures: Path
+) -> list[Section]:
+    """Table, learning curves and confusion matrices; `shared` is the seconds that it took to write shared features."""
     seeds = max(len(result.scores) for result in results)
     chosen = "; ".join(f"{plan.titles[result.method]}: {result.note}" for result in results if result.note)
     note = (
-        f"Test images only, in %: mean ± standard deviation over seeds (up to {seeds}; one where there is no ±). "
+        f"Test images only, in %: mean ± standard deviation over up to {seeds} seeds; without ±, one seed. "
         "Balanced accuracy is the mean of the classes' accuracies, F1 the mean of the classes' F1. Seconds are of all "
-        f"seeds together; writing the features that heads share took {shared:.0f} s. Here nothing was chosen on "
-        f"the test images. {_DRAWN if len(plan.draws) > 1 else ''}{chosen}."
+        f"seeds together; writing the features that heads share took {shared:.0f} s. Nothing was chosen on the test "
+        f"images. {_DRAWN if len(plan.draws) > 1 else ''}{chosen}."
     )
-    table = Table(HEADER, rows, note=note, highlight=list(results).index(best_method(results)))
-    return Section("Results", [table])
-
-
-def _learning(plan: Plan, pictures: Path) -> Section:
+    best = list(results).index(best_method(results))
+    table = Table(HEADER, table_rows(plan, results), note=note, highlight=best)
     runs: dict[str, list[list[dict[str, float]]]] = {}
     for run in plan.runs:
         runs.setdefault(plan.titles[run.method], []).append(RunFolder(run.recipe.output).read_history())
     path = pictures / "learning.png"
     draw_learning(runs, path)
-    caption = "Loss and accuracy on the augmented training images, by epoch; a line for each seed."
-    return Section("Training", [Picture(path, "Training loss and accuracy of every trained method by epoch", caption)])
-
-
-def _confusions(plan: Plan, results: Sequence[MethodResult], names: Sequence[str], pictures: Path) -> Section:
-    blocks: list[Block] = []
+    caption = "Loss and accuracy on the augmented training images by epoch; one line for each seed."
+    curves = Picture(path, "Training loss and accuracy of every trained method by epoch", caption)
+    confusions: list[Block] = []
     for result in results:
         path = pictures / f"confusion-{result.method}.png"
         draw_confusion(np.array(result.confusion), names, path)
         title = plan.titles[result.method]
-        blocks.append(Picture(path, f"Confusion matrix of {title}", f"{title}, all seeds together"))
-    return Section("What is taken for what", [Row(blocks)])
+        confusions.append(Picture(path, f"Confusion matrix of {title}", f"{title}, all seeds together"))
+    blocks: dict[str, Block] = {"Results": table, "Training": curves, "Confusion matrices": Row(confusions)}
+    return [Section(title, [block]) for title, block in blocks.items()]
 
 
 def _predictions(
     plan: Plan, run: PlannedRun, backbone: Backbone, images: ImageDataset, pictures: Path
 ) -> list[Section]:
-    """Examples, and where the attention went."""
+    """Example predictions, and attention shares if the head has them."""
     file = RunFolder(run.recipe.output).classifier
     classifier = load_classifier(file, backbone=backbone, trust=run.recipe.own_modules)
     found = predict_test(classifier, images)
     rows = choose_examples(found, _EXAMPLES)
     files = write_examples(plan.data, [int(found.places[row]) for row in rows], pictures)
-    items = [_example(found, row, file, classifier.class_names) for row, file in zip(rows, files, strict=True)]
-    caption = (
-        f"{plan.titles[run.method]}, seed {run.seed}: drawn at random, half of them mistakes where there are some."
-    )
+    items, names = [], classifier.class_names
+    for row, file in zip(rows, files, strict=True):
+        label, predicted = int(found.labels[row]), int(found.probabilities[row].argmax())
+        text = f"predicted {names[predicted]}, {found.probabilities[row, predicted]:.0%}; is {names[label]}"
+        items.append(GalleryItem(file, found.names[row], text, "right" if label == predicted else "wrong"))
+    caption = f"{plan.titles[run.method]}, seed {run.seed}: drawn at random, half of them mistakes if there are enough."
     sections = [Section("Examples", [Gallery(items, caption)])]
     if found.attention:
         path = pictures / "attention.png"
@@ -129,42 +123,34 @@ def _predictions(
     return sections
 
 
-def _example(found: Predictions, row: int, file: Path, names: Sequence[str]) -> GalleryItem:
-    label, predicted = int(found.labels[row]), int(found.probabilities[row].argmax())
-    text = f"predicted {names[predicted]}, {found.probabilities[row, predicted]:.0%}; is {names[label]}"
-    return GalleryItem(file, found.names[row], text, "right" if label == predicted else "wrong")
-
-
-def _features(plan: Plan, backbone: Backbone, images: ImageDataset, pictures: Path) -> list[Section]:
-    """One section, or none where there is no image to show."""
+def _backbone(plan: Plan, backbone: Backbone, images: ImageDataset, pictures: Path) -> list[Section]:
+    """The backbone's features, if a test image can be read, and what it generates, if it does."""
+    sections = []
     path = pictures / "features.png"
-    if not draw_components(plan, backbone, images, path):
-        return []
-    caption = (
-        "The first three principal components of each block's features as red, green and blue, for a few test images: "
-        "blocks from left to right, more noise from top to bottom."
-    )
-    return [Section("What the features see", [Picture(path, "Principal components by block and timestep", caption)])]
-
-
-def _generation(backbone: Backbone, images: ImageDataset, pictures: Path) -> list[Section]:
-    """One section, or none where the backbone does not generate."""
-    blocks: list[Block] = []
-    if not draw_samples(backbone, pictures / "samples.png"):
-        return []
-    if draw_images(images, pictures / "images.png"):
-        blocks.append(Picture(pictures / "images.png", "Test images", "Test images, as the network sees them"))
-    caption = f"Generated by {backbone.name}, the same weights"
-    blocks.append(Picture(pictures / "samples.png", "Generated images", caption))
-    return [Section("The same weights generate", blocks)]
+    if draw_components(plan, backbone, images, path):
+        caption = (
+            "The first three principal components of each block's features as red, green and blue, for a few test "
+            "images: blocks from left to right, more noise from top to bottom."
+        )
+        shown = Picture(path, "Principal components by block and timestep", caption)
+        sections.append(Section("What the features see", [shown]))
+    path = pictures / "samples.png"
+    if draw_samples(backbone, path):
+        blocks: list[Block] = []
+        if draw_images(images, pictures / "images.png"):
+            blocks.append(Picture(pictures / "images.png", "Test images", "Test images, as the network sees them"))
+        blocks.append(Picture(path, "Generated images", f"Generated by {backbone.name}, the same weights"))
+        sections.append(Section("The same weights generate", blocks))
+    return sections
 
 
 def _next(plan: Plan, run: PlannedRun, backbone: Backbone, folder: RunFolder) -> Section:
-    # Whole, so that the lines work from any folder.
+    """Code and a command that use the classifier of a run."""
+    # An absolute path, so that the lines work from any folder.
     file = str((folder.path / run.name / folder.classifier.name).resolve())
     name, option, argument = plan.knn.backbone.name, "", ""
     if name != backbone.name:
-        # Classifiers find their backbone by the name it carries.
+        # A classifier looks for its backbone by the name in the weights, which is not the name in the recipe.
         own = expand_user(name)
         name = str(own.resolve()) if own.is_file() else name
         option, argument = f" --backbone {shlex.quote(name)}", f", backbone={name!r}"
@@ -178,5 +164,5 @@ for prediction in classifier.predict(["image.png"]):
     print(prediction)
 """
     shell = f"difformer predict {shlex.quote(file)} FOLDER --csv predictions.csv{option}"
-    text = "Every classifier lies in a folder beside this page, with its recipe, curves and results."
+    text = "Every classifier is in a folder beside this page, with its recipe, curves and results."
     return Section("Use it", [Paragraph(text), Code(load), Code(shell, "sh")])

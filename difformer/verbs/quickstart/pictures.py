@@ -1,6 +1,6 @@
-"""What the quickstart's page shows beside numbers, from the classifiers and the backbone as they lie in the folder."""
+"""The pictures on the quickstart's page, and the predictions that they show."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from difformer.backbones import Backbone, as_denoiser, device_of
 from difformer.classifier import DiffusionClassifier
 from difformer.config import sides
-from difformer.data import Batch, DataConfig, ImageDataset, few_shot
+from difformer.data import DataConfig, ImageDataset, few_shot
 from difformer.data.dataset import TEST
 from difformer.data.images import enlarged
 from difformer.diffusion import NoiseSchedule, sample_ddim
@@ -26,24 +26,24 @@ from difformer.taps import FeatureKey
 from difformer.verbs.quickstart.plan import Plan
 
 _BATCH = 64
-# Generated images, and the steps of DDIM they take.
+# The number of generated images, and of DDIM steps for them.
 SAMPLES, STEPS = 16, 40
-# Images whose features are shown.
+# The number of images whose features are shown.
 _SHOWN = 4
-# Pixels of the short side of examples, which the networks see smaller.
+# The short side of examples in pixels; the networks see them smaller.
 _EXAMPLE_SIZE = 128
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a classifier says of the test images.
+    """A classifier's predictions for the test images.
 
     Attributes:
-        places: (N,) in the test split.
-        names: N file names, or ids where there are none.
+        places: (N,) indices in the test split.
+        names: N file names, or ids if there are none.
         labels: (N,).
         probabilities: (N, C) float32.
-        attention: mean over all test images of the share of each feature; empty for heads without.
+        attention: each feature's share, as a mean over all test images; empty for heads without attention shares.
     """
 
     places: NDArray[np.int64]
@@ -54,12 +54,17 @@ class Predictions:
 
 
 def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predictions:
-    """Runs a classifier on all test images that can be read, and notes where its head looked."""
+    """Runs a classifier on all test images that can be read, and measures which features its head attends to."""
     places, labels, probabilities = [], [], []
     shares: dict[FeatureKey, float] = {}
     device = next(classifier.parameters()).device
     conditioning = classifier.conditioning
-    for chosen, batch in _batches(images):
+    starts = range(0, len(images), _BATCH)
+    for start in tqdm(starts, desc="predicting", unit="batch", delay=2, leave=False):
+        samples = {place: images[place] for place in range(start, min(start + _BATCH, len(images)))}
+        batch = collate_readable(list(samples.values()))
+        if batch is None:
+            continue
         with torch.no_grad():
             told: dict[str, Any] = conditioning.by_label(batch.labels)
             features = classifier.features(batch.images.to(device), batch.ids, **told)
@@ -67,7 +72,7 @@ def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predi
             if isinstance(classifier.head, DifFormerHead):
                 for key, share in classifier.head.attention_share(features).items():
                     shares[key] = shares.get(key, 0.0) + float(share.sum())
-        places += chosen
+        places += [place for place, sample in samples.items() if sample is not None]
         labels.append(batch.labels)
     names = images.names
     return Predictions(
@@ -79,18 +84,11 @@ def predict_test(classifier: DiffusionClassifier, images: ImageDataset) -> Predi
     )
 
 
-def _batches(images: ImageDataset) -> Iterator[tuple[list[int], Batch]]:
-    """Places and batches of the images that can be read, with a progress bar when it takes long."""
-    starts = range(0, len(images), _BATCH)
-    for start in tqdm(starts, desc="predicting", unit="batch", delay=2, leave=False):
-        samples = [(place, images[place]) for place in range(start, min(start + _BATCH, len(images)))]
-        there = [(place, sample) for place, sample in samples if sample is not None]
-        if batch := collate_readable([sample for _, sample in there]):
-            yield [place for place, _ in there], batch
-
-
 def choose_examples(predictions: Predictions, count: int, *, seed: int = 0) -> list[int]:
-    """Rows of predictions to show: drawn at random, half of them mistakes where there are as many, surest first."""
+    """Rows of predictions to show, drawn at random: half of them mistakes if there are enough.
+
+    The right ones come first, and the surest first among both.
+    """
     sure = predictions.probabilities.max(axis=1)
     right = predictions.probabilities.argmax(axis=1) == predictions.labels
     generator = np.random.default_rng(seed)
@@ -101,7 +99,7 @@ def choose_examples(predictions: Predictions, count: int, *, seed: int = 0) -> l
 
 
 def draw_samples(backbone: Backbone, path: Path) -> bool:
-    """Draws what the backbone generates; False, and no file, if it does not."""
+    """Draws images that the backbone generates; returns False, and writes no file, if it generates none."""
     denoiser, schedule, size = as_denoiser(backbone), backbone.schedule, backbone.image_size
     if denoiser is None or size is None or backbone.conditioning or not isinstance(schedule, NoiseSchedule):
         return False
@@ -112,7 +110,7 @@ def draw_samples(backbone: Backbone, path: Path) -> bool:
 
 
 def draw_images(images: ImageDataset, path: Path) -> bool:
-    """Draws as many of the images as `draw_samples` does, evenly spaced, for comparison; False if none can be read."""
+    """Draws up to `SAMPLES` evenly spaced images, to compare with `draw_samples`; returns False if none can be read."""
     places = np.linspace(0, len(images) - 1, min(SAMPLES, len(images))).round().astype(int)
     samples = [sample for place in places if (sample := images[int(place)]) is not None]
     if samples:
@@ -121,8 +119,10 @@ def draw_images(images: ImageDataset, path: Path) -> bool:
 
 
 def draw_components(plan: Plan, backbone: Backbone, images: ImageDataset, path: Path) -> bool:
-    """Draws the principal components of features by block and timestep, of images of several classes; False, and no
-    file, if none of these can be read."""
+    """Draws the principal components of features by block and timestep, for images of several classes.
+
+    Returns False, and writes no file, if none of these images can be read.
+    """
     places = few_shot(images.labels, -(-_SHOWN // len(images.class_names)), seed=0)[:_SHOWN]
     batch = collate_readable([images[int(place)] for place in places])
     if batch is None:
@@ -137,7 +137,7 @@ def draw_components(plan: Plan, backbone: Backbone, images: ImageDataset, path: 
 
 
 def write_examples(data: DataConfig, places: Sequence[int], folder: Path) -> list[Path]:
-    """Writes test images as PNGs, larger than the networks see them."""
+    """Writes test images as PNG files, larger than the networks see them."""
     size = enlarged(data.size, _EXAMPLE_SIZE)
     images = build_dataset(replace(data, size=size, resize=None), TEST)
     files = []

@@ -1,4 +1,4 @@
-"""What can be had without a diffusion model: a support-vector machine on raw pixels."""
+"""A baseline without a diffusion model: a support-vector machine on raw pixels."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from difformer.analysis.metrics import ClassificationMetrics, classification_met
 from difformer.data import ImageDataset
 from difformer.data.subset import percentage
 
-# About as many are learned from: the fit takes the square of their number.
+# About the most images to learn from: the fit takes time and memory in the square of their number.
 MOST_IMAGES = 10_000
 _STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 _FOLDS = 3
@@ -19,12 +19,12 @@ _AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class PixelResult:
-    """What a machine on pixels reached.
+    """What a support-vector machine on pixels reached.
 
     Attributes:
         metrics: on the test images; probabilities mean nothing.
-        strength: C, as it was chosen.
-        images: how many were learned from.
+        strength: the C that was chosen.
+        images: number of training images.
     """
 
     metrics: ClassificationMetrics
@@ -36,9 +36,9 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     """An RBF support-vector machine on the pixels as they enter the network, its strength chosen by cross-validation.
 
     Args:
-        train: without augmentation; of more than `MOST_IMAGES`, a share of each class, at least one image.
+        train: without augmentation; of more than `MOST_IMAGES`, a share of each class is used, at least one image.
         test: measured once.
-        seed: of folds and part.
+        seed: of the folds, and of the share of the training images.
 
     Raises:
         ImportError: scikit-learn is missing.
@@ -46,9 +46,9 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     """
     selection = require("sklearn.model_selection", "a support-vector machine", install="scikit-learn")
     rbf = require("sklearn.metrics.pairwise", "a support-vector machine", install="scikit-learn").rbf_kernel
-    # The kernel is computed once for all strengths and folds; by itself, the machine would do it anew in each fit.
+    # The kernel is computed once for all strengths and folds; otherwise each fit would compute it again.
     machine = require("sklearn.svm", "a support-vector machine", install="scikit-learn").SVC(kernel="precomputed")
-    (pixels, labels), (unseen, truth) = _read(train, _part(train, seed)), _read(test, np.arange(len(test)))
+    (pixels, labels), (unseen, truth) = _read(train, most=MOST_IMAGES, seed=seed), _read(test)
     if _grey(pixels) and _grey(unseen):
         # The kernel is scaled by variance and length, so one channel gives what three would.
         pixels, unseen = pixels[:, :1], unseen[:, :1]
@@ -73,15 +73,13 @@ def classify_pixels(train: ImageDataset, test: ImageDataset, *, seed: int = 0) -
     return PixelResult(classification_metrics(votes, truth, train.class_names), chosen, len(labels))
 
 
-def _part(images: ImageDataset, seed: int) -> NDArray[np.int64]:
-    """The places of about `MOST_IMAGES`, or of all where there are not more."""
-    if len(images) <= MOST_IMAGES:
-        return np.arange(len(images))
-    return percentage(images.labels, 100 * MOST_IMAGES / len(images), seed)
-
-
-def _read(images: ImageDataset, places: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """(N, 3, H, W) pixels in [-1, 1] and (N,) labels of the images at these places that can be read."""
+def _read(
+    images: ImageDataset, *, most: int | None = None, seed: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """(N, 3, H, W) pixels in [-1, 1] and (N,) labels of the images that can be read; of about `most` if given."""
+    places = np.arange(len(images))
+    if most is not None and len(images) > most:
+        places = percentage(images.labels, 100 * most / len(images), seed)
     samples = [sample for place in places if (sample := images[int(place)]) is not None]
     labels = np.array([sample.label for sample in samples], dtype=np.int64)
     return np.stack([sample.image.numpy() for sample in samples]), labels

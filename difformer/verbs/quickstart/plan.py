@@ -1,4 +1,4 @@
-"""What a quickstart trains and measures: recipes for each method, from a YAML file of this folder."""
+"""What a quickstart trains and measures: recipes for each method, from a YAML file in this folder."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -20,26 +20,26 @@ _log = getLogger(__name__)
 
 SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent
-# Sections that all methods share, or their numbers could not be compared.
+# Sections that all methods must share, so that their numbers can be compared.
 _SHARED = ("data", "backbone")
-# How earlier versions wrote a head's `training.least_steps`.
+# The key of earlier versions for a head's `training.least_steps`.
 _FORMER_STEPS = "least_steps"
 
 
 @dataclass(frozen=True)
 class QuickstartConfig:
-    """What a user says of a quickstart.
+    """What a user sets for a quickstart.
 
     Attributes:
-        data: a folder of images with one folder a class, or with such folders in `train` and `test`; ELPV when None.
-            With `recipe`, the root of its data set.
-        recipe: a YAML file in the form of those beside this one, in place of them.
-        levels: of ELPV, the four levels of certainty in place of two classes.
+        data: a folder of images with one folder for each class, or with such folders in `train` and `test`; ELPV when
+            None. With `recipe`, the root of its data set.
+        recipe: a YAML file with the same keys as those beside this file, to use in place of them.
+        levels: for ELPV, four levels of certainty in place of two classes.
         output: folder of everything; `runs/quickstart-…` when None.
-        seeds: of each trained method.
-        diffeed_seeds: of DifFeed, which takes longest; at most `seeds` where it starts from another method.
-        k_shot: train on that many images of each class only, drawn anew for each seed, by which all methods then
-            have a spread; beside them, k-NN chooses its k on a tenth of the training images.
+        seeds: number of seeds of each trained method.
+        diffeed_seeds: number of seeds of DifFeed, which takes longest; at most `seeds` if it starts from another head.
+        k_shot: train only on that many images of each class, drawn anew for each seed, so that all methods have a
+            spread; k-NN also reads a tenth of the training images, to choose its k.
 
     Raises:
         ValueError: a number out of range, or levels of a folder.
@@ -69,7 +69,7 @@ class PlannedRun:
 
     Attributes:
         method: its name in the YAML file, such as difformer.
-        seed: of head, order and dropout; of the images, too, where only some of each class are kept.
+        seed: of head, order and dropout, and of the images if only some of each class are kept.
         recipe: what is trained.
     """
 
@@ -79,7 +79,7 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.method}-{self.seed}"
 
 
@@ -90,14 +90,14 @@ class Plan:
     Attributes:
         title, about: of the page.
         titles: of the methods, by name, in the order of the table.
-        data: which images; where only some of each class are kept, those of the first seed.
-        draws: the images of each seed, by what is added to the names of methods without training: one, without a
-            name, where all seeds have the same.
-        knn: the probe by nearest neighbours.
-        heads: what is trained, by method, whatever the seeds; output, cache folder and seed are the runs' affair. An
-            `init` names the method whose run of the same seed a run starts from.
+        data: which images; if only some of each class are kept, those of the first seed.
+        draws: the images of each seed, by the suffix for names of methods without training; a single draw with an empty
+            suffix if all seeds have the same images.
+        knn: the k-NN probe.
+        heads: what is trained, by method. Output, cache folder and seed are set in `runs`. An `init` names the method
+            whose run with the same seed a run starts from.
         runs: the trainings, at least one.
-        pictured: the features of which the page shows principal components.
+        pictured: the features whose principal components the page shows.
         published: rows of published results: name, and values by the table's columns.
         output: the folder of everything.
     """
@@ -117,7 +117,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _File:
-    """The form of the YAML files."""
+    """The content of a YAML file."""
 
     title: str
     about: str
@@ -134,7 +134,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
 
     Raises:
         FileNotFoundError: there is no such folder, or no such recipe.
-        ValueError: a recipe with an unknown key, a missing one, or a bad value; or one that leaves nothing to train.
+        ValueError: a recipe with an unknown or missing key, a bad value, or nothing to train.
     """
     file = _read(config)
     parser = create_parser(Recipe, "quickstart", "", {})
@@ -149,7 +149,12 @@ def create_plan(config: QuickstartConfig) -> Plan:
     }
     _check_inits(config, heads)
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
-    _check_measuring(heads, knn)
+    if knn.method != "knn":
+        raise ValueError(f"knn.method must be knn, got {knn.method!r}; other classifiers belong to heads")
+    measured = {f"evaluation.test of {name}": head.evaluation.test for name, head in heads.items()}
+    for key, split in {"knn.test": knn.test, **measured}.items():
+        if split != TEST:
+            raise ValueError(f"{key} must be {TEST}, on which all methods are measured, got {split!r}")
     return Plan(
         title=file.title.replace("{name}", _subject(config)),
         about=file.about,
@@ -165,20 +170,8 @@ def create_plan(config: QuickstartConfig) -> Plan:
     )
 
 
-def _check_measuring(heads: Mapping[str, Recipe], knn: ProbeRecipe) -> None:
-    """Raises ValueError when a method would not be measured as the table and the page expect it."""
-    if knn.method != "knn":
-        raise ValueError(f"knn.method must be knn, got {knn.method!r}; other classifiers belong to heads")
-    measured = {"knn.test": knn.test} | {
-        f"evaluation.test of {name}": head.evaluation.test for name, head in heads.items()
-    }
-    for key, split in measured.items():
-        if split != TEST:
-            raise ValueError(f"{key} must be {TEST}, on which all methods are measured, got {split!r}")
-
-
 def _check_inits(config: QuickstartConfig, heads: Mapping[str, Recipe]) -> None:
-    """Raises ValueError when a method is to start from one that does not come before it, or has too few seeds."""
+    """Raises ValueError if a method starts from one that does not come before it, or that has too few seeds."""
     methods = list(heads)
     for place, (method, recipe) in enumerate(heads.items()):
         if recipe.init is None:
@@ -189,8 +182,8 @@ def _check_inits(config: QuickstartConfig, heads: Mapping[str, Recipe]) -> None:
         wanted, there = _seeds(config, recipe), _seeds(config, heads[recipe.init])
         if wanted > there:
             raise ValueError(
-                f"{method} starts from {recipe.init} of the same seed, and is to have {wanted} seeds where that has "
-                f"{there}; give --seeds {wanted}, or fewer of {method}"
+                f"{method} starts from {recipe.init} of the same seed, so {recipe.init} needs {wanted} seeds, but has "
+                f"{there}; give --seeds {wanted}, or fewer seeds of {method}"
             )
 
 
@@ -199,26 +192,21 @@ def _seeds(config: QuickstartConfig, recipe: Recipe) -> int:
 
 
 def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -> tuple[PlannedRun, ...]:
-    runs = [
-        _planned(method, seed, recipe, output)
-        for method, recipe in heads.items()
-        for seed in range(_seeds(config, recipe))
-    ]
+    runs = []
+    for method, head in heads.items():
+        for seed in range(_seeds(config, head)):
+            recipe = replace(
+                head,
+                data=_drawn(head.data, seed),
+                output=str(output / f"{method}-{seed}"),
+                init=head.init and str(output / f"{head.init}-{seed}"),
+                cache=replace(head.cache, folder=str(output / "features")),
+                training=replace(head.training, seed=seed),
+            )
+            runs.append(PlannedRun(method, seed, recipe))
     if not runs:
-        raise ValueError("all heads are DifFeed's and diffeed_seeds is 0, so nothing would be trained; ask for a seed")
+        raise ValueError("all heads are DifFeed's and diffeed_seeds is 0, so nothing would be trained; give at least 1")
     return tuple(runs)
-
-
-def _planned(method: str, seed: int, recipe: Recipe, output: Path) -> PlannedRun:
-    recipe = replace(
-        recipe,
-        data=_drawn(recipe.data, seed),
-        output=str(output / f"{method}-{seed}"),
-        init=recipe.init and str(output / f"{recipe.init}-{seed}"),
-        cache=replace(recipe.cache, folder=str(output / "features")),
-        training=replace(recipe.training, seed=seed),
-    )
-    return PlannedRun(method, seed, recipe)
 
 
 def _is_drawn(data: DataConfig) -> bool:
@@ -227,49 +215,40 @@ def _is_drawn(data: DataConfig) -> bool:
 
 
 def _drawn(data: DataConfig, seed: int) -> DataConfig:
-    """The images of a seed. Which they are matters more than anything else that a seed decides."""
+    """The images of a seed. The choice of images matters more than anything else that a seed decides."""
     return replace(data, seed=data.seed + seed) if _is_drawn(data) else data
 
 
 def _read(config: QuickstartConfig) -> _File:
+    """Reads the YAML file. Methods must have different names, titles, known keys, and nothing that all must share."""
     path = RECIPES / ("elpv.yaml" if config.data is None else "folder.yaml")
     file = build(_File, read_yaml(config.recipe or path))
-    _check_sections(file)
-    heads = {method: _without_former(method, section) for method, section in file.heads.items()}
-    for name in (SVM, KNN, *file.heads):
-        if name not in file.titles:
-            raise ValueError(f"titles must name every method; there is none for {name}")
-    return replace(file, heads=heads)
-
-
-def _without_former(method: str, section: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A head's section as a recipe has it."""
-    if _FORMER_STEPS not in section:
-        return section
-    values = dict(section)
-    steps = as_positive_integer(f"heads.{method}.{_FORMER_STEPS}", values.pop(_FORMER_STEPS))
-    _log.warning("heads.%s.least_steps is now written heads.%s.training.least_steps", method, method)
-    return values | {"training": {**(values.get("training") or {}), "least_steps": steps}}
-
-
-def _check_sections(file: _File) -> None:
-    """Raises ValueError when methods are missing, share a name or have what belongs to all of them."""
-    if not file.heads:
+    heads = dict(file.heads)
+    if not heads:
         raise ValueError("heads must name at least one")
-    if taken := {SVM, KNN} & set(file.heads):
+    if taken := {SVM, KNN} & set(heads):
         raise ValueError(f"heads.{min(taken)} has the name of another method; choose another name")
-    sections = {KNN: file.knn} | {f"heads.{method}": section for method, section in file.heads.items()}
-    for name, section in sections.items():
+    for name, section in ({KNN: file.knn} | {f"heads.{method}": section for method, section in heads.items()}).items():
         if not isinstance(section, Mapping):
             raise ValueError(f"{name} must hold keys and values, got {section!r}")
         for key in _SHARED:
             if key in section:
                 raise ValueError(f"{name}.{key}: all methods share one {key}; give it as base.{key}")
-    for method, section in file.heads.items():
+    for method, section in heads.items():
         known = [f"heads.{method}.{field.name}" for field in fields(Recipe)]
         for key in section:
             if key != _FORMER_STEPS and f"heads.{method}.{key}" not in known:
                 raise unknown_key(f"heads.{method}.{key}", [*known, f"heads.{method}.training.least_steps"])
+    for method, section in file.heads.items():
+        if _FORMER_STEPS in section:
+            values = dict(section)
+            steps = as_positive_integer(f"heads.{method}.{_FORMER_STEPS}", values.pop(_FORMER_STEPS))
+            _log.warning("heads.%s.least_steps is now written heads.%s.training.least_steps", method, method)
+            heads[method] = values | {"training": {**(values.get("training") or {}), "least_steps": steps}}
+    for name in (SVM, KNN, *heads):
+        if name not in file.titles:
+            raise ValueError(f"titles must name every method; there is none for {name}")
+    return replace(file, heads=heads)
 
 
 def _subject(config: QuickstartConfig) -> str:
@@ -281,15 +260,15 @@ def _subject(config: QuickstartConfig) -> str:
 
 
 def _data(config: QuickstartConfig, base: DataConfig) -> DataConfig:
-    """The images, with the test split they have or one set aside."""
+    """The images, with their own test split, or one that is set aside."""
     if config.k_shot is not None:
         base = replace(base, k_shot=config.k_shot)
     if config.data is None:
         return replace(base, name="elpvlevels") if config.levels else base
-    # Recipes that say how to find their splits, or need not, are left to it.
+    # Recipes that say where their splits are, and data sets that know it, only need the root.
     if config.recipe is not None and (base.name != "folder" or base.splits or base.test_fraction):
         return replace(base, root=config.data)
     root = expand_user(config.data)
     if not root.is_dir():
-        raise FileNotFoundError(f"there is no folder {config.data}; give one that holds a folder of images a class")
+        raise FileNotFoundError(f"there is no folder {config.data}; give one that holds a folder for each class")
     return with_splits(base, root)

@@ -3,10 +3,9 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -27,12 +26,12 @@ from difformer.verbs.quickstart.tables import as_json, table_rows, text_table
 from difformer.verbs.train.init import check_init
 
 RECORD, TABLE = "quickstart.yaml", "table.md"
-# What may be asked for differently of a folder that is there: seeds are added or left out; images, and what a recipe
-# says, are recognised wherever they lie.
+# What may differ when a quickstart resumes: seeds are added or left out; images and recipes are compared by their
+# content, wherever they lie.
 _MAY_CHANGE = ("output", "seeds", "diffeed_seeds", "data", "recipe")
-# Digests say nothing to a reader.
+# What to say in place of digests, which say nothing to a reader.
 _OTHERWISE = {
-    "made_with.recipes": "its methods or their settings were others (of another recipe, or version of difformer)",
+    "made_with.recipes": "its methods or their settings were others (from another recipe, or version of difformer)",
     "made_with.weights": "the weights of the backbone were others",
     "made_with.images": "its images were others",
 }
@@ -42,7 +41,7 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     """Trains and measures every method, prints the table and writes the page. What is done already is not done again.
 
     Args:
-        config: on which images, and how often.
+        config: which images, and how many seeds.
         overwrite: start anew although there is a quickstart in the folder.
 
     Returns:
@@ -50,9 +49,9 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
 
     Raises:
         FileNotFoundError: weights or images are not there.
-        FileExistsError: the folder holds something else, or another quickstart is at work in it.
-        OSError: something cannot be read or written, or not be removed to start anew.
-        ValueError: it holds a quickstart of other images.
+        FileExistsError: the folder holds something else, or another quickstart is running in it.
+        OSError: something cannot be read, written, or removed to start anew.
+        ValueError: the folder holds a quickstart of other images, recipes or weights.
         ImportError: a library of the demo extra is missing.
         Stopped: a signal asked to stop; the same command resumes.
     """
@@ -63,14 +62,11 @@ def quickstart(config: QuickstartConfig, *, overwrite: bool = False) -> Path:
     accelerator = create_accelerator(plan.runs[0].recipe.training.precision)
     resources = Resources()
     backbone = resources.backbone(plan.knn.backbone, device=accelerator.device)
-    images = _open_images(plan, resources)
-    classes = len(images[0].class_names)
-    for extractor in (plan.knn.extractor, plan.pictured, *(recipe.extractor for recipe in plan.heads.values())):
-        check_conditioning(extractor.conditioning, backbone, classes)
-    check_inits(plan, backbone, images[0].class_names)
+    images = _open_images(plan, backbone, resources)
     record = plain(config) | {"made_with": _made_with(plan, backbone, images)}
-    if not overwrite:
-        _check_record(folder, record)
+    if not overwrite and folder.recipe.exists():
+        before = read_yaml(folder.recipe)
+        check_unchanged(folder.path, "another quickstart", before, record, may_change=_MAY_CHANGE, words=_OTHERWISE)
     folder.claim()
     try:
         if overwrite:
@@ -105,24 +101,27 @@ def _check_libraries(plan: Plan) -> None:
         )
 
 
-def _open_images(plan: Plan, resources: Resources) -> list[ImageDataset]:
-    """Training and test images, looked at before the first minute of work."""
+def _open_images(plan: Plan, backbone: Backbone, resources: Resources) -> list[ImageDataset]:
+    """Training and test images, checked together with the plan before any work starts."""
     train, test = resources.splits(plan.data, ("train", TEST)).values()
     if len(train.class_names) < 2:
         raise ValueError(
             f"there is one class only, {train.class_names[0]}; give a folder with one folder for each class"
         )
-    # Of a few images a class, none can be held out; k-NN would say so after the first method.
+    # Fails if a class has too few images to hold any out.
     resources.splits(plan.knn.data, ("train", plan.knn.validation))
+    for extractor in (plan.knn.extractor, plan.pictured, *(recipe.extractor for recipe in plan.heads.values())):
+        check_conditioning(extractor.conditioning, backbone, len(train.class_names))
+    check_inits(plan, backbone, train.class_names)
     return [train, test]
 
 
 def check_inits(plan: Plan, backbone: Backbone, names: tuple[str, ...]) -> None:
-    """Raises ValueError when a method could not start from the one it is to start from.
+    """Raises ValueError if a method cannot start from the method that its recipe names.
 
     Args:
-        plan: whose heads say from which.
-        backbone: of all.
+        plan: its heads name the method in `init`.
+        backbone: of all methods.
         names: of the classes.
     """
     for method, recipe in plan.heads.items():
@@ -132,8 +131,8 @@ def check_inits(plan: Plan, backbone: Backbone, names: tuple[str, ...]) -> None:
 
 
 def _made_with(plan: Plan, backbone: Backbone, images: Sequence[ImageDataset]) -> dict[str, str]:
-    """Digests of what the results depend on beside the user's words: other versions may bring other recipes."""
-    # Of all heads, also of those without a run: seeds may be added later.
+    """Digests of what else the results depend on; the recipes may differ between versions."""
+    # All heads, also those without a run: seeds may be added later.
     recipes = {method: plain(recipe) for method, recipe in plan.heads.items()}
     recipes[KNN] = plain(plan.knn)
     for recipe in recipes.values():
@@ -147,16 +146,8 @@ def _made_with(plan: Plan, backbone: Backbone, images: Sequence[ImageDataset]) -
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 
 
-def _check_record(folder: RunFolder, record: Mapping[str, Any]) -> None:
-    """Raises ValueError when the folder has results of other images, recipes or weights."""
-    if not folder.recipe.exists():
-        return
-    before = read_yaml(folder.recipe)
-    check_unchanged(folder.path, "another quickstart", before, record, may_change=_MAY_CHANGE, words=_OTHERWISE)
-
-
 def _clear(plan: Plan, folder: RunFolder) -> None:
-    """Removes results, those first that others are recognised by; raises OSError where one would stay and count."""
+    """Removes all results. Files by which others are recognised go first; raises OSError if one cannot be removed."""
     for name in (folder.results.name, SECONDS, TABLE, PAGE):
         (folder.path / name).unlink(missing_ok=True)
     folders = (path for method in plan.titles for path in folder.path.glob(f"{method}-[0-9]*"))

@@ -1,11 +1,12 @@
 """How well ridge classification does on a part of the images, or on all of them.
 
-Scores are the criterion's numbers times its sign, so that the larger is the better.
+Scores are the criterion's numbers times its sign, so that a larger score is better.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +21,23 @@ from difformer.data import percentage
 from difformer.engine.extraction.pooled import SplitFeatures
 from difformer.engine.runtime.processes import on_main, solver_device
 from difformer.verbs.select.parts import Pair, Parts
-from difformer.verbs.select.search import greedy_set
+from difformer.verbs.select.search import greedy_set, set_cost
 
-# Of each feature, where several are joined: a fit to thousands of columns would take longer than reading them.
+# Columns of each feature when several are joined: a fit to thousands of columns would take longer than reading them.
 _COMPONENTS = 256
-# Leaving one out says nothing of a class that has but one image.
+# Leaving one out says nothing about a class with a single image.
 _FEWEST_OF_CLASS = 4
 
 
 class Accuracy:
-    """Measures by labels.
+    """Measures features by the labels.
 
     Args:
         parts: reads the images.
 
     Attributes:
         pools: the best pooling of each feature that was measured on all images.
-        sign: times it, a score is the criterion's number.
+        sign: a score times this sign is the criterion's number.
 
     Raises:
         ValueError: no class has two training images, or there are too few classes for the criterion.
@@ -55,16 +56,17 @@ class Accuracy:
         check_criterion(parts.recipe.criterion, self._classes)
         if np.bincount(train.labels).max() < 2:
             raise ValueError(
-                "a search leaves one training image out to see whether others of its class find it, and no class has "
-                "two; give more images, set labels: false, or run `difformer sweep`"
+                "a search leaves one training image out and classifies it by the others, but no class has two images; "
+                "give more images, set labels: false, or run `difformer sweep`"
             )
 
     def measure(self, t: int, share: float) -> tuple[Mapping[str, float], float]:
-        """Score by tap in its best pooling: of some images by leaving one out, or of all on validation.
+        """Score by tap in its best pooling: by leaving one out of some images, or on the validation split with all.
 
         Args:
             t: timestep.
-            share: of the images of both splits; below 1 that many are training images, at least some of each class.
+            share: of the images of both splits; below 1, that many training images are read, at least some of each
+                class.
 
         Returns:
             The scores, and the share of the images that was read.
@@ -81,16 +83,24 @@ class Accuracy:
         self.pools |= {(tap, t): pool for tap, (pool, _) in found.items()}
         return {tap: score for tap, (_, score) in found.items()}, 1.0
 
-    def fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
-        """The features to read together, of some with their scores on all images, and their score together.
+    def fuse(self, found: Mapping[Pair, float], costs: Mapping[str, float]) -> dict[str, Any]:
+        """Chooses features to read together, among those at the best timesteps.
 
-        The first is the best that the budget allows. Joined, features of many columns count by their first principal
-        components.
+        The first is the best that the budget allows. When joined, features of many columns count by their first
+        principal components.
+
+        Args:
+            found: score on all images by feature.
+            costs: of an image up to each tap, in passes of the network.
+
+        Returns:
+            `pairs` in the order of the choice, the criterion's number for all of them as `score`, and the `passes` of
+            the network that they take.
         """
-        return on_main(self._parts.accelerator, partial(self._fuse, candidates, costs))
+        return on_main(self._parts.accelerator, partial(self._fuse, found, costs))
 
     def _leave_one_out(self, train: SplitFeatures) -> dict[str, float]:
-        """By tap, in its best pooling."""
+        """Score by tap, in its best pooling."""
         recipe, labels = self._parts.recipe, torch.from_numpy(train.labels)
         strengths = recipe.strengths or STRENGTHS
         scores: dict[str, float] = {}
@@ -110,26 +120,33 @@ class Accuracy:
                 pool: self._score({name: split.of(tap, pool) for name, split in splits.items()})
                 for pool in sorted(self._parts.recipe.pools)
             }
-            # Of equal ones the first, which has the shortest vectors.
+            # Of equal poolings the first, which has the shortest vectors.
             pool = max(scores, key=lambda pool: scores[pool])
             found[tap] = pool, scores[pool]
             self._kept[tap, t] = condense({name: split.of(tap, pool) for name, split in splits.items()}, self._device)
         return found
 
-    def _fuse(self, candidates: Mapping[Pair, float], costs: Mapping[str, float]) -> tuple[list[Pair], float]:
+    def _fuse(self, found: Mapping[Pair, float], costs: Mapping[str, float]) -> dict[str, Any]:
         recipe = self._parts.recipe
+        best = sorted(found, key=lambda pair: -found[pair])
+        timesteps = list(dict.fromkeys(t for _, t in best))[: recipe.fused_timesteps]
+        candidates = [pair for pair in found if pair[1] in timesteps]
 
         def score(pairs: Sequence[Pair]) -> float:
-            return candidates[pairs[0]] if len(pairs) == 1 else self._joined_score(pairs)
+            if len(pairs) == 1:
+                return found[pairs[0]]
+            kept = [self._kept[pair] for pair in pairs]
+            return self._score({name: torch.cat([split[name] for split in kept], dim=1) for name in self._labels})
 
-        chosen = greedy_set(score, list(candidates), costs, budget=recipe.budget, most=recipe.most)
-        return chosen, score(chosen)
-
-    def _joined_score(self, pairs: Sequence[Pair]) -> float:
-        return self._score({name: torch.cat([self._kept[p][name] for p in pairs], dim=1) for name in self._labels})
+        pairs = greedy_set(score, candidates, costs, budget=recipe.budget, most=recipe.most)
+        return {
+            "pairs": [{"tap": tap, "t": t, "pool": self.pools[tap, t]} for tap, t in pairs],
+            "score": self.sign * score(pairs),
+            "passes": set_cost(pairs, costs),
+        }
 
     def _score(self, vectors: Mapping[str, Tensor]) -> float:
-        """On the validation split, after a fit on the other."""
+        """Score on the validation split, after a fit on the training split."""
         recipe = self._parts.recipe
         train, validation = (
             Labelled(vectors[name].to(self._device), self._labels[name]) for name in ("train", recipe.validation)
@@ -143,19 +160,20 @@ def condense(vectors: Mapping[str, Tensor], device: torch.device) -> dict[str, T
     """The first principal components of standardised vectors.
 
     Args:
-        vectors: (N, D) by split; those of `train` say which components.
+        vectors: (N, D) by split; the components are those of `train`.
         device: that can compute in float64.
 
     Returns:
-        (N, k) float32 by split, k at most 256 and at most as many as the training vectors have; all D columns where
-        they are no more than 256.
+        (N, k) float32 by split: k is at most 256, and at most the number of components of the training vectors. With
+        256 columns or fewer, all D are kept.
     """
     if vectors["train"].shape[1] <= _COMPONENTS:
         return {name: rows.clone() for name, rows in vectors.items()}
     train = Standardised.of(vectors["train"].to(device), torch.float64)
-    # Ascending, so that the last explain most.
+    # In ascending order, so the last explain most.
     axes = principal_axes(train.x)[0][:, -_COMPONENTS:]
-    # Turned, as a fit standardises its columns again, which would blow the last components up to the first's size.
+    # A random rotation, since a fit standardises its columns again, which would scale the last components up to the
+    # size of the first.
     generator = torch.Generator().manual_seed(0)
     turn, _ = torch.linalg.qr(torch.randn(axes.shape[1], axes.shape[1], generator=generator, dtype=torch.float64))
     axes = axes @ turn.to(device)

@@ -1,4 +1,4 @@
-"""A part of the images, as all blocks and poolings see them at one timestep."""
+"""Features of a part of the images, of all blocks and poolings at one timestep."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -20,7 +20,7 @@ Pair = tuple[str, int]
 
 
 class Parts:
-    """Reads parts of the images.
+    """Reads features of parts of the images.
 
     Args:
         recipe: of the search.
@@ -29,11 +29,11 @@ class Parts:
         accelerator: Accelerate's.
 
     Attributes:
-        images: by split: train, and with labels the validation split.
+        images: by split: `train`, and with labels the validation split.
 
     Raises:
-        ValueError: a timestep that the backbone does not have, targets in place of the labels to search by, or features
-            that do not fit into memory.
+        ValueError: a timestep that the backbone does not have, targets in place of labels, or features that do not fit
+            into memory.
     """
 
     def __init__(self, recipe: SelectRecipe, backbone: Backbone, taps: Sequence[str], accelerator: Any) -> None:
@@ -52,13 +52,13 @@ class Parts:
         check_conditioning(recipe.extractor.conditioning, backbone, len(train.class_names))
         if accelerator.is_main_process:
             warn_of_labels(recipe.extractor.conditioning)
-        # A timestep that the backbone does not have is refused here, not when its turn comes.
+        # Refuses now a timestep that the backbone does not have, before any is read.
         FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps, image_size=recipe.data.size)
         counts = [len(images) for images in self.images.values()]
         on_main(accelerator, partial(check_memory, self._model(recipe.timesteps[0], recipe.seed), counts))
 
     def read(self, images: ImageDataset, t: int, *, title: str, seed: int | None = None) -> SplitFeatures:
-        """Reads images on all processes together; `seed` of the noise where it is not the recipe's."""
+        """Reads images on all processes together; `seed` is of the noise, the recipe's when None."""
         return read_split(
             self._model(t, self.recipe.seed if seed is None else seed),
             images,
@@ -69,7 +69,7 @@ class Parts:
         )
 
     def cost(self, count: int) -> float:
-        """Of reading so many images, in passes over all images of all splits."""
+        """The cost of reading `count` images, in passes over all images of all splits."""
         return count / sum(len(images) for images in self.images.values())
 
     def _model(self, t: int, seed: int) -> PooledInEveryWay:

@@ -1,4 +1,4 @@
-"""What a search among blocks and timesteps is made of."""
+"""The recipe of a search among blocks and timesteps."""
 
 from dataclasses import dataclass, field
 
@@ -14,23 +14,23 @@ class SelectRecipe(FeatureRecipe):
 
     Attributes:
         data: which images, as for a sweep.
-        extractor: what the diffusion model is told beside noise and timestep.
+        extractor: the inputs of the diffusion model besides noise and timestep.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000), ascending.
-        pools: sides to which maps are averaged, of which each feature's best counts: 1, 2 and 4 when empty. Without
-            labels it can be but one, which is 1 when empty.
+        pools: sides to which maps are averaged; each feature counts with its best. When empty: 1, 2 and 4, or only 1
+            without labels, where a single one is allowed.
         seed: of the noise.
-        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
-        criterion: what is best: top1, mean_per_class, another of `difformer.analysis.METRICS`, or one of your own as
+        strengths: of the L2 penalty, to choose from for each probe; several decades when null.
+        criterion: metric to choose by: top1, mean_per_class, another of `difformer.analysis.METRICS`, or your own as
             package.module:Name.
         validation: split that chooses.
         labels: use the labels. Without them, features are compared by how close noisy augmented views of an image lie
             together, and no set to fuse is chosen.
-        views: of each image, without labels.
-        budget: most that reading the features to fuse may cost, in whole passes of the network.
-        most: features to fuse.
-        fused_timesteps: how many timesteps features to fuse may come from at the most. At least as many are measured
-            on all images, each for a pass over them.
+        views: number of views of each image, without labels.
+        budget: the most that reading the features to fuse may cost, in whole passes of the network.
+        most: the largest number of features to fuse.
+        fused_timesteps: the largest number of timesteps that features to fuse come from. At least as many are measured
+            on all images, at the cost of one pass each.
     """
 
     output: str = "runs/select"
@@ -53,11 +53,11 @@ class SelectRecipe(FeatureRecipe):
         for name in ("taps", "timesteps", "pools"):
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         if not self.timesteps or sorted(set(self.timesteps)) != list(self.timesteps):
-            raise ValueError(f"timesteps must be one or more that ascend, got {list(self.timesteps)}")
+            raise ValueError(f"timesteps must be one or more in ascending order, got {list(self.timesteps)}")
         if not as_switch("labels", self.labels) and len(self.pools) > 1:
             raise ValueError(
-                f"pools must be a single one without labels, got {list(self.pools)}: the criterion does not compare "
-                "one pooling with another"
+                f"pools must be a single one without labels, got {list(self.pools)}: the criterion cannot compare "
+                "different poolings"
             )
         object.__setattr__(self, "pools", self.pools or ((1, 2, 4) if self.labels else (1,)))
         check_pools(self.pools)
@@ -65,7 +65,7 @@ class SelectRecipe(FeatureRecipe):
         check_range("views", as_positive_integer("views", self.views), lambda x: x >= 2, "at least 2")
         check_range("budget", self.budget, lambda x: x > 0, "above 0")
         as_positive_integer("most", self.most)
-        # What else can be wrong is a probe's, and its holdout is theirs.
+        # A probe's recipe checks the other values, and sets the same holdout.
         alone = ProbeRecipe(
             data=self.data,
             method="ridge",

@@ -1,32 +1,32 @@
-"""The search itself, which knows nothing of networks: scores are unimodal over the timesteps."""
+"""The search itself, without networks; it assumes that scores have a single maximum over the timesteps."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-# Score by tap, of a timestep and a share of the training images; and what it took, in passes over all images.
+# From a timestep and a share of the training images: score by tap, and the cost in passes over all images.
 Measure = Callable[[int, float], tuple[Mapping[str, float], float]]
 
-# The share of the images that the coarse stage learns from, and how many timesteps it begins with at the least. Of
-# eight timesteps it asks six: with one whole pass that is just under a quarter of the grid.
+# The share of the images that the coarse stage learns from, and the least number of timesteps it begins with. Of eight
+# timesteps it measures six: with one whole pass that is just under a quarter of the grid's cost.
 _COARSE_SHARE = 0.16
 _COARSE_TIMESTEPS = 4
-# Of the grid's cost, which the search keeps to where the grid is large enough.
+# The most that a search costs, as a share of the grid's cost, if the grid is large enough.
 _MOST_OF_GRID = 0.25
 
 
 @dataclass
 class Search:
-    """A search under way. Few images find the timestep, all images the block.
+    """A search and its state. Few images find the timestep, all images the block.
 
-    A pass gives all blocks at once, so that it is timesteps that cost. Few images tell them apart by the mean of the
+    A pass gives all blocks at once, so the cost is in the timesteps. Few images tell timesteps apart by the mean of the
     best blocks, which is much more certain than which block is best.
 
     Attributes:
-        measure: what is asked.
+        measure: gives the scores of a timestep.
         timesteps: ascending.
-        whole: timesteps to measure on all images at the least.
-        spent: so far, in passes over all images; the whole grid takes one for each timestep.
+        whole: the least number of timesteps to measure on all images.
+        spent: cost so far, in passes over all images; the whole grid takes one for each timestep.
         coarse: score on few images by timestep and tap.
         found: score on all images by tap and timestep.
     """
@@ -45,23 +45,21 @@ class Search:
             The best of those measured on all images.
         """
         if self.whole < len(self.timesteps):
-            self._find_timesteps()
+            # On few images: timesteps at a stride, then on either side of the best at half of it, down to neighbours.
+            stride = 2 ** int(math.log2(max(1.0, len(self.timesteps) / _COARSE_TIMESTEPS)))
+            self._look(range(stride // 2, len(self.timesteps), stride))
+            while stride > 1:
+                stride //= 2
+                best = self.timesteps.index(max(self.coarse, key=self._promise))
+                self._look((best - stride, best + stride))
         for count, t in enumerate(sorted(self.timesteps, key=self._promise, reverse=True)):
             if count >= self.whole and self.spent + 1 > _MOST_OF_GRID * len(self.timesteps):
                 break
             self.found |= {(tap, t): score for tap, score in self._ask(t, 1.0).items()}
         return max(self.found, key=lambda key: self.found[key])
 
-    def _find_timesteps(self) -> None:
-        """Asks every so many timesteps, then on either side of the best at half the distance, down to neighbours."""
-        stride = 2 ** int(math.log2(max(1.0, len(self.timesteps) / _COARSE_TIMESTEPS)))
-        self._look(range(stride // 2, len(self.timesteps), stride))
-        while stride > 1:
-            stride //= 2
-            best = self.timesteps.index(max(self.coarse, key=self._promise))
-            self._look((best - stride, best + stride))
-
     def _look(self, places: Sequence[int]) -> None:
+        """Measures the timesteps at these indices on few images, if there are such and they are not measured yet."""
         for place in places:
             if 0 <= place < len(self.timesteps) and self.timesteps[place] not in self.coarse:
                 t = self.timesteps[place]
@@ -73,7 +71,7 @@ class Search:
         return scores
 
     def _promise(self, t: int) -> float:
-        """Of a timestep: the mean of its best third of the blocks on few images; none where it was not looked at."""
+        """The mean score of a timestep's best third of the blocks on few images; -inf if it was not measured."""
         if t not in self.coarse:
             return -math.inf
         best = sorted(self.coarse[t].values(), reverse=True)[: math.ceil(len(self.coarse[t]) / 3)]
@@ -88,17 +86,17 @@ def greedy_set(
     budget: float,
     most: int,
 ) -> list[tuple[str, int]]:
-    """Features to fuse: the best, then again and again the one that helps most, as long as any helps.
+    """Features to fuse: first the best, then repeatedly the one that improves the score most, as long as one does.
 
     Args:
-        score: of several features together, on images that no probe has learned from.
+        score: of several features together, on images that no probe has learned from; larger is better.
         candidates: (tap, timestep).
         costs: of an image up to each tap.
-        budget: most that may be spent, by `set_cost`.
-        most: features.
+        budget: the most that `set_cost` of the features may be.
+        most: the largest number of features.
 
     Returns:
-        In the order in which they were taken; empty when not one is within the budget.
+        The features in the order of the choice; empty if none is within the budget.
     """
     chosen: list[tuple[str, int]] = []
     reached = -math.inf
@@ -114,5 +112,5 @@ def greedy_set(
 
 
 def set_cost(pairs: Sequence[tuple[str, int]], costs: Mapping[str, float]) -> float:
-    """What the features of one image cost: an extractor runs to the deepest tap at every timestep."""
+    """The cost of the features of one image: an extractor runs to the deepest tap at every timestep."""
     return len({t for _, t in pairs}) * max((costs[tap] for tap, _ in pairs), default=0.0)

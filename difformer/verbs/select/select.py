@@ -18,7 +18,7 @@ from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.select.accuracy import Accuracy
 from difformer.verbs.select.parts import Pair, Parts
 from difformer.verbs.select.recipe import SelectRecipe
-from difformer.verbs.select.search import Search, set_cost
+from difformer.verbs.select.search import Search
 from difformer.verbs.select.views import Views
 
 _FILES = ("select.json", "recommended.yaml", "recipe.yaml")
@@ -32,14 +32,13 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
         overwrite: replace results that are there.
 
     Returns:
-        As in `select.json`: `best`, `measured` (on all images), `coarse` (on few), `cost` (share of a whole sweep's),
-        and with labels `images` (how many chose), the best's `interval`, of 95 % (None of a criterion that is no share
-        of images), and `fused`.
+        As in `select.json`: `best`, `measured` (on all images), `coarse` (on few), `cost` (share of a sweep's). With
+        labels also `images` (how many chose), `fused`, the best's 95 % `interval` (None unless a share of images).
 
     Raises:
         ValueError: a value in the recipe or in the data.
         OSError: something cannot be read or written.
-        ImageError: an image cannot be read, and such are not to be skipped.
+        ImageError: an image cannot be read, and the recipe does not skip such images.
     """
     folder = ResultFolder(recipe.output, _FILES)
     folder.check(overwrite=overwrite)
@@ -49,59 +48,39 @@ def select(recipe: SelectRecipe, *, overwrite: bool = False) -> dict[str, Any]:
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     taps = resolve_taps(recipe.taps, backbone.taps) if recipe.taps else tuple(backbone.taps)
     taps = tuple(tap for tap in backbone.taps if tap in taps)
-    costs = _costs(taps_at(backbone, recipe.data.size), taps)
-    _check_budget(recipe, costs)
+    costs = _costs(recipe, taps_at(backbone, recipe.data.size), taps)
     parts = Parts(recipe, backbone, taps, accelerator)
     measured = Accuracy(parts) if recipe.labels else Views(parts)
     search = Search(measured.measure, recipe.timesteps, recipe.fused_timesteps)
-    best = search.run()
-    results = _found(recipe, search, best, measured)
-    pairs, chooser = [best], None
+    results, chooser = _found(recipe, search, search.run(), measured), None
     if isinstance(measured, Accuracy):
         chooser = Chooser(parts.images[recipe.validation].labels, recipe.validation, recipe.criterion)
         results["best"]["interval"] = chooser.interval(results["best"]["score"])
         results["images"] = len(chooser.labels)
-        candidates = _candidates(search.found, recipe.fused_timesteps)
-        pairs, score = measured.fuse({pair: search.found[pair] for pair in candidates}, costs)
-        results["fused"] = {
-            "pairs": [{"tap": tap, "t": t, "pool": measured.pools[tap, t]} for tap, t in pairs],
-            "score": measured.sign * score,
-            "passes": set_cost(pairs, costs),
-        }
+        results["fused"] = measured.fuse(search.found, costs)
     results["note"] = choice_note(recipe.data, recipe.validation) if recipe.labels else None
     results["recipe"] = carried(recipe)
     results["sources"] = {"weights": backbone.digest} | {name: images.digest for name, images in parts.images.items()}
     if accelerator.is_main_process:
-        pools, conditioning = {pair: measured.pools[pair] for pair in pairs}, recipe.extractor.conditioning
-        recommended = _recommended(pools, taps, conditioning, pooled=recipe.labels)
-        _write(folder, recipe, results, recommended, chooser)
+        _write(folder, recipe, results, taps, chooser)
     return results
 
 
-def _costs(offered: Mapping[str, TapSpec], taps: Sequence[str]) -> dict[str, float]:
-    """Of an image up to each tap, in passes through the whole network."""
+def _costs(recipe: SelectRecipe, offered: Mapping[str, TapSpec], taps: Sequence[str]) -> dict[str, float]:
+    """Costs of an image up to each tap, in passes of the network; with labels, at least one is within the budget."""
     whole = list(offered.values())[-1].flops
-    return {tap: offered[tap].flops / whole for tap in taps}
-
-
-def _check_budget(recipe: SelectRecipe, costs: Mapping[str, float]) -> None:
+    costs = {tap: offered[tap].flops / whole for tap in taps}
     cheapest = min(costs, key=lambda tap: costs[tap])
     if recipe.labels and costs[cheapest] > recipe.budget:
         raise ValueError(
             f"budget: no feature of {', '.join(costs)} is within {recipe.budget:g} passes of the network; the "
             f"cheapest, {cheapest}, takes {costs[cheapest]:.3g}"
         )
-
-
-def _candidates(found: Mapping[Pair, float], timesteps: int) -> list[Pair]:
-    """Features at the best timesteps."""
-    best = sorted(found, key=lambda pair: -found[pair])
-    chosen = list(dict.fromkeys(t for _, t in best))[:timesteps]
-    return [pair for pair in found if pair[1] in chosen]
+    return costs
 
 
 def _found(recipe: SelectRecipe, search: Search, best: Pair, by: Accuracy | Views) -> dict[str, Any]:
-    """What the search has seen."""
+    """The part of the results that is the same with and without labels."""
     measured = {
         (tap, t): {"tap": tap, "t": t, "pool": by.pools[tap, t], "score": by.sign * score}
         for (tap, t), score in search.found.items()
@@ -121,43 +100,48 @@ def _found(recipe: SelectRecipe, search: Search, best: Pair, by: Accuracy | View
     }
 
 
-def _recommended(
-    pools: Mapping[Pair, int], taps: Sequence[str], conditioning: Mapping[str, int | str], *, pooled: bool
-) -> str:
-    """What to read, as a YAML file that goes over a recipe: all blocks at all timesteps that were chosen.
+def _recommended(recipe: SelectRecipe, features: Sequence[Mapping[str, Any]], taps: Sequence[str]) -> str:
+    """What to read, as a YAML file to lay over a recipe: all chosen blocks at all chosen timesteps.
+
+    With labels, which compare poolings, also a head. It pools all maps alike, so it takes the finest pooling.
 
     Args:
-        pools: of the features that were chosen.
+        recipe: of the search.
+        features: those that were chosen, with `tap`, `t` and `pool`.
         taps: all, in network order.
-        conditioning: with which the features were read.
-        pooled: whether poolings were compared. The head, which pools all maps alike, then takes the finest of them.
     """
-    chosen = {tap for tap, _ in pools}
+    chosen = {feature["tap"] for feature in features}
     values: dict[str, Any] = {
         "extractor": {
             "taps": [tap for tap in taps if tap in chosen],
-            "timesteps": sorted({t for _, t in pools}),
+            "timesteps": sorted({feature["t"] for feature in features}),
             "feedback_taps": [],
         },
     }
-    if conditioning:
-        values["extractor"]["conditioning"] = dict(conditioning)
-    if pooled:
-        values["head"] = {"name": "difformer", "arguments": {"variant": "joint", "pool": max(pools.values())}}
-    found = ", ".join(f"{tap} at t = {t} in pool {pool}" for (tap, t), pool in pools.items())
+    if recipe.extractor.conditioning:
+        values["extractor"]["conditioning"] = dict(recipe.extractor.conditioning)
+    if recipe.labels:
+        pool = max(feature["pool"] for feature in features)
+        values["head"] = {"name": "difformer", "arguments": {"variant": "joint", "pool": pool}}
+    found = ", ".join(f"{feature['tap']} at t = {feature['t']} in pool {feature['pool']}" for feature in features)
     return f"# Found: {found}.\n{yaml.safe_dump(values, sort_keys=False)}"
 
 
 def _write(
-    folder: ResultFolder, recipe: SelectRecipe, results: Mapping[str, Any], recommended: str, chooser: Chooser | None
+    folder: ResultFolder,
+    recipe: SelectRecipe,
+    results: Mapping[str, Any],
+    taps: Sequence[str],
+    chooser: Chooser | None,
 ) -> None:
-    """Args: as found; `chooser` of the images by whose labels it was chosen, None without labels."""
+    """Writes and prints the results; `chooser` is None without labels."""
+    chosen = results["best"]
+    recommended = _recommended(recipe, [chosen] if chooser is None else results["fused"]["pairs"], taps)
     with folder.write() as temporary:
         write_json(temporary / "select.json", dict(results))
         (temporary / "recipe.yaml").write_text(dump(recipe), encoding="utf-8")
         note = "" if results["note"] is None else f"# {results['note']}\n"
         (temporary / "recommended.yaml").write_text(note + recommended, encoding="utf-8")
-    chosen = results["best"]
     score = f"{chosen['score']:.4f} ({results['score']})" if chooser is None else chooser.certain(chosen["score"])
     print(f"{chosen['tap']}, t = {chosen['t']}, pool {chosen['pool']}: {score}")
     print(f"at {results['cost']:.0%} of a sweep's cost")

@@ -1,4 +1,4 @@
-"""How close noisy augmented views of an image lie together, which asks for no labels."""
+"""How close noisy augmented views of an image lie together, which requires no labels."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -7,28 +7,27 @@ import numpy as np
 import torch
 
 from difformer.analysis import principal_components, view_criterion
-from difformer.data import ImageDataset
 from difformer.engine.extraction.pooled import SplitFeatures
 from difformer.engine.runtime.processes import on_main
 from difformer.streams import Stream, epoch_seed, generator
 from difformer.verbs.select.parts import Pair, Parts
 
-# Images at the least.
+# The least number of images.
 _FEWEST = 64
-# Directions in which scatter is compared. The criterion falls with their number where views are few, so that blocks of
-# different width would be told apart by that alone; it is only known in far fewer than there are images.
+# Directions in which scatter is compared. With few views the criterion falls with the number of directions, so all
+# blocks are compared in the same number; and it needs far fewer directions than images.
 _COMPONENTS = 32
 
 
 class Views:
-    """Measures without labels.
+    """Measures features without labels.
 
     Args:
         parts: reads the images.
 
     Attributes:
         pools: the pooling, which is the same for each feature.
-        sign: as for labels: the larger score is the better.
+        sign: 1, as a larger score is better; see `Accuracy`.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -37,13 +36,20 @@ class Views:
         self.sign = 1
 
     def measure(self, t: int, share: float) -> tuple[Mapping[str, float], float]:
-        """1 minus the label-free criterion by tap, of as many images as make the share together with their views.
+        """1 minus the label-free criterion by tap.
+
+        Args:
+            t: timestep.
+            share: of the training images to read, where each view of an image counts as one.
 
         Returns:
-            It, and the share of all images that was read, each view an image.
+            The scores, and the share of all images that was read, where each view counts as one.
         """
         parts, recipe = self._parts, self._parts.recipe
-        images = self._some(share / recipe.views)
+        train = parts.images["train"]
+        # A random part, without a look at the labels.
+        order = generator(Stream.PART, recipe.data.seed).permutation(len(train))
+        images = train.part(np.sort(order[: max(_FEWEST, round(share / recipe.views * len(train)))]))
         views = []
         for view in range(recipe.views):
             images.set_epoch(view)
@@ -52,14 +58,8 @@ class Views:
         scores = on_main(parts.accelerator, partial(self._compare, views))
         return scores, parts.cost(recipe.views * len(images))
 
-    def _some(self, share: float) -> ImageDataset:
-        """A random part, drawn without a look at the labels."""
-        train = self._parts.images["train"]
-        order = generator(Stream.PART, self._parts.recipe.data.seed).permutation(len(train))
-        return train.part(np.sort(order[: max(_FEWEST, round(share * len(train)))]))
-
     def _compare(self, views: Sequence[SplitFeatures]) -> dict[str, float]:
-        """By tap, each in its principal components, and all in equally many of them."""
+        """Score by tap, each in its own principal components, all in the same number of them."""
         widths = [columns.stop - columns.start for columns in views[0].places.values()]
         components = max(1, min(_COMPONENTS, *widths, len(views[0].labels) // 4))
         scores = {}

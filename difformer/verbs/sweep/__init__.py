@@ -1,1 +1,1 @@
-"""Which block, timestep and pooling: probes of all of them, from one pass a timestep."""
+"""Probes of every block, timestep and pooling, from one pass for each timestep."""

@@ -1,4 +1,4 @@
-"""The probes of all blocks and poolings, as many in one computation as the method and the memory allow."""
+"""Fits the probes of all blocks and poolings, as many at once as the method and the memory allow."""
 
 from collections.abc import Iterator
 
@@ -9,9 +9,9 @@ from difformer.engine.extraction.pooled import SplitFeatures
 
 Place = tuple[str, int]
 
-# Of standardised features and of layers, where gradient descent trains several at once.
+# The most memory for standardised features and layers when gradient descent trains several probes at once.
 _MOST_BYTES = 2**30
-# Copies of the layers: weights, velocities, gradients, what is subtracted, and the fits.
+# Copies of the layers: weights, velocities, gradients, updates, and the fits.
 _COPIES = 5
 
 
@@ -27,24 +27,21 @@ def fit_places(
         device: where they are fitted.
 
     Yields:
-        Tap and pooling, with the fitted settings; in any order.
+        Tap and pooling with the fitted probe, in any order.
     """
     labels = torch.from_numpy(train.labels)
     if not isinstance(probe, GradientDescent):
         for place in train.places:
             yield place, probe.fit(Labelled(train.of(*place).to(device), labels), num_classes)
         return
-    for places in _groups(train, len(probe.rates) * len(probe.weight_decays) * num_classes):
-        features = [train.of(*place).to(device) for place in places]
-        yield from zip(places, probe.fit_each(features, labels, num_classes), strict=True)
-
-
-def _groups(train: SplitFeatures, outputs: int) -> Iterator[list[Place]]:
-    """Places of equal width, as many as there is room for, with so many outputs of all layers of each."""
     by_width: dict[int, list[Place]] = {}
     for place, columns in train.places.items():
         by_width.setdefault(columns.stop - columns.start, []).append(place)
+    outputs = len(probe.rates) * len(probe.weight_decays) * num_classes
     for width, places in by_width.items():
         numbers = width * (len(train.labels) + _COPIES * outputs)
         size = max(1, _MOST_BYTES // (numbers * torch.float32.itemsize))
-        yield from (places[i : i + size] for i in range(0, len(places), size))
+        for start in range(0, len(places), size):
+            group = places[start : start + size]
+            features = [train.of(*place).to(device) for place in group]
+            yield from zip(group, probe.fit_each(features, labels, num_classes), strict=True)

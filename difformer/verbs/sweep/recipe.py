@@ -1,4 +1,4 @@
-"""What a sweep over blocks and timesteps is made of."""
+"""The recipe of a sweep over blocks and timesteps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,19 +17,19 @@ class SweepRecipe(FeatureRecipe):
     """Linear probes of every block, timestep and pooling.
 
     Attributes:
-        data: which images. Where a holdout is to be the validation split, `holdout` is 0.1 unless given; `k_shot` and
-            `percent` limit the images that probes learn from.
-        extractor: what the diffusion model is told beside noise and timestep.
+        data: which images. If a holdout is the validation split, `holdout` is 0.1 unless given; `k_shot` and `percent`
+            limit the images that probes learn from.
+        extractor: the inputs of the diffusion model besides noise and timestep.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
         seed: of the noise.
         method: ridge (closed form), logistic, or sgd (all settings of a probe trained at once).
-        strengths: of the L2 penalty, to choose from for each probe; when null over several decades.
-        rates: learning rates of sgd, to choose from likewise.
-        criterion: what is best on the validation split: top1, mean_per_class, another of
-            `difformer.analysis.METRICS`, or one of your own as package.module:Name.
-        validation: split that chooses, and alone does so.
+        strengths: of the L2 penalty, to choose from for each probe; several decades when null.
+        rates: learning rates of sgd, to choose from for each probe.
+        criterion: metric to choose by on the validation split: top1, mean_per_class, another of
+            `difformer.analysis.METRICS`, or your own as package.module:Name.
+        validation: the only split by which features and settings are chosen.
         test: split that the best probe is measured on, once, after the choice; none when null.
     """
 
@@ -53,7 +53,7 @@ class SweepRecipe(FeatureRecipe):
         check_different("timesteps", self.timesteps)
         check_pools(self.pools)
         check_choice("method", self.method, get_args(SweepMethod))
-        # What else can be wrong is a probe's, and its holdout is theirs.
+        # A probe's recipe checks the other values, and sets the same holdout.
         alone = self.probe(1, 0, 1)
         for name in ("data", "strengths", "rates"):
             object.__setattr__(self, name, getattr(alone, name))
@@ -63,7 +63,7 @@ class SweepRecipe(FeatureRecipe):
 
         Args:
             tap, t, pool: its feature.
-            settings: in place of those to choose from.
+            settings: of the probe, in place of those to choose from.
         """
         settings = settings or {}
         return ProbeRecipe(

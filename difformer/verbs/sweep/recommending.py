@@ -1,4 +1,4 @@
-"""What follows from a sweep for training: the features that DifFormer fuses, and those that DifFeed feeds back."""
+"""The recipes that a sweep recommends: which features DifFormer fuses, and which ones DifFeed feeds back."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from difformer.taps import TapSpec
 from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.sweep.scores import Score, best_score, ranked
 
-# Blocks, and timesteps.
+# The number of blocks, and of timesteps.
 _COUNT = 3
 
 
@@ -20,22 +20,32 @@ def recommended_recipes(
     chooser: Chooser,
     conditioning: Mapping[str, int | str] | None = None,
 ) -> dict[str, str]:
-    """YAML files by name that `difformer train RECIPE --config FILE` takes.
+    """YAML files by name, for `difformer train RECIPE --config FILE`.
 
     Args:
         scores: of the sweep.
-        taps: the backbone's, with the maps and costs that they have for images of the sweep's size.
-        chooser: the images by which it chose.
-        conditioning: with which the features were read.
+        taps: the backbone's, with maps and costs for images of the sweep's size.
+        chooser: the images by which the sweep chose.
+        conditioning: of the features.
 
     Returns:
-        One for DifFormer, and one for DifFeed where the sweep has blocks of the decoder.
+        One for DifFormer, and one for DifFeed if the sweep has blocks of the decoder.
     """
     told = {"conditioning": dict(conditioning)} if conditioning else {}
-    recipes = {"recommended.yaml": _difformer(scores, taps, chooser, told)}
+    blocks, timesteps = recommend(scores, taps, larger_is_better=chooser.larger_is_better)
+    # The finest pooling: attention finds the places that matter, where a linear probe needs a weight for each.
+    arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
+    gflop = len(timesteps) * max(taps[tap].flops for tap in blocks) / 1e9
+    difformer = {
+        "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": [], **told},
+        "head": {"name": "difformer", "arguments": arguments},
+    }
+    text = _described(scores, chooser, f"These together take {gflop:.3g} GFLOP an image.", difformer)
     in_decoder = list(taps)[len(taps) // 2 + 1 :]
     decoder = [score for score in scores if score.tap in in_decoder]
-    return recipes | ({"recommended_diffeed.yaml": _diffeed(decoder, taps, chooser, told)} if decoder else {})
+    if not decoder:
+        return {"recommended.yaml": text}
+    return {"recommended.yaml": text, "recommended_diffeed.yaml": _diffeed(decoder, taps, chooser, told)}
 
 
 def recommend(
@@ -50,7 +60,7 @@ def recommend(
         larger_is_better: of the sweep's criterion.
 
     Returns:
-        Taps in network order, and ascending timesteps.
+        Taps in network order, and timesteps in ascending order.
     """
     by_rank = ranked(scores, larger_is_better=larger_is_better)
     best_taps = list(dict.fromkeys(score.tap for score in by_rank))
@@ -68,20 +78,8 @@ def _of_different_sizes(ordered: Sequence[str], taps: Mapping[str, TapSpec]) -> 
     return list(first.values())
 
 
-def _difformer(scores: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser, told: Mapping[str, Any]) -> str:
-    blocks, timesteps = recommend(scores, taps, larger_is_better=chooser.larger_is_better)
-    # Attention finds the places that count among many, where a linear probe has a weight for each.
-    arguments = {"variant": "joint", "pool": max(score.pool for score in scores)}
-    gflop = len(timesteps) * max(taps[tap].flops for tap in blocks) / 1e9
-    values = {
-        "extractor": {"taps": blocks, "timesteps": timesteps, "feedback_taps": [], **told},
-        "head": {"name": "difformer", "arguments": arguments},
-    }
-    return _described(scores, chooser, f"These together take {gflop:.3g} GFLOP an image.", values)
-
-
 def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Chooser, told: Mapping[str, Any]) -> str:
-    """The best block of the decoder is read; at its timestep, the best of each map size are fed back."""
+    """Reads the best block of the decoder, and feeds back the best of each map size at its timestep."""
     by_rank = ranked(decoder, larger_is_better=chooser.larger_is_better)
     best = by_rank[0]
     at_best = [score.tap for score in by_rank if score.t == best.t]
@@ -97,7 +95,7 @@ def _diffeed(decoder: Sequence[Score], taps: Mapping[str, TapSpec], chooser: Cho
         "head": {"name": "attention", "arguments": {"pool": max(score.pool for score in decoder)}},
     }
     return _described(
-        decoder, chooser, "It is read in the second pass, and the best of each map size are fed back.", values
+        decoder, chooser, "It is read in the second pass; the best block of each map size is fed back.", values
     )
 
 

@@ -1,4 +1,4 @@
-"""The scores of a sweep, and what follows from them."""
+"""The scores of a sweep, their ranking, and their table."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ class Score:
     """One probe.
 
     Attributes:
-        tap, block: where it reads.
+        tap, block: the feature it reads.
         t: timestep.
         pool: side of the pooled map.
         settings: of the probe, those that were best on the validation images.
-        accuracy: on the validation images, in [0, 1], or the number of another criterion.
-        gflop: of the feature of one image.
+        accuracy: on the validation images, in [0, 1]; or the value of another criterion.
+        gflop: the cost of the feature of one image.
     """
 
     tap: str
@@ -31,18 +31,18 @@ class Score:
 
 
 def ranked(scores: Sequence[Score], *, larger_is_better: bool = True) -> list[Score]:
-    """The best by the criterion first, which says which way it counts; of equal ones the cheapest."""
+    """Scores with the best by the criterion first; of equal ones the cheapest first."""
     sign = 1 if larger_is_better else -1
     return sorted(scores, key=lambda score: (-sign * score.accuracy, score.gflop))
 
 
 def best_score(scores: Sequence[Score], *, larger_is_better: bool = True) -> Score:
-    """The first by rank."""
+    """The best score; of equal ones the cheapest."""
     return ranked(scores, larger_is_better=larger_is_better)[0]
 
 
 def pareto_front(scores: Sequence[Score], *, larger_is_better: bool = True) -> list[Score]:
-    """Those that no other beats at the same or a lower cost, from cheap to dear."""
+    """The scores that no other beats at the same or a lower cost, by ascending cost."""
     front: list[Score] = []
     sign = 1 if larger_is_better else -1
     for score in sorted(scores, key=lambda score: (score.gflop, -sign * score.accuracy)):
@@ -52,7 +52,7 @@ def pareto_front(scores: Sequence[Score], *, larger_is_better: bool = True) -> l
 
 
 def csv_table(scores: Sequence[Score], *, column: str = "accuracy") -> str:
-    """One line a probe; `column` is the title of what is in `accuracy`."""
+    """One line for each probe; `column` is the title of the column with `Score.accuracy`."""
     out = io.StringIO()
     rows = [dict(dotted(asdict(score))) for score in scores]
     names = list(rows[0])

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from difformer.analysis.metrics import find_metric
-from difformer.analysis.probes import Labelled, best, check_criterion, create_probe, find_criterion, judge
+from difformer.analysis.probes import Labelled, best, create_probe, judge
 from difformer.backbones import Backbone
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import dump, plain, read_yaml
@@ -26,16 +26,14 @@ from difformer.features.sizes import taps_at
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.taps import TapSpec
-from difformer.tasks import Classification
 from difformer.tasks.classification.certainty import Chooser, has_interval
-from difformer.tasks.task import check_labels
-from difformer.verbs.probe.probe import run_probe
+from difformer.verbs.probe.probe import open_splits, run_probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommended_recipes
 from difformer.verbs.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
 
-# What a sweep may resume with another value of.
+# The keys whose values may change when a sweep resumes.
 _MAY_CHANGE = (
     "output", "timesteps", "workers", "batch_size", "test", "data.root", "data.download", "data.check_images",
     "backbone.folder", "backbone.download", "backbone.attention", "backbone.gradient_checkpointing",
@@ -43,7 +41,7 @@ _MAY_CHANGE = (
 
 
 def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
-    """Fits all probes of one timestep after another, and says which features to use. What is done is not done again.
+    """Fits all probes of one timestep after another, and recommends features. What is done already is not done again.
 
     Args:
         recipe: everything about it.
@@ -55,45 +53,33 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     Raises:
         ValueError: a value in the recipe or in the data, or the folder holds a sweep with another recipe.
         OSError: something cannot be read or written.
-        ImageError: an image cannot be read, and such are not to be skipped.
+        ImageError: an image cannot be read, and the recipe does not skip such images.
     """
     resources = Resources()
-    metric = find_criterion(recipe.criterion, recipe.method)
-    images = _open_splits(recipe, resources)
+    # All probes have the same splits; the test split is only checked here.
+    opened = open_splits(recipe.probe(1, 0, 1), resources)
+    images = {split: opened[split] for split in ("train", recipe.validation)}
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     check_conditioning(recipe.extractor.conditioning, backbone, len(images["train"].class_names))
-    # A timestep that the backbone does not have is refused here, not when its turn comes.
+    # Refuses now a timestep that the backbone does not have, before any is read.
     _extractor(recipe, backbone, recipe.timesteps)
-    if accelerator.is_main_process:
-        warn_of_labels(recipe.extractor.conditioning)
+    on_main(accelerator, partial(warn_of_labels, recipe.extractor.conditioning))
     on_main(accelerator, folder.claim)
     try:
         on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
-        scores = []
-        for t in recipe.timesteps:
-            scores += _timestep(recipe, backbone, images, t, folder, accelerator)
+        scores = [one for t in recipe.timesteps for one in _timestep(recipe, backbone, images, t, folder, accelerator)]
         chooser = Chooser(images[recipe.validation].labels, recipe.validation, recipe.criterion)
-        taps = taps_at(backbone, recipe.data.size)
-        on_main(accelerator, partial(_conclude, recipe, taps, scores, folder, chooser))
+        on_main(accelerator, partial(_conclude, recipe, taps_at(backbone, recipe.data.size), scores, folder, chooser))
     finally:
         folder.release()
     if recipe.test is not None:
-        chosen = best_score(scores, larger_is_better=metric.larger_is_better)
+        chosen = best_score(scores, larger_is_better=chooser.larger_is_better)
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
         run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
     return scores
-
-
-def _open_splits(recipe: SweepRecipe, resources: Resources) -> dict[str, ImageDataset]:
-    """The splits that probes learn from and are chosen on; that of the test is only looked at."""
-    opened = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
-    for images in opened.values():
-        check_labels(Classification(), images)
-    check_criterion(recipe.criterion, len(opened["train"].class_names))
-    return {split: opened[split] for split in ("train", recipe.validation)}
 
 
 def _extractor(recipe: SweepRecipe, backbone: Backbone, timesteps: Sequence[int]) -> FeatureExtractor:
@@ -115,10 +101,10 @@ def _prepare(
     accelerator: Any,
     overwrite: bool,
 ) -> None:
-    """Makes sure that what is in the folder is of the same sweep.
+    """Checks that the folder holds the same sweep or none, and records this one in it.
 
     Raises:
-        ValueError: it is of another recipe, of other images or weights.
+        ValueError: the folder holds a sweep of another recipe, or of other images or weights.
     """
     sources = {"weights": backbone.digest} | {split: dataset.digest for split, dataset in images.items()}
     record = {"recipe": plain(recipe), "sources": sources}
@@ -129,7 +115,7 @@ def _prepare(
     elif folder.recipe.exists() and known.exists():
         before = {"recipe": read_yaml(folder.recipe), "sources": read_json(known, MADE_ANEW)}
         for split, dataset in images.items():
-            # Earlier versions had another digest of images.
+            # Earlier versions computed the digest of images in another way.
             found = before["sources"].get(split)
             if found != dataset.digest and found == dataset.former_digest:
                 before["sources"][split] = dataset.digest
@@ -149,7 +135,7 @@ def _timestep(
     folder: RunFolder,
     accelerator: Any,
 ) -> list[Score]:
-    """The probes of one timestep, which are read where they are done."""
+    """The scores of one timestep, read from its file if it is done already."""
     file = folder.path / f"scores-{t:04}.json"
     found: list[Score] | None = on_main(accelerator, partial(_read_scores, file, taps_at(backbone, recipe.data.size)))
     if found is not None:
@@ -175,14 +161,14 @@ def _timestep(
 
 
 def _read_scores(file: Path, taps: Mapping[str, TapSpec]) -> list[Score] | None:
-    """The scores of a timestep that is done, with the costs of the taps; None where it is not done."""
+    """The scores of a timestep with the costs of these taps; None if the file does not exist."""
     if not file.exists():
         return None
     record = read_json(file, MADE_ANEW)
     try:
         # Earlier versions wrote the list alone.
         scores = [Score(**values) for values in (record if isinstance(record, list) else record["scores"])]
-        # Earlier versions wrote the costs of images of the backbone's own size.
+        # Earlier versions wrote costs for images of the backbone's own size.
         return [replace(score, gflop=taps[score.tap].flops / 1e9) for score in scores]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged ({error!r}); {MADE_ANEW}") from error
@@ -196,7 +182,7 @@ def _fit(
     t: int,
     device: torch.device,
 ) -> list[Score]:
-    """Every block's and pooling's probe, each with the strength that is best on the validation images."""
+    """Probes of every block and pooling at one timestep, with the settings that are best on the validation images."""
     train, validation = splits["train"], splits[recipe.validation]
     labels = torch.from_numpy(validation.labels)
     larger = find_metric(recipe.criterion).larger_is_better
@@ -215,7 +201,7 @@ def _fit(
 def _conclude(
     recipe: SweepRecipe, taps: Mapping[str, TapSpec], scores: list[Score], folder: RunFolder, chooser: Chooser
 ) -> None:
-    """Writes table, pictures and recommendation, and prints the best."""
+    """Writes the table, the pictures and the recommended recipes, and prints the best scores."""
     larger, shown = chooser.larger_is_better, None if has_interval(recipe.criterion) else recipe.criterion
     percent = find_metric(recipe.criterion).share
     folder.write_text("scores.csv", csv_table(scores, column=shown or "accuracy"))

@@ -1,4 +1,4 @@
-"""A transfer suite: which data sets, heads and seeds, and the training runs that these make."""
+"""A transfer suite: its recipe, and the training runs that follow from it."""
 
 import re
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _OWN_KEYS = (
 
 @dataclass(frozen=True)
 class TransferRecipe:
-    """Heads that are trained on several data sets.
+    """The recipe of a suite: heads that are trained on several data sets.
 
     For each data set and head, every combination of the candidates is trained without a part of the training images
     and measured on that part. The best is then trained on all training images, once for each seed, and measured on the
@@ -45,10 +45,10 @@ class TransferRecipe:
         root: folder in which relative roots of data sets lie.
         candidates: lists of values by the recipe's dotted key, `{optimizer.lr: [0.01, 0.1]}`.
         holdout: fraction of each class of the training images on which candidates are compared.
-        seeds: of the runs that are tested; the first is that of the comparisons.
-        seed_keys: what a seed is given to. With cached features, training.seed alone spares extracting them anew.
-        metrics: top1 or mean_per_class by data set, which is what chooses; top1 when left out.
-        published: test top-1 in % by row and data set, to stand beside; rows may be heads and others.
+        seeds: of the runs that are tested; candidates are compared with the first.
+        seed_keys: the keys that a seed sets. With cached features, training.seed alone avoids extracting them anew.
+        metrics: top1 or mean_per_class by data set, by which candidates are chosen; top1 when left out.
+        published: test top-1 in % by row and data set, to show beside the results; rows may be heads and others.
         source: where the published numbers are from.
     """
 
@@ -75,7 +75,17 @@ class TransferRecipe:
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout must lie between 0 and 1, got {self.holdout}")
         self._check_sections()
-        self._check_names()
+        for kind, names in (("datasets", self.datasets), ("heads", self.heads)):
+            if not names:
+                raise ValueError(f"{kind} must name at least one")
+            for name in names:
+                if not re.fullmatch(r"\w[\w.-]*", str(name)):
+                    raise ValueError(f"{kind} must have names that folders can have, got {name!r}")
+        for name, metric in self.metrics.items():
+            if name not in self.datasets or metric not in METRICS:
+                raise ValueError(
+                    f"metrics must give one of {', '.join(METRICS)} for data sets of the suite, got {name}: {metric}"
+                )
         for key in self.seed_keys:
             check_key(Recipe, key)
 
@@ -99,29 +109,16 @@ class TransferRecipe:
             if key in (*_OWN_KEYS, *self.seed_keys):
                 raise ValueError(f"{where}{key} is set by the suite itself, from output, holdout, seeds and metrics")
 
-    def _check_names(self) -> None:
-        for kind, names in (("datasets", self.datasets), ("heads", self.heads)):
-            if not names:
-                raise ValueError(f"{kind} must name at least one")
-            for name in names:
-                if not re.fullmatch(r"\w[\w.-]*", str(name)):
-                    raise ValueError(f"{kind} must have names that folders can have, got {name!r}")
-        for name, metric in self.metrics.items():
-            if name not in self.datasets or metric not in METRICS:
-                raise ValueError(
-                    f"metrics must give one of {', '.join(METRICS)} for data sets of the suite, got {name}: {metric}"
-                )
-
 
 @dataclass(frozen=True)
 class PlannedRun:
     """One training of a suite.
 
     Attributes:
-        name: its folder in the suite's.
+        name: its folder in that of the suite.
         recipe: what is trained.
-        values: those of the candidates, by dotted key.
-        seed: of the suite's.
+        values: of the candidate, by dotted key.
+        seed: one of the suite's.
     """
 
     name: str
@@ -134,7 +131,7 @@ class Suite:
     """The runs of a transfer recipe. All of them are built here, so that mistakes show before the first.
 
     Args:
-        recipe: the suite's.
+        recipe: of the suite.
 
     Attributes:
         pairs: data set and head, in the order of the recipe.
@@ -158,18 +155,20 @@ class Suite:
             raise ValueError("training.precision must be the same for all runs of a suite")
 
     def metric(self, dataset: str) -> str:
-        """What is compared on a data set."""
+        """The metric by which candidates are compared on a data set."""
         return self.recipe.metrics.get(dataset, "top1")
 
     def choices(self, dataset: str, head: str) -> list[PlannedRun]:
-        """The runs that compare the candidates; none where there is no choice."""
+        """The runs that compare the candidates; none if there is a single one."""
         if len(self._grid) == 1:
             return []
-        evaluation = {"validation": "holdout", "criterion": self.metric(dataset)}
-        return [
-            self._plan(dataset, head, "choice", values, self.recipe.seeds[0], evaluation, self.recipe.holdout)
-            for values in self._grid
-        ]
+        settings = {
+            "evaluation.validation": "holdout",
+            "evaluation.criterion": self.metric(dataset),
+            "data.holdout": self.recipe.holdout,
+        }
+        seed = self.recipe.seeds[0]
+        return [self._plan(dataset, head, "choice", values, seed, settings) for values in self._grid]
 
     def finals(
         self, dataset: str, head: str, values: Mapping[str, Any] | None = None, seeds: tuple[int, ...] | None = None
@@ -178,39 +177,37 @@ class Suite:
 
         Args:
             dataset, head: a pair.
-            values: what was chosen of the candidates; the first of each when left out.
+            values: of the chosen candidate; of the first one when left out.
             seeds: those of the suite when left out.
         """
         values = self._grid[0] if values is None else values
         seeds = self.recipe.seeds if seeds is None else seeds
-        return [self._plan(dataset, head, "test", values, seed, {"test": "test"}, 0.0) for seed in seeds]
+        settings = {"evaluation.test": "test", "data.holdout": 0.0}
+        return [self._plan(dataset, head, f"test-seed{seed}", values, seed, settings) for seed in seeds]
 
     def __len__(self) -> int:
         choices = len(self._grid) if len(self._grid) > 1 else 0
         return len(self.pairs) * (choices + len(self.recipe.seeds))
 
     def _plan(
-        self,
-        dataset: str,
-        head: str,
-        purpose: str,
-        values: Mapping[str, Any],
-        seed: int,
-        evaluation: Mapping[str, Any],
-        holdout: float,
+        self, dataset: str, head: str, purpose: str, values: Mapping[str, Any], seed: int, settings: Mapping[str, Any]
     ) -> PlannedRun:
-        words = [purpose, *([f"seed{seed}"] if purpose == "test" else [])]
-        words += [f"{key}={value}" for key, value in values.items()]
+        """Builds a run; its folder is named by purpose and values, its recipe lays data set and head over the base."""
+        words = [purpose, *(f"{key}={value}" for key, value in values.items())]
         folder = re.sub(r"[^\w.=+-]+", "_", "-".join(words))
         name = f"{dataset}/{head}/{folder}"
-        content = self._sections(dataset, head)
+        suite = self.recipe
+        data = dict(suite.datasets[dataset])
+        if suite.root is not None:
+            data["root"] = str(expand_user(suite.root) / (data.get("root") or ""))
+        content = overlay(Recipe, overlay(Recipe, suite.base, suite.heads[head]), {"data": data})
+        content = deepcopy(plain(content))
         settings = {
             **values,
-            **dict.fromkeys(self.recipe.seed_keys, seed),
-            **{f"evaluation.{key}": value for key, value in evaluation.items()},
+            **dict.fromkeys(suite.seed_keys, seed),
+            **settings,
             "evaluation.select": "last",
-            "data.holdout": holdout,
-            "output": str(Path(self.recipe.output) / name),
+            "output": str(Path(suite.output) / name),
         }
         for key, value in settings.items():
             put(content, key, value)
@@ -219,15 +216,6 @@ class Suite:
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         return PlannedRun(name, recipe, values, seed)
-
-    def _sections(self, dataset: str, head: str) -> dict[str, Any]:
-        """Base, head and data set, one over the other."""
-        suite = self.recipe
-        data = dict(suite.datasets[dataset])
-        if suite.root is not None:
-            data["root"] = str(expand_user(suite.root) / (data.get("root") or ""))
-        content = overlay(Recipe, overlay(Recipe, suite.base, suite.heads[head]), {"data": data})
-        return deepcopy(plain(content))
 
 
 def _section(kind: str, name: str, section: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The transfer suite: choices on held-out training images, then every seed, then the tables."""
+"""Runs a transfer suite: choices on held-out training images, then every seed, then the tables."""
 
 import gc
 import sys
@@ -22,11 +22,11 @@ from difformer.verbs.transfer.suite import METRICS, PlannedRun, Suite, TransferR
 
 @dataclass
 class TransferResult:
-    """What a suite came to.
+    """The results of a suite.
 
     Attributes:
         folder: of the suite, with table.md and table.csv.
-        rows: by data set and head.
+        rows: one for each data set and head.
         failures: runs that failed, with their errors.
     """
 
@@ -59,7 +59,7 @@ class _Runner:
 
         Raises:
             DivergedError: its loss was not finite.
-            Exception: with several processes, of which the others would wait for ever.
+            Exception: any other error with several processes, since the others would wait for ever.
         """
         try:
             with self.stages.stage(run.name):
@@ -72,7 +72,7 @@ class _Runner:
             self.fail(run.name, f"{type(error).__name__}: {error}")
             return None
         finally:
-            # Runs hold each other's weights in circles, which would add up on a GPU.
+            # Reference cycles keep the weights of finished runs, which would add up on a GPU.
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -84,7 +84,7 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
     A run that fails is reported, and the others continue; with several processes it ends the suite.
 
     Args:
-        recipe: the suite's.
+        recipe: of the suite.
         overwrite: start anew although runs are in the folder.
 
     Raises:
@@ -96,7 +96,7 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
     accelerator = create_accelerator(suite.finals(*suite.pairs[0])[0].recipe.training.precision)
     folder = RunFolder(recipe.output, record="transfer.yaml")
     folder.check()
-    # What the main process writes now must not be found there by the others.
+    # The other processes must not find what the main process writes next.
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         folder.create()
@@ -109,7 +109,12 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
         for place, pair in enumerate(suite.pairs):
             rows[place] = _pair(suite, runner, *pair)
             if accelerator.is_main_process:
-                _write(folder, recipe, result)
+                written = {"rows": [asdict(row) for row in rows], "failures": result.failures}
+                folder.write_json(folder.results.name, written)
+                folder.write_text("table.csv", csv_table(rows, recipe.published))
+                notes = [f"{name}: {message}" for name, message in result.failures.items()]
+                text = markdown_table(rows, recipe.published, source=recipe.source, holdout=recipe.holdout, notes=notes)
+                folder.write_text("table.md", text)
     finally:
         runner.stages.close()
         accelerator.end_training()
@@ -142,7 +147,7 @@ class _NoChoice(Exception):
 
 
 def _choose(suite: Suite, runner: _Runner, dataset: str, head: str) -> Mapping[str, Any]:
-    """The best candidate on held-out images, the first of equals. One whose loss is not finite is out."""
+    """The best candidate on held-out images, the first of equals; one whose loss was not finite cannot be chosen."""
     runs = suite.choices(dataset, head)
     if not runs:
         return suite.finals(dataset, head)[0].values
@@ -159,18 +164,10 @@ def _choose(suite: Suite, runner: _Runner, dataset: str, head: str) -> Mapping[s
         else:
             scored.append((found["last"][f"validation_{suite.metric(dataset)}"], run))
     if failed:
-        # Chosen among the others, another one could be tested once this one has run.
+        # A choice among the others might change once these have run.
         raise _NoChoice(f"{failed} of {len(runs)} candidates failed; the same command tries them again")
     if not scored:
         raise _NoChoice("the loss of every candidate was not finite")
     best, run = max(scored, key=lambda pair: pair[0])
     runner.accelerator.print(f"chosen {run.name}: {suite.metric(dataset)} {best:.2%} on held-out images", flush=True)
     return run.values
-
-
-def _write(folder: RunFolder, recipe: TransferRecipe, result: TransferResult) -> None:
-    folder.write_json(folder.results.name, {"rows": [asdict(row) for row in result.rows], "failures": result.failures})
-    folder.write_text("table.csv", csv_table(result.rows, recipe.published))
-    notes = [f"{name}: {message}" for name, message in result.failures.items()]
-    table = markdown_table(result.rows, recipe.published, source=recipe.source, holdout=recipe.holdout, notes=notes)
-    folder.write_text("table.md", table)

@@ -1,4 +1,4 @@
-"""Trying a transfer suite out: its runs with their cost, then two steps of each head."""
+"""A trial of a transfer suite: its runs with their cost, then two steps of each head."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ def try_out_suite(recipe: TransferRecipe, *, fake_data: bool = False) -> float:
     """Prints every run of a suite and its cost, then tries each head out on the first data set. Writes nothing.
 
     Args:
-        recipe: the suite's.
-        fake_data: random images and weights in place of the recipe's.
+        recipe: of the suite.
+        fake_data: use random images and weights in place of the recipe's.
 
     Returns:
-        Operations of all runs.
+        Operations of all runs, with features computed live.
 
     Raises:
-        ValueError, OSError, ImportError: a data set or a recipe is not as it should be.
+        ValueError, OSError, ImportError: a data set cannot be read, or a recipe is wrong.
     """
     suite = Suite(recipe)
     opened: dict[str, Any] = {}
@@ -47,7 +47,7 @@ def try_out_suite(recipe: TransferRecipe, *, fake_data: bool = False) -> float:
 
 
 def _list(run: PlannedRun, images: dict[str, Any], found: Costs) -> float:
-    """Prints a run; returns its operations."""
+    """Prints a run and its cost; returns its operations."""
     train = len(images["train"])
     epochs = run.recipe.lengthened(train).training.epochs
     measured = sum(len(dataset) for split, dataset in images.items() if split != "train")
