@@ -33,7 +33,7 @@ def test_a_live_network_is_shared_and_frozen():
 def test_live_networks_need_a_schedule_and_must_be_unets():
     with pytest.raises(ValueError, match="give schedule="):
         create_backbone(small_unet())
-    with pytest.raises(ValueError, match="leave config out"):
+    with pytest.raises(ValueError, match="leave out config"):
         create_backbone(small_unet(), config=small_config(), schedule="linear")
     with pytest.raises(ValueError, match=r"got torch.nn.modules.linear.Linear"):
         create_backbone(torch.nn.Linear(1, 1), schedule="linear")

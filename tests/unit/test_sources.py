@@ -183,7 +183,7 @@ def test_shapes_inside_blocks_are_compared_too(anywhere):
 def test_no_argument_is_ignored(anywhere):
     UNetBackbone(small_unet(), NoiseSchedule.linear()).save("own.safetensors")
     for attempt, message in [
-        (lambda: create_backbone(small_unet(), schedule="linear", config="nonsense"), "leave config out"),
+        (lambda: create_backbone(small_unet(), schedule="linear", config="nonsense"), "leave out config"),
         (lambda: create_backbone(small_unet(), schedule="linear", folder="."), "folder"),
         (lambda: create_backbone(small_unet(), schedule="linear", download=True), "download"),
         (lambda: create_backbone("adm256_uncond", config="lsun_cat"), "adm256_uncond is a preset itself"),
@@ -302,7 +302,7 @@ def test_one_of_several_networks_opens(anywhere):
     assert torch.equal(backbone.unet.state_dict()["out.2.bias"], small_unet(seed=3).state_dict()["out.2.bias"])
     assert backbone.provenance["entry"] == "ema"
     assert describe("own.pt", entry="ema", **GIVEN)[0] == small_config()
-    with pytest.raises(ValueError, match="leave config out, and entry"):
+    with pytest.raises(ValueError, match="leave out config, entry"):
         create_backbone(small_unet(), schedule="linear", entry="ema")
 
 
