@@ -231,7 +231,7 @@ def test_two_runs_do_not_share_a_folder(workplace, tmp_path):
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(FileExistsError, match="another run is at work"):
+        with pytest.raises(FileExistsError, match="another run is using"):
             train(recipe)
         other.kill()
     interrupt_after(lambda: train(recipe), 1)

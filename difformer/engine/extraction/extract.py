@@ -234,8 +234,8 @@ def _open_checked(job: Job) -> CachedFeatures:
         there = np.isin(expected, found)
         if not np.array_equal(expected[there], found) or not np.array_equal(labels[there], found_labels):
             raise FeatureCacheError(
-                f"the shards {number:05} in {cached.folder} do not hold each image of the split once and in order; "
-                f"remove them and extract again"
+                f"the shards {number:05} in {cached.folder} do not hold the images of the split, each once and in "
+                f"order; remove them and extract again"
             )
     if not len(cached):
         raise ImageError(f"not one of the {len(dataset)} images can be read; see the log for their names")
