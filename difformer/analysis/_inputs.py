@@ -1,4 +1,4 @@
-"""Checked features, logits and labels from tensors or arrays."""
+"""Checked features, logits, labels, maps of classes and points from tensors or arrays."""
 
 from typing import Any, TypeAlias
 
@@ -104,3 +104,39 @@ def as_scores(name: str, scores: Array) -> NDArray[np.float64]:
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]}")
     return values
+
+
+def as_class_maps(name: str, maps: Array) -> Tensor:
+    """Maps of class numbers, one an image; their values are not looked at.
+
+    Args:
+        name: of the maps, for errors; a plural.
+        maps: (B, H, W) integers of any type, H and W at least 1.
+
+    Raises:
+        ValueError: another type, shape or dtype.
+    """
+    tensor = as_tensor(name, maps)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {tensor.dtype}; of logits, take argmax(dim=1)")
+    if tensor.ndim != 3 or not tensor.shape[1] * tensor.shape[2]:
+        raise ValueError(f"{name} must be of shape (B, H, W), H and W at least 1, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def as_numbers(name: str, values: Array, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
+    """Numbers as a float64 array; whether they are finite is not looked at.
+
+    Args:
+        name: of the values, for errors; a plural.
+        values: of that shape.
+        shape: None where any length is right.
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    array = as_tensor(name, values).detach().cpu().double().numpy()
+    if array.ndim != len(shape) or any(want not in (None, side) for want, side in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name} must be of shape ({wanted}), got {array.shape}")
+    return array
