@@ -1,7 +1,38 @@
-"""Functions on arrays: how well logits classify and simple classifiers do on features, and what features look like."""
+"""Functions on arrays: how well outputs answer, simple classifiers do on features, and what features look like."""
 
-from difformer.analysis.bootstrap import Interval, PairedDifference, bootstrap_mean, paired_bootstrap
+from difformer.analysis.bootstrap import (
+    Interval,
+    PairedDifference,
+    bootstrap_counts,
+    bootstrap_mean,
+    paired_bootstrap,
+    paired_bootstrap_counts,
+)
+from difformer.analysis.boundary import boundary_counts, boundary_f
 from difformer.analysis.cka import MinibatchCKA, cka, cknna
+from difformer.analysis.correspondence import Matches, PairScores, match, pairs_pck
+from difformer.analysis.detection import (
+    IOU_THRESHOLDS,
+    RECALLS,
+    ClassDetection,
+    DetectionMetrics,
+    coco_annotations,
+    coco_results,
+    coco_truth,
+    detection_metrics,
+)
+from difformer.analysis.keypoints import (
+    KeypointMetrics,
+    PointMetrics,
+    box_lengths,
+    error_auc,
+    failure_rate,
+    image_errors,
+    keypoint_metrics,
+    near_points,
+    point_distances,
+    point_errors,
+)
 from difformer.analysis.knn import knn_scores
 from difformer.analysis.linear import LinearModel, choose
 from difformer.analysis.logistic import LogisticFit, logistic_path
@@ -22,45 +53,96 @@ from difformer.analysis.metrics import (
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
 from difformer.analysis.retrieval import nearest_images, precision_at_k
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
+from difformer.analysis.rle import decode_rle, encode_rle
 from difformer.analysis.scatter import view_criterion
+from difformer.analysis.segmentation import (
+    ClassSegmentation,
+    SegmentationMetrics,
+    class_accuracy,
+    class_counts,
+    class_iou,
+    mean_accuracy,
+    mean_iou,
+    pixel_accuracy,
+    pixel_confusion,
+    segmentation_metrics,
+)
 from difformer.analysis.sgd import SGDFit, sgd_grids
 from difformer.analysis.wilson import images_of_equal_weight, share_interval
 
 __all__ = [
+    "IOU_THRESHOLDS",
     "METRICS",
+    "RECALLS",
+    "ClassDetection",
     "ClassMetrics",
+    "ClassSegmentation",
     "ClassificationMetrics",
+    "DetectionMetrics",
     "ImageScores",
     "Interval",
+    "KeypointMetrics",
     "LinearModel",
     "LogisticFit",
+    "Matches",
     "Metric",
     "MinibatchCKA",
+    "PairScores",
     "PairedDifference",
+    "PointMetrics",
     "PrincipalComponents",
     "RidgeFit",
     "SGDFit",
+    "SegmentationMetrics",
     "accuracy",
+    "bootstrap_counts",
     "bootstrap_mean",
+    "boundary_counts",
+    "boundary_f",
+    "box_lengths",
     "calibration_error",
     "choose",
     "choose_leave_one_out",
     "cka",
     "cknna",
+    "class_accuracy",
+    "class_counts",
+    "class_iou",
     "classification_metrics",
+    "coco_annotations",
+    "coco_results",
+    "coco_truth",
     "confusion_matrix",
+    "decode_rle",
+    "detection_metrics",
+    "encode_rle",
+    "error_auc",
+    "failure_rate",
     "find_metric",
+    "image_errors",
     "image_scores",
     "images_of_equal_weight",
+    "keypoint_metrics",
     "knn_scores",
     "logistic_path",
+    "match",
+    "mean_accuracy",
+    "mean_iou",
     "measure",
+    "near_points",
     "nearest_images",
     "paired_bootstrap",
+    "paired_bootstrap_counts",
+    "pairs_pck",
     "pca_maps",
+    "pixel_accuracy",
+    "pixel_confusion",
+    "point_distances",
+    "point_errors",
     "precision_at_k",
     "principal_components",
     "ridge_path",
+    "segmentation_metrics",
     "sgd_grids",
     "share_interval",
     "view_criterion",

@@ -1,4 +1,4 @@
-"""Checked features, logits and labels from tensors or arrays."""
+"""Checked features, logits, labels, maps of classes and points from tensors or arrays."""
 
 from typing import Any, TypeAlias
 
@@ -21,7 +21,7 @@ def as_matrix(name: str, values: Array, *, width: int | None = None) -> Tensor:
     Raises:
         ValueError: another type, shape or dtype, or a value that is not finite.
     """
-    matrix = _as_tensor(name, values).detach()
+    matrix = as_tensor(name, values).detach()
     if not matrix.dtype.is_floating_point:
         raise ValueError(f"{name} must be floating-point numbers, got {matrix.dtype}")
     if matrix.ndim != 2 or not matrix.numel():
@@ -53,7 +53,7 @@ def as_labels(labels: Array, count: int, num_classes: int) -> Tensor:
     Raises:
         ValueError: another type, shape, dtype or range.
     """
-    tensor = _as_tensor("labels", labels)
+    tensor = as_tensor("labels", labels)
     if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
         raise ValueError(f"labels must be integers, got {tensor.dtype}")
     if tensor.shape != (count,):
@@ -67,14 +67,25 @@ def as_labels(labels: Array, count: int, num_classes: int) -> Tensor:
     return tensor
 
 
-def _as_tensor(name: str, values: Array) -> Tensor:
+def as_tensor(name: str, values: Array) -> Tensor:
+    """Numbers or truth values of any shape as a tensor that shares their memory where it can.
+
+    Args:
+        name: of the values, for errors.
+        values: a tensor or an array.
+
+    Raises:
+        ValueError: another type, or an array of something else.
+    """
     if isinstance(values, Tensor):
         return values
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiub":
         found = values.dtype if isinstance(values, np.ndarray) else type(values).__name__
         raise ValueError(f"{name} must be a torch tensor or a numpy array of numbers, got {found}")
     # torch takes neither reversed arrays nor another byte order, and warns of read-only ones; only those are copied.
-    return torch.from_numpy(np.require(values, values.dtype.newbyteorder("="), ["C", "W"]))
+    array = np.require(values, values.dtype.newbyteorder("="), ["C", "W"])
+    # numpy does not mind the direction of an axis of length 0 or 1.
+    return torch.from_numpy(array.copy() if min(array.strides, default=0) < 0 else array)
 
 
 def as_scores(name: str, scores: Array) -> NDArray[np.float64]:
@@ -87,9 +98,45 @@ def as_scores(name: str, scores: Array) -> NDArray[np.float64]:
     Raises:
         ValueError: another type or shape, or a value that is not finite.
     """
-    values = _as_tensor(name, scores).detach().cpu().double().numpy()
+    values = as_tensor(name, scores).detach().cpu().double().numpy()
     if values.ndim != 1 or not len(values):
         raise ValueError(f"{name} must be of shape (N,), N at least 1, got {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {values[~np.isfinite(values)][0]}")
     return values
+
+
+def as_class_maps(name: str, maps: Array) -> Tensor:
+    """Maps of class numbers, one an image; their values are not looked at.
+
+    Args:
+        name: of the maps, for errors; a plural.
+        maps: (B, H, W) integers of any type, H and W at least 1.
+
+    Raises:
+        ValueError: another type, shape or dtype.
+    """
+    tensor = as_tensor(name, maps)
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, got {tensor.dtype}; of logits, take argmax(dim=1)")
+    if tensor.ndim != 3 or not tensor.shape[1] * tensor.shape[2]:
+        raise ValueError(f"{name} must be of shape (B, H, W), H and W at least 1, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def as_numbers(name: str, values: Array, shape: tuple[int | None, ...]) -> NDArray[np.float64]:
+    """Numbers as a float64 array; whether they are finite is not looked at.
+
+    Args:
+        name: of the values, for errors; a plural.
+        values: of that shape.
+        shape: None where any length is right.
+
+    Raises:
+        ValueError: another type or shape.
+    """
+    array = as_tensor(name, values).detach().cpu().double().numpy()
+    if array.ndim != len(shape) or any(want not in (None, side) for want, side in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if side is None else str(side) for side in shape)
+        raise ValueError(f"{name} must be of shape ({wanted}), got {array.shape}")
+    return array

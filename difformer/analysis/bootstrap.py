@@ -1,6 +1,8 @@
 """Bootstrap confidence intervals over images (Efron & Tibshirani 1993, chapter 13)."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +10,9 @@ from numpy.typing import NDArray
 from difformer.analysis._inputs import Array, as_scores
 from difformer.config import as_integer, as_positive_integer
 from difformer.streams import Stream, generator
+
+# From counts summed over images, (R, …), to (R,) numbers.
+Statistic: TypeAlias = Callable[[NDArray[Any]], NDArray[np.float64]]
 
 # Drawn together: 16 MB of places and values.
 _CHUNK_ELEMENTS = 1 << 20
@@ -18,7 +23,7 @@ class Interval:
     """A mean with its percentile bootstrap confidence interval.
 
     Attributes:
-        mean: over the images as they are.
+        mean: over the images as they are, or what is measured of them together.
         low, high: ends of the interval.
         level: of confidence, such as 0.95.
         resamples: how many of them the ends were read from.
@@ -59,7 +64,7 @@ def bootstrap_mean(scores: Array, *, resamples: int = 1000, level: float = 0.95,
     """
     values = as_scores("scores", scores)
     means = _resampled_means(values, resamples, seed)
-    return _interval(values, means, level)
+    return _interval(values.mean(), means, level)
 
 
 def paired_bootstrap(
@@ -78,18 +83,86 @@ def paired_bootstrap(
     a, b = as_scores("scores_a", scores_a), as_scores("scores_b", scores_b)
     if a.shape != b.shape:
         raise ValueError(f"both scores must be of the same images, got {len(a)} and {len(b)} of them")
-    means = _resampled_means(a - b, resamples, seed)
-    tail = min((means <= 0).sum(), (means >= 0).sum())
-    p_value = min(1.0, 2 * float(tail + 1) / (len(means) + 1))
-    return PairedDifference(_interval(a - b, means, level), p_value)
+    return _difference((a - b).mean(), _resampled_means(a - b, resamples, seed), level)
+
+
+def bootstrap_counts(
+    counts: NDArray[Any], statistic: Statistic, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile interval of a number that is no mean over images but follows from counts summed over them, such as the
+    mean IoU.
+
+    Args:
+        counts: (N, …) of each image, such as `class_counts`.
+        statistic: from (R, …) sums to (R,) numbers, such as `mean_iou`.
+        resamples, level, seed: as in `bootstrap_mean`. Resamples in which the statistic is not a number, for want of
+            what it counts, are left out.
+
+    Raises:
+        ValueError: as in `bootstrap_mean`, or the statistic is not a number for all images together.
+    """
+    whole, found = _resampled_sums([counts], statistic, resamples, seed)
+    return _interval(whole, found, level)
+
+
+def paired_bootstrap_counts(
+    counts_a: NDArray[Any],
+    counts_b: NDArray[Any],
+    statistic: Statistic,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """As `paired_bootstrap`, of a number that follows from counts summed over images.
+
+    Args:
+        counts_a: (N, …) of each image.
+        counts_b: (N, …) of another model, for the same images in the same order.
+        statistic, resamples, level, seed: as in `bootstrap_counts`.
+
+    Raises:
+        ValueError: as in `bootstrap_counts`, or different shapes.
+    """
+    if np.shape(counts_a) != np.shape(counts_b):
+        raise ValueError(
+            f"both counts must be of the same images and classes, got {np.shape(counts_a)} and {np.shape(counts_b)}"
+        )
+    return _difference(*_resampled_sums([counts_a, counts_b], statistic, resamples, seed), level)
+
+
+def _resampled_sums(
+    sides: list[NDArray[Any]], statistic: Statistic, resamples: int, seed: int
+) -> tuple[float, NDArray[np.float64]]:
+    """The statistic of one side, or the difference of two: over the images as they are, and in each resample."""
+    size = len(sides[0])
+    if not size:
+        raise ValueError("counts must be of one image at least")
+    # Counts below 2**53 are exact in float64.
+    flat = [np.asarray(side, dtype=np.float64).reshape(size, -1) for side in sides]
+    shape = np.shape(sides[0])[1:]
+    found = []
+    for weights in [np.ones((1, size)), *_weights(size, resamples, seed, max(one.shape[1] for one in flat))]:
+        values = [statistic((weights @ one).reshape(len(weights), *shape)) for one in flat]
+        found.append(values[0] - values[1] if len(values) == 2 else values[0])
+    whole, rest = found[0].item(), np.concatenate(found[1:])
+    rest = rest[np.isfinite(rest)]
+    if not np.isfinite(whole) or not len(rest):
+        raise ValueError(f"the statistic must be a number for all images together, got {whole}")
+    return whole, rest
+
+
+def _weights(size: int, resamples: int, seed: int, width: int) -> Iterator[NDArray[np.float64]]:
+    """(R, size) how often each image is in a resample, of a few at a time."""
+    rng, resamples = _generator(resamples, seed)
+    rows = max(1, _CHUNK_ELEMENTS // max(size, width))
+    for done in range(0, resamples, rows):
+        drawn = rng.integers(size, size=(min(rows, resamples - done), size))
+        yield np.stack([np.bincount(row, minlength=size) for row in drawn]).astype(np.float64)
 
 
 def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    resamples = as_positive_integer("resamples", resamples)
-    seed = as_integer("seed", seed)
-    if seed < 0:
-        raise ValueError(f"seed must not be negative, got {seed}")
-    rng = generator(Stream.BOOTSTRAP, seed)
+    rng, resamples = _generator(resamples, seed)
     size = len(values)
     rows = max(1, _CHUNK_ELEMENTS // size)
     return np.concatenate(
@@ -100,8 +173,21 @@ def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> 
     )
 
 
-def _interval(values: NDArray[np.float64], means: NDArray[np.float64], level: float) -> Interval:
+def _generator(resamples: int, seed: int) -> tuple[np.random.Generator, int]:
+    resamples, seed = as_positive_integer("resamples", resamples), as_integer("seed", seed)
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    return generator(Stream.BOOTSTRAP, seed), resamples
+
+
+def _difference(whole: float, found: NDArray[np.float64], level: float) -> PairedDifference:
+    tail = min((found <= 0).sum(), (found >= 0).sum())
+    p_value = min(1.0, 2 * float(tail + 1) / (len(found) + 1))
+    return PairedDifference(_interval(whole, found, level), p_value)
+
+
+def _interval(whole: float, found: NDArray[np.float64], level: float) -> Interval:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high), float(level), len(means))
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(whole), float(low), float(high), float(level), len(found))

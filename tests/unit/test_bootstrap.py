@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from difformer.analysis import bootstrap_mean, paired_bootstrap
+from difformer.analysis import bootstrap_counts, bootstrap_mean, mean_iou, paired_bootstrap, paired_bootstrap_counts
+from difformer.streams import Stream, generator
 
 SCORES = np.random.default_rng(0).random(400)
 
@@ -109,3 +110,70 @@ class TestPaired:
 def test_what_is_refused(scores, options, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_mean(scores, **options)
+
+
+class TestCounts:
+    """Of a number that follows from counts summed over images."""
+
+    COUNTS = np.random.default_rng(4).integers(0, 30, (60, 3, 3)) + np.array([0, 40, 40])
+    OTHER = COUNTS + np.array([4, 0, 0])
+
+    def test_of_a_mean_it_is_the_interval_of_the_mean(self):
+        """With the same draws; sums of whole numbers have no rounding."""
+        scores = np.random.default_rng(1).integers(0, 9, 50)
+        found = bootstrap_counts(scores, lambda sums: sums / 50, resamples=500)
+        wanted = bootstrap_mean(scores, resamples=500)
+        assert (found.mean, found.low, found.high) == pytest.approx((wanted.mean, wanted.low, wanted.high), rel=1e-12)
+        pair = paired_bootstrap_counts(scores, scores[::-1] // 2, lambda sums: sums / 50, resamples=500)
+        expected = paired_bootstrap(scores, scores[::-1] // 2, resamples=500)
+        assert pair.p_value == expected.p_value
+        assert pair.difference.high == pytest.approx(expected.difference.high, rel=1e-12)
+
+    def test_of_the_mean_iou(self):
+        found = bootstrap_counts(self.COUNTS, mean_iou, resamples=300, seed=2)
+        assert found.mean == mean_iou(self.COUNTS.sum(axis=0))
+        assert found.low < found.mean < found.high
+        rng = generator(Stream.BOOTSTRAP, 2)
+        by_hand = [mean_iou(self.COUNTS[rng.integers(60, size=60)].sum(axis=0)) for _ in range(300)]
+        assert [found.low, found.high] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), rel=1e-12)
+
+    def test_images_are_drawn_together(self):
+        """The difference between models varies less than either, and its sign is certain."""
+        found = paired_bootstrap_counts(self.OTHER, self.COUNTS, mean_iou)
+        assert found.difference.mean == mean_iou(self.OTHER.sum(axis=0)) - mean_iou(self.COUNTS.sum(axis=0))
+        assert 0 < found.difference.low < found.difference.high
+        assert found.p_value == pytest.approx(2 / 1001)
+        one = bootstrap_counts(self.OTHER, mean_iou)
+        assert found.difference.high - found.difference.low < one.high - one.low
+        assert paired_bootstrap_counts(self.COUNTS, self.COUNTS, mean_iou).p_value == 1
+
+    def test_pieces_change_nothing(self, monkeypatch):
+        whole = paired_bootstrap_counts(self.OTHER, self.COUNTS, mean_iou)
+        monkeypatch.setattr("difformer.analysis.bootstrap._CHUNK_ELEMENTS", 1000)
+        assert paired_bootstrap_counts(self.OTHER, self.COUNTS, mean_iou) == whole
+
+    def test_resamples_without_a_number_are_left_out(self):
+        """One image of four has labels: a third of the resamples lacks it."""
+        counts = np.zeros((4, 2, 3), int)
+        counts[0] = [5, 10, 10]
+        found = bootstrap_counts(counts, mean_iou)
+        assert found.mean == found.low == found.high == pytest.approx(1 / 3)
+        assert found.resamples == pytest.approx(1000 * (1 - 0.75**4), abs=60)
+
+    @pytest.mark.parametrize(
+        ("counts", "message"),
+        [
+            (np.zeros((4, 2, 3), int), "a number for all images together, got nan"),
+            (np.zeros((0, 2, 3), int), "counts must be of one image at least"),
+        ],
+    )
+    def test_what_is_refused(self, counts, message):
+        with pytest.raises(ValueError, match=message):
+            bootstrap_counts(counts, mean_iou)
+
+    def test_others_are_refused(self):
+        with pytest.raises(ValueError, match="same images and classes"):
+            paired_bootstrap_counts(self.COUNTS, self.COUNTS[1:], mean_iou)
+        for options, message in (({"seed": -1}, "seed"), ({"resamples": 0}, "resamples"), ({"level": 1}, "level")):
+            with pytest.raises(ValueError, match=message):
+                bootstrap_counts(self.COUNTS, mean_iou, **options)

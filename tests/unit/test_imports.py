@@ -28,6 +28,7 @@ HEAVY = [
     "scipy",
     "sklearn",
     "elpv_dataset",
+    "pycocotools",
 ]
 
 # A module may import those of its own rank and below.

@@ -202,6 +202,11 @@ def test_chunks_change_nothing(monkeypatch):
         assert getattr(parts, name).tolist() == getattr(whole, name).tolist()
 
 
+def test_reversed_arrays_of_one_image():
+    """To numpy, an axis of length 1 has no direction; to torch it has."""
+    assert metrics(LOGITS[:1][::-1], LABELS[:1][::-1]).to_dict() == metrics(LOGITS[:1], LABELS[:1]).to_dict()
+
+
 def test_large_logits_do_not_overflow():
     scores = image_scores(np.array([[1e30, -1e30], [1e30, 1e30]], dtype=np.float32), np.array([1, 0]))
     assert scores.nll == pytest.approx([2e30, math.log(2)])
