@@ -4,7 +4,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,8 @@ class DetectionHead(nn.Module):
         self.detector: Any = build_detector(
             detector, self.strides, width, self.num_classes, anchor_scale=anchor_scale, **kept
         )
-        self._samplers = _replace_samplers(self.detector)
+        parts = (module for module in self.detector.modules() if hasattr(module, "fg_bg_sampler"))
+        self._samplers = [cast(SeededSampler, part.fg_bg_sampler) for part in parts]
 
     __repr__ = describe
 
@@ -274,11 +275,3 @@ def _checked_strides(pyramid: Pyramid) -> tuple[int, ...]:
             f"{list(strides)}; choose taps of every resolution in between"
         )
     return strides
-
-
-def _replace_samplers(detector: Any) -> list[SeededSampler]:
-    """Has a detector draw by seed, where it draws at all: FCOS and RetinaNet learn from all places."""
-    drawing = [getattr(detector, name) for name in ("rpn", "roi_heads") if hasattr(detector, name)]
-    for part in drawing:
-        part.fg_bg_sampler = SeededSampler(part.fg_bg_sampler)
-    return [part.fg_bg_sampler for part in drawing]

@@ -118,12 +118,7 @@ def build_detector(
         score_threshold, nms_threshold, max_detections: what is kept; torchvision's own threshold when None.
     """
     library = require("torchvision.models.detection", "detection", install="torchvision")
-    coarser = [strides[-1] * 2 ** (i + 1) for i in range(2 if one_stage(name) else 1)]
-    scale = _ANCHOR_SCALES[name] if anchor_scale is None else anchor_scale
-    octave = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)] if name == "retinanet" else [1.0]
-    sizes = tuple(tuple(int(scale * stride * part) for part in octave) for stride in (*strides, *coarser))
-    ratios = ((1.0,) if name == "fcos" else _RATIOS,) * len(sizes)
-    anchors = library.anchor_utils.AnchorGenerator(sizes, ratios)
+    anchors = _anchors(name, strides, anchor_scale)
     build: Callable[..., nn.Module]
     if one_stage(name):
         build = library.FCOS if name == "fcos" else library.RetinaNet
@@ -144,4 +139,17 @@ def build_detector(
             box_score_thresh=score_threshold, box_detections_per_img=max_detections, **nms, **masks,
         )  # fmt: skip
     detector.transform = AsTheyAre()
+    # FCOS and RetinaNet learn from all places.
+    for part in (module for module in detector.modules() if hasattr(module, "fg_bg_sampler")):
+        part.fg_bg_sampler = SeededSampler(part.fg_bg_sampler)  # type: ignore[assignment]
     return detector
+
+
+def _anchors(name: DetectorName, strides: Sequence[int], scale: float | None) -> Any:
+    """Anchors of all levels, those that the FPN adds included."""
+    library = require("torchvision.models.detection.anchor_utils", "detection", install="torchvision")
+    coarser = [strides[-1] * 2 ** (i + 1) for i in range(2 if one_stage(name) else 1)]
+    octave = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)] if name == "retinanet" else [1.0]
+    least = _ANCHOR_SCALES[name] if scale is None else scale
+    sizes = tuple(tuple(int(least * stride * part) for part in octave) for stride in (*strides, *coarser))
+    return library.AnchorGenerator(sizes, ((1.0,) if name == "fcos" else _RATIOS,) * len(sizes))

@@ -114,16 +114,15 @@ class Pyramid:
         """
         levels = []
         for keys in self.keys:
-            maps = [self._pooled(features[key].to(dtype or features[key].dtype), self._ratios[key]) for key in keys]
+            maps = []
+            for key in keys:
+                one, ratio = features[key].to(dtype or features[key].dtype), self._ratios[key]
+                maps.append(one if ratio == 1 else F.avg_pool2d(one, ratio, ceil_mode=True, count_include_pad=False))
             if len({one.shape[2:] for one in maps}) > 1:
                 sizes = {key: shown(size_of(*one.shape[2:])) for key, one in zip(keys, maps, strict=True)}
                 raise ValueError(f"features of one level must have maps of one size, got {sizes}")
             levels.append(maps[0] if len(maps) == 1 else torch.cat(maps, dim=1))
         return levels
-
-    @staticmethod
-    def _pooled(maps: Tensor, ratio: int) -> Tensor:
-        return maps if ratio == 1 else F.avg_pool2d(maps, ratio, ceil_mode=True, count_include_pad=False)
 
 
 def _stride(key: FeatureKey, spec: TapSpec, image_size: Size) -> int:
