@@ -1,25 +1,23 @@
 """DifFormer: attention across blocks of different resolutions and across timesteps (arXiv 2311.17921)."""
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from difformer.config import Size, as_positive_integer, as_positive_number, as_rate, as_switch, size_of
+from difformer.config import Size, size_of
 from difformer.heads._inputs import MapSides, check_specs, describe, receive, single_key
+from difformer.heads.fusion import Fusion, Variant
 from difformer.heads.registry import HEADS
-from difformer.heads.tokens import Tokenizer, TokenNorm, sincos_positions
-from difformer.heads.transformer import Summary
+from difformer.heads.tokens import TokenNorm
 from difformer.models.attention import AttentionName
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, TapSpec
 
-Variant = Literal["published", "joint"]
-
 
 @HEADS.register("difformer")
-class DifFormerHead(nn.Module):
+class DifFormerHead(Fusion):
     """Fuses features of several blocks and timesteps.
 
     Each map is pooled to at most `pool` cells a side, normalised and projected to tokens; one tokenizer a tap, shared
@@ -68,38 +66,14 @@ class DifFormerHead(nn.Module):
         drop_path: float = 0.0,
         attention: AttentionName = "auto",
     ) -> None:
-        super().__init__()
-        self.specs = check_specs(specs)
-        self.learned_from: set[MapSides] = set()
-        self.num_classes = as_positive_integer("num_classes", num_classes)
-        width, heads, layers, pool = (
-            as_positive_integer(name, value)
-            for name, value in {"width": width, "heads": heads, "layers": layers, "pool": pool}.items()
-        )
-        mlp_ratio = as_positive_number("mlp_ratio", mlp_ratio)
-        attention_pool = as_switch("attention_pool", attention_pool)
-        dropout, drop_path = as_rate("dropout", dropout), as_rate("drop_path", drop_path)
-        _check_variant(variant, width, attention_pool=attention_pool, dropout=dropout, drop_path=drop_path)
-        joint = variant == "joint"
-        if norm is None:
-            norm = "channel" if joint else "layer"
-        self.variant = variant
-        self.pool = pool
-        self.arguments: dict[str, Any] = {
-            "variant": variant, "width": width, "heads": heads, "layers": layers, "mlp_ratio": mlp_ratio,
-            "pool": pool, "norm": norm, "attention_pool": attention_pool, "dropout": dropout, "drop_path": drop_path,
-        }  # fmt: skip
-        self.timesteps = tuple(dict.fromkeys(key.t for key in self.specs))
-        self.tokenizers = nn.ModuleDict(
-            {key.tap: Tokenizer(spec.channels, spec.size, width, pool, norm) for key, spec in self.specs.items()}
-        )
-        self.summary = Summary(
-            width, heads, layers, mlp_ratio,
-            dropout=dropout, drop_path=drop_path, attention_pool=attention_pool, final_norm=joint,
-            implementation=attention,
+        super().__init__(
+            specs, num_classes,
+            variant=variant, width=width, heads=heads, layers=layers, mlp_ratio=mlp_ratio, pool=pool, norm=norm,
+            attention_pool=attention_pool, dropout=dropout, drop_path=drop_path, attention=attention,
         )  # fmt: skip
-        self.embeddings = _KeyEmbedding(list(self.specs), width, dropout) if joint else None
-        self.fc = nn.Linear(width if joint else width * len(self.timesteps), self.num_classes)
+        self.arguments: dict[str, Any] = dict(self.fusion_arguments)
+        vectors = 1 if variant == "joint" else len(self.timesteps)
+        self.fc = nn.Linear(self.arguments["width"] * vectors, self.num_classes)
 
     @property
     def map_sizes(self) -> dict[FeatureKey, Size | None]:
@@ -127,7 +101,7 @@ class DifFormerHead(nn.Module):
         Raises:
             ValueError: a feature is missing or has the wrong shape.
         """
-        groups = self._token_groups(features)
+        groups = self.token_groups(receive(self, features))
         return self.fc(torch.cat([self.summary(torch.cat(list(group.values()), dim=1)) for group in groups], dim=1))
 
     @torch.no_grad()
@@ -146,24 +120,12 @@ class DifFormerHead(nn.Module):
         """
         shares: dict[FeatureKey, Tensor] = {}
         with evaluation_mode(self):
-            groups = self._token_groups(features)
+            groups = self.token_groups(receive(self, features))
             for group in groups:
                 weights = self.summary.shares(torch.cat(list(group.values()), dim=1))
                 parts = weights.split([tokens.shape[1] for tokens in group.values()], dim=1)
                 shares |= {key: part.sum(dim=1) / len(groups) for key, part in zip(group, parts, strict=True)}
         return {key: shares[key] for key in self.specs}
-
-    def _token_groups(self, features: Mapping[FeatureKey, Tensor]) -> list[dict[FeatureKey, Tensor]]:
-        """Tokens (B, N, width) by key, in groups that go through the transformer together."""
-        tokens = {}
-        for key, feature in receive(self, features).items():
-            cells = self.tokenizers[key.tap](feature.to(self.fc.weight.dtype))
-            tokens[key] = cells.flatten(2).transpose(1, 2)
-            if self.embeddings is not None:
-                tokens[key] = self.embeddings(tokens[key], key, cells.shape[2], cells.shape[3])
-        if self.embeddings is not None:
-            return [tokens]
-        return [{key: value for key, value in tokens.items() if key.t == t} for t in self.timesteps]
 
 
 @HEADS.register("attention")
@@ -215,30 +177,3 @@ class AttentionHead(nn.Module):
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """Args: features, (B, C, h, w) by key. Returns logits (B, num_classes). Raises ValueError: see `receive`."""
         return self.difformer(features)
-
-
-class _KeyEmbedding(nn.Module):
-    """Adds embeddings of where tokens come from: block and round, timestep, and position in the image."""
-
-    def __init__(self, keys: list[FeatureKey], width: int, dropout: float) -> None:
-        super().__init__()
-        self.block_index = {block: i for i, block in enumerate(dict.fromkeys((key.tap, key.round) for key in keys))}
-        self.time_index = {t: i for i, t in enumerate(dict.fromkeys(key.t for key in keys))}
-        self.block = nn.Parameter(torch.randn(len(self.block_index), width) * 0.02)
-        self.time = nn.Parameter(torch.randn(len(self.time_index), width) * 0.02)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, tokens: Tensor, key: FeatureKey, height: int, width: int) -> Tensor:
-        places = sincos_positions(height, width, tokens.shape[2], tokens.device).to(tokens.dtype)
-        source = self.block[self.block_index[key.tap, key.round]] + self.time[self.time_index[key.t]]
-        return self.dropout(tokens + places + source)
-
-
-def _check_variant(variant: str, width: int, **joint_only: float | bool) -> None:
-    if variant not in get_args(Variant):
-        raise ValueError(f"unknown variant {variant!r}; expected one of {', '.join(get_args(Variant))}")
-    if variant == "joint" and width % 4:
-        raise ValueError(f"the joint variant's positions need a width that is a multiple of 4, got {width}")
-    given = [name for name, value in joint_only.items() if value]
-    if variant == "published" and given:
-        raise ValueError(f"{', '.join(given)}: the published model has no such option; use variant='joint'")

@@ -14,7 +14,8 @@ from difformer.taps import FeatureKey, TapSpec
 class Head(Protocol):
     """What a head must offer: a module `Head(specs, num_classes, **arguments)`.
 
-    Your own head is used in a recipe as `head.name: package.module:Name`.
+    Your own head is used in a recipe as `head.name: package.module:Name`. A head that gives something else than logits
+    (B, num_classes) says so by an attribute of its class, `gives`: see `OUTPUTS`.
 
     Attributes:
         specs: the features it reads, some of an extractor's.
@@ -39,3 +40,17 @@ class Head(Protocol):
 
 
 HEADS: Registry[type[nn.Module]] = Registry("head")
+
+# What heads may give: what it is, and the task that reads it.
+OUTPUTS: Mapping[str, tuple[str, str]] = {
+    "logits": ("logits (B, num_classes)", "classification"),
+    "maps": ("maps of logits (B, num_classes, h, w)", "segmentation"),
+    "boxes": ("boxes of objects", "detection"),
+    "points": ("heat maps of landmarks (B, num_classes, h, w)", "keypoints"),
+}
+
+
+def what_it_gives(head: Any) -> str:
+    """The key of `OUTPUTS` for a head or its class; "logits" where it does not say."""
+    gives = getattr(head, "gives", None)
+    return gives if isinstance(gives, str) and gives in OUTPUTS else "logits"

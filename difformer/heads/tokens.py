@@ -46,8 +46,11 @@ class Tokenizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Args: x (B, C, h, w). Returns (B, width, h', w') with sides of at most `pool`."""
-        cells = self.cells or (min(x.shape[2], self.pool), min(x.shape[3], self.pool))
-        return self.project(self.norm(F.adaptive_avg_pool2d(x, cells)))
+        return self.project(self.norm(F.adaptive_avg_pool2d(x, self.grid(x.shape[2], x.shape[3]))))
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of tokens of a map of these sides."""
+        return self.cells or (min(height, self.pool), min(width, self.pool))
 
 
 class ChannelNorm(nn.LayerNorm):

@@ -149,6 +149,14 @@ class Summary(nn.Module):
             return self.norm(self.blocks[-1](x, 1))[:, 0]
         return self.pool(self.norm(self.blocks[-1](x)))
 
+    def all_tokens(self, tokens: Tensor) -> Tensor:
+        """What the transformer makes of each token, in place of a summary; a CLS token is one more that they see.
+
+        Args: tokens (B, N, width). Returns (B, N, width).
+        """
+        x = self.norm(self.blocks[-1](self._all_but_last(tokens)))
+        return x if self.cls_token is None else x[:, 1:]
+
     def shares(self, tokens: Tensor) -> Tensor:
         """How much of the last attention each token received: (B, N), each row sums to 1.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from difformer.analysis import Metric, find_metric
 from difformer.config import as_call
 from difformer.data import ImageDataset
+from difformer.heads import OUTPUTS, what_it_gives
 from difformer.registry import Registry, did_you_mean
 
 
@@ -93,7 +94,8 @@ class Task(Protocol):
     """What a task must offer: an object `Task(**arguments)`.
 
     Your own task is used in a recipe as `task.name: package.module:Name`. Its labels are what the data set gives for an
-    image: a class number, or a target (see `difformer.data.Source`).
+    image: a class number, or a target (see `difformer.data.Source`). A task that reads something else of a head than
+    (B, len(names)) says so by an attribute `reads`: see `difformer.heads.OUTPUTS`.
 
     Attributes:
         arguments: what it was built with, as JSON types; a saved file restores them.
@@ -221,6 +223,24 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
     if not task.metrics:
         raise ValueError(f"the task {name} has no metrics; its metrics must name at least one")
     return task
+
+
+def check_head(task: Task, head: Any, name: str) -> None:
+    """Raises ValueError where a head gives something else than a task reads.
+
+    Args:
+        task: any.
+        head: a head or its class.
+        name: of the head, as a recipe has it.
+    """
+    gives, reads = what_it_gives(head), getattr(task, "reads", "logits")
+    if gives != reads:
+        given, reader = OUTPUTS[gives]
+        read, _ = OUTPUTS[reads]
+        raise ValueError(
+            f"head.name: {name} gives {given}, for the task {reader}, and the task {type(task).__name__} reads {read}; "
+            "choose another head.name or another task.name"
+        )
 
 
 def check_labels(task: Task, images: Any) -> None:

@@ -30,6 +30,7 @@ from difformer.heads import HEADS, Head
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
+from difformer.tasks.task import check_head
 
 Extractor = FeatureExtractor | FeedbackExtractor
 _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -162,8 +163,16 @@ def build_extractor(
     )
 
 
-def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_classes: int) -> torch.nn.Module:
+def build_head(
+    config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_classes: int, image_size: Size | None = None
+) -> torch.nn.Module:
     """The head, for features as an extractor's `specs` describe them.
+
+    Args:
+        config: which head.
+        specs: of the extractor.
+        num_classes: length of the logits.
+        image_size: of the images that the specs are for, which a head with such an argument gets.
 
     Raises:
         ValueError: an argument the head does not have (the message names the nearest), or as the head.
@@ -176,7 +185,8 @@ def build_head(config: HeadConfig, specs: Mapping[FeatureKey, TapSpec], num_clas
         if name not in known and not takes_any:
             hint = did_you_mean(str(name), known)
             raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
-    head = kind(specs, num_classes, **config.arguments)
+    arguments = {**({"image_size": image_size} if "image_size" in known else {}), **config.arguments}
+    head = kind(specs, num_classes, **arguments)
     # Checked before training: a head without these could not be saved.
     if not isinstance(head, torch.nn.Module) or not isinstance(head, Head):
         raise ValueError(
@@ -191,11 +201,13 @@ def build_task(recipe: Recipe) -> Task:
     """The task, with the label smoothing of training.
 
     Raises:
-        ValueError, ImportError: as `find_task`.
+        ValueError, ImportError: as `find_task`; or the recipe's head gives something else than the task reads.
     """
     smoothing = recipe.training.label_smoothing
     arguments = {"label_smoothing": smoothing} if recipe.task.classifies and smoothing else {}
-    return find_task(recipe.task.name, {**recipe.task.arguments, **arguments})
+    task = find_task(recipe.task.name, {**recipe.task.arguments, **arguments})
+    check_head(task, HEADS.find(recipe.head.name), recipe.head.name)
+    return task
 
 
 def build_classifier(
@@ -221,7 +233,8 @@ def build_classifier(
         # Outputs for targets are not the classes of the images.
         classes = len(class_names) if labels_are_classes else None
         extractor = build_extractor(recipe.extractor, backbone, recipe.data.size, classes)
-        head = build_head(recipe.head, extractor.specs, len(class_names))
+        image_size = extractor.image_size or backbone.image_size
+        head = build_head(recipe.head, extractor.specs, len(class_names), image_size)
     data = recipe.data
     preprocessing = Preprocessing(data.size, data.resize)
     return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing, task=task)

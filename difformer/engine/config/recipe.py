@@ -157,7 +157,8 @@ class HeadConfig:
     """Which head reads the features.
 
     Attributes:
-        name: linear, mlp, cnn, attention or difformer, or your own as package.module:Name.
+        name: linear, mlp, cnn, attention or difformer; for maps of classes upernet, linear_pixel, pixel_mlp or
+            dense_difformer, for boxes detection, for landmarks heatmap; or your own as package.module:Name.
         arguments: the head's own, such as pool, width or variant.
     """
 

@@ -1,0 +1,277 @@
+"""Boxes and masks of objects, by torchvision's detectors on the features of a diffusion model."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from difformer._optional import require
+from difformer.config import Size, as_positive_integer, as_positive_number, as_rate, check_choice
+from difformer.heads._inputs import MapSides, describe, receive
+from difformer.heads.detectors import DetectorName, SeededSampler, build_detector, build_fpn, one_stage
+from difformer.heads.pyramid import Pyramid
+from difformer.heads.registry import HEADS
+from difformer.taps import FeatureKey, TapSpec
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What was found in one image, the most certain first.
+
+    Attributes:
+        boxes: (n, 4) float32 x1, y1, x2, y2 in pixels of the image.
+        scores: (n,) float32 in [0, 1].
+        labels: (n,) int64 in [0, number of classes).
+        masks: (n, 28, 28) float32 in [0, 1], each spread over its box, of Mask R-CNN; see `paste_masks`.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: Tensor | None = None
+
+
+@HEADS.register("detection")
+class DetectionHead(nn.Module):
+    """torchvision's feature pyramid network and one of its detectors, on given features.
+
+    Nothing is resized, and nothing is drawn from the global generator: each image's anchors and regions are drawn by
+    its own seed. Each image has its own loss, in torchvision's arithmetic for a batch of one; so of FCOS, whose losses
+    are divided by the number of positive places, an image with few objects counts as much as one with many. Boxes are
+    computed in the precision of the weights, also in mixed precision.
+
+    Args:
+        specs: the features it reads, a level of the pyramid for each size; see `Pyramid`.
+        num_classes: of the objects, without background.
+        detector: "faster_rcnn", "mask_rcnn" (boxes and masks), "fcos" or "retinanet".
+        width: of all levels; for FCOS a multiple of 32. torchvision's initial weights are made for 256, and RetinaNet,
+            which has no norms, learns slowly with far fewer.
+        anchor_scale: least size of an anchor over the stride of its level: 8 for the R-CNNs and 4 for RetinaNet when
+            None, as torchvision has it; smaller for small objects. FCOS has none.
+        score_threshold: detections that are less certain are left out.
+        nms_threshold: of two boxes of a class that overlap more (IoU), the less certain is left out; 0.6 for FCOS and
+            0.5 for the others when None.
+        max_detections: most of an image that are kept.
+        image_size: see `Pyramid`; it must be given.
+        finest_stride: see `Pyramid`; 4 for the R-CNNs and 8 for the others when None. The FPN adds one coarser level
+            to those of the features for the R-CNNs, and two for the others.
+
+    Raises:
+        ValueError: as `Pyramid`, no image size, strides that do not double from level to level, an unknown detector, or
+            a bad number.
+        ImportError: torchvision is not there.
+    """
+
+    gives = "boxes"
+
+    def __init__(
+        self,
+        specs: Mapping[FeatureKey, TapSpec],
+        num_classes: int,
+        *,
+        detector: DetectorName = "faster_rcnn",
+        width: int = 256,
+        anchor_scale: float | None = None,
+        score_threshold: float = 0.05,
+        nms_threshold: float | None = None,
+        max_detections: int = 100,
+        image_size: Size | None = None,
+        finest_stride: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("detector", detector, get_args(DetectorName))
+        if finest_stride is None:
+            finest_stride = 8 if one_stage(detector) else 4
+        self.pyramid = Pyramid(specs, image_size=image_size, finest_stride=finest_stride)
+        self.specs = self.pyramid.specs
+        self.map_sizes: dict[FeatureKey, Size | None] = dict.fromkeys(self.specs)
+        self.learned_from: set[MapSides] = set()
+        self.num_classes = as_positive_integer("num_classes", num_classes)
+        self.strides = _checked_strides(self.pyramid)
+        width = as_positive_integer("width", width)
+        if detector == "fcos" and width % 32:
+            raise ValueError(f"width must be a multiple of 32 for fcos, the groups of its norms, got {width}")
+        if anchor_scale is not None:
+            anchor_scale = as_positive_number("anchor_scale", anchor_scale)
+            if detector == "fcos":
+                raise ValueError(f"fcos has no anchors that anchor_scale {anchor_scale} could be of; leave it out")
+        kept: dict[str, Any] = {
+            "score_threshold": as_rate("score_threshold", score_threshold),
+            "nms_threshold": None if nms_threshold is None else as_rate("nms_threshold", nms_threshold),
+            "max_detections": as_positive_integer("max_detections", max_detections),
+        }
+        self.arguments: dict[str, Any] = {
+            "detector": detector, "width": width, "anchor_scale": anchor_scale, **kept, **self.pyramid.arguments,
+        }  # fmt: skip
+        self.fpn = build_fpn(detector, self.pyramid.channels, width)
+        self.detector: Any = build_detector(
+            detector, self.strides, width, self.num_classes, anchor_scale=anchor_scale, **kept
+        )
+        parts = (module for module in self.detector.modules() if hasattr(module, "fg_bg_sampler"))
+        self._samplers = [cast(SeededSampler, part.fg_bg_sampler) for part in parts]
+
+    __repr__ = describe
+
+    def forward(
+        self,
+        features: Mapping[FeatureKey, Tensor],
+        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+    ) -> list[Detections] | dict[str, Tensor]:
+        """What `predict` gives; with targets, what `losses` gives, so that a module that wraps this one sees both."""
+        if targets is None:
+            return self.predict(features)
+        return self.losses(features, targets, () if seeds is None else seeds)
+
+    @torch.no_grad()
+    def predict(self, features: Mapping[FeatureKey, Tensor]) -> list[Detections]:
+        """Finds objects.
+
+        Args:
+            features: (B, C, h, w) by key; more than it needs may be there.
+
+        Returns:
+            One `Detections` an image, which does not depend on the others.
+
+        Raises:
+            ValueError: see `receive` and `Pyramid`.
+        """
+        found = []
+        levels, height, width = self._levels(features)
+        for one in self._run(levels, height, width):
+            labels = one["labels"] if one_stage(self.arguments["detector"]) else one["labels"] - 1
+            masks = one["masks"][:, 0] if "masks" in one else None
+            found.append(Detections(one["boxes"], one["scores"], labels, masks))
+        return found
+
+    def losses(
+        self,
+        features: Mapping[FeatureKey, Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+        seeds: Sequence[int] | Tensor,
+    ) -> dict[str, Tensor]:
+        """The losses of each image.
+
+        Args:
+            features: as for `predict`; gradients reach them.
+            targets: of each image, `boxes` (n, 4) x1, y1, x2, y2 in pixels of the image and `labels` (n,) int64 in
+                [0, num_classes); for Mask R-CNN `masks` (n, H, W) bool. Objects whose `crowd` (n,) bool is true, where
+                that is given, are left out, as torchvision's training does it.
+            seeds: an integer of at least 0 for each image, such as a function of seed, step and image, from which its
+                anchors and regions are drawn.
+
+        Returns:
+            (B,) float32 by torchvision's names, to be added up.
+
+        Raises:
+            ValueError: as `predict`, or targets or seeds that do not fit.
+        """
+        levels, height, width = self._levels(features)
+        batch = len(levels["0"])
+        numbers = [int(seed) for seed in seeds]
+        if len(targets) != batch or len(numbers) != batch:
+            raise ValueError(f"each of {batch} images needs a target and a seed, got {len(targets)} and {len(numbers)}")
+        each = []
+        for i, (target, seed) in enumerate(zip(targets, numbers, strict=True)):
+            single = OrderedDict((name, level[i : i + 1]) for name, level in levels.items())
+            checked = self._checked(target, height, width, i)
+            each.append(self._run(single, height, width, [checked], torch.Generator().manual_seed(seed)))
+        return {name: torch.stack([losses[name].float() for losses in each]) for name in each[0]}
+
+    def _levels(self, features: Mapping[FeatureKey, Tensor]) -> tuple["OrderedDict[str, Tensor]", int, int]:
+        """The levels of the FPN by name, in the dtype of the weights, and the height and width of the images."""
+        dtype = next(self.fpn.parameters()).dtype
+        levels = self.pyramid(receive(self, features), dtype)
+        found = self.fpn(OrderedDict((str(i), level) for i, level in enumerate(levels)))
+        height, width = (side * self.strides[0] for side in levels[0].shape[2:])
+        return OrderedDict((name, level.to(dtype)) for name, level in found.items()), height, width
+
+    def _run(
+        self,
+        levels: "OrderedDict[str, Tensor]",
+        height: int,
+        width: int,
+        targets: list[dict[str, Tensor]] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """The detector's own pass: its losses with targets, else what it finds."""
+        images = levels["0"].new_zeros(1).expand(len(levels["0"]), 3, height, width)
+        training = self.detector.training
+        self.detector.train(targets is not None)
+        self._hand_over(levels, generator)
+        try:
+            with torch.autocast(images.device.type, enabled=False):
+                return self.detector(list(images), targets)
+        finally:
+            self.detector.train(training)
+            self._hand_over(OrderedDict(), None)
+
+    def _hand_over(self, levels: "OrderedDict[str, Tensor]", generator: torch.Generator | None) -> None:
+        self.detector.backbone.levels = levels
+        for sampler in self._samplers:
+            sampler.generator = generator
+
+    def _checked(self, target: Mapping[str, Tensor], height: int, width: int, image: int) -> dict[str, Tensor]:
+        """A target as torchvision has it, on the head's device."""
+        device = next(self.fpn.parameters()).device
+        boxes, labels = target["boxes"].to(device, torch.float32), target["labels"].to(device)
+        if boxes.shape != (len(labels), 4) or labels.dtype != torch.int64 or labels.ndim != 1:
+            raise ValueError(
+                f"target {image}: boxes must be (n, 4) and labels (n,) int64, got {tuple(boxes.shape)} and "
+                f"{tuple(labels.shape)} {labels.dtype}"
+            )
+        if not (boxes[:, 2:] > boxes[:, :2]).all() or not boxes.isfinite().all():
+            raise ValueError(f"target {image}: boxes must have x1 < x2 and y1 < y2, got {boxes.tolist()}")
+        if len(labels) and (labels.min() < 0 or labels.max() >= self.num_classes):
+            raise ValueError(f"target {image}: labels must lie in [0, {self.num_classes}), got {labels.tolist()}")
+        kept = ~target["crowd"].to(device) if "crowd" in target else torch.ones_like(labels, dtype=torch.bool)
+        if not one_stage(self.arguments["detector"]):
+            # Class 0 is the background.
+            labels = labels + 1
+        found = {"boxes": boxes[kept], "labels": labels[kept]}
+        if self.arguments["detector"] == "mask_rcnn":
+            masks = target.get("masks")
+            if masks is None or masks.shape != (len(kept), height, width):
+                shape = None if masks is None else tuple(masks.shape)
+                raise ValueError(f"target {image}: mask_rcnn needs masks ({len(kept)}, {height}, {width}), got {shape}")
+            found["masks"] = masks.to(device)[kept].to(torch.uint8)
+        return found
+
+
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
+    """Masks of whole images from those of boxes, one at a time, so that only the result is large.
+
+    Args:
+        masks: (n, h, w) in [0, 1], each spread over its box.
+        boxes: (n, 4) x1, y1, x2, y2 in pixels of the image, or of another size of it.
+        size: (H, W) of the image in the same pixels.
+        threshold: least value that belongs to the object.
+
+    Returns:
+        (n, H, W) bool.
+
+    Raises:
+        ImportError: torchvision is not there.
+    """
+    paste = require("torchvision.models.detection.roi_heads", "detection", install="torchvision").paste_masks_in_image
+    pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
+    for i, mask in enumerate(masks):
+        pasted[i] = paste(mask[None, None], boxes[i : i + 1], size)[0, 0] >= threshold
+    return pasted
+
+
+def _checked_strides(pyramid: Pyramid) -> tuple[int, ...]:
+    """The strides of a pyramid; raises ValueError where they are no powers of two that double, which the pooling of
+    regions takes them for, and the coarser levels that the FPN adds."""
+    strides = pyramid.strides
+    if strides[0] & (strides[0] - 1) or any(b != 2 * a for a, b in pairwise(strides)):
+        raise ValueError(
+            f"the strides of a detector's levels must be powers of two that double from level to level, got "
+            f"{list(strides)}; choose taps of every resolution in between"
+        )
+    return strides

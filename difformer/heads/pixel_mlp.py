@@ -1,0 +1,195 @@
+"""An ensemble of small networks on single pixels, for few labelled images (Baranchuk et al. 2022, arXiv 2112.03126)."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any, Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from difformer.config import Size, as_positive_integer, as_positive_integers, check_choice
+from difformer.heads._inputs import MapSides, describe, receive
+from difformer.heads.pyramid import Pyramid, linear_of_pixels, pixels_at
+from difformer.heads.registry import HEADS
+from difformer.taps import FeatureKey, TapSpec
+
+Vote = Literal["majority", "mean"]
+
+# Logarithms of what is less likely would outweigh everything else when maps are resized.
+_LEAST = 1e-6
+
+
+@HEADS.register("pixel_mlp")
+class PixelMLPEnsemble(nn.Module):
+    """Maps of logits by several MLPs that each read one pixel's features, all maps resized bilinearly.
+
+    As published: linear layers, each followed by ReLU and batch norm in this order, initial weights N(0, 0.02²), and
+    a majority vote. The published code keeps the features of all pixels of its images, 66 GB of 30; here, pixels are
+    sampled: `pixels` reads some of an image, and `pixel_logits` gives what each member says of them, which each is
+    trained on alone. Trained on whole maps (`forward`), the members learn together.
+
+    Args:
+        specs: the features it reads.
+        num_classes: channels of the maps.
+        members: how many MLPs.
+        hidden: widths of their hidden layers; (128, 32), from 30 classes on (256, 128), when None.
+        vote: "majority", where of equal numbers of votes the greater mean probability wins, or "mean", the mean
+            probability.
+        stride: pixels of the image for each cell of the maps that are given; that of the finest level when None, 1 as
+            published.
+        image_size, finest_stride: see `Pyramid`.
+
+    Raises:
+        ValueError: as `Pyramid`, a bad number, an unknown vote, or a stride without image size or that does not divide
+            the finest level's.
+    """
+
+    gives = "maps"
+
+    def __init__(
+        self,
+        specs: Mapping[FeatureKey, TapSpec],
+        num_classes: int,
+        *,
+        members: int = 10,
+        hidden: Sequence[int] | None = None,
+        vote: Vote = "majority",
+        stride: int | None = None,
+        image_size: Size | None = None,
+        finest_stride: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.pyramid = Pyramid(specs, image_size=image_size, finest_stride=finest_stride)
+        self.specs = self.pyramid.specs
+        self.map_sizes: dict[FeatureKey, Size | None] = dict.fromkeys(self.specs)
+        self.learned_from: set[MapSides] = set()
+        self.num_classes = as_positive_integer("num_classes", num_classes)
+        members = as_positive_integer("members", members)
+        check_choice("vote", vote, get_args(Vote))
+        published = (128, 32) if self.num_classes < 30 else (256, 128)
+        hidden = published if hidden is None else as_positive_integers("hidden", hidden)
+        self.scale = 1
+        if stride is not None:
+            stride = as_positive_integer("stride", stride)
+            self.scale = self.pyramid.scale_to(stride)
+        self.arguments: dict[str, Any] = {
+            "members": members, "hidden": list(hidden), "vote": vote, "stride": stride, **self.pyramid.arguments,
+        }  # fmt: skip
+        widths = (sum(self.pyramid.channels), *hidden)
+        self.members = nn.ModuleList(_member(widths, self.num_classes) for _ in range(members))
+
+    __repr__ = describe
+
+    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """What the ensemble says of each pixel.
+
+        Args:
+            features: (B, C, h, w) by key; more than it needs may be there.
+
+        Returns:
+            (B, num_classes, h, w) float32: logarithms of the mean probability in training or with `vote="mean"`, else
+            of the shares of votes, in which the mean probability counts as one vote more.
+
+        Raises:
+            ValueError: see `receive` and `Pyramid`.
+        """
+        levels, members = self._levels(features), len(self.members)
+        if self.training or self.arguments["vote"] == "mean":
+            return reduce(torch.logaddexp, (x.log_softmax(dim=1) for x in self._each(levels))) - math.log(members)
+        votes = reduce(torch.add, (_vote(x) + x.softmax(dim=1) / members for x in self._each(levels)))
+        return (votes / (members + 1)).clamp(min=_LEAST).log()
+
+    @torch.no_grad()
+    def uncertainty(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
+        """How much the members disagree: the Jensen-Shannon divergence of their probabilities, which is the entropy of
+        their mean less the mean of their entropies, as in the published code and in DatasetGAN (Zhang et al. 2021). Its
+        score of an image is the mean of the largest tenth.
+
+        Args:
+            features: as for `forward`.
+
+        Returns:
+            (B, h, w) float32, in nats: 0 where all say the same, at most log(min(members, num_classes)).
+        """
+        each = (logits.softmax(dim=1) for logits in self._each(self._levels(features)))
+        total = reduce(torch.add, (torch.cat([odds, _entropy(odds)], dim=1) for odds in each))
+        mean, entropy = (total / len(self.members)).split([self.num_classes, 1], dim=1)
+        return (_entropy(mean) - entropy)[:, 0].clamp(min=0)
+
+    def pixels(self, features: Mapping[FeatureKey, Tensor], places: Tensor) -> Tensor:
+        """The features of some pixels, so that those of the others need not be kept.
+
+        Args:
+            features: as for `forward`; gradients reach them.
+            places: (P, 3) int64: image in the batch, row and column in the maps that `forward` gives.
+
+        Returns:
+            (P, C), C being the channels of all features together.
+
+        Raises:
+            ValueError: as `forward`, or places outside.
+        """
+        levels = self._levels(features)
+        return pixels_at(levels, self._size(levels), places)
+
+    def pixel_logits(self, pixels: Tensor) -> Tensor:
+        """What each member says of single pixels, for its own loss.
+
+        Args:
+            pixels: (P, C) of `pixels`, the same for all members, or (members, P, C). In training P is 2 at least.
+
+        Returns:
+            (members, P, num_classes) logits.
+
+        Raises:
+            ValueError: pixels of another shape.
+        """
+        count, channels = len(self.members), sum(self.pyramid.channels)
+        if pixels.ndim not in (2, 3) or pixels.shape[-1] != channels or (pixels.ndim == 3 and len(pixels) != count):
+            raise ValueError(
+                f"pixels must be (P, {channels}), or ({count}, P, {channels}) with some for each member, got "
+                f"{tuple(pixels.shape)}"
+            )
+        each = pixels.expand(count, *pixels.shape) if pixels.ndim == 2 else pixels
+        return torch.stack([member(one) for member, one in zip(self.members, each, strict=True)])
+
+    def _levels(self, features: Mapping[FeatureKey, Tensor]) -> list[Tensor]:
+        return self.pyramid(receive(self, features), next(self.members.parameters()).dtype)
+
+    def _size(self, levels: Sequence[Tensor]) -> tuple[int, int]:
+        return levels[0].shape[2] * self.scale, levels[0].shape[3] * self.scale
+
+    def _each(self, levels: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The logits (B, num_classes, h, w) float32 of each member; what one needs is freed before the next."""
+        height, width = self._size(levels)
+        for member in self.members:
+            first, *others = cast(nn.Sequential, member)
+            x = linear_of_pixels(levels, cast(nn.Linear, first), (height, width))
+            x = x.movedim(1, -1).flatten(0, 2)
+            for layer in others:
+                x = layer(x)
+            yield x.float().unflatten(0, (-1, height, width)).movedim(-1, 1)
+
+
+def _member(widths: Sequence[int], num_classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in itertools.pairwise(widths):
+        layers += [nn.Linear(a, b), nn.ReLU(), nn.BatchNorm1d(b)]
+    layers.append(nn.Linear(widths[-1], num_classes))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)
+
+
+def _vote(logits: Tensor) -> Tensor:
+    """(B, K, h, w): 1 for the class with the largest logit, of equal ones the first, 0 for the others."""
+    return F.one_hot(logits.argmax(dim=1), logits.shape[1]).movedim(-1, 1)
+
+
+def _entropy(odds: Tensor) -> Tensor:
+    return torch.special.entr(odds).sum(dim=1, keepdim=True)

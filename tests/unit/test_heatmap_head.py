@@ -1,0 +1,123 @@
+"""Landmarks: targets, and points decoded from heat maps."""
+
+import pytest
+import torch
+from example_dense_heads import ONE, PYRAMID, SIZE, build, features_for
+from torch import nn
+
+from difformer.heads import HeatmapHead
+
+
+def head_of(**options):
+    return HeatmapHead(PYRAMID, 5, width=16, image_size=SIZE, **options)
+
+
+def spread(count, margin=0.0):
+    """Points (count, 5, 2) within images of 64×96."""
+    places = torch.rand(count, 5, 2, generator=torch.Generator().manual_seed(0))
+    return margin + places * (torch.tensor([96.0, 64.0]) - 2 * margin)
+
+
+def test_targets_are_gaussians_around_the_exact_points():
+    head = head_of(stride=4, sigma=2.0)
+    points = torch.tensor([[[2.0, 2.0], [50.0, 30.0], [96.0, 64.0], [0.5, 63.5], [float("nan"), 9.0]]])
+    visible = torch.tensor([[True, True, True, True, False]])
+    maps = head.targets(points, visible, (16, 24))
+    assert (maps.shape, maps.dtype) == ((1, 5, 16, 24), torch.float32)
+    # The centre of the first cell is at x = y = 2 pixels.
+    assert maps[0, 0, 0, 0] == 1
+    assert maps[0, 0, 0, 2].item() == pytest.approx(torch.tensor(-0.5).exp().item())
+    x, y = 50 / 4 - 0.5, 30 / 4 - 0.5
+    rows, columns = torch.arange(16.0)[:, None], torch.arange(24.0)
+    torch.testing.assert_close(maps[0, 1], torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 8))
+    assert maps[0, 2].argmax() == 16 * 24 - 1
+    assert maps[0, 3].argmax() == 15 * 24
+    assert maps[0, 4].eq(0).all()
+    assert maps.amin() >= 0
+    assert maps.amax() <= 1
+
+
+@pytest.mark.parametrize(
+    ("stride", "size", "sigma"), [(4, (16, 24), 1.0), (2, (32, 48), 2.0), (2, (32, 48), 1.0), (8, (8, 12), 0.75)]
+)
+def test_points_come_back_to_a_part_of_a_cell(stride, size, sigma):
+    head = head_of(stride=stride, sigma=sigma)
+    # Farther from the border, nothing of a Gaussian is cut off.
+    points = spread(40, margin=5 * sigma * stride)
+    found, heights = head.decode(head.targets(points, torch.ones(40, 5, dtype=torch.bool), size))
+    assert (found - points).abs().max() < 0.02 * stride
+    assert heights.amin() > 0.6
+    assert heights.amax() <= 1
+
+
+def test_points_at_the_border_are_found_to_a_cell():
+    head = head_of(stride=4)
+    points = spread(60)
+    found, _ = head.decode(head.targets(points, torch.ones(60, 5, dtype=torch.bool), (16, 24)))
+    assert (found - points).abs().max() < 0.6 * 4
+    assert (found - points).abs().mean() < 0.05 * 4
+    assert found.amin() >= 0
+    assert (found <= torch.tensor([96.0, 64.0])).all()
+
+
+def test_noise_moves_points_by_less_than_a_cell():
+    head = head_of(stride=4)
+    points, visible = spread(40, margin=24), torch.ones(40, 5, dtype=torch.bool)
+    maps = head.targets(points, visible, (16, 24))
+    noise = 0.05 * torch.randn(maps.shape, generator=torch.Generator().manual_seed(1))
+    found, _ = head.decode(0.4 * maps + noise)
+    errors = (found - points).norm(dim=2)
+    highest = (0.4 * maps + noise).flatten(2).argmax(dim=2)
+    cells = (torch.stack([highest % 24, highest // 24], dim=2) + 0.5) * 4
+    assert errors.mean() < 0.6 * (cells - points).norm(dim=2).mean()
+    assert errors.max() < 4
+
+
+def test_mirrored_maps_give_mirrored_points():
+    head = head_of(stride=4)
+    points = spread(10, margin=12)
+    maps = head.targets(points, torch.ones(10, 5, dtype=torch.bool), (16, 24))
+    found, _ = head.decode(maps)
+    mirrored, _ = head.decode(maps.flip(3))
+    torch.testing.assert_close(mirrored[..., 0], 96 - found[..., 0], rtol=0, atol=1e-3)
+    torch.testing.assert_close(mirrored[..., 1], found[..., 1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1.0])
+def test_flat_maps_give_finite_points(value):
+    found, heights = head_of().decode(torch.full((2, 5, 16, 24), value))
+    assert found.isfinite().all()
+    assert heights.eq(value).all()
+
+
+def test_points_that_do_not_fit_are_refused():
+    head = head_of()
+    for points, visible in (
+        (torch.zeros(1, 4, 2), torch.ones(1, 4, dtype=torch.bool)),
+        (torch.zeros(1, 5, 2), torch.ones(1, 4, dtype=torch.bool)),
+    ):
+        with pytest.raises(ValueError, match=r"points must be \(B, 5, 2\) and visible \(B, 5\), got"):
+            head.targets(points, visible, (16, 24))
+
+
+def test_stride_must_divide_that_of_the_finest_level():
+    with pytest.raises(ValueError, match="stride must divide that of the finest level, 4, got 3"):
+        HeatmapHead(ONE, 5, image_size=SIZE, stride=3)
+    assert build("heatmap finer").scale == 4
+
+
+def test_it_learns_where_points_are():
+    """A feature that is bright where the point lies."""
+    torch.manual_seed(0)
+    head = HeatmapHead(ONE, 1, width=16, image_size=SIZE)
+    points = spread(24, margin=12)[:, :1]
+    features = features_for(head, batch=24)
+    bright = head.targets(points, torch.ones(24, 1, dtype=torch.bool), (16, 24))
+    features = {key: 0.2 * value + bright for key, value in features.items()}
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(head(features), bright).backward()
+        optimizer.step()
+    found, _ = head.eval().decode(head(features))
+    assert (found - points).norm(dim=2).median() < 2
