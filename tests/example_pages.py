@@ -68,5 +68,5 @@ def write_confusion_page(folder: Path, classes: int) -> Path:
     file, page = folder / "confusion.png", folder / "page.html"
     draw_confusion(counts, [f"a kind of flower {i}" for i in range(classes)], file)
     pictures = [Picture(file, f"method {i}", f"Method {i}, all seeds together") for i in range(3)]
-    write_page(page, f"{classes} classes", [Section("Before", []), Section("What is taken for what", [Row(pictures)])])
+    write_page(page, f"{classes} classes", [Section("Before", []), Section("Confusion matrices", [Row(pictures)])])
     return page

@@ -119,7 +119,7 @@ def _write(folder: Path, methods: Sequence[Method], differences: Sequence[Paired
         draw_confusion(np.sum([run.confusion for run in m.runs], axis=0), m.runs[0].class_names, path)
         of_seeds = f", {len(m.runs)} seeds together" if len(m.runs) > 1 else ""
         blocks.append(Picture(path, f"Confusion matrix of {m.name}{of_seeds}", m.name))
-    sections.append(Section("What is taken for what", [Row(blocks)]))
+    sections.append(Section("Confusion matrices", [Row(blocks)]))
     lead = f"{len(methods)} classifiers on {len(first.ids):,} images of {first.split}."
     write_page(folder / PAGE, "Comparison", sections, lead=lead)
 

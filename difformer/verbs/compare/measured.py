@@ -19,7 +19,7 @@ from difformer.verbs.eval.evaluate import METRICS, classifier_values, evaluate_c
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
 _PREDICTIONS = "predictions.csv"
-_REMEDY = "`difformer eval … --overwrite` makes it anew"
+_REMEDY = "`difformer eval … --overwrite` makes it again"
 
 
 @dataclass(frozen=True, eq=False)

@@ -116,7 +116,7 @@ class Run:
         self._training = recipe.training
         self._cached = recipe.features == "cached"
         if self._criterion == "top5" and len(names) <= 5:
-            raise ValueError(f"evaluation.criterion: of {len(names)} classes there is no top5")
+            raise ValueError(f"evaluation.criterion: top5 needs more than 5 classes, got {len(names)}")
         self.objective = HeadLearning(self.classifier, recipe.training, seed=recipe.extractor.seed)
 
     @cached_property
