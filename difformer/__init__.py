@@ -1,5 +1,6 @@
 """Pretrained diffusion models as vision backbones: features by name, fused across blocks and timesteps."""
 
+import difformer.annotations  # noqa: F401 - its readers register themselves
 from difformer._version import __version__
 from difformer.allocator import keep_freed_memory
 from difformer.backbones import Backbone, UNetBackbone, create_backbone

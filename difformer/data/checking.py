@@ -1,4 +1,4 @@
-"""Looking at every image before the first step: whether it can be read."""
+"""Looking at every image before the first step: whether it can be read, and its annotation is one of it."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from difformer.data.images import ImageError, looks_whole
+from difformer.data.images import ImageError, looks_whole, upright_size
 from difformer.data.samples import SampleReader
 from difformer.data.source import Source
 from difformer.data.spec import CheckImages
@@ -26,19 +26,23 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
     Args:
         reader: of the split; says what a bad image does.
         indices: places to check.
-        check: `decode` reads all images; `headers` those that do not begin and end as they should; `none` none.
+        check: `decode` reads all images; `headers` those that do not begin and end as they should; `none` none. All
+            annotations are read, but with `none`.
 
     Raises:
         ImageError: an image is bad and not to be skipped, or not one can be read.
+        ValueError: an annotation is not as it should be.
     """
     source = reader.source
-    if check == "none" or (check == "headers" and source.ends is None):
+    if check == "none" or (check == "headers" and source.ends is None and source.annotations is None):
         return indices
 
     def look(index: int) -> ImageError | None:
         try:
-            if check == "decode" or not _looks_whole(source, index):
+            if check == "decode" or (source.ends is not None and not _looks_whole(source, index)):
                 source.read(index)
+            if source.annotations is not None:
+                source.label(index, upright_size(source.content(index), source.describe(index)))
         except ImageError as error:
             return error
         return None

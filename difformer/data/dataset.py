@@ -12,24 +12,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from difformer.config import as_json_size, sides
+from difformer.config.reading import plain
 from difformer.data.checking import readable
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
 from difformer.data.identity import former_digest, last_change, samples_digest
 from difformer.data.images import Preprocessing
+from difformer.data.joint import JointTransform, Whole, check_mirrored, create_joint_transform
 from difformer.data.official import read_cub, read_dogs, read_nabirds
 from difformer.data.samples import Sample, SampleReader, dataset_repr
 from difformer.data.source import DataError, Source, refuse_first_label
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, choose_subset, split_holdout
+from difformer.data.targets import Boxes, Mask, Points
 from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
 from difformer.data.transforms import (
     Deterministic,
     Isolated,
     PublishedTransform,
-    SampleTransform,
     Shifted,
     Symmetric,
     create_transform,
@@ -59,6 +61,8 @@ for _name, _reader in _OURS.items():
     READERS.register(_name)(_reader)
 # Those whose labels may be plain numbers.
 _WITH_NUMBERS = ("webdataset", "huggingface")
+# Those of `difformer.annotations`, which register themselves.
+_DENSE = ("masks", "ade20k", "vocsegmentation", "coco", "voc", "points")
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -97,6 +101,12 @@ class ImageDataset(Dataset[Sample | None]):
         """(N, …) what is to be predicted in place of the class, in the order of the samples, where there is any."""
         targets = self._reader.source.targets
         return None if targets is None else targets[self._indices]
+
+    @property
+    def target_type(self) -> type[Mask | Boxes | Points] | None:
+        """What samples have in place of a class or a number, where it is that."""
+        annotations = self._reader.source.annotations
+        return None if annotations is None else type(annotations(int(self._indices[0])))
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -202,13 +212,14 @@ def create_dataset(
     split: str = "train",
     *,
     augment: bool | None = None,
-    transform: "Callable[[Image], Tensor] | None" = None,
+    transform: "Callable[[Image], Tensor] | JointTransform | None" = None,
     subset: LabelSubset | None = None,
     classes: Sequence[str] | None = None,
     process_index: int | None = None,
     num_processes: int | None = None,
 ) -> ImageDataset | ShardDataset:
-    """A data set whose samples are `Sample(image, label, id)`; a data loader wants `collate` with it.
+    """A data set whose samples are `Sample(image, label, id)`, or a `DenseSample` with masks, boxes or points; a data
+    loader wants `collate` with it.
 
     What can be known to be wrong before the first step raises here.
 
@@ -217,10 +228,11 @@ def create_dataset(
         split: `train`, `holdout` (of train, where the configuration sets some aside), or a split of the data set.
             The holdout and label subsets concern `train` only; with `test_fraction`, `test` is a part of it too.
         augment: use the training transform and, for a stream, shuffle; by default for `train` only.
-        transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
+        transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random. With
+            masks, boxes or points, a `difformer.data.joint.JointTransform`.
         subset: a saved label subset to use again, in place of choosing one.
         classes: the classes that labels are to be numbers of, such as a classifier's; of those the split may lack some.
-            They are matched by name. A split with others keeps its own.
+            They are matched by name. A split with others keeps its own, and one with masks, boxes or points always.
         process_index, num_processes: of a stream, as `ShardDataset`; with random access that is up to a sampler.
 
     Returns:
@@ -238,16 +250,18 @@ def create_dataset(
     if not isinstance(split, str) or not split:
         raise ValueError(f"split must be a name, such as train, got {split!r}")
     augment = split == "train" if augment is None else augment
-    sample_transform = _transform(config, augment, transform)
     from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
     source = read_source(config, "train" if from_training else split)
-    if classes is not None and set(source.class_names) <= set(classes):
+    sample_transform = _transform(config, augment, transform, dense=source.annotations is not None)
+    if classes is not None and source.annotations is None and set(source.class_names) <= set(classes):
         place = {name: i for i, name in enumerate(classes)}
         places = np.asarray([place[name] for name in source.class_names])
         source = replace(source, labels=places[source.labels], class_names=tuple(classes))
     indices, subset = _choose(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
+    if source.annotations is not None and augment:
+        check_mirrored(sample_transform, source.annotations(int(indices[0])), source.title)
     if source.shards is None or not config.stream:
         return ImageDataset(reader, indices, subset=subset)
     buffer = config.shuffle_buffer if augment else 0
@@ -276,7 +290,7 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
             "package.module:reader"
         )
     reader = READERS.find(key)
-    if key in _OURS and key not in _WITH_NUMBERS:
+    if key in (*_OURS, *_DENSE) and key not in _WITH_NUMBERS:
         refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))
     if not isinstance(source, Source):
@@ -301,14 +315,17 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
     Returns:
         JSON: `name` of the augmentation, `size`, `resize` (the short side, or the smallest and largest; None where the
         transform crops at any scale, or augments what evaluation sees and the short side is the size),
-        `random_erasing`, and `seed` (None where nothing is random).
+        `random_erasing`, and `seed` (None where nothing is random). With masks, boxes and points, and data sets of
+        one's own, also the keys of `DataConfig` that only their transforms depend on and that are not at their default;
+        `resize` is then as it was given.
 
     Raises:
         ValueError: a value in the specification.
     """
     config = as_config(spec)
-    transform = _transform(config, augment, None)
-    random = not isinstance(transform, Deterministic)
+    key = canonical_name(config.name)
+    transform = _transform(config, augment, None, dense=key in _DENSE or config.augmentation == "jitter")
+    random = transform.flip if isinstance(transform, Whole) else not isinstance(transform, Deterministic)
     resize: int | list[int] | None = None
     if isinstance(transform, PublishedTransform):
         resize = list(transform.short_sides)
@@ -316,16 +333,24 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
         resize = config.resize or min(sides(config.size))
     elif isinstance(transform, Symmetric | Shifted):
         resize = config.resize
+    # Of one's own data set it is not known here whether it has masks, boxes or points.
+    asked = ("resize", "fit", "box_scale", *(("scales", "category_ratio", "flip_pairs") if random else ()))
+    given = {} if key in _OURS else {name: getattr(config, name) for name in asked}
+    usual = DataConfig(config.name)
     return {
         "name": config.augmentation if random else "none",
         "size": as_json_size(config.size),
         "resize": resize,
         "random_erasing": config.random_erasing if random else 0.0,
         "seed": config.seed if random else None,
+        **{name: plain(value) for name, value in given.items() if value not in (None, getattr(usual, name))},
     }
 
 
-def _transform(config: DataConfig, augment: bool, transform: "Callable[[Image], Tensor] | None") -> SampleTransform:
+def _transform(config: DataConfig, augment: bool, transform: Any, *, dense: bool = False) -> Any:
+    """That of samples; a joint one where they are dense."""
+    if dense:
+        return create_joint_transform(config, augment) if transform is None else transform
     if transform is None:
         name, erasing = (config.augmentation, config.random_erasing) if augment else ("none", 0.0)
         return create_transform(name, config.size, resize=config.resize, random_erasing=erasing)

@@ -138,6 +138,20 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
+def upright_size(content: Content, name: str) -> tuple[int, int]:
+    """Height and width of an image as `decode_image` gives it, without decoding it where the format allows.
+
+    Raises:
+        ImageError: it is missing, or no image.
+    """
+    try:
+        with _opened(content) as image:
+            turned = _TURNS.get(_orientation(image), "") in ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+            return image.size if turned else image.size[::-1]
+    except Exception as error:
+        raise ImageError(f"{name} cannot be read as an image: {_reason(error)}") from error
+
+
 def looks_whole(head: bytes, tail: bytes) -> bool:
     """Whether an encoded image begins and ends as a whole one does. When it does not, only decoding can tell.
 
