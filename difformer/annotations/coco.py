@@ -89,7 +89,7 @@ def read_keypoints(config: DataConfig, split: str) -> Source:
     """Points from a file of COCO's, `annotation_file` or the first of `KEYPOINTS` that is there.
 
     The classes are the names of the points. A point is visible where its v is above 0. Without `box_scale` an image
-    has one object at most; with it, each object is an image of its own, to be cropped.
+    has one object at most; with it, each object is an image of its own, to be cropped. Images without one are left out.
 
     Raises:
         FileNotFoundError, DataError: as `read_coco`; or another number of points, or flip pairs that do not fit.

@@ -21,7 +21,8 @@ def read_voc(config: DataConfig, split: str) -> Source:
     """Boxes of PASCAL VOC: `JPEGImages`, `Annotations` and `ImageSets/Main/SPLIT.txt`.
 
     The classes are `class_names`, else VOC's twenty. VOC's pixels count from 1 and boxes include their last one, so a
-    box reaches from xmin - 1 to xmax. Objects called difficult do not count, which makes them `crowd`.
+    box reaches from xmin - 1 to xmax; one whose ends are the same pixel is none. Objects called difficult do not count,
+    which makes them `crowd`.
 
     Raises:
         FileNotFoundError: no root.
@@ -97,7 +98,8 @@ def _record(file: Path, image: Path, classes: tuple[str, ...], sieve: BoxSieve) 
             x1, y1, x2, y2 = map(float, corners)
         except ValueError as error:
             raise DataError(f"{file} has the box {corners} (xmin, ymin, xmax, ymax), which is no number") from error
-        box = [x1 - 1, y1 - 1, x2, y2]
+        # A box from a pixel to itself is a click that went wrong, although it would hold that pixel.
+        box = [x1 - 1, y1 - 1, x2, y2] if x1 != x2 and y1 != y2 else [x1, y1, x2, y2]
         if sieve.passes(f"{file.name}, {name}", box, size):
             record["boxes"].append(box)
             record["labels"].append(classes.index(name))

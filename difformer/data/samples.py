@@ -80,8 +80,9 @@ class DenseBatch(NamedTuple):
     origins: tuple[Origin | None, ...]
 
 
+# Of nothing but None, where both would fit, there is no batch.
 @overload
-def collate(samples: Sequence[Sample | None]) -> Batch: ...  # type: ignore[overload-overlap] - of None alone it raises
+def collate(samples: Sequence[Sample | None]) -> Batch: ...  # type: ignore[overload-overlap]
 @overload
 def collate(samples: Sequence[DenseSample | None]) -> DenseBatch: ...
 def collate(samples: Sequence[Sample | DenseSample | None]) -> Batch | DenseBatch:

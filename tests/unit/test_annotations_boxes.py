@@ -201,14 +201,14 @@ class TestCOCOErrors:
 
 class TestVOC:
     def test_boxes_include_their_last_pixel(self, tmp_path):
-        root = make_voc(tmp_path, [[("cat", 1, 1, 30, 24), ("dog", 5, 6, 5, 6, "<difficult>1</difficult>")], []])
+        root = make_voc(tmp_path, [[("cat", 1, 1, 30, 24), ("dog", 5, 6, 6, 7, "<difficult>1</difficult>")], []])
         dataset = own(root, name="voc")
         assert len(dataset.class_names) == 20
         found = dataset[0].label
-        assert found.boxes.tolist() == [[0, 0, 30, 24], [4, 5, 5, 6]]
+        assert found.boxes.tolist() == [[0, 0, 30, 24], [4, 5, 6, 7]]
         assert [dataset.class_names[i] for i in found.labels] == ["cat", "dog"]
         assert found.crowd.tolist() == [False, True]
-        assert found.areas.tolist() == [720, 1]
+        assert found.areas.tolist() == [720, 4]
         assert len(dataset[1].label.boxes) == 0
 
     def test_own_classes(self, tmp_path):
@@ -223,7 +223,7 @@ class TestVOC:
         path.write_text(re.sub("<size>.*</size>", "", path.read_text()))
         assert own(root, name="voc")[0].label.size == (24, 30)
 
-    @pytest.mark.parametrize("corners", [(9, 1, 8, 9), (1, 1, 40, 9), ("nan", 1, 9, 9)])
+    @pytest.mark.parametrize("corners", [(9, 1, 8, 9), (5, 1, 5, 9), (1, 1, 40, 9), ("nan", 1, 9, 9)])
     def test_a_box_that_is_none(self, tmp_path, caplog, corners):
         root = make_voc(tmp_path, [[("cat", *corners), ("dog", 1, 1, 9, 9)]])
         with pytest.raises(DataError, match=r"0\.xml, cat: the box .* leave such boxes out with on_bad_box: skip"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from data_sets import labels_of, make_coco, make_keypoints, make_masks, opened, write_image, write_mask
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from difformer.config.reading import plain
@@ -21,6 +22,8 @@ from difformer.data import (
     read_source,
     transform_description,
 )
+from difformer.tasks.classification.task import Classification
+from difformer.tasks.task import check_labels
 
 OBJECTS = [[(2, 3, 10, 8, 0), (5, 5, 6, 6, 1)], [], [(0, 0, 30, 24, 1)]]
 
@@ -56,6 +59,17 @@ class TestBatches:
         assert [type(label) for label in batch.labels] == [Boxes] * 3
         points = opened("points", make_keypoints(tmp_path / "b", [[1, 1, 2] * 3] * 2), "train")
         assert len(collate([points[0], points[1]]).labels) == 2
+
+    def test_annotations_travel_to_workers(self, tmp_path):
+        sets = {"coco": make_coco(tmp_path / "a", OBJECTS), "points": make_keypoints(tmp_path / "b", [[1, 1, 2] * 3])}
+        for name, root in sets.items():
+            dataset = opened(name, root, "train")
+            (batch,) = DataLoader(dataset, 3, collate_fn=collate, num_workers=1)
+            for i, label in enumerate(batch.labels):
+                assert vars(label).keys() == vars(dataset[i].label).keys()
+                for key, value in vars(label).items():
+                    other = vars(dataset[i].label)[key]
+                    assert torch.equal(value, other) if torch.is_tensor(value) else value == other
 
     def test_evaluation_knows_the_way_back(self, root):
         batch = collate(list(roads(root, "val")))
@@ -256,6 +270,25 @@ def test_a_transform_of_ones_own(root):
 
     dataset = create_dataset({"name": "masks", "root": str(root), "size": 16}, transform=halves)
     assert dataset[0].label.size == (12, 15)
+
+
+@pytest.mark.parametrize("name", ["coco", "points"])
+def test_boxes_and_points_are_of_the_upright_image(tmp_path, name):
+    root = make_coco(tmp_path, OBJECTS) if name == "coco" else make_keypoints(tmp_path, [[1, 1, 2] * 3] * 2)
+    path = root / ("images/train/train_2.png" if name == "coco" else "images/2.png")
+    upright, exif = Image.open(path).convert("RGB"), Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    sample = opened(name, root, "train", size=[24, 30], augmentation="none")[1]
+    assert torch.equal(sample.image, torch.from_numpy(np.asarray(upright).copy()).permute(2, 0, 1) / 127.5 - 1)
+    upright.save(path, exif=exif)
+    with pytest.raises(DataError, match=r"2\.png is 30×24 .* what is said of it is for 24×30"):
+        opened(name, root, "train")
+
+
+def test_a_task_of_classes_is_refused(root):
+    with pytest.raises(ValueError, match="has a Mask an image, which the task Classification does not predict"):
+        check_labels(Classification(), roads(root))
 
 
 def test_an_image_that_cannot_be_read(root):

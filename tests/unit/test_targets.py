@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from difformer.data import IGNORE, Boxes, Mask, Points, moved
 from difformer.data.targets import box_problem
@@ -58,6 +60,45 @@ def test_boxes_masks_and_points_move_as_pixels_do(name):
     assert sorted(corners.points[:, 0].tolist()) == [x1, x2]
     assert sorted(corners.points[:, 1].tolist()) == [y1, y2]
     assert corners.size == moved_boxes.size
+
+
+@st.composite
+def two_boxes(draw):
+    """x1, y1, x2, y2 in an image of `SIZE`."""
+    found = []
+    for _ in range(2):
+        x, y = draw(st.integers(0, 76)) / 4, draw(st.integers(0, 44)) / 4
+        found.append((x, y, x + draw(st.integers(4, 80)) / 4, y + draw(st.integers(4, 48)) / 4))
+    return [(x1, y1, min(x2, 20), min(y2, 12)) for x1, y1, x2, y2 in found]
+
+
+@given(two_boxes())
+@settings(max_examples=50, deadline=None)
+def test_boxes_move_as_torchvisions(corners):
+    from torchvision import tv_tensors
+    from torchvision.transforms.v2 import functional
+
+    ours = boxes(*corners)
+    theirs = tv_tensors.BoundingBoxes(ours.boxes, format="XYXY", canvas_size=SIZE)
+    assert torch.equal(ours.flip().boxes, functional.horizontal_flip(theirs))
+    assert torch.allclose(ours.resize(30, 17).boxes, functional.resize(theirs, [30, 17]))
+    cropped = functional.crop(theirs, 2, 3, 9, 15)
+    kept = ((cropped[:, 2] - cropped[:, 0]) >= 1) & ((cropped[:, 3] - cropped[:, 1]) >= 1)
+    assert torch.equal(ours.crop(2, 3, 9, 15).boxes, cropped[kept])
+    assert torch.equal(ours.flip().flip().boxes, ours.boxes)
+
+
+@given(st.lists(st.tuples(st.integers(0, 80), st.integers(0, 48)), min_size=1, max_size=4))
+@settings(max_examples=50, deadline=None)
+def test_points_move_with_their_corner_of_the_image(xy):
+    """A point is moved as the corner of a box is."""
+    ours = points(*[(x / 4, y / 4) for x, y in xy], swap=tuple(range(len(xy))))
+    corners = torch.cat([ours.points, ours.points + 1], 1)
+    scaled = ours.resize(30, 17)
+    assert torch.allclose(scaled.points, corners[:, :2] * torch.tensor([17 / 20, 30 / 12]))
+    assert torch.equal(ours.flip().points[:, 0], 20 - ours.points[:, 0])
+    assert torch.equal(ours.flip().flip().points, ours.points)
+    assert torch.equal(ours.crop(2, 3, 9, 15).pad(20, 20).points, ours.points - torch.tensor([3.0, 2]))
 
 
 def test_a_mask_is_padded_with_what_is_ignored():
