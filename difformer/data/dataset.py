@@ -184,7 +184,8 @@ class ImageDataset(Dataset[Sample | None]):
         return dataset_repr(self, self._reader.source.title)
 
     def __getitem__(self, index: int) -> Sample | None:
-        """The sample at a place, or None where an image turns out to be unreadable and such are skipped.
+        """The sample at a place, a `DenseSample` with masks, boxes or points; None where an image turns out to be
+        unreadable and such are skipped.
 
         Raises:
             ImageError: it cannot be read, and bad images are not to be skipped.

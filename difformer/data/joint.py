@@ -73,7 +73,7 @@ class Whole:
             return sides(self.size)
         if self.fit == "pad":
             return _scaled(height, width, min(s / o for s, o in zip(sides(self.size), (height, width), strict=True)))
-        return _scaled(height, width, 1 if self.resize is None else self.resize / min(height, width))
+        return (height, width) if self.resize is None else _scaled(height, width, self.resize / min(height, width))
 
 
 @dataclass(frozen=True)

@@ -193,23 +193,24 @@ class Source:
         where = str(content) if isinstance(content, Path) else f"{self.title}: {self.describe(index)}"
         return decode_image(content, where)
 
-    def label(self, index: int, size: tuple[int, int]) -> int | Tensor | Target:
+    def label(self, index: int, size: tuple[int, int] | None = None) -> int | Tensor | Target:
         """What is to be predicted of an index: its annotation or target, where there are any, or else its class.
 
         Args:
             index: of the image.
-            size: (H, W) of the image, upright, which an annotation must be for.
+            size: (H, W) of the image, upright, which an annotation must be for; not checked when None.
 
         Raises:
             ImageError, ValueError: as `Annotations`; or it is for an image of another size.
         """
         if self.annotations is not None:
             found = self.annotations(index)
-            if found.size != size:
+            if size not in (None, found.size):
                 whose = ", ".join(self.annotations.files(index)) or "what is said of it"
+                image, own = ("×".join(map(str, sides)) for sides in (size or (), found.size))
                 raise DataError(
-                    f"{self.title}: {self.describe(index)} is {size[0]}×{size[1]} (height, width; upright, as its EXIF "
-                    f"orientation says), but {whose} is for {found.size[0]}×{found.size[1]}"
+                    f"{self.title}: {self.describe(index)} is {image} (height, width; upright, as its EXIF orientation "
+                    f"says), but {whose} is for {own}"
                 )
             return found
         if self.targets is None:

@@ -113,6 +113,13 @@ class TestErrors:
         with pytest.raises(DataError, match=r"train_2\.png is 24×30 .* but .*masks/train/train_2\.png is for 30×24"):
             own(root)
 
+    def test_without_a_check_it_is_refused_when_it_is_read(self, root):
+        write_mask(root / "masks/train/train_2.png", labels_of(2, height=30, width=24))
+        dataset = own(root, check_images="none")
+        assert dataset[1].id == 1
+        with pytest.raises(DataError, match=r"train_2\.png is 24×30 .* is for 30×24"):
+            dataset[2]
+
     @pytest.mark.parametrize("value", [3, 200])
     def test_a_value_that_is_no_class(self, root, value):
         labels = labels_of(2)

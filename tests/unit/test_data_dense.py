@@ -254,6 +254,7 @@ class TestOwnReader:
     def test_a_source_with_annotations(self, root):
         source = self.source(root, self.Annotations())
         assert source.labels.tolist() == [0, 0]
+        assert source.label(0).size == (24, 30)
         assert source.label(1, (24, 30)).labels.unique().tolist() == [1]
         with pytest.raises(DataError, match=r"image 1 is 24×31 .* but what is said of it is for 24×30"):
             source.label(1, (24, 31))
