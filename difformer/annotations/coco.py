@@ -2,13 +2,22 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from difformer.annotations.records import BoxSieve, annotated, boxes_of, points_of, recorded
+from difformer.annotations.records import (
+    BoxSieve,
+    annotated,
+    boxes_of,
+    points_of,
+    recorded,
+    reported,
+    run_lengths,
+)
 from difformer.data.source import DataError, Source, find_root, unknown_split
 from difformer.data.spec import DataConfig
 
@@ -26,6 +35,8 @@ KEYPOINTS = (
     "keypoints_{split}.json",
     "{split}.json",
 )
+# Pixels of a side; a made up size should not fill the memory.
+_LONGEST = 1 << 16
 _IMAGE_FOLDERS = ("images/{split}", "{split}2017", "images/{split}2017", "{split}/images", "{split}", "images", ".")
 
 
@@ -67,21 +78,13 @@ def read_coco(config: DataConfig, split: str) -> Source:
     content = _read(root, file, split)
     label = {category: number for number, category in enumerate(content.categories)}
     sieve = BoxSieve(str(file), config.on_bad_box)
-    records = []
-    for image, (name, *size) in content.images.items():
-        kept = [(one, box) for one in content.objects[image] if (box := _box(one, name, size, sieve)) is not None]
-        record = {
-            "size": size,
-            "boxes": [box for _, box in kept],
-            "labels": [label[one["category_id"]] for one, _ in kept],
-            "crowd": [bool(one.get("iscrowd", 0)) for one, _ in kept],
-            "areas": [one.get("area", (box[2] - box[0]) * (box[3] - box[1])) for one, box in kept],
-        }
-        if config.object_masks:
-            record["segments"] = [_segment(one, f"{file}: {name}", size) for one, _ in kept]
-        records.append(record)
+    with reported(file):
+        records = [
+            _objects(content.objects[image], name, size, label, sieve, masks=config.object_masks)
+            for image, (name, *size) in content.images.items()
+        ]
+        classes = [str(category["name"]) for category in content.categories.values()]
     sieve.report()
-    classes = [str(category["name"]) for category in content.categories.values()]
     return annotated(title, root, content.names, classes, recorded(records, boxes_of), list(content.images))
 
 
@@ -96,22 +99,22 @@ def read_keypoints(config: DataConfig, split: str) -> Source:
     """
     title, root, file = _opened(config, split, "points", KEYPOINTS)
     content = _read(root, file, split)
-    named = [category for category in content.categories.values() if category.get("keypoints")]
-    if len(named) != 1:
-        raise DataError(f"{file}: one category must name its keypoints, got {len(named)} that do")
-    points = tuple(map(str, named[0]["keypoints"]))
     sieve = BoxSieve(str(file), config.on_bad_box)
     names, records = [], []
-    for path, (image, (name, *size)) in zip(content.names, content.images.items(), strict=True):
-        objects = [one for one in content.objects[image] if "keypoints" in one and not one.get("iscrowd")]
-        if len(objects) > 1 and config.box_scale is None:
-            raise DataError(f"{file}: {name} has {len(objects)} objects with points; crop each with box_scale: 1.25")
-        for one in objects:
-            box = None
-            if config.box_scale is not None and (box := _box(one, name, size, sieve)) is None:
-                continue
-            names.append(path)
-            records.append(_points(one, f"{file}: {name}", len(points)) | {"size": size, "box": box})
+    with reported(file):
+        named = [category for category in content.categories.values() if category.get("keypoints")]
+        if len(named) != 1:
+            raise DataError(f"{file}: one category must name its keypoints, got {len(named)} that do")
+        points = tuple(map(str, named[0]["keypoints"]))
+        for path, (image, (name, *size)) in zip(content.names, content.images.items(), strict=True):
+            objects = [one for one in content.objects[image] if "keypoints" in one and not one.get("iscrowd")]
+            if len(objects) > 1 and config.box_scale is None:
+                raise DataError(f"{file}: {name} has {len(objects)} objects with points; crop each, box_scale: 1.25")
+            for one in objects:
+                box = None if config.box_scale is None else _box(one, name, size, sieve)
+                if box is not None or config.box_scale is None:
+                    names.append(path)
+                    records.append(_points(one, f"{file}: {name}", len(points)) | {"size": size, "box": box})
     sieve.report()
     build = partial(points_of, swap=swap_of(points, config.flip_pairs, title))
     return annotated(title, root, names, points, recorded(records, build))
@@ -178,7 +181,7 @@ def _opened(config: DataConfig, split: str, name: str, places: Sequence[str]) ->
 
 
 def _read(root: Path, file: Path, split: str) -> _Content:
-    try:
+    with reported(file):
         content = json.loads(file.read_text(encoding="utf-8"))
         images = _by_id(file, "images", content["images"])
         categories = _by_id(file, "categories", content["categories"])
@@ -190,16 +193,24 @@ def _read(root: Path, file: Path, split: str) -> _Content:
                     f"and one of them is not in the file; it has categories {list(categories)}"
                 )
             objects[one["image_id"]].append(one)
-        sizes = {i: (str(one["file_name"]), int(one["height"]), int(one["width"])) for i, one in images.items()}
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} is no file of COCO's, or is damaged: {error!r}") from error
+        sizes = {number: _image(file, image) for number, image in images.items()}
     first = next(iter(sizes.values()), ("",))[0]
     folders = [place.replace("{split}", split) for place in _IMAGE_FOLDERS]
     beside = file.parent.relative_to(root).as_posix() if file.parent.is_relative_to(root) else "."
-    there = next((folder for folder in [*folders, beside] if (root / folder / first).is_file()), None)
+    there = next((folder for folder in [*folders, beside] if os.path.isfile(root / folder / first)), None)
     if there is None:
         raise DataError(f"{file} names {first}, which is in none of the folders {', '.join(folders)} of {root}")
     return _Content("" if there == "." else there, sizes, categories, objects)
+
+
+def _image(file: Path, image: Mapping[str, Any]) -> tuple[str, int, int]:
+    """File name, height and width."""
+    name, height, width = image["file_name"], image["height"], image["width"]
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DataError(f"{file}: image {image['id']} must have a file name, got {name!r}")
+    if not all(type(side) is int and 0 < side <= _LONGEST for side in (height, width)):
+        raise DataError(f"{file}: {name} must have a height and width of 1 to {_LONGEST}, got {height!r} and {width!r}")
+    return name, height, width
 
 
 def _by_id(file: Path, kind: str, entries: Sequence[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
@@ -215,6 +226,29 @@ def _by_id(file: Path, kind: str, entries: Sequence[Mapping[str, Any]]) -> dict[
     return dict(sorted(found.items()))
 
 
+def _objects(
+    objects: Sequence[Mapping[str, Any]],
+    name: str,
+    size: Sequence[int],
+    label: Mapping[int, int],
+    sieve: BoxSieve,
+    *,
+    masks: bool,
+) -> dict[str, Any]:
+    """The record of an image's objects."""
+    kept = [(one, box) for one in objects if (box := _box(one, name, size, sieve)) is not None]
+    record = {
+        "size": size,
+        "boxes": [box for _, box in kept],
+        "labels": [label[one["category_id"]] for one, _ in kept],
+        "crowd": [bool(one.get("iscrowd", 0)) for one, _ in kept],
+        "areas": [float(one.get("area", (box[2] - box[0]) * (box[3] - box[1]))) for one, box in kept],
+    }
+    if masks:
+        record["segments"] = [_segment(one, name, size) for one, _ in kept]
+    return record
+
+
 def _box(one: Mapping[str, Any], name: str, size: Sequence[int], sieve: BoxSieve) -> list[float] | None:
     """x1, y1, x2, y2 of an annotation; None where it is left out."""
     where, box = f"{name}, annotation {one['id']}", one.get("bbox")
@@ -226,15 +260,26 @@ def _box(one: Mapping[str, Any], name: str, size: Sequence[int], sieve: BoxSieve
     return box if sieve.passes(where, box, (size[0], size[1])) else None
 
 
-def _segment(one: Mapping[str, Any], where: str, size: Sequence[int]) -> Any:
+def _segment(one: Mapping[str, Any], name: str, size: Sequence[int]) -> Any:
     """Polygons or run lengths of an annotation."""
-    segment, where = one.get("segmentation"), f"{where}, annotation {one['id']}"
+    segment, where = one.get("segmentation"), f"{name}, annotation {one['id']}"
+    height, width = size
     if isinstance(segment, Mapping):
-        if segment.get("size") != list(size):
+        if segment.get("size") != [height, width]:
             raise DataError(f"{where} has run lengths for {segment.get('size')}, and the image is {list(size)} (h, w)")
+        if sum(runs := run_lengths(segment["counts"])) != height * width or min(runs) < 0:
+            raise DataError(f"{where} has run lengths of {sum(runs)} pixels, and the image has {height * width}")
         return segment
     if not segment or not all(isinstance(line, list) and len(line) >= 6 and len(line) % 2 == 0 for line in segment):
         raise DataError(f"{where} must have polygons of three corners or more, or run lengths, got {segment!r:.80}")
+    for line in segment:
+        # Far outside, a polygon would take for ever to draw.
+        if not all(
+            -side <= float(value) <= 2 * side
+            for values, side in ((line[::2], width), (line[1::2], height))
+            for value in values
+        ):
+            raise DataError(f"{where} has a polygon far outside its image of {height}×{width}: {line!r:.80}")
     return segment
 
 

@@ -99,7 +99,7 @@ def _classes(root: Path, config: DataConfig, title: str) -> tuple[tuple[str, ...
             raise DataError(f"{title}: there is no {file}; write one name of a class a line, or give class_names")
         return config.class_names, []
     words = [line.split(maxsplit=3) for line in read_lines(file) if line.strip()]
-    coloured = [len(word) == 4 and all(number.isdecimal() for number in word[:3]) for word in words]
+    coloured = [len(word) == 4 and all(n.isdecimal() and len(n) < 4 for n in word[:3]) for word in words]
     if not all(coloured):
         if any(coloured):
             line = " ".join(words[coloured.index(False)])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from difformer.annotations.records import reported
 from difformer.data.images import upright_size
 from difformer.data.source import DataError, Source, file_source, find_root, read_lines, unknown_split
 from difformer.data.spec import DataConfig
@@ -69,11 +70,12 @@ def read_pairs(config: DataConfig, split: str) -> Pairs:
         raise unknown_split(title, split, sorted(path.stem for path in layout.parent.glob("*.txt")))
     files = [root / "PairAnnotation" / split / f"{line.strip()}.json" for line in read_lines(layout) if line.strip()]
     found = [_annotation(file) for file in files]
-    names = sorted({name for record in found for name in _names(record)})
+    names = sorted({name for record in found for name in record["places"]})
     categories = sorted({str(record["category"]) for record in found})
     sizes = [upright_size(root / "JPEGImages" / name, name) for name in names]
     place = {name: number for number, name in enumerate(names)}
-    labels = [categories.index(name.partition("/")[0]) for name in names]
+    category = {name: str(record["category"]) for record in found for name in record["places"]}
+    labels = [categories.index(category[name]) for name in names]
     images = file_source(title, root / "JPEGImages", names, labels, categories)
     pairs = [_pair(file, record, place, sizes) for file, record in zip(files, found, strict=True)]
     return Pairs(images, tuple(pairs))
@@ -86,30 +88,25 @@ def read_pair_images(config: DataConfig, split: str) -> Source:
 
 def _annotation(file: Path) -> Any:
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        return {key: record[key] for key in ("category", "kps_ids", *_SIDES[0], *_SIDES[1])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} is no annotation of a pair, or is damaged: {error!r}") from error
-
-
-def _names(record: Any) -> tuple[str, str]:
-    """Paths of both images."""
-    return f"{record['category']}/{record['src_imname']}", f"{record['category']}/{record['trg_imname']}"
+        with reported(file):
+            record = json.loads(file.read_text(encoding="utf-8"))
+            record = {key: record[key] for key in ("category", "kps_ids", *_SIDES[0], *_SIDES[1])}
+            return record | {"places": [f"{record['category']}/{record[key]}" for key, *_ in _SIDES]}
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
 
 
 def _pair(file: Path, record: Any, place: dict[str, int], sizes: Sequence[tuple[int, int]]) -> Pair:
-    count = len(record["kps_ids"])
-    images = [place[name] for name in _names(record)]
+    with reported(file):
+        count, names = len(record["kps_ids"]), tuple(map(str, record["kps_ids"]))
+    images = [place[name] for name in record["places"]]
     points: list[Tensor] = []
     for image, (_, key, box) in zip(images, _SIDES, strict=True):
-        try:
+        with reported(f"{file}: {key} of {count} points, or {box} of four numbers,"):
             xy = torch.tensor(record[key], dtype=torch.float32).reshape(count, 2)
             problem = box_problem([float(side) for side in record[box]], sizes[image])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise DataError(f"{file}: {key} must be {count} points and {box} four numbers: {error}") from error
         if problem or not xy.isfinite().all():
             raise DataError(f"{file}: {key} is not finite, or {box} {record[box]} {problem}")
         points.append(xy + 0.5)
     boxes = tuple(map(float, record["src_bndbox"])), tuple(map(float, record["trg_bndbox"]))
-    names = tuple(map(str, record["kps_ids"]))
     return Pair((images[0], images[1]), (points[0], points[1]), boxes, names)

@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from logging import getLogger
@@ -48,8 +49,13 @@ class Recorded:
         return len(self.texts)
 
     def __call__(self, index: int) -> Target:
-        """The target of an image."""
-        return self.build(json.loads(self.texts[index]))
+        """The target of an image.
+
+        Raises:
+            DataError: the record does not make one.
+        """
+        with reported(f"the annotation of image {index}"):
+            return self.build(json.loads(self.texts[index]))
 
     def files(self, index: int) -> tuple[str, ...]:
         """None."""
@@ -167,6 +173,17 @@ def recorded(records: Sequence[Any], build: Callable[[Any], Target]) -> Recorded
     return Recorded(Names(json.dumps(record, separators=(",", ":")) for record in records), build)
 
 
+@contextmanager
+def reported(what: Path | str) -> Iterator[None]:
+    """Turns the errors of many kinds that a damaged file raises into a DataError that names it."""
+    try:
+        yield
+    except (DataError, ImageError):
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RuntimeError, SyntaxError) as error:
+        raise DataError(f"{what} is not as its format has it, or is damaged: {error!r:.200}") from error
+
+
 class BoxSieve:
     """Boxes that are none are errors, or left out and counted.
 
@@ -211,7 +228,7 @@ def boxes_of(record: Any) -> Boxes:
     height, width = record["size"]
     masks = None
     if "segments" in record:
-        found = [_decoded(segment, height, width) for segment in record["segments"]]
+        found = [mask_of(segment, height, width) for segment in record["segments"]]
         masks = torch.from_numpy(np.stack(found)) if found else torch.zeros(0, height, width, dtype=torch.bool)
     return Boxes(
         torch.tensor(record["boxes"], dtype=torch.float32).reshape(-1, 4),
@@ -232,11 +249,51 @@ def points_of(record: Any, swap: tuple[int, ...] | None) -> Points:
     return Points(points, visible, (height, width), swap, box)
 
 
-def _decoded(segment: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """(H, W) of polygons or run lengths, which may be compressed."""
-    coco = require("pycocotools.mask", "reading masks of objects", install="pycocotools")
-    runs = segment if isinstance(segment, dict) else coco.merge(coco.frPyObjects(segment, height, width))
-    if isinstance(runs["counts"], list):
-        runs = coco.frPyObjects(runs, height, width)
-    decoded: NDArray[np.bool_] = coco.decode(runs).astype(bool)
+def mask_of(segment: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """(H, W), the pixels of an object as COCO writes them.
+
+    Args:
+        segment: polygons, or a mapping with run lengths as `counts`.
+        height, width: of the image.
+
+    Raises:
+        ValueError: run lengths that are not those of such an image.
+        ImportError: polygons without pycocotools.
+    """
+    if isinstance(segment, dict):
+        runs = run_lengths(segment["counts"])
+        if any(run < 0 for run in runs) or sum(runs) != height * width:
+            raise ValueError(f"run lengths must add up to {height * width} pixels, got {sum(runs)}")
+        # Columns one after the other, beginning with pixels that do not belong to it.
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    coco = require("pycocotools.mask", "reading polygons of objects", install="pycocotools")
+    decoded: NDArray[np.bool_] = coco.decode(coco.merge(coco.frPyObjects(segment, height, width))).astype(bool)
     return decoded
+
+
+def run_lengths(counts: Any) -> list[int]:
+    """Run lengths from a list of them, or from COCO's text: six bits a character, of which one says that more follow;
+    from the fourth on, the difference from the last but one.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(counts, list) and all(type(run) is int for run in counts):
+        return counts
+    if not isinstance(counts, str):
+        raise ValueError(f"run lengths must be integers or a text, got {counts!r:.80}")
+    runs: list[int] = []
+    value = shift = 0
+    for character in counts:
+        bits = ord(character) - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not 0 <= bits < 64 or shift > 40:
+            raise ValueError(f"run lengths have {character!r}, which their text cannot")
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("the text of run lengths is cut off")
+    return runs

@@ -6,7 +6,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from difformer.annotations.masks import mask_source, refuse_missing
-from difformer.annotations.records import BoxSieve, annotated, boxes_of, recorded
+from difformer.annotations.records import BoxSieve, annotated, boxes_of, recorded, reported
 from difformer.data.images import upright_size
 from difformer.data.source import DataError, Source, find_root, read_lines, unknown_split
 from difformer.data.spec import DataConfig
@@ -82,10 +82,11 @@ def _names(folder: Path, split: str, title: str) -> list[str]:
 
 def _record(file: Path, image: Path, classes: tuple[str, ...], sieve: BoxSieve) -> dict[str, Any]:
     try:
-        tree = ElementTree.parse(file).getroot()
-        size = int(tree.findtext("size/height", "0")), int(tree.findtext("size/width", "0"))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as an annotation of VOC's: {error}") from error
+        with reported(file):
+            tree = ElementTree.parse(file).getroot()
+            size = int(tree.findtext("size/height", "0")), int(tree.findtext("size/width", "0"))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
     # Some tools write no size.
     size = size if min(size) > 0 else upright_size(image, str(image))
     record: dict[str, Any] = {"size": size, "boxes": [], "labels": [], "crowd": [], "areas": []}

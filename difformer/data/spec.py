@@ -38,7 +38,8 @@ class DataConfig:
         split_seed: of the splits made here: holdout, test_fraction, and those of data sets without official ones.
         on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
         check_images: what is looked at before the first step: how encoded images begin and end, which shows those that
-            are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
+            are none or are cut off (`headers`), every pixel (`decode`), or nothing (`none`). Masks, boxes and points
+            are all read, but with `none`.
         size: of the input in pixels: its side, or [h, w], height before width, of images that are not square.
         resize: short side before the central crop in evaluation, and in the augmentations `none`, `flip`, `flips`,
             `symmetries` and `shift`: an image is scaled until it covers a window of the proportions of `size` with that

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 from data_sets import make_coco, make_voc, opened, write_image, write_lines
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from difformer.annotations.records import mask_of, run_lengths
 from difformer.data import Boxes, DataError
 
 OBJECTS = [[(2, 3, 10, 8, 0), (5, 5, 6, 6, 1)], [], [(0, 0, 30, 24, 1)]]
@@ -87,6 +90,23 @@ class TestCOCO:
         root = make_coco(tmp_path, [[(0, 0, 30, 24, 0, {"segmentation": segment})]])
         assert torch.equal(own(root, object_masks=True)[0].label.masks[0], torch.from_numpy(mask))
 
+    @pytest.mark.parametrize(
+        ("text", "counts"),
+        [("S1", [35]), ("0S1", [0, 35]), ("01R1", [0, 1, 34]), ("066000", [0, 6, 6, 6, 6, 6]), ("111000", [1] * 6)],
+    )
+    def test_run_lengths_from_text(self, text, counts):
+        assert run_lengths(text) == run_lengths(counts) == counts
+
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
+    @settings(max_examples=60, deadline=None)
+    def test_run_lengths_are_pycocotools(self, seed, height, width, share):
+        coco = pytest.importorskip("pycocotools.mask")
+        mask = np.random.default_rng(seed).random((height, width)) < share
+        runs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
+        text = {"counts": runs["counts"].decode()}
+        assert (mask_of(text, height, width) == mask).all()
+        assert (mask_of({"counts": run_lengths(text["counts"])}, height, width) == mask).all()
+
     def test_two_copies_of_a_set_are_the_same_and_an_edited_one_is_not(self, tmp_path):
         one, other = (make_coco(tmp_path / name, OBJECTS) for name in "ab")
         assert own(one).digest == own(other).digest
@@ -161,6 +181,32 @@ class TestCOCOErrors:
             own(root, object_masks=True)
         assert len(own(root)) == 1, "masks are not asked for"
 
+    @pytest.mark.parametrize("counts", [[0, 719], [0, 721], [-5, 725], "0", "0S1", ""])
+    def test_runs_that_do_not_fill_the_image(self, tmp_path, counts):
+        """pycocotools would leave what is left of the mask as the memory has it."""
+        root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": {"size": [24, 30], "counts": counts}})]])
+        with pytest.raises(DataError, match=r"annotation 1 has run lengths of -?\d+ pixels, and the image has 720"):
+            own(root, object_masks=True)
+
+    @pytest.mark.parametrize("counts", [[0, 1.5], None, "~~~", "o", "\u00e9", "oooooooooooo"])
+    def test_runs_that_are_none(self, tmp_path, counts):
+        root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": {"size": [24, 30], "counts": counts}})]])
+        with pytest.raises(DataError, match=r"train\.json is not as its format has it"):
+            own(root, object_masks=True)
+
+    @pytest.mark.parametrize("value", [1e9, float("nan"), -31])
+    def test_polygons_far_outside(self, tmp_path, value):
+        """pycocotools would not come to an end."""
+        root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": [[value, 3, 12, 3, 12, 11]]})]])
+        with pytest.raises(DataError, match="annotation 1 has a polygon far outside its image of 24×30"):
+            own(root, object_masks=True)
+
+    @pytest.mark.parametrize("changes", [{"height": 0}, {"width": 10**9}, {"height": "24"}, {"file_name": ""}])
+    def test_images_without_a_size_or_name(self, tmp_path, changes):
+        root = edit(make_coco(tmp_path, OBJECTS), lambda content: content["images"][0].update(changes))
+        with pytest.raises(DataError, match="must have a"):
+            own(root)
+
     @pytest.mark.parametrize("segment", [None, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]]])
     def test_objects_without_a_mask(self, tmp_path, segment):
         root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": segment})]])
@@ -195,7 +241,7 @@ class TestCOCOErrors:
     def test_damaged_files(self, tmp_path, text):
         root = make_coco(tmp_path, OBJECTS)
         (root / "annotations/instances_train.json").write_text(text)
-        with pytest.raises(DataError, match=r"train\.json is no file of COCO's, or is damaged"):
+        with pytest.raises(DataError, match=r"train\.json is not as its format has it, or is damaged"):
             own(root)
 
 
@@ -235,7 +281,7 @@ class TestVOC:
     def test_damaged_files(self, tmp_path, text):
         root = make_voc(tmp_path, [[("cat", 1, 1, 9, 9)]])
         (root / "Annotations/0.xml").write_text(text)
-        with pytest.raises(DataError, match=r"0\.xml cannot be read as an annotation of VOC's"):
+        with pytest.raises(DataError, match=r"0\.xml is not as its format has it, or is damaged"):
             own(root, name="voc")
 
     def test_corners_that_are_no_numbers_or_missing(self, tmp_path):

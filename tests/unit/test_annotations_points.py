@@ -35,7 +35,7 @@ class TestKeypoints:
         content = json.loads((root / "keypoints_train.json").read_text())
         content["annotations"][1]["image_id"] = 1
         write_json(root / "keypoints_train.json", content)
-        with pytest.raises(DataError, match=r"1\.png has 2 objects with points; crop each with box_scale"):
+        with pytest.raises(DataError, match=r"1\.png has 2 objects with points; crop each, box_scale: 1.25"):
             own(root)
         dataset = own(root, box_scale=1.5, size=16)
         assert dataset.names == ["images/1.png", "images/1.png"]
@@ -128,6 +128,11 @@ class TestWFLW:
         cropped = own(tmp_path, box_scale=1.0, size=20)[0]
         assert (cropped.origin.start, cropped.origin.size) == ((2, 1), (20, 20))
 
+    def test_a_list_that_is_named(self, tmp_path):
+        self.make(tmp_path, self.line(), self.line())
+        write_lines(tmp_path / "lists/few_train.txt", [self.line()])
+        assert len(own(tmp_path, annotation_file="lists/few_{split}.txt")) == 1
+
     def test_what_changes_places(self):
         """Outline, brows, eyes, mouth: their ends and middles, as the points are numbered in the paper's figure."""
         swap = swap_of(tuple(map(str, range(98))), {str(a): str(b) for a, b in _WFLW_PAIRS}, "")
@@ -188,11 +193,11 @@ class TestPairs:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"trg_kps": [[5, 6]]}, "trg_kps must be 2 points"),
-            ({"src_kps": [[1, 2], [3]]}, "src_kps must be 2 points"),
+            ({"trg_kps": [[5, 6]]}, "trg_kps of 2 points"),
+            ({"src_kps": [[1, 2], [3]]}, "src_kps of 2 points"),
             ({"src_kps": [[1, 2], [3, float("nan")]]}, "src_kps is not finite"),
             ({"trg_bndbox": [1, 2, 1, 9]}, r"trg_bndbox \[1, 2, 1, 9\] has no width or height"),
-            ({"trg_bndbox": [1, 2, 9]}, "trg_bndbox four numbers"),
+            ({"trg_bndbox": [1, 2, 9]}, "trg_bndbox of four numbers"),
         ],
     )
     def test_what_is_wrong_with_a_pair(self, spair, changes, message):
@@ -206,8 +211,8 @@ class TestPairs:
             self.pairs(spair, "test")
         path = spair / "SPair-71k/PairAnnotation/trn/1:cat.json"
         path.write_text("{}")
-        with pytest.raises(DataError, match=r"1:cat\.json is no annotation of a pair"):
+        with pytest.raises(DataError, match=r"1:cat\.json is not as its format has it"):
             self.pairs(spair)
         path.unlink()
-        with pytest.raises(DataError, match=r"1:cat\.json is no annotation of a pair"):
+        with pytest.raises(DataError, match=r"1:cat\.json cannot be read"):
             self.pairs(spair)
