@@ -218,8 +218,8 @@ def _by_id(file: Path, kind: str, entries: Sequence[Mapping[str, Any]]) -> dict[
     found: dict[int, Mapping[str, Any]] = {}
     for entry in entries:
         number = entry["id"]
-        if type(number) is not int or number < 0:
-            raise DataError(f"{file}: ids in {kind} must be integers from 0, got {number!r}")
+        if type(number) is not int or not 0 <= number < 1 << 63:
+            raise DataError(f"{file}: ids in {kind} must be integers from 0 to 2**63, got {number!r:.80}")
         if number in found:
             raise DataError(f"{file}: the id {number} stands twice in {kind}")
         found[number] = entry
@@ -245,7 +245,7 @@ def _objects(
         "areas": [float(one.get("area", (box[2] - box[0]) * (box[3] - box[1]))) for one, box in kept],
     }
     if masks:
-        record["segments"] = [_segment(one, name, size) for one, _ in kept]
+        record["segments"] = [_segment(one, f"{sieve.title}: {name}", size) for one, _ in kept]
     return record
 
 
@@ -260,9 +260,9 @@ def _box(one: Mapping[str, Any], name: str, size: Sequence[int], sieve: BoxSieve
     return box if sieve.passes(where, box, (size[0], size[1])) else None
 
 
-def _segment(one: Mapping[str, Any], name: str, size: Sequence[int]) -> Any:
+def _segment(one: Mapping[str, Any], where: str, size: Sequence[int]) -> Any:
     """Polygons or run lengths of an annotation."""
-    segment, where = one.get("segmentation"), f"{name}, annotation {one['id']}"
+    segment, where = one.get("segmentation"), f"{where}, annotation {one['id']}"
     height, width = size
     if isinstance(segment, Mapping):
         if segment.get("size") != [height, width]:

@@ -193,7 +193,7 @@ class BoxSieve:
     """
 
     def __init__(self, title: str, rule: OnBadBox) -> None:
-        self._title, self._rule = title, rule
+        self.title, self._rule = title, rule
         self.left_out: list[str] = []
 
     def passes(self, where: str, box: Sequence[Any], size: tuple[int, int]) -> bool:
@@ -211,14 +211,14 @@ class BoxSieve:
             return True
         text = f"{where}: the box {list(box)} (x1, y1, x2, y2) {problem}"
         if self._rule == "raise":
-            raise DataError(f"{self._title}: {text}; correct it, or leave such boxes out with on_bad_box: skip")
+            raise DataError(f"{self.title}: {text}; correct it, or leave such boxes out with on_bad_box: skip")
         self.left_out.append(text)
         return False
 
     def report(self) -> None:
         """Says in the log how many were left out."""
         if self.left_out:
-            _log.warning("%s: left out %d boxes: %s", self._title, len(self.left_out), "; ".join(self.left_out[:5]))
+            _log.warning("%s: left out %d boxes: %s", self.title, len(self.left_out), "; ".join(self.left_out[:5]))
 
 
 def boxes_of(record: Any) -> Boxes:
