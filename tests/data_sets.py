@@ -132,3 +132,98 @@ def ids_of(dataset, workers=0, **options):
     """The ids that a loader gives, in its order."""
     loader = DataLoader(dataset, 3, num_workers=workers, collate_fn=collate, **options)
     return [i for batch in loader for i in batch.ids.tolist()]
+
+
+def write_mask(path, labels, mode="L"):
+    """A mask as PNG: grey, `P` with a palette, or `RGB` with the colour (label, 0, 0)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = np.asarray(labels, dtype=np.uint8)
+    if mode == "RGB":
+        Image.fromarray(np.stack([labels, 0 * labels, 0 * labels], axis=2)).save(path)
+        return path
+    picture = Image.fromarray(labels)
+    if mode == "P":
+        # All 256 colours: a shorter palette would take bits off the numbers.
+        picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+        assert picture.mode == "P"
+    picture.save(path)
+    return path
+
+
+def labels_of(number, height=24, width=30, classes=3):
+    """(h, w) blocks of classes; each number gives others."""
+    rng = np.random.default_rng(number)
+    return np.kron(rng.integers(0, classes, (height // 3, width // 3)), np.ones((3, 3), dtype=int))
+
+
+def make_masks(root, counts, mode="L", images="images/{split}", masks="masks/{split}"):
+    """Images with masks of the three classes sky, road and car."""
+    write_lines(root / "classes.txt", ["sky", "road", "car"])
+    number = 0
+    for split, count in counts.items():
+        for i in range(count):
+            write_image(root / images.format(split=split) / f"{split}_{i}.png", number)
+            write_mask(root / masks.format(split=split) / f"{split}_{i}.png", labels_of(number), mode)
+            number += 1
+    return root
+
+
+def make_coco(root, objects, split="train", categories=("cat", "dog"), **changes):
+    """Images and `instances_SPLIT.json`.
+
+    Args:
+        objects: of each image, (x, y, width, height, category's place) and what else an annotation has.
+        categories: names; their ids are 7, 17, ….
+        changes: keys of the file.
+    """
+    images, annotations = [], []
+    for number, of_image in enumerate(objects, start=1):
+        name = f"{split}_{number}.png"
+        write_image(root / "images" / split / name, number)
+        images.append({"id": number, "file_name": name, "height": 24, "width": 30})
+        for x, y, width, height, category, *more in of_image:
+            annotation = {
+                "id": len(annotations) + 1, "image_id": number, "category_id": 10 * category + 7,
+                "bbox": [x, y, width, height], "area": width * height, "iscrowd": 0,
+            }  # fmt: skip
+            annotations.append(annotation | (more[0] if more else {}))
+    named = [{"id": 10 * place + 7, "name": name} for place, name in enumerate(categories)]
+    content = {"images": images, "annotations": annotations, "categories": named} | changes
+    write_json(root / "annotations" / f"instances_{split}.json", content)
+    return root
+
+
+def make_voc(root, objects):
+    """PASCAL VOC's folders.
+
+    Args:
+        objects: of each image, (class, xmin, ymin, xmax, ymax) and what else an object has, as XML.
+    """
+    for number, of_image in enumerate(objects):
+        write_image(root / "JPEGImages" / f"{number}.jpg", number)
+        text = "".join(
+            f"<object><name>{name}</name>{''.join(more)}<bndbox><xmin>{x1}</xmin><ymin>{y1}</ymin><xmax>{x2}</xmax>"
+            f"<ymax>{y2}</ymax></bndbox></object>"
+            for name, x1, y1, x2, y2, *more in of_image
+        )
+        size = "<size><width>30</width><height>24</height></size>"
+        write_lines(root / "Annotations" / f"{number}.xml", [f"<annotation>{size}{text}</annotation>"])
+    write_lines(root / "ImageSets/Main/train.txt", [str(number) for number in range(len(objects))])
+    return root
+
+
+def make_keypoints(root, points, names=("left_eye", "right_eye", "nose"), **changes):
+    """Images and `keypoints_train.json`; of each image, the numbers x, y, v of its points."""
+    images, annotations = [], []
+    for number, numbers in enumerate(points, start=1):
+        write_image(root / "images" / f"{number}.png", number)
+        images.append({"id": number, "file_name": f"{number}.png", "height": 24, "width": 30})
+        annotations.append(
+            {"id": number, "image_id": number, "category_id": 1, "keypoints": numbers, "bbox": [4, 4, 10, 12]}
+        )
+    categories = [{"id": 1, "name": "face", "keypoints": list(names)}]
+    write_json(
+        root / "keypoints_train.json",
+        {"images": images, "annotations": annotations, "categories": categories} | changes,
+    )
+    return root

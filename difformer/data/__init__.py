@@ -11,29 +11,39 @@ from difformer.data.dataset import (
     transform_description,
 )
 from difformer.data.images import IMAGE_SUFFIXES, ImageError, Preprocessing, as_rgb, content_id, read_image
-from difformer.data.samples import Batch, Sample, collate
+from difformer.data.samples import Batch, DenseBatch, DenseSample, Sample, collate
 from difformer.data.source import DataError, Source, file_source
 from difformer.data.spec import DataConfig
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, few_shot, percentage, split_holdout
+from difformer.data.targets import IGNORE, Annotations, Boxes, Mask, Origin, Points, Target, moved
 from difformer.data.transforms import PublishedTransform, create_transform, isolated_generators
 from difformer.streams import sample_generator
 
 __all__ = [
     "HOLDOUT",
+    "IGNORE",
     "IMAGE_SUFFIXES",
     "READERS",
+    "Annotations",
     "Batch",
+    "Boxes",
     "DataConfig",
     "DataError",
+    "DenseBatch",
+    "DenseSample",
     "ImageDataset",
     "ImageError",
     "LabelSubset",
+    "Mask",
+    "Origin",
+    "Points",
     "Preprocessing",
     "PublishedTransform",
     "Sample",
     "ShardDataset",
     "Source",
+    "Target",
     "as_rgb",
     "canonical_name",
     "collate",
@@ -44,6 +54,7 @@ __all__ = [
     "few_shot",
     "file_source",
     "isolated_generators",
+    "moved",
     "percentage",
     "read_image",
     "read_source",

@@ -1,6 +1,5 @@
-"""Checking before the first step whether every image can be read."""
+"""Looking at every image before the first step: whether it can be read, and its annotation is one of it."""
 
-import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from difformer.data.images import ImageError, looks_whole
+from difformer.data.images import ImageError, looks_whole, upright_size
 from difformer.data.samples import SampleReader
+from difformer.data.source import Source
 from difformer.data.spec import CheckImages
 
 _CHUNK = 1024
@@ -26,25 +26,23 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
     Args:
         reader: of the split; says what a bad image does.
         indices: places to check.
-        check: `decode` reads all images; `headers` those that do not begin and end as they should; `none` none.
+        check: `decode` reads all images; `headers` those that do not begin and end as they should; `none` none. All
+            annotations are read, but with `none`.
 
     Raises:
         ImageError: an image is bad and not to be skipped, or not one can be read.
+        ValueError: an annotation is not as it should be.
     """
     source = reader.source
-    if check == "none" or (check == "headers" and source.ends is None):
+    if check == "none" or (check == "headers" and source.ends is None and source.annotations is None):
         return indices
-
-    ends = source.ends if check == "headers" else None
 
     def look(index: int) -> ImageError | None:
         try:
-            # An image that does not look whole, or whose ends cannot be read, is read in full.
-            with contextlib.suppress(OSError):
-                found = None if ends is None else ends(index)
-                if found is not None and looks_whole(found.head, found.tail):
-                    return None
-            source.read(index)
+            if check == "decode" or (source.ends is not None and not _looks_whole(source, index)):
+                source.read(index)
+            if source.annotations is not None:
+                source.label(index, upright_size(source.content(index), source.describe(index)))
         except ImageError as error:
             return error
         return None
@@ -59,6 +57,15 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
     if not good:
         raise ImageError(f"{source.title}: not one of the {len(indices)} images can be read")
     return np.asarray(good, dtype=np.int64)
+
+
+def _looks_whole(source: Source, index: int) -> bool:
+    """Whether an image begins and ends as it should; False where that cannot be read."""
+    try:
+        ends = None if source.ends is None else source.ends(index)
+    except OSError:
+        return False
+    return ends is not None and looks_whole(ends.head, ends.tail)
 
 
 def each(look: Callable[[S], T], items: Sequence[S], title: str, *, unit: str = "image") -> Iterator[T]:

@@ -1,5 +1,6 @@
 """The one way to open data: `create_dataset`, and the data sets with random access that it gives."""
 
+import importlib
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,24 +13,26 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from difformer.config import as_json_size, sides
+from difformer.config.reading import plain
 from difformer.data.checking import readable
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
 from difformer.data.identity import former_digest, last_change, samples_digest
 from difformer.data.images import Preprocessing
+from difformer.data.joint import JointTransform, Whole, check_mirrored, create_joint_transform
 from difformer.data.official import read_cub, read_dogs, read_nabirds
 from difformer.data.samples import Sample, SampleReader, dataset_repr
 from difformer.data.source import DataError, Source, refuse_first_label
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import LabelSubset, choose_subset, split_holdout
+from difformer.data.targets import Boxes, Mask, Points
 from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
 from difformer.data.transforms import (
     Deterministic,
     Isolated,
     PublishedTransform,
-    SampleTransform,
     Shifted,
     Symmetric,
     create_transform,
@@ -59,6 +62,26 @@ for _name, _reader in _OURS.items():
     READERS.register(_name)(_reader)
 # Those whose labels may be plain numbers.
 _WITH_NUMBERS = ("webdataset", "huggingface")
+# Those with masks, boxes or points, which build on what is here.
+_DENSE = {
+    "masks": "read_masks",
+    "ade20k": "read_ade20k",
+    "vocsegmentation": "read_voc_segmentation",
+    "coco": "read_coco",
+    "voc": "read_voc",
+    "points": "read_points",
+    "pairs": "read_pair_images",
+}
+
+
+def _read_annotated(config: DataConfig, split: str, *, reader: str) -> Source:
+    """As the reader of that name in `difformer.annotations`, which is imported when it is needed."""
+    source: Source = getattr(importlib.import_module("difformer.annotations"), reader)(config, split)
+    return source
+
+
+for _name, _reader_name in _DENSE.items():
+    READERS.register(_name)(partial(_read_annotated, reader=_reader_name))
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -97,6 +120,12 @@ class ImageDataset(Dataset[Sample | None]):
         """(N, …) what is to be predicted in place of the class, in the order of the samples; None without targets."""
         targets = self._reader.source.targets
         return None if targets is None else targets[self._indices]
+
+    @property
+    def target_type(self) -> type[Mask | Boxes | Points] | None:
+        """What samples have in place of a class or a number, where it is that."""
+        annotations = self._reader.source.annotations
+        return None if annotations is None else type(annotations(int(self._indices[0])))
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -174,7 +203,8 @@ class ImageDataset(Dataset[Sample | None]):
         return dataset_repr(self, self._reader.source.title)
 
     def __getitem__(self, index: int) -> Sample | None:
-        """The sample at a place, or None where an image turns out to be unreadable and such are skipped.
+        """The sample at a place, a `DenseSample` with masks, boxes or points; None where an image turns out to be
+        unreadable and such are skipped.
 
         Raises:
             ImageError: it cannot be read, and bad images are not to be skipped.
@@ -202,13 +232,14 @@ def create_dataset(
     split: str = "train",
     *,
     augment: bool | None = None,
-    transform: "Callable[[Image], Tensor] | None" = None,
+    transform: "Callable[[Image], Tensor] | JointTransform | None" = None,
     subset: LabelSubset | None = None,
     classes: Sequence[str] | None = None,
     process_index: int | None = None,
     num_processes: int | None = None,
 ) -> ImageDataset | ShardDataset:
-    """A data set whose samples are `Sample(image, label, id)`; a data loader wants `collate` with it.
+    """A data set whose samples are `Sample(image, label, id)`, or a `DenseSample` with masks, boxes or points; a data
+    loader wants `collate` with it.
 
     Raises for everything that can be found wrong before the first step.
 
@@ -217,10 +248,12 @@ def create_dataset(
         split: `train`, `holdout` (of train, where the configuration sets some aside), or a split of the data set.
             The holdout and label subsets concern `train` only; with `test_fraction`, `test` is a part of it too.
         augment: use the training transform and, for a stream, shuffle; by default for `train` only.
-        transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random.
+        transform: from an RGB image to (3, H, W) in [-1, 1], in place of the configured ones; may be random. With
+            masks, boxes or points, a `difformer.data.joint.JointTransform`.
         subset: a saved label subset to use again, in place of choosing one.
         classes: the classes that the labels are numbers of, such as a classifier's; the split may lack some of them.
-            They are matched by name. A split with other classes keeps its own.
+            They are matched by name. A split with other classes keeps its own, and one with masks, boxes or points
+            always does.
         process_index, num_processes: of a stream, as `ShardDataset`; with random access, a sampler divides the data.
 
     Returns:
@@ -238,16 +271,18 @@ def create_dataset(
     if not isinstance(split, str) or not split:
         raise ValueError(f"split must be a name, such as train, got {split!r}")
     augment = split == "train" if augment is None else augment
-    sample_transform = _transform(config, augment, transform)
     from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
     source = read_source(config, "train" if from_training else split)
-    if classes is not None and set(source.class_names) <= set(classes):
+    sample_transform = _transform(config, augment, transform, dense=source.annotations is not None)
+    if classes is not None and source.annotations is None and set(source.class_names) <= set(classes):
         place = {name: i for i, name in enumerate(classes)}
         places = np.asarray([place[name] for name in source.class_names])
         source = replace(source, labels=places[source.labels], class_names=tuple(classes))
     indices, subset = _choose(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
+    if source.annotations is not None and augment:
+        check_mirrored(sample_transform, source.annotations(int(indices[0])), source.title)
     if source.shards is None or not config.stream:
         return ImageDataset(reader, indices, subset=subset)
     buffer = config.shuffle_buffer if augment else 0
@@ -276,7 +311,7 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
             "package.module:reader"
         )
     reader = READERS.find(key)
-    if key in _OURS and key not in _WITH_NUMBERS:
+    if key in (*_OURS, *_DENSE) and key not in _WITH_NUMBERS:
         refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))
     if not isinstance(source, Source):
@@ -301,14 +336,17 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
     Returns:
         JSON: `name` of the augmentation, `size`, `resize` (the short side, or the smallest and largest; None where the
         transform crops at any scale, or augments what evaluation sees and the short side is the size),
-        `random_erasing`, and `seed` (None where nothing is random).
+        `random_erasing`, and `seed` (None where nothing is random). With masks, boxes and points, and data sets of
+        one's own, also the keys of `DataConfig` that only their transforms depend on and that are not at their default;
+        `resize` is then as it was given.
 
     Raises:
         ValueError: a value in the specification.
     """
     config = as_config(spec)
-    transform = _transform(config, augment, None)
-    random = not isinstance(transform, Deterministic)
+    key = canonical_name(config.name)
+    transform = _transform(config, augment, None, dense=key in _DENSE or config.augmentation == "jitter")
+    random = transform.flip if isinstance(transform, Whole) else not isinstance(transform, Deterministic)
     resize: int | list[int] | None = None
     if isinstance(transform, PublishedTransform):
         resize = list(transform.short_sides)
@@ -316,16 +354,24 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
         resize = config.resize or min(sides(config.size))
     elif isinstance(transform, Symmetric | Shifted):
         resize = config.resize
+    # Of one's own data set it is not known here whether it has masks, boxes or points.
+    asked = ("resize", "fit", "box_scale", *(("scales", "category_ratio", "flip_pairs") if random else ()))
+    given = {} if key in _OURS else {name: getattr(config, name) for name in asked}
+    usual = DataConfig(config.name)
     return {
         "name": config.augmentation if random else "none",
         "size": as_json_size(config.size),
         "resize": resize,
         "random_erasing": config.random_erasing if random else 0.0,
         "seed": config.seed if random else None,
+        **{name: plain(value) for name, value in given.items() if value not in (None, getattr(usual, name))},
     }
 
 
-def _transform(config: DataConfig, augment: bool, transform: "Callable[[Image], Tensor] | None") -> SampleTransform:
+def _transform(config: DataConfig, augment: bool, transform: Any, *, dense: bool = False) -> Any:
+    """That of samples; a joint one where they are dense."""
+    if dense:
+        return create_joint_transform(config, augment) if transform is None else transform
     if transform is None:
         name, erasing = (config.augmentation, config.random_erasing) if augment else ("none", 0.0)
         return create_transform(name, config.size, resize=config.resize, random_erasing=erasing)

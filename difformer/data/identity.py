@@ -5,6 +5,7 @@ import hashlib
 import os
 import time
 from logging import getLogger
+from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
@@ -29,11 +30,11 @@ Stamps = NDArray[np.int64]
 def samples_digest(source: Source, indices: NDArray[np.int64]) -> str:
     """Hexadecimal SHA-256 of samples in their order: of the split's digest, and of their ids, labels and images.
 
-    An image counts by its content as it is stored: a copy elsewhere, or one with another time, is the same image, and
-    an edit of any byte makes another. An image is read for this once on a machine. Its digest is then kept in the cache
-    folder with what the disk says about its file: size, inode, time of modification and of change (the latter is set by
-    the system at every change, even where the former is set back; Windows does not have it). While these stay the same,
-    the digest is used; when one of them changes, the image is read again.
+    An image, and the file of its mask, count by their content as it is stored: a copy elsewhere, or one with another
+    time, is the same image, and an edit of any byte makes another. An image is read for this once on a machine. Its
+    digest is then kept in the cache folder with what the disk says about its file: size, inode, time of modification
+    and of change (the latter is set by the system at every change, even where the former is set back; Windows does not
+    have it). While these stay the same, the digest is used; when one of them changes, the image is read again.
 
     So the first call reads all images, which takes as long as reading them in an epoch does (and 0.25 ms of processor
     time for 110 KB). Later calls ask the disk about each file or shard: 10 µs an image, and so about ten seconds for
@@ -58,7 +59,7 @@ def former_digest(source: Source, indices: NDArray[np.int64]) -> str:
     Raises:
         ImageError: an image cannot be read.
     """
-    if source.ends is None:
+    if source.ends is None or source.annotations is not None:
         return samples_digest(source, indices)
     ends = source.ends
 
@@ -129,7 +130,10 @@ class _Known:
 
     def _digest(self, index: int) -> bytes:
         try:
-            return hashlib.sha256(_content_bytes(self._source.content(index))).digest()
+            digest = hashlib.sha256(_content_bytes(self._source.content(index)))
+            for path in () if self._source.annotations is None else self._source.annotations.files(index):
+                digest.update(hashlib.sha256(Path(path).read_bytes()).digest())
+            return digest.digest()
         except OSError as error:
             raise _unreadable(self._source, index, error) from error
 
@@ -165,12 +169,12 @@ def _stamps(source: Source, indices: NDArray[np.int64]) -> Stamps:
     """(n, 4) size, times of modification and of change in nanoseconds, and inode of the file that each image lies in;
     the size is -1 where there is no file or it cannot be read. For several files, sums and the latest times.
     """
-    files = source.files
+    files, annotations = source.files, source.annotations
     if files is None:
         return np.full((len(indices), 4), -1)
 
     def look(places: NDArray[np.int64]) -> Stamps:
-        paths = [files(place) for place in places.tolist()]
+        paths = [files(place) + (() if annotations is None else annotations.files(place)) for place in places.tolist()]
         stamps = {names: _stamp(names) for names in set(paths)}
         return np.asarray([stamps[names] for names in paths], dtype=np.int64)
 

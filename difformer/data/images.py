@@ -1,6 +1,5 @@
 """From image files to tensors in [-1, 1], and a number for an image that has none."""
 
-import contextlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,19 +120,36 @@ def decode_image(content: Content, name: str) -> "Image":
     Raises:
         ImageError: it is missing, unreadable, truncated or no image.
     """
-    images = require("PIL.Image", "reading images", install="pillow")
     # Damaged files make the decoders raise errors of many kinds.
     try:
         with _opened(content) as image:
             return as_rgb(image)
     except Exception as error:
-        reason = str(error)
-        # Here Pillow's own words name an address in memory, or no remedy.
-        if isinstance(error, images.UnidentifiedImageError):
-            reason = "it is damaged, or of a format that this version of Pillow does not know"
-        elif isinstance(error, images.DecompressionBombError):
-            reason = f"{error} Scale it down first"
-        raise ImageError(f"{name} cannot be read as an image: {reason}") from error
+        raise ImageError(f"{name} cannot be read as an image: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why an image cannot be read, where Pillow's own words name an address in memory, or no remedy."""
+    images = require("PIL.Image", "reading images", install="pillow")
+    if isinstance(error, images.UnidentifiedImageError):
+        return "it is damaged, or of a format that this version of Pillow does not know"
+    if isinstance(error, images.DecompressionBombError):
+        return f"{error} Scale it down first"
+    return str(error)
+
+
+def upright_size(content: Content, name: str) -> tuple[int, int]:
+    """Height and width of an image as `decode_image` gives it, without decoding it where the format allows.
+
+    Raises:
+        ImageError: it is missing, or no image.
+    """
+    try:
+        with _opened(content) as image:
+            turned = _TURNS.get(_orientation(image), "") in ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+            return image.size if turned else image.size[::-1]
+    except Exception as error:
+        raise ImageError(f"{name} cannot be read as an image: {_reason(error)}") from error
 
 
 def looks_whole(head: bytes, tail: bytes) -> bool:
@@ -172,13 +188,18 @@ def as_rgb(image: "Image") -> "Image":
     if image.mode in ("I", "F") and not deep:
         raise ValueError(f"its pixels, of mode {image.mode}, have no known range; convert them to 8 or 16 bits")
     converted: Image = images.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if deep else image
-    turn = None
-    # An image with a damaged EXIF block is not turned. `PIL.ImageOps.exif_transpose` parses the whole block, and fails.
-    with contextlib.suppress(Exception):
-        turn = _TURNS.get(int(image.getexif().get(_ORIENTATION, 1)))
+    turn = _TURNS.get(_orientation(image))
     if turn is not None:
         converted = converted.transpose(images.Transpose[turn])
     return converted.convert("RGB")
+
+
+def _orientation(image: "Image") -> int:
+    """The EXIF orientation; 1, which is upright, where the block is damaged: `PIL.ImageOps.exif_transpose` would fail."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def enlarged(size: Size, short: int | None) -> Size:

@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 from logging import getLogger
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
 from difformer.config import as_integer
 from difformer.data.images import Content, ImageError
+from difformer.data.joint import JointTransform
 from difformer.data.source import Source
 from difformer.data.spec import OnBadImage
+from difformer.data.targets import Boxes, Mask, Origin, Points, Target
 from difformer.data.transforms import SampleTransform
 from difformer.streams import sample_generator
 
@@ -45,18 +47,67 @@ class Batch(NamedTuple):
     ids: Tensor
 
 
-def collate(samples: Sequence[Sample | None]) -> Batch:
+class DenseSample(NamedTuple):
+    """One image of a data set with masks, boxes or points.
+
+    Attributes:
+        image: (3, h, w) float32 in [-1, 1].
+        label: the target, in pixels of this image.
+        id: stable number, as of `Sample`.
+        origin: the target of the image at its own size, and how predictions go back to it; None in training.
+    """
+
+    image: Tensor
+    label: Target
+    id: int
+    origin: Origin | None
+
+
+class DenseBatch(NamedTuple):
+    """Several such samples.
+
+    Attributes:
+        images: (B, 3, h, w) float32 in [-1, 1].
+        labels: (B, h, w) int64 of masks, 255 where pixels are ignored; of boxes and points the records, one an image,
+            since images have different numbers of objects.
+        ids: (B,) int64.
+        origins: one an image.
+    """
+
+    images: Tensor
+    labels: Tensor | tuple[Target, ...]
+    ids: Tensor
+    origins: tuple[Origin | None, ...]
+
+
+# Of nothing but None, where both would fit, there is no batch.
+@overload
+def collate(samples: Sequence[Sample | None]) -> Batch: ...  # type: ignore[overload-overlap]
+@overload
+def collate(samples: Sequence[DenseSample | None]) -> DenseBatch: ...
+def collate(samples: Sequence[Sample | DenseSample | None]) -> Batch | DenseBatch:
     """Stacks samples, without those that were skipped; the `collate_fn` of a data loader.
+
+    Returns:
+        A `DenseBatch` of data sets with masks, boxes or points.
 
     Raises:
         ImageError: none of them could be read.
+        ValueError: images have different sizes, as with `fit: keep`.
     """
     there = [sample for sample in samples if sample is not None]
     if not there:
         raise ImageError(f"none of the {len(samples)} images of a batch can be read; see the log for their names")
-    images = torch.stack([sample.image for sample in there])
-    labels, ids = collate_labels([s.label for s in there]), collate_labels([s.id for s in there])
-    return Batch(images, labels, ids)
+    sizes = {tuple(sample.image.shape[1:]) for sample in there}
+    if len(sizes) > 1:
+        raise ValueError(f"images of a batch must be of one size, got {sorted(sizes)}; read them one by one")
+    images, ids = torch.stack([sample.image for sample in there]), collate_labels([s.id for s in there])
+    dense = [sample for sample in there if isinstance(sample, DenseSample)]
+    if not dense:
+        return Batch(images, collate_labels([s.label for s in there]), ids)
+    masks = [sample.label.labels for sample in dense if isinstance(sample.label, Mask)]
+    labels = torch.stack(masks).long() if masks else tuple(sample.label for sample in dense)
+    return DenseBatch(images, labels, ids, tuple(sample.origin for sample in dense))
 
 
 def collate_labels(labels: Sequence[Any]) -> Tensor:
@@ -83,14 +134,16 @@ class SampleReader:
 
     Args:
         source: the full split.
-        transform: from an image and its generator to the input.
+        transform: from an image and its generator to the input; with annotations, of the image and its target.
         seed: of the transform's randomness.
         on_bad_image: `raise`, or `skip`: None in place of the sample, logged and counted.
     """
 
-    def __init__(self, source: Source, transform: SampleTransform, seed: int, on_bad_image: OnBadImage) -> None:
+    def __init__(
+        self, source: Source, transform: SampleTransform | JointTransform, seed: int, on_bad_image: OnBadImage
+    ) -> None:
         self.source = source
-        self.transform = transform
+        self.transform: Any = transform
         self.seed = seed
         self.on_bad_image = on_bad_image
         self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu").share_memory_()
@@ -119,8 +172,8 @@ class SampleReader:
             self._bad[index] = True
             _log.warning("skipping image %d: %s", int(self.source.ids[index]), error)
 
-    def read(self, index: int, content: Content | None = None) -> Sample | None:
-        """The sample at a place in the full split, or None where it is skipped.
+    def read(self, index: int, content: Content | None = None) -> Any:
+        """The `Sample` or `DenseSample` at a place in the full split, or None where it is skipped.
 
         Args:
             index: place in the full split.
@@ -128,12 +181,17 @@ class SampleReader:
 
         Raises:
             ImageError: it cannot be read, and bad images are not to be skipped.
+            ValueError: its annotation is not as it should be.
         """
         number = int(self.source.ids[index])
         try:
             image = self.source.read(index) if content is None else self.source.decode(index, content)
+            label = self.source.label(index, (image.height, image.width))
         except ImageError as error:
             self.skip_or_raise(index, error)
             return None
         rng = sample_generator(self.seed, self.epoch, number)
-        return Sample(self.transform(image, rng), self.source.label(index), number)
+        if not isinstance(label, Mask | Boxes | Points):
+            return Sample(self.transform(image, rng), label, number)
+        pixels, target, origin = self.transform(image, label, rng)
+        return DenseSample(pixels, target, number, origin)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from difformer.data.images import Content, ImageError, decode_image
 from difformer.data.spec import DataConfig
+from difformer.data.targets import Annotations, Target
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,9 +77,9 @@ class Source:
 
     Attributes:
         title: data set, split and place, for messages.
-        labels: (N,) int64 in [0, number of classes); empty where there are only targets, and the images are then of
-            one class.
-        class_names: in the order of the labels, all different.
+        labels: (N,) int64 in [0, number of classes); empty where there are only targets or annotations, and the images
+            are then of one class.
+        class_names: in the order of the labels, all different. With annotations, those of pixels, objects or points.
         content: gives the image of an index, still encoded. Picklable, since workers get a copy.
         names: the images' file names relative to the split, where they have any.
         ids: (N,) int64 stable numbers, all different; the index in the split when left out.
@@ -89,6 +90,7 @@ class Source:
         in_order: gives the encoded images of ascending indices, where that is cheaper than one by one.
         targets: (N, …) finite numbers, at least one an image, that a task is to predict in place of the class; kept as
             float32.
+        annotations: gives the target of an index that a dense task is to predict: a `Mask`, `Boxes` or `Points`.
 
     Raises:
         DataError: no image, a label out of range, ids or class names that repeat, or targets of another number or
@@ -106,10 +108,15 @@ class Source:
     files: Callable[[int], tuple[str, ...]] | None = None
     in_order: Callable[[Sequence[int]], Iterator[Content]] | None = None
     targets: NDArray[np.float32] | None = None
+    annotations: Annotations | None = None
 
     def __post_init__(self) -> None:
         self._check_targets()
+        if self.annotations is not None and not len(self.labels):
+            object.__setattr__(self, "labels", np.zeros(len(self.annotations), dtype=np.int64))
         labels = np.asarray(self.labels, dtype=np.int64).reshape(-1)
+        if self.annotations is not None and len(self.annotations) != len(labels):
+            raise DataError(f"{self.title}: {len(labels)} images need as many annotations, got {len(self.annotations)}")
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "ids", self.ids if len(self.ids) else np.arange(len(labels)))
         if not len(labels):
@@ -186,16 +193,34 @@ class Source:
         where = str(content) if isinstance(content, Path) else f"{self.title}: {self.describe(index)}"
         return decode_image(content, where)
 
-    def label(self, index: int) -> int | Tensor:
-        """What is to be predicted for an index: its target where there are targets, else its class."""
+    def label(self, index: int, size: tuple[int, int] | None = None) -> int | Tensor | Target:
+        """What is to be predicted for an index: its annotation or target, where there are any, else its class.
+
+        Args:
+            index: of the image.
+            size: (H, W) of the image, upright, which an annotation must be for; not checked when None.
+
+        Raises:
+            ImageError, ValueError: as `Annotations`; or it is for an image of another size.
+        """
+        if self.annotations is not None:
+            found = self.annotations(index)
+            if size not in (None, found.size):
+                whose = ", ".join(self.annotations.files(index)) or "what is said of it"
+                image, own = ("×".join(map(str, sides)) for sides in (size or (), found.size))
+                raise DataError(
+                    f"{self.title}: {self.describe(index)} is {image} (height, width; upright, as its EXIF orientation "
+                    f"says), but {whose} is for {own}"
+                )
+            return found
         if self.targets is None:
             return int(self.labels[index])
         return torch.from_numpy(np.asarray(self.targets[index]))
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the split's labels, targets, ids, class names and file names: two splits that have the same one
-        agree in them. The images are not read.
+        """SHA-256 of the split's labels, targets, ids, class names, file names and annotations in memory: two splits
+        that have the same one agree in them. The images, and masks that are files, are not read.
         """
         digest = hashlib.sha256()
         for names in (Names(self.class_names), self.names or Names(())):
@@ -205,6 +230,8 @@ class Source:
         add_numbers(digest, self.ids)
         if self.targets is not None:
             digest.update(str(self.targets.shape).encode() + np.ascontiguousarray(self.targets, dtype="<f4").tobytes())
+        if self.annotations is not None:
+            digest.update(self.annotations.digest.encode())
         return digest.hexdigest()
 
 

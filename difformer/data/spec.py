@@ -6,10 +6,23 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import Any, Literal, get_args
 
-from difformer.config import Size, as_integer, as_size, from_mapping, sides
+from difformer.config import (
+    Size,
+    as_integer,
+    as_positive_number,
+    as_size,
+    as_switch,
+    check_choice,
+    check_range,
+    from_mapping,
+    sides,
+)
+from difformer.config.reading import ADDED_LATER
 
 OnBadImage = Literal["raise", "skip"]
 CheckImages = Literal["headers", "decode", "none"]
+OnBadBox = Literal["raise", "skip"]
+Fit = Literal["stretch", "pad", "keep"]
 
 
 @dataclass(frozen=True)
@@ -17,8 +30,9 @@ class DataConfig:
     """A data set and its use.
 
     Attributes:
-        name: kind of data set: `folder`, `imagenet`, `webdataset`, `huggingface`, `cub`, `nabirds`, `dogs`, `elpv`, or
-            one of torchvision's, as `difformer.data.data_set_names` lists them; or a function of your own from a
+        name: kind of data set: `folder`, `imagenet`, `webdataset`, `huggingface`, `cub`, `nabirds`, `dogs`, `elpv`, one
+            of torchvision's; with masks `masks`, `ade20k`, `voc_segmentation`, with boxes `coco`, `voc`, with points
+            `points`, `pairs`, as `difformer.data.data_set_names` lists them; or a function of your own from a
             configuration and a split to a `Source`, as package.module:name.
         root: the folder it lies in; for `huggingface` a folder or a hub repository `owner/name`, which is
             fetched with `download` only.
@@ -34,7 +48,8 @@ class DataConfig:
         split_seed: of the splits made here: holdout, test_fraction, and those of data sets without official ones.
         on_bad_image: what an unreadable image does: `raise` an error, or be logged, counted and left out (`skip`).
         check_images: what is checked before the first step: how encoded images begin and end, which shows files that
-            are no images or are cut off (`headers`), every pixel (`decode`), or nothing (`none`).
+            are no images or are cut off (`headers`), every pixel (`decode`), or nothing (`none`). Masks, boxes and
+            points are all read, except with `none`.
         size: of the input in pixels: its side, or [h, w], height before width, of images that are not square.
         resize: short side before the central crop in evaluation, and in the augmentations `none`, `flip`, `flips`,
             `symmetries` and `shift`: an image is scaled until it covers a window of the proportions of `size` with that
@@ -42,7 +57,8 @@ class DataConfig:
         augmentation: of the training split: `published`, `none`, `flip` (random horizontal flip), `flips`
             (horizontal, vertical or both), `symmetries` (one of the square's eight, not for [h, w]), `shift` (moved by
             up to an eighth of each side, and flip), `crop` (random resized crop and flip), or a policy by timm's name,
-            such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`.
+            such as `rand-m9-mstd0.5-inc1`, `augmix-m3-w3`, `3a` or `original`. With masks, boxes and points: `none`,
+            `flip`, `jitter` (scale jitter, crop, flip) or `published` (the same, and photometric distortion).
         random_erasing: probability of timm's random erasing, with `crop` and timm's policies.
         stream: read WebDataset shards as a stream; otherwise as a data set with random access.
         shuffle_buffer: images of the training stream to choose the next from.
@@ -53,6 +69,18 @@ class DataConfig:
         first_label: the number of the first class, 0 or 1, where labels of WebDataset or a Hugging Face data set are
             plain numbers; 0 when None, and an error where they go from 1. Elsewhere it must be None.
         download: let torchvision and the `datasets` library fetch what is not there. Nothing else touches the network.
+        fit: how evaluation sees whole images with masks, boxes or points: stretched to `size` (`stretch`), scaled to
+            fit into it and padded (`pad`), or as large as they are, or of the short side `resize`, for sliding windows
+            (`keep`).
+        scales: smallest and largest factor of the scale jitter of masks, boxes and points.
+        category_ratio: share of a training crop's pixels that one class of a mask may fill, up to ten tries.
+        box_scale: with points, crop each object's box, so many times enlarged; the whole image when None.
+        flip_pairs: names of points that change places in a mirrored image; when None those whose names differ in left
+            and right.
+        annotation_file: of `coco` and `points`, the file below root, in which {split} stands for the split.
+        object_masks: with `coco`, read the masks of objects too.
+        on_bad_box: what a box without width or height, outside its image or with numbers that are not finite does:
+            `raise` an error, or be counted and left out (`skip`).
 
     Raises:
         ValueError: a value out of range, or more than one label subset.
@@ -82,10 +110,19 @@ class DataConfig:
     label_column: str | None = None
     first_label: int | None = None
     download: bool = False
+    fit: Fit = field(default="stretch", metadata=ADDED_LATER)
+    scales: tuple[float, float] = field(default=(0.5, 2.0), metadata=ADDED_LATER)
+    category_ratio: float = field(default=0.75, metadata=ADDED_LATER)
+    box_scale: float | None = field(default=None, metadata=ADDED_LATER)
+    flip_pairs: Mapping[str, str] | None = field(default=None, metadata=ADDED_LATER)
+    annotation_file: str | None = field(default=None, metadata=ADDED_LATER)
+    object_masks: bool = field(default=False, metadata=ADDED_LATER)
+    on_bad_box: OnBadBox = field(default="raise", metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         self._check_words()
         self._check_numbers()
+        self._check_dense()
         if len(given := self._subset_rules()) > 1:
             raise ValueError(f"give one rule for the label subset, got {' and '.join(given)}")
 
@@ -155,6 +192,26 @@ class DataConfig:
                 raise ValueError(f"{name} must be a fraction of at least 0 and below 1, got {getattr(self, name)}")
         if not 0 <= self.random_erasing <= 1:
             raise ValueError(f"random_erasing must be a probability, got {self.random_erasing}")
+
+    def _check_dense(self) -> None:
+        check_choice("fit", self.fit, get_args(Fit))
+        check_choice("on_bad_box", self.on_bad_box, get_args(OnBadBox))
+        self._set("object_masks", as_switch("object_masks", self.object_masks))
+        if self.annotation_file is not None and not (isinstance(self.annotation_file, str) and self.annotation_file):
+            raise ValueError(f"annotation_file must be a word that is not empty, got {self.annotation_file!r}")
+        if not isinstance(self.scales, list | tuple) or len(self.scales) != 2:
+            raise ValueError(f"scales must be two numbers, the smallest and the largest, got {self.scales!r}")
+        low, high = (as_positive_number("every entry of scales", scale) for scale in self.scales)
+        if low > high:
+            raise ValueError(f"scales must be above 0 and in order, got {self.scales!r}")
+        self._set("scales", (low, high))
+        check_range("category_ratio", self.category_ratio, lambda ratio: 0 < ratio <= 1, "above 0 and at most 1")
+        if self.box_scale is not None:
+            check_range("box_scale", self.box_scale, lambda scale: scale > 0, "above 0")
+        if self.flip_pairs is not None:
+            if not isinstance(self.flip_pairs, Mapping):
+                raise ValueError(f"flip_pairs must map names of points to names of points, got {self.flip_pairs!r}")
+            self._set("flip_pairs", {str(one): str(other) for one, other in self.flip_pairs.items()})
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -250,6 +250,11 @@ def check_labels(task: Task, images: Any) -> None:
         task: any.
         images: a split.
     """
+    if getattr(images, "target_type", None) is not None:
+        raise ValueError(
+            f"{images} has a {images.target_type.__name__} an image, which the task {type(task).__name__} does not "
+            "predict; choose another data set, or train with another task.name"
+        )
     stand_in = task.stand_in()
     wanted = None if stand_in is None else tuple(stand_in.shape)
     found = None if images.targets is None else images.targets.shape[1:]

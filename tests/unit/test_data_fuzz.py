@@ -13,7 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from data_sets import encoded, make_birds, make_elpv, make_folder, write_shard
+from data_sets import (
+    encoded,
+    make_birds,
+    make_coco,
+    make_elpv,
+    make_folder,
+    make_keypoints,
+    make_masks,
+    make_voc,
+    write_image,
+    write_json,
+    write_shard,
+)
 
 from difformer.data import DataError, ImageError, LabelSubset, create_dataset, few_shot, read_source
 from difformer.data import identity as identity_module
@@ -76,6 +88,13 @@ def opened(root: Path, name: str, **changes: object) -> None:
     source = read_source({"name": name, "root": str(root), **changes}, "train")
     for i in range(len(source)):
         source.read(i)
+
+
+def samples(root: Path, name: str, **changes: object) -> None:
+    """Reads all samples of a split, with their targets."""
+    dataset = create_dataset({"name": name, "root": str(root), "size": 8, **changes}, "train")
+    for i in range(len(dataset)):
+        dataset[i]
 
 
 @pytest.mark.parametrize("count", TIERS)
@@ -157,6 +176,70 @@ class TestDamage:
             opened(tmp_path, "elpv")
 
         outcomes((tmp_path / "labels.csv").read_bytes(), count // 4, read)
+
+    @pytest.mark.parametrize("name", ["coco", "points"])
+    def test_files_of_coco(self, tmp_path, count, name):
+        if name == "coco":
+            runs, polygon = {"size": [24, 30], "counts": "m36b0000000000S>"}, [[2, 3, 12, 3, 12, 11]]
+            first = [(2, 3, 10, 8, 0, {"segmentation": polygon}), (5, 5, 6, 6, 1, {"segmentation": runs})]
+            path = make_coco(tmp_path, [first, []]) / "annotations/instances_train.json"
+        else:
+            path = make_keypoints(tmp_path, [[4, 6, 2, 10, 6, 1, 0, 0, 0]] * 2) / "keypoints_train.json"
+
+        def read(content: bytes) -> None:
+            path.write_bytes(content)
+            changes = {"object_masks": True} if name == "coco" else {"box_scale": 1.2}
+            samples(tmp_path, name, augmentation="jitter", **changes)
+
+        outcomes(path.read_bytes(), count, read)
+
+    def test_files_of_voc(self, tmp_path, count):
+        make_voc(tmp_path, [[("cat", 1, 1, 9, 9), ("dog", 2, 2, 30, 24)]])
+        path = tmp_path / "Annotations/0.xml"
+
+        def read(content: bytes) -> None:
+            path.write_bytes(content)
+            samples(tmp_path, "voc")
+
+        outcomes(path.read_bytes(), count, read)
+
+    def test_lists_of_wflw(self, tmp_path, count):
+        write_image(tmp_path / "images/1.png")
+        line = " ".join(map(str, [*range(20), *[7] * 176, 2, 2, 20, 22, *[0] * 6, "1.png"]))
+
+        def read(content: bytes) -> None:
+            (tmp_path / "list_98pt_rect_attr_train.txt").write_bytes(content)
+            samples(tmp_path, "points", box_scale=1.1)
+
+        outcomes(f"{line}\n{line}\n".encode(), count, read)
+
+    def test_pairs(self, tmp_path, count):
+        for name in "ab":
+            write_image(tmp_path / f"JPEGImages/cat/{name}.jpg")
+        record = {
+            "category": "cat", "src_imname": "a.jpg", "trg_imname": "b.jpg", "kps_ids": ["0"], "src_kps": [[1, 2]],
+            "trg_kps": [[5, 6]], "src_bndbox": [0, 0, 9, 9], "trg_bndbox": [1, 2, 20, 20],
+        }  # fmt: skip
+        (tmp_path / "Layout/large").mkdir(parents=True)
+        (tmp_path / "Layout/large/trn.txt").write_text("x\n")
+        path = write_json(tmp_path / "PairAnnotation/trn/x.json", record)
+
+        def read(content: bytes) -> None:
+            path.write_bytes(content)
+            opened(tmp_path, "pairs")
+
+        outcomes(path.read_bytes(), count, read)
+
+    @pytest.mark.parametrize("name", ["masks/train/train_0.png", "classes.txt"])
+    def test_masks(self, tmp_path, count, name):
+        make_masks(tmp_path, {"train": 1}, "P")
+        (tmp_path / "classes.txt").write_text("sky\nroad\ncar\n")
+
+        def read(content: bytes) -> None:
+            (tmp_path / name).write_bytes(content)
+            samples(tmp_path, "masks")
+
+        outcomes((tmp_path / name).read_bytes(), count, read)
 
     def test_synset_files(self, tmp_path, count):
         make_folder(tmp_path, {"train/n01440764": 1, "train/n02012849": 1})
