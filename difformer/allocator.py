@@ -13,7 +13,8 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
     glibc's `malloc` returns blocks of more than 32 MiB at once, and the system clears the pages of each new block when
     they are first touched. A U-Net's activations at 256×256 pixels are such blocks: there, clearing pages takes longer
-    than normalisation and activation functions do. With `keep`, the process holds as much memory as it needed at most.
+    than normalisation and activation functions do. With `keep`, the process keeps the most that it
+    ever needed.
 
     The verbs of the command line keep freed memory. This is a setting of the whole process, so a program that uses this
     package decides by calling this function.

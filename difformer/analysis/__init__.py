@@ -1,4 +1,4 @@
-"""Functions on arrays: how well outputs answer, simple classifiers do on features, and what features look like."""
+"""Functions on arrays: how good outputs are, simple classifiers do on features, and what features look like."""
 
 from difformer.analysis.bootstrap import (
     Interval,

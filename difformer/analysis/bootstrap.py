@@ -1,5 +1,6 @@
 """Bootstrap confidence intervals over images (Efron & Tibshirani 1993, chapter 13)."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -142,13 +143,16 @@ def _resampled_sums(
     flat = [np.asarray(side, dtype=np.float64).reshape(size, -1) for side in sides]
     shape = np.shape(sides[0])[1:]
     found = []
-    for weights in [np.ones((1, size)), *_weights(size, resamples, seed, max(one.shape[1] for one in flat))]:
+    drawn = _weights(size, resamples, seed, max(one.shape[1] for one in flat))
+    for weights in itertools.chain([np.ones((1, size))], drawn):
         values = [statistic((weights @ one).reshape(len(weights), *shape)) for one in flat]
         found.append(values[0] - values[1] if len(values) == 2 else values[0])
     whole, rest = found[0].item(), np.concatenate(found[1:])
     rest = rest[np.isfinite(rest)]
-    if not np.isfinite(whole) or not len(rest):
-        raise ValueError(f"the statistic must be a number for all images together, got {whole}")
+    if not np.isfinite(whole):
+        raise ValueError(f"the statistic must be a finite number for all images together, got {whole}")
+    if not len(rest):
+        raise ValueError("the statistic must be a finite number for at least one resample of the images")
     return whole, rest
 
 

@@ -117,7 +117,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = x.shape[1] > x.shape[0]
     spectrum, vectors = torch.linalg.eigh(x @ x.T if wide else x.T @ x)
-    # The others are rounding: directions without variance, along which no weight is learnt anyway.
+    # Directions below this are rounding: they have no variance, and no weight is learnt along them.
     kept = spectrum > spectrum.clamp_min(0).max() * torch.finfo(x.dtype).eps * max(x.shape)
     spectrum, vectors = spectrum[kept], vectors[:, kept]
     # Both products have the same spectrum; the left singular vectors give the right ones.

@@ -14,7 +14,7 @@ from difformer.config import as_positive_integer
 _log = getLogger(__name__)
 
 STRENGTHS = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
-# For the largest component of the gradient; float32 sums do not get much below theirs.
+# For the largest component of the gradient; float32 sums do not get much below 1e-4.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 

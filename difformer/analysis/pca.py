@@ -43,7 +43,7 @@ def principal_components(rows: Array, components: int) -> PrincipalComponents:
     matrix = as_matrix("rows", rows).cpu().double()
     centred = matrix - matrix.mean(dim=0)
     left, lengths, _ = torch.linalg.svd(centred, full_matrices=False)
-    # The rounding of constant or dependent columns is no component.
+    # What rounding leaves of constant or dependent columns is not a component.
     noise = torch.finfo(torch.float64).eps * max(matrix.shape) * torch.linalg.matrix_norm(matrix)
     lengths = torch.where(lengths > noise, lengths, 0)
     found = min(count, len(lengths))

@@ -16,7 +16,7 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
 @dataclass(frozen=True, eq=False)
 class RidgeFit:
-    """A fitted classifier and how well it does on images that it was not fitted to.
+    """A fitted classifier and its leave-one-out score.
 
     Attributes:
         model: the layer, on features as they are. Its outputs estimate one-hot targets; they are no log-probabilities.

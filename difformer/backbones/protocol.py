@@ -115,7 +115,7 @@ class StoringBackbone(Protocol):
     """A backbone that can write its weights as a file that `create_backbone` opens."""
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Writes the file.
+        """Writes the file, a safetensors file whose metadata has the backbone's digest as `weights_sha256`.
 
         Raises:
             FileExistsError: the file is there and may not be replaced.

@@ -25,7 +25,7 @@ def locate_on_hub(
         address: `hf://owner/name[/file][@revision]`.
         download: whether it may be fetched when it is not on this machine.
         revision: branch, tag or commit, where the address names none.
-        token: of an account that may read the repository; that of the login when left out.
+        token: of an account that may read the repository; the token of the last login when left out.
         cache_dir: in place of the hub's own cache.
 
     Raises:
@@ -80,7 +80,7 @@ def push_folder(
         write: puts the files into a folder; it receives the folder and the repository's whole name.
         repo_id: `owner/name`, or `name` for your own repository.
         private: whether a new repository is private; the account's default when None.
-        token: of an account that may write there; that of the login when None.
+        token: of an account that may write there; the token of the last login when None.
         branch: where the commit goes, made when needed; the main branch when None.
         create_pr: propose the commit as a pull request.
         commit_message: first line of the commit.

@@ -272,7 +272,10 @@ def _foreign_architecture(
         try:
             _check_architecture(weights, known.config)
         except CheckpointError as error:
-            hint = "it is read as that preset because of its name or of what you gave; give another network's config"
+            hint = (
+                "it is read as that preset because of its name, or because you named the preset; give another network's "
+                "config"
+            )
             raise CheckpointError(f"{error}\n  expected: {known.name}; {hint}") from error
         return found
     if not isinstance(config, UNetConfig):

@@ -9,6 +9,7 @@ import yaml
 
 from difformer.backbones import StoringBackbone
 from difformer.checkpoints import locate_on_hub, push_folder, shipped
+from difformer.checkpoints.weights import read_metadata
 from difformer.classifier.files import Parts, describe, save_classifier
 from difformer.files import write_atomically
 
@@ -41,9 +42,17 @@ def save_pretrained(
         raise ValueError(
             f"{type(backbone).__name__} has no `save`, so {backbone.name} cannot lie beside its classifier"
         )
+    # Refuses what cannot be written before the backbone, which may be large.
+    describe(classifier, metadata)
     folder.mkdir(parents=True, exist_ok=True)
     if with_backbone:
         backbone.save(folder / BACKBONE_FILE, overwrite=True)
+        if read_metadata(folder / BACKBONE_FILE).get("weights_sha256") != backbone.digest:
+            (folder / BACKBONE_FILE).unlink()
+            raise ValueError(
+                f"the weights of {backbone.name} in memory are not those of its file, as in half precision; "
+                "open it with dtype=torch.float32 to write it beside its classifier"
+            )
     save_classifier(folder / _FILE, classifier, **metadata)
     with write_atomically(folder / "config.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(describe(classifier, metadata), indent=2) + "\n")
@@ -87,7 +96,7 @@ def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | N
     gives = f"the task {task['type']}" if task else f"{len(classifier.class_names)} classes"
     place = "path/of/this/folder" if repo_id is None else repo_id
     kind = "image-feature-extraction" if task else "image-classification"
-    where = f"It lies beside it, in `{BACKBONE_FILE}`" if with_backbone else "It is not in it"
+    where = f"It is in `{BACKBONE_FILE}`, beside the classifier" if with_backbone else "It is not in this repository"
     card: dict[str, Any] = {"library_name": "difformer", "pipeline_tag": kind}
     # The hub shows metrics beside a model: https://huggingface.co/docs/hub/model-cards.
     given = metadata.get("metrics")

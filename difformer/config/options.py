@@ -63,7 +63,7 @@ def check_options(arguments: Sequence[str], known: Collection[str], mappings: Se
 
 
 def unknown_key(name: str, known: Sequence[str]) -> ValueError:
-    """The error that names the nearest of the known keys; of one that sections have, such as seed, all of them."""
+    """The error that names the nearest known key; for a key that several sections have, such as seed, all of them."""
     return ValueError(f"unknown key {name!r}; {did_you_mean(name, known)}")
 
 

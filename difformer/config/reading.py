@@ -153,7 +153,7 @@ def parse(
     given = with_lists(given, kinds)
     refuse_published(given, kinds)
     mappings = list(mapping_names(configuration))
-    check_options(given, {*kinds, *switches, "config", "print_config"}, mappings)
+    check_options(given, {*kinds, *switches, "config", "print_config", "help"}, mappings)
     # The parser would print the switches too, which are no keys of a file.
     words = [word for word in given if word != "--print_config"]
     try:

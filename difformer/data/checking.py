@@ -1,4 +1,4 @@
-"""Looking at every image before the first step: whether it can be read, and its annotation is one of it."""
+"""Checking before the first step whether every image can be read, and its annotation fits it."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -27,11 +27,11 @@ def readable(reader: SampleReader, indices: NDArray[np.int64], check: CheckImage
         reader: of the split; says what a bad image does.
         indices: places to check.
         check: `decode` reads all images; `headers` those that do not begin and end as they should; `none` none. All
-            annotations are read, but with `none`.
+            annotations are read, except with `none`.
 
     Raises:
         ImageError: an image is bad and not to be skipped, or not one can be read.
-        ValueError: an annotation is not as it should be.
+        ValueError: an annotation does not fit its image.
     """
     source = reader.source
     if check == "none" or (check == "headers" and source.ends is None and source.annotations is None):

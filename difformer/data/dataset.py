@@ -272,8 +272,13 @@ def create_dataset(
         raise ValueError(f"split must be a name, such as train, got {split!r}")
     augment = split == "train" if augment is None else augment
     from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
+    key = canonical_name(config.name)
+    # Before anything is fetched or listed, if it is known whether there are masks, boxes or points.
+    known = key in _OURS or key in _DENSE
+    sample_transform = _transform(config, augment, transform, dense=key in _DENSE) if known else None
     source = read_source(config, "train" if from_training else split)
-    sample_transform = _transform(config, augment, transform, dense=source.annotations is not None)
+    if sample_transform is None:
+        sample_transform = _transform(config, augment, transform, dense=source.annotations is not None)
     if classes is not None and source.annotations is None and set(source.class_names) <= set(classes):
         place = {name: i for i, name in enumerate(classes)}
         places = np.asarray([place[name] for name in source.class_names])
@@ -338,14 +343,15 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
         transform crops at any scale, or augments what evaluation sees and the short side is the size),
         `random_erasing`, and `seed` (None where nothing is random). With masks, boxes and points, and data sets of
         one's own, also the keys of `DataConfig` that only their transforms depend on and that are not at their default;
-        `resize` is then as it was given.
+        `resize` is then as it was given, with masks, boxes or points.
 
     Raises:
         ValueError: a value in the specification.
     """
     config = as_config(spec)
     key = canonical_name(config.name)
-    transform = _transform(config, augment, None, dense=key in _DENSE or config.augmentation == "jitter")
+    dense = key in _DENSE or config.augmentation == "jitter"
+    transform = _transform(config, augment, None, dense=dense)
     random = transform.flip if isinstance(transform, Whole) else not isinstance(transform, Deterministic)
     resize: int | list[int] | None = None
     if isinstance(transform, PublishedTransform):
@@ -355,7 +361,12 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
     elif isinstance(transform, Symmetric | Shifted):
         resize = config.resize
     # Of one's own data set it is not known here whether it has masks, boxes or points.
-    asked = ("resize", "fit", "box_scale", *(("scales", "category_ratio", "flip_pairs") if random else ()))
+    asked = (
+        *(("resize",) if dense else ()),
+        "fit",
+        "box_scale",
+        *(("scales", "category_ratio", "flip_pairs") if random else ()),
+    )
     given = {} if key in _OURS else {name: getattr(config, name) for name in asked}
     usual = DataConfig(config.name)
     return {

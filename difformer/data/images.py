@@ -195,7 +195,7 @@ def as_rgb(image: "Image") -> "Image":
 
 
 def _orientation(image: "Image") -> int:
-    """The EXIF orientation; 1, which is upright, where the block is damaged: `PIL.ImageOps.exif_transpose` would fail."""
+    """The EXIF orientation; 1, upright, where the block is damaged, at which `PIL.ImageOps.exif_transpose` fails."""
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:

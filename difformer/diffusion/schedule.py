@@ -211,12 +211,16 @@ class NoiseSchedule:
         index = index.long()
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.num_timesteps:
             raise ValueError(f"timesteps must lie in [0, {self.num_timesteps}), got {index.tolist()}")
-        signal, noise = (table.sqrt().float().to(index.device) for table in (self.alpha_bar, 1 - self.alpha_bar))
+        signal, noise = (table.float().to(index.device) for table in self._signal_and_noise)
         return signal[index], noise[index]
 
     def network_time(self, t: int | Tensor) -> int | Tensor:
         """What the network receives at timesteps `t`: `t` itself, or float32 where it is rescaled."""
         return _as_timesteps(t).float() * (_TOLD_TIMESTEPS / self.num_timesteps) if self.rescale_timesteps else t
+
+    @cached_property
+    def _signal_and_noise(self) -> tuple[Tensor, Tensor]:
+        return self.alpha_bar.sqrt(), (1 - self.alpha_bar).sqrt()
 
 
 def q_sample(x_0: Tensor, t: int | Tensor, eps: Tensor, schedule: Schedule) -> Tensor:

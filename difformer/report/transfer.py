@@ -98,7 +98,11 @@ def markdown_table(
     if per_class:
         lines += ["", "## Mean per class", "", *_header(["head", *per_class])]
         lines += [_line([h, *(_cell(by_pair[h, name], "mean_per_class") for name in per_class)]) for h in heads]
-        lines += ["", "The literature reports this metric for these data sets. It chose on them, top-1 on the others."]
+        lines += [
+            "",
+            "The literature reports this metric for these data sets. Candidates were chosen by it on these data sets, "
+            "and by top-1 on the others.",
+        ]
     lines += ["", "## Chosen", "", *_header(["data set", "head", "chosen", "seeds"])]
     for row in rows:
         chosen = "-" if row.chosen is None else ", ".join(f"{key} {value}" for key, value in row.chosen.items())

@@ -207,7 +207,7 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
         trust: for a name from a file, packages whose code may run; None for a name that the user gave.
 
     Raises:
-        ValueError: there is no such task, it is something else, it does not take an argument, or it has no metrics.
+        ValueError: there is no such task, it is something else, it does not take an argument, or has no metrics.
         UntrustedError: it is code of a package that is not trusted.
         ImportError: its module cannot be imported.
     """
@@ -234,6 +234,8 @@ def check_head(task: Task, head: Any, name: str) -> None:
         name: of the head, as a recipe has it.
     """
     gives, reads = what_it_gives(head), getattr(task, "reads", "logits")
+    if reads not in OUTPUTS:
+        raise ValueError(f"{type(task).__name__}.reads: unknown output {reads!r}; {did_you_mean(str(reads), OUTPUTS)}")
     if gives != reads:
         given, reader = OUTPUTS[gives]
         read, _ = OUTPUTS[reads]

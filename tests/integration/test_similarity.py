@@ -179,7 +179,7 @@ def test_the_other_model_is_opened_as_the_backbone_is(values, monkeypatch):
 
     backbone = create_backbone(values["backbone"]["name"])
     monkeypatch.setattr(module, "build_backbone", note)
-    monkeypatch.setattr(module, "_accumulate", lambda *a: np.eye(6))
+    monkeypatch.setattr(module, "_accumulate", lambda *a: (np.eye(6), 15))
     how = {"folder": "weights", "download": True, "dtype": "bfloat16", "attention": "math"}
     recipe = make(values, backbone=how, other="another")
     measure_cka(recipe)

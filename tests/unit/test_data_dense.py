@@ -217,7 +217,7 @@ class TestConfiguration:
             ({"scales": 2}, "scales must be two numbers"),
             ({"scales": (2, 1)}, "scales must be above 0 and in order"),
             ({"scales": (0, 1)}, "every entry of scales must be a finite number above 0, got 0"),
-            ({"scales": ("a", 1)}, "scales must be a number"),
+            ({"scales": ("a", 1)}, "every entry of scales must be a finite number above 0"),
             ({"category_ratio": 0}, "category_ratio must be a number above 0"),
             ({"category_ratio": float("nan")}, "category_ratio must be a number above 0"),
             ({"box_scale": 0}, "box_scale must be a number above 0"),

@@ -26,7 +26,7 @@ from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, Head
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.conditioning import check_conditioning, check_targets
 from difformer.features.sizes import taps_at
-from difformer.heads import HEADS, Head
+from difformer.heads import HEADS, Head, what_it_gives
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
@@ -185,7 +185,8 @@ def build_head(
         if name not in known and not takes_any:
             hint = did_you_mean(str(name), known)
             raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
-    arguments = {**({"image_size": image_size} if "image_size" in known else {}), **config.arguments}
+    wants_size = "image_size" in known and image_size is not None and what_it_gives(kind) != "logits"
+    arguments = {**({"image_size": image_size} if wants_size else {}), **config.arguments}
     head = kind(specs, num_classes, **arguments)
     # Checked before training: a head without these could not be saved.
     if not isinstance(head, torch.nn.Module) or not isinstance(head, Head):

@@ -157,7 +157,7 @@ def _warn_of_numbers(extractor: Mapping[str, Any], known: Sequence[str]) -> None
             meant = resolve_tap(tap, _LITERATURE)
             _log.warning(
                 "extractor.%s: block %s of this network is %s; in the literature, block %s is %s of ADM-256, which "
-                "corresponds to %s here",
+                "corresponds to %s here; give that if it is meant",
                 key, tap, name, tap, meant, corresponding_tap(meant, _LITERATURE, known),
             )  # fmt: skip
 

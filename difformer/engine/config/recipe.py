@@ -375,7 +375,7 @@ class Recipe:
         evaluation: what is measured.
         trackers: Accelerate's: tensorboard, wandb, ….
         seeds: train once for each of these seeds, in `seedN` of the output. A seed takes the place of `training.seed`
-            and, where only some labels are used, of `data.seed`. None for a single run.
+            and, where only some labels are used, of `data.seed`. Empty for a single run.
     """
 
     data: DataConfig

@@ -139,7 +139,7 @@ class TrainingState:
     @classmethod
     def load(cls, path: Path) -> "TrainingState":
         """Reads what `save` wrote, onto the CPU. A damaged file is not unpacked. Files of earlier versions only have
-        checksums of their entries, which are verified while unpacking.
+        checksums of their entries, which are verified before unpacking.
 
         Raises:
             FileNotFoundError: it does not exist.

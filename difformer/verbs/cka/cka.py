@@ -63,9 +63,9 @@ def measure_cka(recipe: SimilarityRecipe, *, overwrite: bool = False) -> NDArray
     rows = _blocks(recipe, backbone, classes)
     columns = _columns(recipe, backbone, classes, accelerator.device)
     warn_of_labels(recipe.extractor.conditioning)
-    matrix = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
+    matrix, used = _accumulate(recipe, images, batches, rows, columns, accelerator.device)
     with folder.write() as temporary:
-        _write(temporary, recipe, matrix, rows, columns, accelerator.device, sum(map(len, batches)))
+        _write(temporary, recipe, matrix, rows, columns, accelerator.device, used)
     print(f"{folder.path}: CKA of {len(rows.names)} × {matrix.shape[1]} representations", flush=True)
     return matrix
 
@@ -116,7 +116,9 @@ def _accumulate(
     rows: Representations,
     columns: Representations | None,
     device: torch.device,
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], int]:
+    """The similarities, and how many images they are of."""
+    used = 0
     found = MinibatchCKA(kernel=recipe.kernel, bandwidth=recipe.bandwidth)
     loader = create_loader(images, batches, collate_readable, recipe.workers, pin=device.type == "cuda")
     for batch in tqdm(loader, total=len(batches), unit="batch"):
@@ -125,7 +127,8 @@ def _accumulate(
         inputs = batch.images.to(device, non_blocking=True), batch.ids, batch.labels
         with torch.no_grad():
             found.update(rows.read(*inputs), None if columns is None else columns.read(*inputs))
-    return found.compute().numpy()
+        used += len(batch.ids)
+    return found.compute().numpy(), used
 
 
 def _write(

@@ -75,8 +75,8 @@ class TimmBlocks:
         with torch.no_grad():
             count = len(self._maps(torch.zeros(1, 3, *self._size, device=device)))
         # As timm calls its stages and blocks, `layer1` or `blocks.0`, where it says so.
-        known = [stage["module"] for stage in getattr(model, "feature_info", ())]
-        self._blocks = known if len(known) == count else [str(number) for number in range(count)]
+        known = [stage["module"] for stage in getattr(model, "feature_info", None) or ()]
+        self._blocks = known if len(set(known)) == count else [str(number) for number in range(count)]
         self.names = [f"{config.name}, {block}" for block in self._blocks]
 
     def places(self, t: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ class SelectRecipe(FeatureRecipe):
 
     Attributes:
         data: which images, as for a sweep.
-        extractor: the inputs of the diffusion model besides noise and timestep.
+        extractor: what the diffusion model is conditioned on.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000), ascending.
         pools: sides to which maps are averaged; each feature counts with its best. When empty: 1, 2 and 4, or only 1

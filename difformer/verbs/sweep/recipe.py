@@ -19,7 +19,7 @@ class SweepRecipe(FeatureRecipe):
     Attributes:
         data: which images. If a holdout is the validation split, `holdout` is 0.1 unless given; `k_shot` and `percent`
             limit the images that probes learn from.
-        extractor: the inputs of the diffusion model besides noise and timestep.
+        extractor: what the diffusion model is conditioned on.
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
