@@ -273,8 +273,8 @@ def _foreign_architecture(
             _check_architecture(weights, known.config)
         except CheckpointError as error:
             hint = (
-                "it is read as that preset because of its name, or because you named the preset; give another network's "
-                "config"
+                "it is read as that preset because of its name, or because you named the preset; give another "
+                "network's config"
             )
             raise CheckpointError(f"{error}\n  expected: {known.name}; {hint}") from error
         return found
