@@ -15,7 +15,7 @@ _CHUNK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its percentile bootstrap confidence interval.
+    """A mean, or another number of a set of images, with its bootstrap confidence interval.
 
     Attributes:
         mean: over the images as they are.
@@ -82,6 +82,23 @@ def paired_bootstrap(
     tail = min((means <= 0).sum(), (means >= 0).sum())
     p_value = min(1.0, 2 * float(tail + 1) / (len(means) + 1))
     return PairedDifference(_interval(a - b, means, level), p_value)
+
+
+def spread_around(value: float, resampled: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """An interval for a number that resampling shifts, as it does distances between sets: how far the resamples lie
+    from their own mean, put around the number.
+
+    Args:
+        value: of the images as they are.
+        resampled: (R,) the same of resampled images.
+        level: of confidence, in (0, 1).
+
+    Raises:
+        ValueError: the level is out of range.
+    """
+    found = _interval(np.asarray([value]), np.asarray(resampled), level)
+    shift = value - float(np.mean(resampled))
+    return Interval(value, found.low + shift, found.high + shift, found.level, found.resamples)
 
 
 def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
