@@ -29,6 +29,7 @@ class Stream(Enum):
     BATCHES = 7, ("seed",)
     PART = 8, ("seed",)
     SHARDS = 9, ("seed", "epoch")
+    BLOCKS = 10, ("seed",)
 
     @property
     def number(self) -> int:

@@ -21,7 +21,7 @@ _CHUNK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its percentile bootstrap confidence interval.
+    """A mean, or another number of a set of images, with its bootstrap confidence interval.
 
     Attributes:
         mean: over the images as they are, or what is measured of them together.
@@ -163,6 +163,23 @@ def _weights(size: int, resamples: int, seed: int, width: int) -> Iterator[NDArr
     for done in range(0, resamples, rows):
         drawn = rng.integers(size, size=(min(rows, resamples - done), size))
         yield np.stack([np.bincount(row, minlength=size) for row in drawn]).astype(np.float64)
+
+
+def spread_around(value: float, resampled: NDArray[np.float64], level: float = 0.95) -> Interval:
+    """An interval for a number that resampling shifts, as it does distances between sets: how far the resamples lie
+    from their own mean, put around the number.
+
+    Args:
+        value: of the images as they are.
+        resampled: (R,) the same of resampled images.
+        level: of confidence, in (0, 1).
+
+    Raises:
+        ValueError: the level is out of range.
+    """
+    found = _interval(np.asarray([value]), np.asarray(resampled), level)
+    shift = value - float(np.mean(resampled))
+    return Interval(value, found.low + shift, found.high + shift, found.level, found.resamples)
 
 
 def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ AIMS = {
     "see it work": ("quickstart", "info", "bench"),
     "train and measure": ("train", "eval", "probe", "transfer", "compare", "extract"),
     "find out which features to use": ("sweep", "select", "look", "cka"),
-    "use what is trained": ("predict", "export", "sample"),
+    "use what is trained": ("predict", "export", "sample", "fid"),
     "bring or train a backbone": ("convert", "pretrain"),
     "have the shell complete all this": ("completion",),
 }

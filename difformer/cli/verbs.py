@@ -12,6 +12,7 @@ from difformer.allocator import keep_freed_memory
 from difformer.cli.bench import bench
 from difformer.cli.compare import compare
 from difformer.cli.completion import completion
+from difformer.cli.fid import fid
 from difformer.cli.listing import list_weights
 from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
@@ -27,6 +28,7 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "predict": predict,
     "export": export,
     "sample": sample,
+    "fid": fid,
     "bench": bench,
     "compare": compare,
     "completion": completion,

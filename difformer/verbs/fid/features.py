@@ -1,0 +1,158 @@
+"""What is known of a set of images in a feature space: read from the images, or from a file of statistics."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from difformer.analysis import FeatureMoments, FeatureStatistics, InceptionScore
+from difformer.data.subset import evenly_spaced
+from difformer.files import write_atomically
+from difformer.verbs.fid.images import ImageSet, check_archive
+from difformer.verbs.fid.spaces import INCEPTION, FeatureSpace
+
+# Images whose features a file of statistics holds beside these, as OpenAI's reference batches hold 10,000 images.
+_SHARED = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class SetFeatures:
+    """A set of images in a feature space.
+
+    Attributes:
+        title: where it is from.
+        pooled: statistics of all images; None for fewer than two.
+        spatial: the same of spatial features, where there are any.
+        features: (K, D) float32 on the CPU, evenly spaced over the set; None where statistics are all there is.
+        scores: Inception scores of the splits, where there are logits.
+    """
+
+    title: str
+    pooled: FeatureStatistics | None
+    spatial: FeatureStatistics | None = None
+    features: Tensor | None = None
+    scores: NDArray[np.float64] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether the features are of all images that the statistics are of."""
+        return self.features is not None and self.pooled is not None and len(self.features) == self.pooled.count
+
+
+def read_features(images: ImageSet, space: FeatureSpace, *, batch_size: int, keep: int, split_size: int) -> SetFeatures:
+    """Passes all images through a space, in memory that does not grow with their number beyond `keep`.
+
+    Args:
+        images: in their order.
+        space: of the features.
+        batch_size: images at once.
+        keep: how many images' features are kept, evenly spaced.
+        split_size: of the Inception score.
+    """
+    kept = np.zeros(len(images), dtype=bool)
+    kept[evenly_spaced(len(images), keep)] = True
+    pooled, spatial, score = FeatureMoments(), FeatureMoments(), InceptionScore(split_size)
+    parts, done = [], 0
+    with tqdm(total=len(images), desc=Path(images.title).name, unit="image") as bar:
+        for batch in images.batches(batch_size):
+            found = space.read(batch)
+            pooled.update(found.vectors)
+            if found.spatial is not None:
+                spatial.update(found.spatial)
+            if found.logits is not None:
+                score.update(found.logits)
+            chosen = torch.from_numpy(kept[done : done + len(batch)])
+            parts.append(found.vectors.float().cpu()[chosen])
+            done += len(batch)
+            bar.update(len(batch))
+    return SetFeatures(
+        images.title,
+        pooled.statistics() if pooled.count > 1 else None,
+        spatial.statistics() if spatial.count > 1 else None,
+        torch.cat(parts),
+        score.compute() if space.name == INCEPTION else None,
+    )
+
+
+def write_statistics(path: Path, known: SetFeatures, space: FeatureSpace, *, overwrite: bool = False) -> None:
+    """Writes mean, covariance and features of a set, with the name of the space: enough to be compared with again.
+
+    `mu`, `sigma`, `mu_s` and `sigma_s` are called as in OpenAI's reference files, whose evaluator reads this one too.
+
+    Args:
+        path: ends in .npz.
+        known: of the set.
+        space: that it was read in.
+        overwrite: whether a file that is there may be replaced.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: the set has no statistics.
+    """
+    if known.pooled is None:
+        raise ValueError(f"{known.title} has fewer than two images; there are no statistics of them to write")
+    arrays: dict[str, Any] = {"feature_space": space.name, "feature_digest": space.digest}
+    for suffix, statistics in (("", known.pooled), ("_s", known.spatial)):
+        if statistics is not None:
+            arrays |= {f"mu{suffix}": statistics.mean.numpy(), f"sigma{suffix}": statistics.covariance.numpy()}
+    if known.pooled.count is not None:
+        arrays["count"] = known.pooled.count
+    if known.features is not None:
+        arrays["features"] = known.features[evenly_spaced(len(known.features), _SHARED)].numpy()
+    with write_atomically(path, overwrite=overwrite) as temporary, temporary.open("wb") as file:
+        np.savez(file, **arrays)
+
+
+def read_statistics(path: Path, space: FeatureSpace) -> SetFeatures:
+    """Reads what `write_statistics` wrote, or the statistics of Inception in OpenAI's reference files.
+
+    Args:
+        path: an .npz file with `mu` and `sigma`.
+        space: that the statistics must be of.
+
+    Raises:
+        ValueError: the file is damaged, or of another space.
+    """
+    check_archive(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is damaged or no file of statistics: {error}") from error
+    _check_space(path, arrays, space)
+    count = int(arrays["count"]) if "count" in arrays else None
+    try:
+        pooled = FeatureStatistics(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]), count)
+        spatial = None
+        if space.spatial_width is not None and "mu_s" in arrays:
+            spatial = FeatureStatistics(torch.from_numpy(arrays["mu_s"]), torch.from_numpy(arrays["sigma_s"]), count)
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no statistics, mu and sigma: {error}") from error
+    for found, width in ((pooled, space.width), (spatial, space.spatial_width)):
+        if found is not None and found.width != width:
+            raise ValueError(f"{path} has statistics of {found.width} numbers, but {space.name} has {width}")
+    features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
+    return SetFeatures(str(path), pooled, spatial, features)
+
+
+def _check_space(path: Path, arrays: dict[str, Any], space: FeatureSpace) -> None:
+    if "feature_space" not in arrays:
+        if space.name != INCEPTION:
+            raise ValueError(
+                f"{path} does not say what features its statistics are of; those without a name are taken for "
+                f"Inception's, and {space.name} was expected"
+            )
+        return
+    name, digest = str(arrays["feature_space"]), str(arrays.get("feature_digest", ""))
+    if name != space.name:
+        raise ValueError(f"{path} has statistics of {name}, but {space.name} was expected; give the same features")
+    if digest != space.digest:
+        raise ValueError(
+            f"{path} has statistics of {name} with other weights ({digest[:16]}…) than those given "
+            f"({space.digest[:16]}…); give the same file"
+        )
