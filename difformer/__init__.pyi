@@ -1,3 +1,18 @@
+from . import (  # noqa: F401
+    analysis,
+    annotations,
+    backbones,
+    checkpoints,
+    classifier,
+    config,
+    data,
+    diffusion,
+    features,
+    heads,
+    models,
+    report,
+    tasks,
+)
 from ._version import __version__
 from .allocator import keep_freed_memory
 from .backbones import Backbone, UNetBackbone, create_backbone

@@ -38,10 +38,11 @@ def _of_recipe(verb: RecipeVerb) -> dict[str, Any]:
         ("RUN", "folder of a run, classifier file or hf://owner/name") if verb.read_first else ("RECIPE", "YAML file")
     )
     config = _key("config", "FILE", "", "another YAML file, whose values go over those before")
+    shows = _key("print_config", "", "", "print the recipe that results, as YAML, and stop")
     return {
         "description": verb.description,
         "words": [_key(what[0], "", None, what[1])],
-        "options": [config, *(_key(name, "", "", text) for name, text in verb.switches.items())],
+        "options": [config, shows, *(_key(name, "", "", text) for name, text in verb.switches.items())],
         "configuration": verb.configuration.__name__,
         "shown": ["config", *verb.switches, *verb.shown],
         "mappings": list(mapping_names(verb.configuration)),
@@ -92,7 +93,7 @@ def _kind(kind: Any) -> str:
     """What stands for a value in the help."""
     origin, inner = get_origin(kind), [one for one in get_args(kind) if one is not type(None)]
     if origin in (Union, types.UnionType):
-        return _kind(str if str in inner else inner[0])
+        return "|".join(dict.fromkeys(_kind(one) for one in inner)) if str not in inner else _kind(str)
     if origin is Literal:
         return f"{{{','.join(map(str, inner))}}}"
     if origin in (list, tuple):
@@ -106,6 +107,8 @@ def _default(value: Any) -> str | None:
         return None
     if value is None or value in ("", (), {}):
         return "none"
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 

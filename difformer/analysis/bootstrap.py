@@ -177,7 +177,7 @@ def spread_around(value: float, resampled: NDArray[np.float64], level: float = 0
     Raises:
         ValueError: the level is out of range.
     """
-    found = _interval(np.asarray([value]), np.asarray(resampled), level)
+    found = _interval(value, np.asarray(resampled), level)
     shift = value - float(np.mean(resampled))
     return Interval(value, found.low + shift, found.high + shift, found.level, found.resamples)
 

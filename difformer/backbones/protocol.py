@@ -114,12 +114,11 @@ class CheckpointingBackbone(Protocol):
 class StoringBackbone(Protocol):
     """A backbone that can write its weights as a file that `create_backbone` opens."""
 
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Writes the file, a safetensors file whose metadata has the backbone's digest as `weights_sha256`.
+    def save(self, path: Path) -> None:
+        """Writes the file, which is not there yet.
 
         Raises:
-            FileExistsError: the file is there and may not be replaced.
-            OSError: it cannot be written; what was there is untouched.
+            OSError: it cannot be written.
         """
         ...
 

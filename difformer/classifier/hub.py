@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from difformer.backbones import StoringBackbone
+from difformer.backbones import StoringBackbone, identity
 from difformer.checkpoints import locate_on_hub, push_folder, shipped
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier.files import Parts, describe, save_classifier
@@ -46,8 +46,9 @@ def save_pretrained(
     describe(classifier, metadata)
     folder.mkdir(parents=True, exist_ok=True)
     if with_backbone:
-        backbone.save(folder / BACKBONE_FILE, overwrite=True)
-        if read_metadata(folder / BACKBONE_FILE).get("weights_sha256") != backbone.digest:
+        (folder / BACKBONE_FILE).unlink(missing_ok=True)
+        backbone.save(folder / BACKBONE_FILE)
+        if backbone_beside(folder / _FILE, identity(backbone)) is None:
             (folder / BACKBONE_FILE).unlink()
             raise ValueError(
                 f"the weights of {backbone.name} in memory are not those of its file, as in half precision; "
@@ -59,6 +60,21 @@ def save_pretrained(
     with write_atomically(folder / "README.md", overwrite=True) as temporary:
         temporary.write_text(_model_card(classifier, metadata, repo_id, with_backbone), encoding="utf-8")
     return folder
+
+
+def backbone_beside(file: Path, backbone: Mapping[str, Any]) -> Path | None:
+    """The backbone that `save_pretrained` wrote beside a classifier; None where there is none, or that of another one.
+
+    Args:
+        file: of the classifier.
+        backbone: what its description says of the backbone. Files of another family do not show which weights are in
+            them, so opening them must.
+    """
+    beside = file.parent / BACKBONE_FILE
+    if not beside.is_file():
+        return None
+    known = "family" not in backbone
+    return beside if not known or read_metadata(beside).get("weights_sha256") == backbone["digest"] else None
 
 
 def push_to_hub(classifier: Parts, repo_id: str, metadata: dict[str, Any], **where: Any) -> str:

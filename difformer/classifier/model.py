@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from difformer.backbones import FAMILIES, Backbone, create_backbone, device_of
 from difformer.checkpoints import load_strictly, locate
-from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import hub
 from difformer.classifier.files import build_parts, check_same_backbone, read_classifier, rebuilding, stored_task
 from difformer.classifier.inputs import ImageLike, as_picture, batches_of
@@ -367,11 +366,7 @@ def load_classifier(
             with rebuilding(str(file)):
                 FAMILIES.find_trusted(family, trust)
         if backbone is None:
-            beside = file.parent / hub.BACKBONE_FILE
-            there = (
-                beside.is_file() and read_metadata(beside).get("weights_sha256") == description["backbone"]["digest"]
-            )
-            backbone = beside if there else description["backbone"]["name"]
+            backbone = hub.backbone_beside(file, description["backbone"]) or description["backbone"]["name"]
         backbone = create_backbone(
             backbone,
             folder=folder,

@@ -1,6 +1,5 @@
 """The command line: `difformer VERB`."""
 
-from difformer.cli.entry import main
-from difformer.cli.help import SKIPPED
+from difformer.cli.entry import SKIPPED, main
 
 __all__ = ["SKIPPED", "main"]

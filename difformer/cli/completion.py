@@ -15,10 +15,15 @@ CASES
   esac
   case "$word" in
     -*) COMPREPLY=($(compgen -W "$options" -- "$word")) ;;
-    *) COMPREPLY=($(compgen -f -- "$word")) ;;
+    # Files, which the shell then completes itself.
+    *) COMPREPLY=() ;;
   esac
 }
-complete -o filenames -F _difformer difformer
+complete -o default -F _difformer difformer
+"""
+# bashcompinit needs zsh's own completion to be there.
+_ZSH = """(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+autoload -U +X bashcompinit && bashcompinit
 """
 
 
@@ -39,4 +44,4 @@ def completion(shell: Literal["bash", "zsh", "fish"]) -> None:
         return
     cases = "\n".join(f'    {name}) options="{" ".join(words)}" ;;' for name, words in verbs.items())
     script = _BASH.replace("VERBS", " ".join(verbs)).replace("CASES", cases)
-    print(script if shell == "bash" else f"autoload -U +X bashcompinit && bashcompinit\n{script}", end="")
+    print(script if shell == "bash" else f"{_ZSH}{script}", end="")

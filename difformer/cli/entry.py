@@ -8,6 +8,9 @@ from difformer.cli.help import described, options, usage, verb_help
 from difformer.config.options import check_options, refuse_published
 from difformer.registry import did_you_mean
 
+# Exit status when everything was done except for images that could not be read.
+SKIPPED = 3
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; the console's entry point.
@@ -20,15 +23,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopped it. Wrong usage exits with 2.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["help"]:
+        arguments[0] = "--help"
     verbs = described()["verbs"]
     if not arguments or arguments[0].startswith("-"):
         usage().parse_args(arguments)
     if arguments[0] not in verbs:
         usage().error(f"unknown verb {arguments[0]!r}; {did_you_mean(arguments[0], verbs)}")
     name, *words = arguments
-    asked = next((place for place, word in enumerate(words) if word in ("-h", "--help")), None)
-    if asked is not None:
-        verb_help(name, whole=words[asked + 1 : asked + 2] == ["all"]).print_help()
+    asked = [word.partition("=") for word in words]
+    if any(word in ("-h", "--help") for word, _, _ in asked):
+        verb_help(name, whole=any("all" in (word, value) for word, _, value in asked)).print_help()
         return 0
     try:
         _check(name, words)

@@ -18,7 +18,7 @@ from difformer.classifier import (
     write_classifier,
 )
 from difformer.classifier.published import PublishedOptions, is_published, read_published
-from difformer.cli.help import SKIPPED
+from difformer.cli.entry import SKIPPED
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
@@ -249,8 +249,8 @@ def predict(
 
 def export(
     classifier: str,
-    output: Path,
     *,
+    output: Path,
     backbone: str | None = None,
     weights_folder: Path | None = None,
     download: bool = False,

@@ -35,8 +35,11 @@ def save_figure(figure: "Figure", path: Path, *, caption: str | None = None) -> 
         OSError: it cannot be written.
     """
     if caption is not None:
+        from matplotlib import rc_context
+
         figure.text(0.5, -0.02, plain(caption), ha="center", va="top", fontsize=8, wrap=True)
-        with write_atomically(path.with_suffix(".pdf"), overwrite=True) as temporary:
+        # Fonts of type 42, since journals refuse Matplotlib's usual type 3.
+        with write_atomically(path.with_suffix(".pdf"), overwrite=True) as temporary, rc_context({"pdf.fonttype": 42}):
             # Without a date, so that equal results give equal files.
             figure.savefig(temporary, format="pdf", bbox_inches="tight", metadata={"CreationDate": None})
     with write_atomically(path, overwrite=True) as temporary:

@@ -299,7 +299,7 @@ def test_stand_ins_have_the_targets_of_the_task():
 def test_measurements_are_finite_floats():
     measured = Measurements(2, {"mae": np.float32(0.5)})
     assert type(measured.value("mae")) is float
-    with pytest.raises(ValueError, match="must be finite, and mae is nan"):
+    with pytest.raises(ValueError, match="must be finite, but mae is nan"):
         Measurements(2, {"mae": np.float64("nan")})
 
 

@@ -30,7 +30,7 @@ def test_an_export_works_where_nothing_else_is(place, tmp_path, monkeypatch, cap
     # Named by its path, as most backbones of one's own are.
     recipe = workplace / "run" / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace(str(place), str(workplace)))
-    assert main(["export", str(workplace / "run"), str(tmp_path / "gift")]) == 0
+    assert main(["export", str(workplace / "run"), "--output", str(tmp_path / "gift")]) == 0
     shutil.move(tmp_path / "gift", tmp_path / "elsewhere")
     images = tmp_path / "images"
     shutil.copytree(workplace / "images" / "test", images)
@@ -58,14 +58,14 @@ def test_another_backbone_beside_it_is_not_taken(place, tmp_path):
 
 def test_what_is_there_is_not_written_over(place, tmp_path, capsys):
     export_classifier(str(place / "run"), tmp_path / "gift")
-    command = ["export", str(place / "run"), str(tmp_path / "gift")]
+    command = ["export", str(place / "run"), "--output", str(tmp_path / "gift")]
     assert main(command) == 1
     assert "holds results already" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     (tmp_path / "gift" / "notes.txt").write_text("mine")
     assert main([*command, "--overwrite"]) == 1
     assert "holds notes.txt, which is no result" in capsys.readouterr().err
-    assert main(["export", "nowhere", str(tmp_path / "other")]) == 1
+    assert main(["export", "nowhere", "--output", str(tmp_path / "other")]) == 1
     assert "there is no run and no classifier nowhere" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 

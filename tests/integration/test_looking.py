@@ -45,7 +45,7 @@ def test_a_page_with_everything(values, tmp_path, capsys):
     assert len(re.findall("<img", page)) == 3 + 2
     assert "t-SNE of" in page
     assert "24 of the 24 images of folder, train, evenly spaced" in page
-    assert "as these images of train chose it" in page
+    assert "It was chosen on these images of train" in page
     precision = json.loads((tmp_path / "look" / "precision.json").read_text())
     assert len(precision) == 4
     assert all(0 <= value <= 1 for row in precision.values() for value in row.values())

@@ -46,6 +46,8 @@ COMMANDS = [
     (["convert", HUB, "own.safetensors"], NEITHER),
     (["convert", "adm256_uncond", "own.safetensors"], NEITHER),
     (["predict", HUB, "images", "--csv", "out.csv"], NEITHER),
+    (["export", HUB, "--output", "exported"], NEITHER),
+    (["fid", "images/a", "images/b", "--backbone", HUB, "--tap", "mid", "--t", "50"], NEITHER),
     (["sample", HUB, "grid.png"], NEITHER),
     (["sample", "lsun_cat", "grid.png"], NEITHER),
     (["compare", HUB, f"{HUB}2", "--output", "out"], "neither the folder of a run"),
@@ -69,6 +71,8 @@ COMMANDS = [
         ["pretrain", "--data.name", "huggingface", "--data.root", "nobody/nothing", *MODEL],
         "download: true it is fetched",
     ),
+    # Nothing.
+    (["completion", "csh"], "shell must be bash, zsh or fish"),
     # Its networks have random weights, and are known by name alone.
     (["bench", "--subjects", HUB], "unknown subject"),
 ]

@@ -134,7 +134,7 @@ def test_the_command_line_trains_and_prints_the_recipe(workplace, tmp_path, caps
         ({"training": {"epochs": 2.5}}, r"training\.epochs must be a positive integer"),
         ({"trackers": "tensorboard"}, "trackers must be a list, got 'tensorboard'"),
         ({"extractor": {"taps": "mid"}}, r"extractor\.taps must be a list, got 'mid'"),
-        ({"features": "cached", "training": {"mixup": 0.2}}, "cached features have none"),
+        ({"features": "cached", "training": {"mixup": 0.2}}, "a cache has none"),
     ],
 )
 def test_a_wrong_value_says_what_was_expected(workplace, changes, message):

@@ -16,14 +16,14 @@ def moved(monkeypatch):
 
 def test_bars_below_move_the_upper_one_through_their_stage(moved, capsys):
     stages = Stages("all", [2.0, 6.0])
-    with stages.stage("first"), progress_bar(4) as bar:
+    with stages.stage("first", "reading"), progress_bar(4, "reading train") as bar:
         bar.update(1)
         bar.update(3)
-    with stages.stage("second"), progress_bar(10) as large:
+    with stages.stage("second"), progress_bar(10, "training") as large:
         large.update(5)
-        # Of fewer images, such as a validation in between: it does not say how far the stage is.
-        with progress_bar(3) as small:
-            small.update(3)
+        # Does not say how far the stage is.
+        with progress_bar(30, "evaluating") as other:
+            other.update(30)
         large.update(5)
     stages.close()
     assert moved == [0.5, 2.0, 2.0, 5.0, 8.0, 8.0]

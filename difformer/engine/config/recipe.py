@@ -374,7 +374,7 @@ class Recipe:
         training: length, batch size and precision.
         evaluation: what is measured.
         trackers: Accelerate's: tensorboard, wandb, ….
-        seeds: train once for each of these seeds, in `seedN` of the output. A seed takes the place of `training.seed`
+        seeds: train once for each of these numbers, in `seedN` of the output. A seed takes the place of `training.seed`
             and, where only some labels are used, of `data.seed`. Empty for a single run.
     """
 

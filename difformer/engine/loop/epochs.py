@@ -36,7 +36,7 @@ def run_epochs(
     length, epochs = len(trainer.dataset), trainer.loop.epochs
     shown = accelerator.is_main_process
     options: dict[str, Any] = {"initial": progress.images, "unit_scale": True, "disable": not shown, "smoothing": 0.1}
-    with progress_bar(epochs * length, **options) as bar, StopRequest() as stop:
+    with progress_bar(epochs * length, "training", **options) as bar, StopRequest() as stop:
 
         def save_now() -> None:
             save()

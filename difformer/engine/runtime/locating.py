@@ -32,6 +32,8 @@ def classifier_file(source: str, *, download: bool = False) -> Path:
     exported = folder.path / _EXPORTED
     if exported.is_file() and not folder.recipe.exists():
         return exported
+    if seeds := sorted(folder.path.glob("seed*/recipe.yaml")):
+        raise FileNotFoundError(f"{source} holds runs of several seeds; give one of them, such as {seeds[0].parent}")
     if not folder.recipe.exists():
         raise FileNotFoundError(
             f"{source} is not the folder of a run: it has no {folder.recipe.name}; give one that `difformer train` "

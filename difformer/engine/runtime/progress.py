@@ -14,7 +14,7 @@ class _Bar(tqdm):  # type: ignore[type-arg]
         """As tqdm has it."""
         done = super().update(n)
         if _whole is not None and self.total:
-            _whole.note(self.n, self.total)
+            _whole.note(self.desc, self.n, self.total)
         return done
 
 
@@ -47,20 +47,25 @@ class Stages:
         form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
         self._bar = tqdm(total=sum(costs), desc=title, disable=not shown, bar_format=form, smoothing=0)
         self._number = 0
-        self._largest = 0.0
+        self._leading = ""
 
-    def note(self, done: float, total: float) -> None:
-        """What a bar below it shows. Of several in a stage, the one over most images says how far the stage is."""
-        if total >= self._largest:
-            self._largest = total
-            self._move(sum(self._costs[: self._number - 1]) + self._costs[self._number - 1] * min(1.0, done / total))
+    def note(self, title: str, done: float, total: float) -> None:
+        """What a bar below it shows."""
+        if title.startswith(self._leading):
+            cost = self._costs[self._number - 1] * min(1.0, done / total)
+            self._move(sum(self._costs[: self._number - 1]) + cost)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """The next stage: while it is entered, bars below move this one through it."""
+    def stage(self, name: str, leading: str = "training") -> Iterator[None]:
+        """The next stage: while it is entered, a bar below moves this one through it.
+
+        Args:
+            name: of the stage.
+            leading: how the title of that bar begins; others, such as those of evaluations in between, do not count.
+        """
         global _whole
         self._number += 1
-        self._largest = 0.0
+        self._leading = leading
         if self._shown:
             self._bar.write(f"[{self._number}/{len(self._costs)}] {name}")
         before, _whole = _whole, self

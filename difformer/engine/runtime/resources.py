@@ -1,5 +1,6 @@
 """Backbones and data sets that several runs of one process share, opened once."""
 
+import gc
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -64,3 +65,10 @@ class Resources:
             if known is not None:
                 check_same_classes(found[name].class_names, known, f"of {name}", f"of {next(iter(found))}")
         return found
+
+
+def release_memory() -> None:
+    """Between runs of one process: reference cycles keep the weights of finished ones, which would add up on a GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

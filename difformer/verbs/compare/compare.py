@@ -61,7 +61,7 @@ def compare_runs(
     first, *others = methods
     differences = [paired_bootstrap(m.correct, first.correct, resamples=_RESAMPLES, seed=seed) for m in others]
     with folder.write() as temporary:
-        _write(temporary, methods, differences)
+        _write(temporary, methods, differences, seed)
     page = folder.path / PAGE
     for m, found in zip(others, differences, strict=True):
         print(f"{m.name} - {first.name}: {_difference(found)}, p = {found.p_value:.2g}")
@@ -96,16 +96,17 @@ def _check_same_images(runs: Sequence[Measured]) -> None:
             )
 
 
-def _write(folder: Path, methods: Sequence[Method], differences: Sequence[PairedDifference]) -> None:
+def _write(folder: Path, methods: Sequence[Method], differences: Sequence[PairedDifference], seed: int) -> None:
     values = [
         _numbers(method) | ({} if number == 0 else {"against_first": asdict(differences[number - 1])})
         for number, method in enumerate(methods)
     ]
     write_json(folder / _RESULTS, values)
-    estimates = {m.name: _estimate(m) for m in methods}
+    estimates = {m.name: _estimate(m, seed) for m in methods}
     first = methods[0].runs[0]
     n = f"n = {len(first.ids):,} images of {first.split}; bars: {_LEVEL:.0%} intervals over images"
-    draw_intervals(estimates, folder / _ACCURACIES, caption=f"{n}; small points: seeds.")
+    seeds = "; small points: seeds" if any(len(m.runs) > 1 for m in methods) else ""
+    draw_intervals(estimates, folder / _ACCURACIES, caption=f"{n}{seeds}.")
     picture = Picture(folder / _ACCURACIES, "Accuracy of each run with its interval")
     sections = [Section("Results", [_table(methods, list(estimates.values()), differences), picture])]
     histories = {m.name: [run.history for run in m.runs if run.history] for m in methods}
@@ -133,12 +134,12 @@ def _numbers(method: Method) -> dict[str, Any]:
     return {"name": method.name, "runs": runs, "trained_parameters": first.parameters}
 
 
-def _estimate(method: Method) -> Estimate:
+def _estimate(method: Method, seed: int) -> Estimate:
     """The accuracy with its interval over images; what other seeds change is not in it."""
     if len(method.runs) == 1:
         metrics = method.runs[0].metrics
         return Estimate(metrics["top1"], metrics["top1_interval"]["low"], metrics["top1_interval"]["high"])
-    found = bootstrap_mean(method.correct, resamples=_RESAMPLES)
+    found = bootstrap_mean(method.correct, resamples=_RESAMPLES, seed=seed)
     return Estimate(found.mean, found.low, found.high, method.scores("top1"))
 
 

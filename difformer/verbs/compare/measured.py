@@ -80,7 +80,8 @@ def read_method(source: str, split: str, name: str, trust: str | None = None) ->
         source, split, name, trust: as for `read_measured`.
 
     Raises:
-        As `read_measured`.
+        FileNotFoundError: the run of a seed is not finished.
+        And as `read_measured`.
     """
     folder = expand_user(source)
     found = [] if RunFolder(folder).recipe.exists() else [recipe.parent for recipe in folder.glob("seed*/recipe.yaml")]
@@ -88,6 +89,9 @@ def read_method(source: str, split: str, name: str, trust: str | None = None) ->
     seeds = sorted(found, key=lambda run: (len(run.name), run.name))
     if not seeds:
         return Method(name, (read_measured(source, split, name, trust),))
+    for run in seeds:
+        if not RunFolder(run).results.exists():
+            raise FileNotFoundError(f"{run} is not finished; the same `difformer train` resumes it")
     return Method(name, tuple(read_measured(str(run), split, f"{name}/{run.name}", trust) for run in seeds))
 
 

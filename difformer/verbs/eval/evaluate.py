@@ -9,6 +9,7 @@ from difformer.backbones import FAMILIES
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description
 from difformer.classifier.files import stored_task
+from difformer.classifier.hub import backbone_beside
 from difformer.config.provenance import carried, without_places
 from difformer.config.reading import read_yaml, value_at
 from difformer.data import ImageDataset
@@ -121,8 +122,11 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
         _check_trusted(READERS, value_at(values, "data.name"), trust)
         _check_trusted(FAMILIES, value_at(values, "backbone.family"), trust)
         return {name: value for name, value in values.items() if name not in _OF_THE_USER} | {"classifier": source}
-    description = read_description(classifier_file(source, download=download))
+    file = classifier_file(source, download=download)
+    description = read_description(file)
     backbone = {name: description["backbone"][name] for name in ("name", "family") if name in description["backbone"]}
+    if beside := backbone_beside(file, description["backbone"]):
+        backbone["name"] = str(beside)
     _check_trusted(FAMILIES, backbone.get("family"), trust)
     values = {"classifier": source, "backbone": backbone}
     preprocessing: Mapping[str, Any] | None = description["preprocessing"]

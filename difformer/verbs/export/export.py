@@ -43,12 +43,20 @@ def export_classifier(
     """
     folder = ResultFolder(output, FILES)
     folder.check(overwrite=overwrite)
-    file = classifier_file(source, download=download)
-    run = RunFolder(source)
-    if backbone is None and run.recipe.exists():
+    file, run = classifier_file(source, download=download), RunFolder(source)
+    recipe = read_yaml(run.recipe) if run.recipe.exists() else {}
+    if backbone is None:
         # Where the run found it, which its name alone need not tell.
-        backbone = value_at(read_yaml(run.recipe), "backbone.name")
+        backbone = value_at(recipe, "backbone.name")
+        weights_folder = weights_folder or value_at(recipe, "backbone.folder")
     classifier = load_classifier(file, backbone=backbone, folder=weights_folder, download=download, trust=trust or ())
+    notes = dict(read_description(file)["metadata"])
+    epoch = notes.pop("metrics", None)
+    measured = run.read_results().get("test") if run.results.exists() else epoch
+    # Of the record of an epoch, what was measured of images that it did not learn from.
+    metrics = {name: value for name, value in (measured or {}).items() if name in classifier.task.metrics}
+    if metrics:
+        notes |= {"metrics": metrics, "dataset": value_at(recipe, "data.name") or "unknown"}
     with folder.write() as temporary:
-        classifier.save_pretrained(temporary, with_backbone=True, **read_description(file)["metadata"])
+        classifier.save_pretrained(temporary, with_backbone=True, **notes)
     return folder.path

@@ -76,9 +76,9 @@ def measure_methods(plan: Plan, folder: RunFolder, resources: Resources) -> list
     with closing(Stages(plan.title, costs)) as stages:
         with stages.stage(plan.titles[SVM]):
             results = [_pixels(plan, folder, resources)]
-        with stages.stage(plan.titles[KNN]):
+        with stages.stage(plan.titles[KNN], "reading"):
             results.append(_neighbours(plan, folder, resources))
-        with stages.stage("features for the heads"):
+        with stages.stage("features for the heads", "extracting"):
             _extract(plan, folder, resources)
         for run in plan.runs:
             with stages.stage(f"{plan.titles[run.method]}, seed {run.seed}"):

@@ -147,6 +147,8 @@ def create_plan(config: QuickstartConfig) -> Plan:
         method: replace(read_values(parser, Recipe, overlay(Recipe, file.base, section)), data=data)
         for method, section in file.heads.items()
     }
+    if any(head.seeds for head in heads.values()):
+        raise ValueError("seeds are given to a quickstart by --seeds, how many; leave them out of base and heads")
     _check_inits(config, heads)
     knn = build(ProbeRecipe, {**file.knn, "data": data, "backbone": base.backbone, "output": str(output / "knn")})
     if knn.method != "knn":

@@ -26,6 +26,7 @@ from difformer.files import expand_user
 METRICS = ("top1", "mean_per_class")
 _OWN_KEYS = (
     "output", "data.holdout", "evaluation.validation", "evaluation.select", "evaluation.criterion", "evaluation.test",
+    "seeds",
 )  # fmt: skip
 
 

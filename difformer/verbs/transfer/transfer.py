@@ -1,19 +1,16 @@
 """Runs a transfer suite: choices on held-out training images, then every seed, then the tables."""
 
-import gc
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from difformer.config.reading import dump
 from difformer.engine.loop.trainer import DivergedError
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.progress import Stages
-from difformer.engine.runtime.resources import Resources
+from difformer.engine.runtime.resources import Resources, release_memory
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 from difformer.verbs.train.train import train
@@ -72,10 +69,7 @@ class _Runner:
             self.fail(run.name, f"{type(error).__name__}: {error}")
             return None
         finally:
-            # Reference cycles keep the weights of finished runs, which would add up on a GPU.
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
 
 
 def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResult:
