@@ -1,7 +1,7 @@
 """How far apart two sets of images are by mean and covariance of their features: the Fréchet distance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 
 import numpy as np
@@ -221,7 +221,7 @@ def bootstrap_frechet(
         on_resample: called after each of them.
 
     Returns:
-        Its `mean` is the distance.
+        Its `mean` is the distance, and its `low` at least 0.
 
     Raises:
         ValueError: wrong shapes, types or values, or too few images.
@@ -239,7 +239,8 @@ def bootstrap_frechet(
         drawn.append(frechet_distance(*parts, allow_few=True))
         if on_resample is not None:
             on_resample()
-    return spread_around(whole, np.asarray(drawn), level)
+    found = spread_around(whole, np.asarray(drawn), level)
+    return replace(found, low=max(0.0, found.low))
 
 
 def _root(covariance: Tensor) -> Tensor:

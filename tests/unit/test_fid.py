@@ -129,6 +129,20 @@ class TestNumbers:
             for other in (found[0], found[2]):
                 assert other[measure.name].value == pytest.approx(measure.value, rel=1e-9)
 
+    def test_a_set_of_your_own(self, place):
+        class Generated:
+            title, size = "made on the way", (16, 16)
+
+            def __len__(self):
+                return 48
+
+            def batches(self, batch_size):
+                yield from torch.from_numpy(images(0)).permute(0, 3, 1, 2).split(batch_size)
+
+        found = compare_images(Generated(), place / "real", Stand(), **FEW)
+        theirs = compare_images(place / "fake", place / "real", Stand(), **FEW)
+        assert (found.samples, found.measures) == ("made on the way", theirs.measures)
+
     def test_features_that_are_kept_are_evenly_spaced(self, place):
         found = compare_images(place / "fake", place / "real", Stand(), keep=12, **FEW)
         assert found["precision"].samples == 12

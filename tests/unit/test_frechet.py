@@ -181,6 +181,7 @@ def test_the_interval_follows_the_seed_and_may_leave_statistics_as_they_are():
     assert known.mean == whole.mean
     assert known.high - known.low < whole.high - whole.low
     assert whole.resamples == 20
+    assert bootstrap_frechet(x, x, resamples=20).low == 0
 
 
 def test_few_images_are_refused_or_warned_of(caplog):

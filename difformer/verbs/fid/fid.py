@@ -99,8 +99,8 @@ class _Opened:
 
 
 def compare_images(
-    samples: str | Path,
-    reference: str | Path,
+    samples: str | Path | ImageSet,
+    reference: str | Path | ImageSet,
     space: FeatureSpace,
     *,
     k: int = 3,
@@ -122,7 +122,8 @@ def compare_images(
     most `keep` images of a set.
 
     Args:
-        samples: the generated images: a folder, `.tar` shards, or an `.npz` file, see `open_images`.
+        samples: the generated images: a folder, `.tar` shards, or an `.npz` file, see `open_images`; or an `ImageSet`
+            of your own, such as one that generates them batch by batch.
         reference: the real ones, or a file of statistics.
         space: what they are compared in.
         k: of the neighbour whose distance is a radius, for precision, recall, density and coverage.
@@ -165,14 +166,21 @@ def compare_images(
         space.name,
         space.digest,
         space.width,
-        expand_user(samples).name,
-        expand_user(reference).name,
+        _title(samples),
+        _title(reference),
         tuple(measures),
         tuple(note for note in (space.caution, _missing(ours, theirs)) if note),
     )
 
 
-def _open(path: str | Path, space: FeatureSpace, size: int | None, convert: bool) -> _Opened:
+def _title(images: str | Path | ImageSet) -> str:
+    """What a set is called in results, which say nothing of where things lie."""
+    return expand_user(images).name if isinstance(images, str | Path) else images.title
+
+
+def _open(path: str | Path | ImageSet, space: FeatureSpace, size: int | None, convert: bool) -> _Opened:
+    if not isinstance(path, str | Path):
+        return _Opened(path, None)
     place = expand_user(path)
     if place.suffix.lower() != ".npz":
         return _Opened(open_images(place, size=size, convert=convert), None)
