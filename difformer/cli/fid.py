@@ -24,7 +24,7 @@ def fid(
     t: int | None = None,
     k: int = 3,
     frechet: bool = True,
-    resamples: int = 100,
+    resamples: int | None = None,
     keep: int = 50_000,
     split_size: int = 5000,
     size: int | None = None,
@@ -55,7 +55,8 @@ def fid(
         t: noise timestep of the backbone.
         k: of the neighbours for precision, recall, density and coverage; 5 is usual for the last two.
         frechet: with the Fréchet distance, which needs more images than there are features, better ten times as many.
-        resamples: of the images, for the interval of the Fréchet distance; 0 for none.
+        resamples: of the images, for the interval of the Fréchet distance, each of which takes as long as the distance;
+            0 for none. By default 100 of up to 512 features, and none of more.
         keep: most images of a set whose features are kept, for all but Fréchet distance and Inception score.
         split_size: images a split of the Inception score.
         size: scale and crop all images to this side.

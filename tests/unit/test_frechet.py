@@ -160,14 +160,14 @@ def test_torchmetrics_agrees():
 
 
 def test_the_interval_is_about_the_distance_of_as_many_images():
-    """Of 60 pairs of sets, about 95 % of the intervals hold the mean of all distances."""
+    """Of 40 pairs of sets, about 95 % of the intervals hold the mean of all distances."""
     found = []
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         x, y = rng.normal(size=(150, 3)), rng.normal(size=(120, 3)) * 1.5 + 0.5
-        found.append(bootstrap_frechet(x, y, resamples=60, seed=seed))
+        found.append(bootstrap_frechet(x, y, resamples=40, seed=seed))
     typical = np.mean([interval.mean for interval in found])
-    assert np.mean([interval.low < typical < interval.high for interval in found]) >= 0.85
+    assert np.mean([interval.low < typical < interval.high for interval in found]) >= 0.8
     assert all(interval.low < interval.mean < interval.high for interval in found)
 
 
@@ -181,6 +181,7 @@ def test_the_interval_follows_the_seed_and_may_leave_statistics_as_they_are():
     assert known.mean == whole.mean
     assert known.high - known.low < whole.high - whole.low
     assert whole.resamples == 20
+    assert bootstrap_frechet(x, x, resamples=20).low == 0
 
 
 def test_few_images_are_refused_or_warned_of(caplog):

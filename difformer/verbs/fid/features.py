@@ -57,7 +57,8 @@ def read_features(images: ImageSet, space: FeatureSpace, *, batch_size: int, kee
     kept = np.zeros(len(images), dtype=bool)
     kept[evenly_spaced(len(images), keep)] = True
     pooled, spatial, score = FeatureMoments(), FeatureMoments(), InceptionScore(split_size)
-    parts, done = [], 0
+    # One block for all: small pieces between large ones would keep these from being freed.
+    features, done, filled = torch.empty(int(kept.sum()), space.width, device="cpu"), 0, 0
     with tqdm(total=len(images), desc=Path(images.title).name, unit="image") as bar:
         for batch in images.batches(batch_size):
             found = space.read(batch)
@@ -67,14 +68,15 @@ def read_features(images: ImageSet, space: FeatureSpace, *, batch_size: int, kee
             if found.logits is not None:
                 score.update(found.logits)
             chosen = torch.from_numpy(kept[done : done + len(batch)])
-            parts.append(found.vectors.float().cpu()[chosen])
-            done += len(batch)
+            rows = found.vectors.float().cpu()[chosen]
+            features[filled : filled + len(rows)] = rows
+            filled, done = filled + len(rows), done + len(batch)
             bar.update(len(batch))
     return SetFeatures(
         images.title,
         pooled.statistics() if pooled.count > 1 else None,
         spatial.statistics() if spatial.count > 1 else None,
-        torch.cat(parts),
+        features,
         score.compute() if space.name == INCEPTION else None,
     )
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from difformer.analysis import (
     bootstrap_frechet,
@@ -24,7 +24,8 @@ from difformer.verbs.fid.features import SetFeatures, read_features, read_statis
 from difformer.verbs.fid.images import ARRAY, ImageSet, member_names, open_images
 from difformer.verbs.fid.spaces import INCEPTION, FeatureSpace
 
-_log = getLogger(__name__)
+# Of the interval, and features above which it would take hours.
+_RESAMPLES, _MANY = 100, 512
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ class _Opened:
 
 
 def compare_images(
-    samples: str | Path,
-    reference: str | Path,
+    samples: str | Path | ImageSet,
+    reference: str | Path | ImageSet,
     space: FeatureSpace,
     *,
     k: int = 3,
     frechet: bool = True,
-    resamples: int = 100,
+    resamples: int | None = None,
     keep: int = 50_000,
     split_size: int = 5000,
     batch_size: int = 32,
@@ -121,12 +122,14 @@ def compare_images(
     most `keep` images of a set.
 
     Args:
-        samples: the generated images: a folder, `.tar` shards, or an `.npz` file, see `open_images`.
+        samples: the generated images: a folder, `.tar` shards, or an `.npz` file, see `open_images`; or an `ImageSet`
+            of your own, such as one that generates them batch by batch.
         reference: the real ones, or a file of statistics.
         space: what they are compared in.
         k: of the neighbour whose distance is a radius, for precision, recall, density and coverage.
         frechet: with the Fréchet distance.
-        resamples: of the interval of the Fréchet distance; 0 for none.
+        resamples: of the interval of the Fréchet distance, each of which takes as long as the distance; 0 for none.
+            When None, 100 of up to 512 features, and none of more.
         keep: most images of a set whose features are kept.
         split_size: images a split of the Inception score.
         batch_size: images at once.
@@ -142,15 +145,18 @@ def compare_images(
     """
     for name, value in (("k", k), ("keep", keep), ("batch_size", batch_size), ("split_size", split_size)):
         as_positive_integer(name, value)
-    if as_integer("resamples", resamples) < 0 or as_integer("seed", seed) < 0:
+    resamples = (_RESAMPLES if space.width <= _MANY else 0) if resamples is None else as_integer("resamples", resamples)
+    if resamples < 0 or as_integer("seed", seed) < 0:
         raise ValueError(f"resamples and seed must not be negative, got {resamples} and {seed}")
     if statistics is not None:
         check_target(statistics, overwrite=overwrite, ending=".npz")
     opened = [_open(path, space, size, convert) for path in (samples, reference)]
     _check_sets(opened, space, k, frechet)
-    ours, theirs = (_known(one, space, batch_size, keep, split_size) for one in opened)
+    # The reference first: what is written of it stays when the rest is stopped.
+    theirs = _known(opened[1], space, batch_size, keep, split_size)
     if statistics is not None:
         write_statistics(statistics, theirs, space, overwrite=overwrite)
+    ours = _known(opened[0], space, batch_size, keep, split_size)
     measures = [*_of_features(ours, theirs, space, k, seed)]
     if frechet:
         measures += _distances(ours, theirs, space, resamples, seed)
@@ -160,14 +166,21 @@ def compare_images(
         space.name,
         space.digest,
         space.width,
-        expand_user(samples).name,
-        expand_user(reference).name,
+        _title(samples),
+        _title(reference),
         tuple(measures),
         tuple(note for note in (space.caution, _missing(ours, theirs)) if note),
     )
 
 
-def _open(path: str | Path, space: FeatureSpace, size: int | None, convert: bool) -> _Opened:
+def _title(images: str | Path | ImageSet) -> str:
+    """What a set is called in results, which say nothing of where things lie."""
+    return expand_user(images).name if isinstance(images, str | Path) else images.title
+
+
+def _open(path: str | Path | ImageSet, space: FeatureSpace, size: int | None, convert: bool) -> _Opened:
+    if not isinstance(path, str | Path):
+        return _Opened(path, None)
     place = expand_user(path)
     if place.suffix.lower() != ".npz":
         return _Opened(open_images(place, size=size, convert=convert), None)
@@ -230,16 +243,17 @@ def _distances(
     assert ours.pooled is not None
     assert theirs.pooled is not None
     counts, name = (ours.pooled.count, theirs.pooled.count), _name("FID", space)
-    value = frechet_distance(ours.pooled, theirs.pooled, allow_few=True)
     if resamples and ours.whole and ours.features is not None:
-        _log.info("resampling %d times for the interval of the distance", resamples)
         x = ours.features.to(space.device)
         y = theirs.features.to(space.device) if theirs.whole and theirs.features is not None else theirs.pooled
-        found = bootstrap_frechet(x, y, resamples=resamples, seed=seed, allow_few=True)
+        with tqdm(total=resamples, desc="interval", unit="resample", delay=2, disable=None) as bar:
+            found = bootstrap_frechet(x, y, resamples=resamples, seed=seed, allow_few=True, on_resample=bar.update)
         how = f"{resamples} resamples" + ("" if theirs.whole else " of the samples")
-        yield Measure(name, value, *counts, space.width, found.low, found.high, how=how)
+        yield Measure(name, found.mean, *counts, space.width, found.low, found.high, how=how)
     else:
-        yield Measure(name, value, *counts, space.width)
+        value = frechet_distance(ours.pooled, theirs.pooled, allow_few=True)
+        how = "--resamples N for an interval" if ours.whole else ""
+        yield Measure(name, value, *counts, space.width, how=how)
     if ours.spatial is not None and theirs.spatial is not None:
         spatial = frechet_distance(ours.spatial, theirs.spatial, allow_few=True)
         yield Measure("sFID", spatial, *counts, space.spatial_width)
