@@ -17,7 +17,7 @@ from typing import Any
 
 # What is loaded once, where nothing computes that forking could hurt.
 LOADED = (
-    "accelerate", "difformer.cli", "difformer.engine.extraction.extract", "difformer.verbs.pretrain.pretrain",
+    "accelerate", "difformer.cli.verbs", "difformer.engine.extraction.extract", "difformer.verbs.pretrain.pretrain",
     "difformer.verbs.select.select", "difformer.verbs.train.train", "difformer.verbs.transfer.transfer",
     "matplotlib.figure", "matplotlib.backends.backend_agg", "pytest", "timm.optim", "timm.scheduler",
     "torchvision.transforms.v2",

@@ -8,9 +8,6 @@ from difformer.cli.help import described, options, usage, verb_help
 from difformer.config.options import check_options, refuse_published
 from difformer.registry import did_you_mean
 
-# Exit status when everything was done except for images that could not be read.
-SKIPPED = 3
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; the console's entry point.

@@ -8,6 +8,8 @@ from typing import Any
 
 from difformer._version import __version__
 
+# Exit status when everything was done except for images that could not be read.
+SKIPPED = 3
 # What people want to do, and the verbs that do it; together they are all verbs.
 AIMS = {
     "see it work": ("quickstart", "info", "bench"),

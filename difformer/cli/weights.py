@@ -18,7 +18,7 @@ from difformer.classifier import (
     write_classifier,
 )
 from difformer.classifier.published import PublishedOptions, is_published, read_published
-from difformer.cli.entry import SKIPPED
+from difformer.cli.help import SKIPPED
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words

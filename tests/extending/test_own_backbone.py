@@ -205,6 +205,13 @@ def test_a_backbone_in_python(folder, tmp_path):
     assert 'path/of/this/folder", trust="own_package")' in (tmp_path / "shared" / "README.md").read_text()
 
 
+def test_a_classifier_is_given_away_with_its_backbone(folder, run, tmp_path):
+    command = ["export", str(run), "--trust", "own_package", "--output", str(tmp_path / "given")]
+    assert main(command) == 0
+    given = load_classifier(tmp_path / "given" / "model.safetensors", trust="own_package")
+    assert given.backbone.digest == create_backbone(folder / "chain.safetensors", family=FAMILY).digest
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from processes import run_ranks
 from safetensors.torch import load_file
 from training import make_recipe, write_images, write_workplace
 
@@ -88,6 +89,46 @@ def test_seeds_are_trained_one_after_another_and_compared_with_their_spread(runs
     page = (tmp_path / "both" / "compare.html").read_text(encoding="utf-8")
     assert f"{100 * np.mean(scores):.2f} ± {100 * np.std(scores, ddof=1):.2f}" in page
     assert "several (2 seeds)" in page
+
+
+def test_seeds_on_two_processes_end_as_on_one(tmp_path):
+    values = write_workplace(tmp_path) | {"output": str(tmp_path / "several"), "seeds": [2, 3]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    printed = run_ranks(2, "train", tmp_path / "recipe.yaml").stdout
+    assert printed.count("[2/2] seed 3") == 1
+    alone = make_recipe(values | {"seeds": ()}, output=str(tmp_path / "alone"))
+    train(replace(alone, training=replace(alone.training, seed=3)))
+    one, other = (load_file(tmp_path / name / "classifier.safetensors") for name in ("alone", "several/seed3"))
+    for key, weights in one.items():
+        torch.testing.assert_close(weights, other[key], atol=1e-5, rtol=1e-4)
+
+
+def test_runs_that_do_not_belong_together_are_no_seeds(tmp_path, capsys):
+    values = write_workplace(tmp_path) | {"output": str(tmp_path / "several")}
+    values["training"] |= {"epochs": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    command = ["train", str(tmp_path / "recipe.yaml")]
+    assert main([*command, "--seeds", "0"]) == 0
+    assert main([*command, "--seeds", "1", "--optimizer.lr", "0.5"]) == 1
+    error = capsys.readouterr().err
+    assert "several holds a run of another recipe in seed0: optimizer.lr was 0.05 and is now 0.5" in error
+    assert not (tmp_path / "several" / "seed1").exists()
+    assert main([*command, "--seeds", "1", "--training.workers", "1"]) == 0
+    (tmp_path / "several" / "seed1" / "results.json").unlink()
+    with pytest.raises(FileNotFoundError, match="seed1 is not finished; the same `difformer train` resumes it"):
+        compare_runs([str(tmp_path / "several"), str(tmp_path / "several" / "seed0")], tmp_path / "both")
+    assert main(["eval", str(tmp_path / "several")]) == 1
+    assert f"holds runs of several seeds; give one of them, such as {tmp_path}/several/seed0" in capsys.readouterr().err
+    assert main([*command, "--seeds", "0", "--output", str(tmp_path / "several" / "seed0")]) == 1
+    assert "is the folder of a single run; give another --output for several seeds" in capsys.readouterr().err
+
+
+def test_without_validation_the_spread_of_seeds_is_that_of_the_training_images(tmp_path, capsys):
+    values = write_workplace(tmp_path) | {"output": str(tmp_path / "several"), "evaluation": {}}
+    values["training"] |= {"epochs": 1}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    assert main(["train", str(tmp_path / "recipe.yaml"), "--seeds", "0", "1"]) == 0
+    assert re.search(r"^measured on +train\ntop-1 +.*% ± .*%$", capsys.readouterr().out, re.M)
 
 
 def test_seeds_of_few_labels_draw_other_images(tmp_path):

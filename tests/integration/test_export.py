@@ -1,10 +1,12 @@
 """A classifier that leaves the house together with its backbone."""
 
 import csv
+import json
 import shutil
 
 import pytest
 import torch
+import yaml
 from training import make_recipe, tiny_unet, write_workplace
 
 from difformer import create_backbone, load_classifier
@@ -47,6 +49,26 @@ def test_an_export_works_where_nothing_else_is(place, tmp_path, monkeypatch, cap
     assert len(rows) == len(list(images.rglob("*.png")))
     assert [row["label"] for row in rows] == [before.predict(images / row["file"])[0].label for row in rows]
     assert "works with nothing else" in capsys.readouterr().out
+    # The numbers of the test split, and not those of the last epoch.
+    card = yaml.safe_load((tmp_path / "elsewhere" / "README.md").read_text().split("---")[1])
+    (result,) = card["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "folder"
+    assert {"top1", "macro_f1"} <= {metric["name"] for metric in result["metrics"]}
+    assert not {"epoch", "lr", "seconds"} & {metric["name"] for metric in result["metrics"]}
+    data = ["--data.name", "folder", "--data.root", "images", "--data.splits.test", ".", "--data.size", "16"]
+    assert main(["eval", "elsewhere", *data, "--output", "measured"]) == 0
+    measured = json.loads((tmp_path / "measured" / "metrics.json").read_text())["metrics"]
+    assert measured["num_images"] == len(rows)
+
+
+def test_a_backbone_in_half_precision_is_not_written(place, tmp_path):
+    backbone = create_backbone(place / "backbone.safetensors", dtype=torch.bfloat16)
+    classifier = load_classifier(place / "run" / "classifier.safetensors", backbone=backbone)
+    with pytest.raises(
+        ValueError, match=r"are not those of its file, as in half precision; open it with dtype=torch\.float32"
+    ):
+        classifier.save_pretrained(tmp_path / "gift", with_backbone=True)
+    assert not (tmp_path / "gift" / "backbone.safetensors").exists()
 
 
 def test_another_backbone_beside_it_is_not_taken(place, tmp_path):

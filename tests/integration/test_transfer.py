@@ -313,6 +313,7 @@ def test_the_suite_that_ships_is_listed_without_weights_and_data(tmp_path, monke
         ({"candidates": {"optimizer.lr": 1}}, r"candidates\.optimizer\.lr must be a list"),
         ({"candidates": {"optimizer.lr": []}}, r"candidates\.optimizer\.lr must be a list"),
         ({"candidates": {"training.seed": [1, 2]}}, r"candidates\.training\.seed is set by the suite itself"),
+        ({"base": {"seeds": [0, 1]}}, r"base\.seeds is set by the suite itself"),
         ({"base": {"evaluation": {"test": "val"}}}, r"base\.evaluation\.test is set by the suite itself"),
         ({"seeds": []}, "seeds must be at least one"),
         ({"seeds": [1, 1]}, "each once"),

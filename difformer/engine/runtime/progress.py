@@ -13,7 +13,8 @@ class _Bar(tqdm):  # type: ignore[type-arg]
     def update(self, n: float | None = 1) -> bool | None:
         """As tqdm has it."""
         done = super().update(n)
-        if _whole is not None and self.total:
+        # A bar that is not shown has no title.
+        if _whole is not None and not self.disable and self.total:
             _whole.note(self.desc, self.n, self.total)
         return done
 
