@@ -6,7 +6,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from difformer.checkpoints import PRESETS, Preset, read_weights, shipped
+from difformer.checkpoints import PRESETS, read_weights, shipped
 from difformer.checkpoints.shipped import missing_hint, shipped_folder
 from difformer.classifier import read_description
 
@@ -19,7 +19,9 @@ def list_weights() -> None:
     for preset in PRESETS.values():
         file = preset.find()
         size = "not here" if file is None else _megabytes(file.stat().st_size)
-        print(f"{preset.name:<28}{'backbone':<12}{size:>12}  {_of_preset(preset)}")
+        classes = f", {preset.config.num_classes} classes" if preset.config.num_classes else ""
+        about = f"OpenAI's; {preset.config.image_size} pixels{classes}, {preset.schedule_name} schedule"
+        print(f"{preset.name:<28}{'backbone':<12}{size:>12}  {about}")
     for name, entry in shipped().items():
         on = f"on {entry.backbone}; " if entry.backbone else ""
         print(f"{name:<28}{entry.kind:<12}{_megabytes(entry.bytes):>12}  ships; {on}{entry.source.data}")
@@ -63,11 +65,6 @@ def classifier_table(source: str, path: Path, *, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _of_preset(preset: Preset) -> str:
-    classes = f", {preset.config.num_classes} classes" if preset.config.num_classes else ""
-    return f"OpenAI's; {preset.config.image_size} pixels{classes}, {preset.schedule_name} schedule"
-
-
 def _megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
@@ -86,11 +83,6 @@ def _noted(metadata: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Real | str):
             yield name, value
         elif name == "metrics" and isinstance(value, Mapping):
-            yield (
-                name,
-                ", ".join(f"{key} {_number(number)}" for key, number in value.items() if isinstance(number, Real)),
-            )
-
-
-def _number(value: Real) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+            numbers = {key: number for key, number in value.items() if isinstance(number, Real)}
+            texts = {key: f"{one:.4g}" if isinstance(one, float) else str(one) for key, one in numbers.items()}
+            yield name, ", ".join(f"{key} {text}" for key, text in texts.items())

@@ -42,7 +42,7 @@ class RecipeVerb:
     Attributes:
         description: what it does.
         configuration: the dataclass it reads.
-        body: takes the configuration, and the switches by name.
+        body: takes the configuration, and the switches by name; a number that it returns is the exit status.
         switches: further options without a value, with their help.
         shown: the keys that people use first, which `--help` shows; `--help all` shows the others too.
         read: gives the values of a YAML file.
@@ -52,7 +52,7 @@ class RecipeVerb:
 
     description: str
     configuration: type
-    body: Callable[..., int | None]
+    body: Callable[..., object]
     switches: Mapping[str, str]
     shown: tuple[str, ...]
     read: Reader = read_yaml
@@ -74,7 +74,8 @@ class RecipeVerb:
         )
         if given.get("fake_data") and not given["dry_run"]:
             raise ValueError("--fake_data is for --dry_run")
-        return self.body(configuration, **given)
+        status = self.body(configuration, **given)
+        return status if isinstance(status, int) else None
 
 
 def _allowed(arguments: Sequence[str]) -> dict[str, Any]:
@@ -122,26 +123,6 @@ def _eval(recipe: EvaluationRecipe, *, download: bool, overwrite: bool) -> None:
     if download:
         recipe = replace(recipe, backbone=replace(recipe.backbone, download=True))
     evaluate_classifier(recipe, overwrite=overwrite)
-
-
-def _probe(recipe: ProbeRecipe, *, overwrite: bool) -> None:
-    run_probe(recipe, overwrite=overwrite)
-
-
-def _sweep(recipe: SweepRecipe, *, overwrite: bool) -> None:
-    sweep(recipe, overwrite=overwrite)
-
-
-def _cka(recipe: SimilarityRecipe, *, overwrite: bool) -> None:
-    measure_cka(recipe, overwrite=overwrite)
-
-
-def _select(recipe: SelectRecipe, *, overwrite: bool) -> None:
-    select(recipe, overwrite=overwrite)
-
-
-def _look(recipe: LookRecipe, *, overwrite: bool) -> None:
-    look(recipe, overwrite=overwrite)
 
 
 def _reads_training_recipes(configuration: type, *, test_split: bool = True) -> Reader:
@@ -216,7 +197,7 @@ RECIPE_VERBS = {
     "probe": RecipeVerb(
         "Fits k-NN or linear classifiers on pooled features; the recipe may be one of training.",
         ProbeRecipe,
-        _probe,
+        run_probe,
         {"overwrite": _REPLACE},
         (
             "data.name",
@@ -234,7 +215,7 @@ RECIPE_VERBS = {
     "sweep": RecipeVerb(
         "Fits linear probes of every block, timestep and pooling, and says which to use; resumes likewise.",
         SweepRecipe,
-        _sweep,
+        sweep,
         {"overwrite": _OVERWRITE},
         (
             "data.name",
@@ -253,7 +234,7 @@ RECIPE_VERBS = {
     "select": RecipeVerb(
         "Searches for the best block and timestep, and features to fuse, at a fraction of a sweep's cost.",
         SelectRecipe,
-        _select,
+        select,
         {"overwrite": _REPLACE},
         ("data.name", "data.root", "data.holdout", "output", "backbone.name", "timesteps", "budget", "labels"),
         read=_reads_training_recipes(SelectRecipe),
@@ -261,7 +242,7 @@ RECIPE_VERBS = {
     "look": RecipeVerb(
         "Writes a page about what blocks see: retrieval, principal components, nearest neighbours, a map.",
         LookRecipe,
-        _look,
+        look,
         {"overwrite": _REPLACE},
         ("data.name", "data.root", "output", "backbone.name", "taps", "timesteps", "split", "images"),
         read=_reads_training_recipes(LookRecipe, test_split=False),
@@ -269,7 +250,7 @@ RECIPE_VERBS = {
     "cka": RecipeVerb(
         "Compares blocks and timesteps with each other, with other weights, or with a timm model, by CKA.",
         SimilarityRecipe,
-        _cka,
+        measure_cka,
         {"overwrite": _REPLACE},
         ("data.name", "data.root", "output", "backbone.name", "taps", "timesteps", "images", "other", "timm.name"),
         read=_reads_training_recipes(SimilarityRecipe),

@@ -16,7 +16,7 @@ from difformer.backbones import CheckpointingBackbone, switch_checkpointing
 from difformer.checkpoints import CheckpointError, weights_digest
 from difformer.classifier import DiffusionClassifier, load_classifier, read_description, save_classifier
 from difformer.config.provenance import carried
-from difformer.data import ImageDataset, collate
+from difformer.data import collate
 from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_backbone, build_classifier, build_task
 from difformer.engine.config.evaluation import choice_note
@@ -83,7 +83,7 @@ class Run:
         task = build_task(recipe)
         self._criterion = criterion_of(recipe.evaluation, task)
         self._larger_is_better = task_metric(task, self._criterion, "evaluation.criterion").larger_is_better
-        self.images: dict[str, Any] = _fake_splits(recipe, task) if fake else _open_splits(recipe, resources)
+        self.images: Mapping[str, Any] = _splits(recipe, resources, task if fake else None)
         if not fake:
             for images in self.images.values():
                 check_labels(task, images)
@@ -224,7 +224,9 @@ class Run:
             if evaluation.validation is not None and due:
                 measured = self.measure(evaluation.validation)
                 record |= {f"validation_{name}": value for name, value in measured.summary().items()}
-                value = _chosen_by(measured, self._criterion)
+                value = measured.value(self._criterion)
+                if value is None or not math.isfinite(value):
+                    raise ValueError(f"evaluation.criterion: {self._criterion} is {value} here, and cannot choose")
                 record[f"validation_{self._criterion}"] = value
                 improved = progress.note(value, larger_is_better=self._larger_is_better)
             best = evaluation.select == "best"
@@ -332,18 +334,15 @@ class Run:
             _log.warning("the classifier is %s", note)
 
 
-def _open_splits(recipe: Recipe, resources: Resources) -> dict[str, ImageDataset]:
-    evaluated = (recipe.evaluation.validation, recipe.evaluation.test)
-    if "train" in evaluated:
-        raise ValueError("evaluation on train says nothing of new images; use holdout with data.holdout")
-    return resources.splits(recipe.data, ("train", *evaluated), augment=True)
-
-
-def _fake_splits(recipe: Recipe, task: Task) -> dict[str, Any]:
-    evaluation = recipe.evaluation
-    names = dict.fromkeys(("train", evaluation.validation, evaluation.test))
-    length = 4 * recipe.training.batch_size
-    return {name: FakeImages(recipe.data, name, length, label=task.stand_in()) for name in names if name is not None}
+def _splits(recipe: Recipe, resources: Resources, stand_in_for: Task | None) -> Mapping[str, Any]:
+    """The data sets by split; stand-ins with labels of a task, where one is given."""
+    names = dict.fromkeys(("train", recipe.evaluation.validation, recipe.evaluation.test))
+    if stand_in_for is None:
+        if "train" in (recipe.evaluation.validation, recipe.evaluation.test):
+            raise ValueError("evaluation on train says nothing of new images; use holdout with data.holdout")
+        return resources.splits(recipe.data, names, augment=True)
+    length, label = 4 * recipe.training.batch_size, stand_in_for.stand_in()
+    return {name: FakeImages(recipe.data, name, length, label=label) for name in names if name is not None}
 
 
 def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:
@@ -354,11 +353,3 @@ def criterion_of(evaluation: EvaluationConfig, task: Task) -> str:
     """The metric that chooses: the recipe's, or the task's first where that has no top1, which is the default."""
     default = evaluation.criterion == EvaluationConfig.criterion and evaluation.criterion not in task.metrics
     return next(iter(task.metrics)) if default else evaluation.criterion
-
-
-def _chosen_by(metrics: Measured, criterion: str) -> float:
-    """The number that chooses; raises ValueError where there is none."""
-    value = metrics.value(criterion)
-    if value is None or not math.isfinite(value):
-        raise ValueError(f"evaluation.criterion: {criterion} is {value} here, so that nothing can be chosen by it")
-    return value
