@@ -302,6 +302,15 @@ class TestImages:
         with pytest.raises(ImageError, match=r"002\.png cannot be read as an image"):
             open_images(tmp_path)
 
+    @pytest.mark.parametrize("suffix", ["png", "jpg"])
+    def test_an_image_that_was_cut_off(self, tmp_path, suffix):
+        write_folder(tmp_path, images(0, count=3, side=64), suffix)
+        assert len(open_images(tmp_path)) == 3
+        last = tmp_path / f"002.{suffix}"
+        last.write_bytes(last.read_bytes()[:-500])
+        with pytest.raises(ImageError, match=rf"002\.{suffix} cannot be read as an image"):
+            open_images(tmp_path)
+
     def test_damaged_shards(self, tmp_path):
         shard = make_shards(tmp_path, (3,)) / "set-train-000.tar"
         shard.write_bytes(b"none" + shard.read_bytes())

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from difformer._optional import require
 from difformer.config import as_size, sides
 from difformer.data import DataConfig, ImageError, Source, file_source, read_source
-from difformer.data.images import Content, resize_to_cover
+from difformer.data.images import Content, looks_whole, resize_to_cover
 from difformer.data.listing import find_images, in_words
 from difformer.files import expand_user
 
@@ -55,8 +55,8 @@ class FileImages:
         convert: take images that are not 8-bit RGB too.
 
     Raises:
-        ImageError: an image cannot be read, is not 8-bit RGB, or has another size than the first, as far as headers
-            show.
+        ImageError: an image cannot be read, is not 8-bit RGB, or has another size than the first, as far as its
+            beginning and end show.
     """
 
     def __init__(self, source: Source, *, size: int | None = None, convert: bool = False) -> None:
@@ -93,7 +93,7 @@ class FileImages:
         return array
 
     def _check_headers(self) -> tuple[int, int]:
-        """The size of the first; before long work, since reading headers is quick."""
+        """The size of the first; before long work, since reading the ends of images is quick."""
         first: tuple[int, int] | None = None
         contents = zip(self._places, self._contents(self._places), strict=True)
         for place, content in tqdm(contents, "headers", len(self), unit="image", delay=2, disable=None):
@@ -104,6 +104,10 @@ class FileImages:
                 raise ImageError(f"{self.title}: {what}; {_CONVERT}")
             if size != first and not self._scaled:
                 raise ImageError(f"{self.title}: {_other_size(self._source.describe(place), size, first)}")
+            ends = None if self._source.ends is None else self._source.ends(place)
+            if ends is not None and not looks_whole(ends.head, ends.tail):
+                # Decoding tells, and raises where it was cut off.
+                self._source.decode(place, content)
         assert first is not None
         return first
 
