@@ -62,8 +62,8 @@ for _name, _reader in _OURS.items():
     READERS.register(_name)(_reader)
 # Those whose labels may be plain numbers.
 _WITH_NUMBERS = ("webdataset", "huggingface")
-# Those with masks, boxes or points, which build on what is here.
-_DENSE = {
+# Those of `difformer.annotations`, which builds on what is here.
+_ANNOTATED = {
     "masks": "read_masks",
     "ade20k": "read_ade20k",
     "vocsegmentation": "read_voc_segmentation",
@@ -80,8 +80,10 @@ def _read_annotated(config: DataConfig, split: str, *, reader: str) -> Source:
     return source
 
 
-for _name, _reader_name in _DENSE.items():
+for _name, _reader_name in _ANNOTATED.items():
     READERS.register(_name)(partial(_read_annotated, reader=_reader_name))
+# Those with masks, boxes or points; of pairs, the images alone are a data set.
+_DENSE = _ANNOTATED.keys() - {"pairs"}
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -274,7 +276,7 @@ def create_dataset(
     from_training = split == HOLDOUT or (split == TEST and config.test_fraction > 0)
     key = canonical_name(config.name)
     # Before anything is fetched or listed, if it is known whether there are masks, boxes or points.
-    known = key in _OURS or key in _DENSE
+    known = key in _OURS or key in _ANNOTATED
     sample_transform = _transform(config, augment, transform, dense=key in _DENSE) if known else None
     source = read_source(config, "train" if from_training else split)
     if sample_transform is None:
@@ -316,7 +318,7 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
             "package.module:reader"
         )
     reader = READERS.find(key)
-    if key in (*_OURS, *_DENSE) and key not in _WITH_NUMBERS:
+    if key in (*_OURS, *_ANNOTATED) and key not in _WITH_NUMBERS:
         refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))
     if not isinstance(source, Source):

@@ -163,7 +163,7 @@ class TestCounts:
     @pytest.mark.parametrize(
         ("counts", "message"),
         [
-            (np.zeros((4, 2, 3), int), "a number for all images together, got nan"),
+            (np.zeros((4, 2, 3), int), "a finite number for all images together, got nan"),
             (np.zeros((0, 2, 3), int), "counts must be of one image at least"),
         ],
     )
