@@ -212,7 +212,8 @@ def read_metadata(path: Path) -> Mapping[str, str]:
 def _open_safetensors(path: Path) -> Iterator[Any]:
     """An open safetensors file; raises CheckpointError when reading it fails."""
     try:
-        with safe_open(path, framework="pt") as file:
+        # With torch 2.4, the file's tensors would lie on the default device.
+        with torch.device("cpu"), safe_open(path, framework="pt") as file:
             yield file
     except MemoryError:
         raise

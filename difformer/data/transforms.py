@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -202,6 +203,10 @@ def create_transform(
 def _timm_transform(policy: str | None, size: Size, random_erasing: float) -> Callable[["Image"], Tensor]:
     timm = require("timm.data", "this augmentation", install="timm")
     height, width = sides(size)
+    if policy is not None and policy.startswith("augmix") and height != width and _version(timm) < (1, 0, 30):
+        raise ValueError(
+            f"augmix of images that are not square needs timm 1.0.30 or later, and this is {timm.__version__}"
+        )
     # A crop has about the proportions of the result, up to 3:4 and 4:3, which is timm's default for squares.
     proportions = {} if height == width else {"ratio": (3 / 4 * width / height, 4 / 3 * width / height)}
     try:
@@ -219,3 +224,7 @@ def _timm_transform(policy: str | None, size: Size, random_erasing: float) -> Ca
     except (AssertionError, ValueError, KeyError, IndexError) as error:
         raise ValueError(f"timm does not know the augmentation {policy!r}: {error!r}") from error
     return transform
+
+
+def _version(package: ModuleType) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:3])
