@@ -71,7 +71,7 @@ from difformer.analysis.metrics import (
 from difformer.analysis.pca import PrincipalComponents, pca_maps, principal_components
 from difformer.analysis.retrieval import nearest_images, precision_at_k
 from difformer.analysis.ridge import RidgeFit, choose_leave_one_out, ridge_path
-from difformer.analysis.rle import decode_rle, encode_rle
+from difformer.analysis.rle import encode_rle
 from difformer.analysis.scatter import view_criterion
 from difformer.analysis.segmentation import (
     ClassSegmentation,
@@ -87,6 +87,7 @@ from difformer.analysis.segmentation import (
 )
 from difformer.analysis.sgd import SGDFit, sgd_grids
 from difformer.analysis.wilson import images_of_equal_weight, share_interval
+from difformer.rle import decode_rle
 
 __all__ = [
     "IOU_THRESHOLDS",

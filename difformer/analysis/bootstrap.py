@@ -1,8 +1,10 @@
 """Bootstrap confidence intervals over images (Efron & Tibshirani 1993, chapter 13)."""
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,8 +14,8 @@ from difformer.analysis._inputs import Array, as_scores
 from difformer.config import as_integer, as_positive_integer
 from difformer.streams import Stream, generator
 
-# From counts summed over images, (R, …), to (R,) numbers.
-Statistic: TypeAlias = Callable[[NDArray[Any]], NDArray[np.float64]]
+# From counts summed over images, (R, …), to (R,) numbers; one that has a `whole` gets the sum over all images as that.
+Statistic: TypeAlias = Callable[..., NDArray[np.float64]]
 
 # Drawn together: 16 MB of places and values.
 _CHUNK_ELEMENTS = 1 << 20
@@ -24,7 +26,8 @@ class Interval:
     """A mean, or another number of a set of images, with its bootstrap confidence interval.
 
     Attributes:
-        mean: over the images as they are, or what is measured of them together.
+        mean: the number itself, of the images as they are: the mean of their scores, or what is measured of them
+            together, such as a mean IoU.
         low, high: ends of the interval.
         level: of confidence, such as 0.95.
         resamples: how many of them the ends were read from.
@@ -95,9 +98,12 @@ def bootstrap_counts(
 
     Args:
         counts: (N, …) of each image, such as `class_counts`.
-        statistic: from (R, …) sums to (R,) numbers, such as `mean_iou`.
+        statistic: from (R, …) sums to (R,) numbers, such as `mean_iou`. If it has a parameter `whole`, the sum over all
+            images is given as that.
         resamples, level, seed: as in `bootstrap_mean`. Resamples in which the statistic is not a number, for want of
-            what it counts, are left out.
+            what it counts, are left out; `Interval.resamples` says how many remain. Of `mean_iou` and `mean_accuracy`
+            these are resamples without a class that is labelled in the whole set, so that all means are over the same
+            classes. Leave out classes that few images have, `counts[:, kept]`, where few resamples remain.
 
     Raises:
         ValueError: as in `bootstrap_mean`, or the statistic is not a number for all images together.
@@ -120,7 +126,7 @@ def paired_bootstrap_counts(
     Args:
         counts_a: (N, …) of each image.
         counts_b: (N, …) of another model, for the same images in the same order.
-        statistic, resamples, level, seed: as in `bootstrap_counts`.
+        statistic, resamples, level, seed: as in `bootstrap_counts`. Resamples are left out of both sides together.
 
     Raises:
         ValueError: as in `bootstrap_counts`, or different shapes.
@@ -142,18 +148,32 @@ def _resampled_sums(
     # Counts below 2**53 are exact in float64.
     flat = [np.asarray(side, dtype=np.float64).reshape(size, -1) for side in sides]
     shape = np.shape(sides[0])[1:]
+    # What a statistic counts of the whole set, it must count in every resample.
+    asks = _takes_whole(statistic)
+    own = [partial(statistic, whole=one.sum(axis=0).reshape(shape)) if asks else statistic for one in flat]
     found = []
     drawn = _weights(size, resamples, seed, max(one.shape[1] for one in flat))
     for weights in itertools.chain([np.ones((1, size))], drawn):
-        values = [statistic((weights @ one).reshape(len(weights), *shape)) for one in flat]
+        values = [of((weights @ one).reshape(len(weights), *shape)) for of, one in zip(own, flat, strict=True)]
         found.append(values[0] - values[1] if len(values) == 2 else values[0])
     whole, rest = found[0].item(), np.concatenate(found[1:])
     rest = rest[np.isfinite(rest)]
     if not np.isfinite(whole):
         raise ValueError(f"the statistic must be a finite number for all images together, got {whole}")
     if not len(rest):
-        raise ValueError("the statistic must be a finite number for at least one resample of the images")
+        raise ValueError(
+            "the statistic must be a finite number for at least one resample of the images; leave out of the "
+            "counts what few images have, such as rare classes"
+        )
     return whole, rest
+
+
+def _takes_whole(statistic: Statistic) -> bool:
+    try:
+        return "whole" in inspect.signature(statistic).parameters
+    except ValueError:
+        # What numpy has built in may not say what it takes.
+        return False
 
 
 def _weights(size: int, resamples: int, seed: int, width: int) -> Iterator[NDArray[np.float64]]:

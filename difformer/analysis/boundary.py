@@ -13,6 +13,7 @@ from torch import Tensor
 
 from difformer.analysis._inputs import Array, as_class_maps
 from difformer.config import as_positive_integer, as_positive_number
+from difformer.maps import as_ignore_index
 
 # Farther than any pixel of an image.
 _FAR = 1 << 24
@@ -29,16 +30,17 @@ def boundary_counts(
         num_classes: K; other values are not counted, and not refused as `pixel_confusion` does.
         tolerance: how far is near, as a share of the image's diagonal; 0.0075 in Csurka et al. 2013. Distances are
             Euclidean, between the centres of pixels, so that below one pixel only the same place is near.
-        ignore_index: of labels.
+        ignore_index: outside [0, num_classes).
 
     Returns:
         (B, K, 4) int64 on the labels' device: predicted boundary pixels that are near a labelled one of their class,
         all predicted ones, labelled ones that are near a predicted one, all labelled ones.
 
     Raises:
-        ValueError: wrong shapes or types.
+        ValueError: wrong shapes, types or values.
     """
     classes = as_positive_integer("num_classes", num_classes)
+    ignored = as_ignore_index(ignore_index, classes)
     truth, found = as_class_maps("labels", labels), as_class_maps("predicted", predicted)
     if truth.shape != found.shape:
         raise ValueError(
@@ -48,7 +50,7 @@ def boundary_counts(
     counts = torch.zeros(len(truth), classes, 4, dtype=torch.int64, device=truth.device)
     for table, own, other in zip(counts, truth, found.to(truth.device), strict=True):
         own, other = own.long(), other.long()
-        known = own != ignore_index
+        known = own != ignored
         own, other = (torch.where(_boundary(maps, known), maps, -1) for maps in (own, other))
         for number in torch.cat([own.unique(), other.unique()]).unique().tolist():
             if 0 <= number < classes:

@@ -8,7 +8,7 @@ import contextlib
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any, Literal, TypeAlias
@@ -18,14 +18,18 @@ from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.analysis._inputs import Array, as_numbers, as_tensor
-from difformer.analysis.rle import check_rle, encode_rle, rle_area
+from difformer.analysis.rle import encode_rle
 from difformer.config import check_choice
+from difformer.rle import run_lengths
 
 Overlap: TypeAlias = Literal["bbox", "segm"]
 
 # COCO's thresholds of the overlap, and where precision is read off.
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
+
+# What of an annotation is compared.
+_PARTS: Mapping[Overlap, str] = {"bbox": "bbox", "segm": "segmentation"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,8 @@ def coco_annotations(
     labels: Array,
     *,
     crowd: Array | None = None,
-    masks: Array | None = None,
+    areas: Array | None = None,
+    masks: Array | Iterable[Array] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """An image's objects as COCO has them, for `coco_truth`.
@@ -132,8 +137,10 @@ def coco_annotations(
         boxes: (n, 4) finite x1, y1, x2, y2 in pixels; n may be 0.
         labels: (n,) class numbers.
         crowd: (n,) truth values: regions with many objects, where detections are neither right nor wrong.
-        masks: (n, H, W) truth values. An object's area, which says whether it is small, is that of its mask, else of
-            its box.
+        areas: (n,) finite pixels, not negative, which say whether an object is small: in COCO's files those of the
+            objects' outlines, also where boxes are compared (`Boxes.areas`). Those of the masks where they are left
+            out, and without masks those of the boxes.
+        masks: (n, H, W) truth values; or n of (H, W), of which any iterable may give one at a time.
         category_ids: of the classes, by number; 1, 2, 3 … by default.
 
     Raises:
@@ -144,9 +151,15 @@ def coco_annotations(
     crowds = np.zeros(len(found), dtype=bool) if crowd is None else as_tensor("crowd", crowd).cpu().numpy()
     if crowds.shape != (len(found),) or crowds.dtype != bool:
         raise ValueError(f"crowd must be {len(found)} truth values, got {crowds.dtype} of shape {crowds.shape}")
-    for one, many in zip(found, crowds.tolist(), strict=True):
-        mask = one.get("segmentation")
-        area = one["bbox"][2] * one["bbox"][3] if mask is None else float(rle_area(mask))
+    if areas is not None:
+        sizes = as_numbers("areas", areas, (len(found),)).tolist()
+    elif masks is not None:
+        sizes = [float(sum(run_lengths(one["segmentation"])[1::2])) for one in found]
+    else:
+        sizes = [one["bbox"][2] * one["bbox"][3] for one in found]
+    for one, many, area in zip(found, crowds.tolist(), sizes, strict=True):
+        if not 0 <= area < math.inf:
+            raise ValueError(f"areas must be finite and not negative, got {area} in image {image_id}")
         one |= {"iscrowd": int(many), "area": area}
     return found
 
@@ -180,7 +193,7 @@ def coco_results(
     labels: Array,
     scores: Array,
     *,
-    masks: Array | None = None,
+    masks: Array | Iterable[Array] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> list[dict[str, Any]]:
     """An image's detections as COCO's result files have them; lists of several images are put together with `+`.
@@ -218,12 +231,11 @@ def detection_metrics(
         overlap: whether boxes or masks are compared.
 
     Raises:
-        ValueError: an image or category that `truth` does not have, a box or score that is not finite or of another
-            length, or a mask of another size than its image; the message says which.
+        ValueError: an image or category that `truth` does not have, a box, area or score that is not finite or of
+            another length, or a mask that is none or of another size than its image; the message says which.
         ImportError: pycocotools is missing.
     """
     check_choice("overlap", overlap, ("bbox", "segm"))
-    _check(truth, results, overlap)
     evaluation = _evaluate(truth, results, overlap)
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, 2]
     precision = np.where(precision < 0, np.nan, precision)
@@ -243,7 +255,11 @@ def detection_metrics(
 
 
 def _objects(
-    image_id: int, boxes: Array, labels: Array, masks: Array | None, category_ids: Sequence[int] | None
+    image_id: int,
+    boxes: Array,
+    labels: Array,
+    masks: Array | Iterable[Array] | None,
+    category_ids: Sequence[int] | None,
 ) -> list[dict[str, Any]]:
     corners = as_numbers("boxes", boxes, (None, 4))
     numbers = as_tensor("labels", labels).cpu().numpy()
@@ -262,77 +278,129 @@ def _objects(
         {"image_id": int(image_id), "category_id": one, "bbox": box} for one, box in zip(ids, sides, strict=True)
     ]
     if masks is not None:
-        regions = as_tensor("masks", masks)
-        if regions.ndim != 3 or len(regions) != len(found):
-            raise ValueError(f"masks must be of shape ({len(found)}, H, W), got {tuple(regions.shape)}")
-        found = [one | {"segmentation": encode_rle(mask)} for one, mask in zip(found, regions, strict=True)]
+        if not isinstance(masks, Iterable) or getattr(masks, "ndim", 3) != 3:
+            raise ValueError(
+                f"masks must be of shape ({len(found)}, H, W) or give (H, W) each, got {type(masks).__name__}"
+            )
+        codes = list(map(encode_rle, masks))
+        if len(codes) != len(found) or any(code["size"] != codes[0]["size"] for code in codes):
+            shapes = sorted({tuple(code["size"]) for code in codes})
+            raise ValueError(f"masks must be {len(found)} of one shape (H, W), got {len(codes)} of {shapes}")
+        found = [one | {"segmentation": code} for one, code in zip(found, codes, strict=True)]
     return found
 
 
-def _check(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], overlap: Overlap) -> None:
-    for name, listed in (("image", truth["images"]), ("category", truth["categories"])):
-        number, times = max(Counter(one["id"] for one in listed).items(), key=lambda one: one[1], default=(0, 0))
-        if times > 1:
-            raise ValueError(f"every {name} of the truth must have its own id, and {number!r} stands {times} times")
-    images = {image["id"]: image for image in truth["images"]}
-    categories = {one["id"]: one["name"] for one in truth["categories"]}
-    for kind, entries in (("annotation", truth["annotations"]), ("result", results)):
-        for place, entry in enumerate(entries):
-            _check_entry(f"{kind} {place}", entry, images, categories, overlap)
+def _annotations(
+    truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], overlap: Overlap
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Objects and detections, checked, as pycocotools compares them. They are numbered anew: a detection that matches
+    an annotation with the number 0 would count as a wrong one."""
+    images, categories = _by_id("image", truth["images"]), _by_id("category", truth["categories"])
+    part = _PARTS[overlap]
+    for number, image in images.items() if overlap == "segm" else ():
+        sides = [image.get(side) for side in ("height", "width")]
+        if not all(isinstance(side, int) and side > 0 for side in sides):
+            raise ValueError(
+                f"image {number!r} must have a height and width in pixels to be measured by 'segm', got {sides}"
+            )
+    wanted, found = [], []
+    for i, one in enumerate(truth["annotations"]):
+        name = f"annotation {i}"
+        _check_entry(name, one, ("image_id", "category_id", part, "area"), images, categories)
+        if not _are_finite([one["area"]], 1):
+            raise ValueError(f"{name} must have a finite area, got {one['area']!r}")
+        if (crowd := one.get("iscrowd", 0)) not in (0, 1):
+            raise ValueError(f"{name} must have an iscrowd of 0 or 1, got {crowd!r}")
+        if overlap == "segm" and not isinstance(one[part], Mapping):
+            compared = _polygons(name, one[part])
+        else:
+            compared, _ = _with_area(name, one[part], overlap, images[one["image_id"]])
+        wanted.append(dict(one) | {"id": i + 1, "iscrowd": crowd, part: compared})
+    for i, one in enumerate(results):
+        name = f"result {i}"
+        _check_entry(name, one, ("image_id", "category_id", part, "score"), images, categories)
+        if not _are_finite([one["score"]], 1):
+            raise ValueError(f"{name} must have a finite score, got {one['score']!r}")
+        # Its area, too, is that of what is compared: of results with boxes and masks pycocotools would take the box's.
+        compared, area = _with_area(name, one[part], overlap, images[one["image_id"]])
+        kept = {key: one[key] for key in ("image_id", "category_id", "score")}
+        found.append(kept | {"id": i + 1, "iscrowd": 0, part: compared, "area": area})
+    return wanted, found
+
+
+def _by_id(kind: str, entries: Sequence[Mapping[str, Any]]) -> dict[Any, Mapping[str, Any]]:
+    found: dict[Any, Mapping[str, Any]] = {}
+    for one in entries:
+        if not isinstance(one, Mapping) or not isinstance(one.get("id"), Hashable):
+            raise ValueError(f"every {kind} of the truth must have an id, got {one!r:.80}")
+        if one.get("id") in found:
+            raise ValueError(f"every {kind} of the truth must have its own id, and {one['id']!r} stands twice")
+        found[one.get("id")] = one
+    return found
 
 
 def _check_entry(
-    name: str, entry: Mapping[str, Any], images: Mapping[int, Any], categories: Mapping[int, str], overlap: Overlap
+    name: str, entry: Any, keys: Sequence[str], images: Mapping[Any, Any], categories: Mapping[Any, Any]
 ) -> None:
-    part = {"bbox": "bbox", "segm": "segmentation"}[overlap]
-    for key in ("image_id", "category_id", part, "score" if name.startswith("result") else "area"):
-        if key not in entry:
-            raise ValueError(f"{name} must have {key!r} to be measured by {overlap!r}, got {sorted(entry)}")
-    if entry["image_id"] not in images:
-        raise ValueError(f"{name} is of image {entry['image_id']!r}, which is not among the {len(images)} of the truth")
-    if entry["category_id"] not in categories:
-        raise ValueError(f"{name} is of category {entry['category_id']!r}; known are {sorted(categories)}")
-    if name.startswith("result") and not _are_finite([entry["score"]], 1):
-        raise ValueError(f"{name} must have a finite score, got {entry['score']!r}")
-    if overlap == "bbox" and not (_are_finite(entry["bbox"], 4) and min(entry["bbox"][2:]) >= 0):
-        raise ValueError(f"{name} must have a bbox of finite x, y, width and height, got {entry['bbox']!r}")
-    if overlap == "segm" and isinstance(entry["segmentation"], Mapping):
-        image = images[entry["image_id"]]
-        check_rle(name, entry["segmentation"], (image.get("height"), image.get("width")))
+    if not isinstance(entry, Mapping) or not set(keys) <= entry.keys():
+        missing = [key for key in keys if not isinstance(entry, Mapping) or key not in entry]
+        got = sorted(map(str, entry)) if isinstance(entry, Mapping) else entry
+        raise ValueError(f"{name} must have {missing[0]!r} to be measured, got {got!r:.200}")
+    image, category = entry["image_id"], entry["category_id"]
+    if not isinstance(image, Hashable) or image not in images:
+        raise ValueError(f"{name} is of image {image!r}, which is not among the {len(images)} of the truth")
+    if not isinstance(category, Hashable) or category not in categories:
+        raise ValueError(f"{name} is of category {category!r}; known are {list(categories)}")
+
+
+def _with_area(name: str, part: Any, overlap: Overlap, image: Mapping[str, Any]) -> tuple[Any, float]:
+    """A box or a run-length code in the form that pycocotools reads, and its area."""
+    if overlap == "segm":
+        if not isinstance(part, Mapping):
+            raise ValueError(f"{name} must have a run-length code, as encode_rle gives it, got {part!r:.80}")
+        runs = run_lengths(part, (image["height"], image["width"]), name=name)
+        text = part["counts"] if isinstance(part["counts"], str | bytes) else runs
+        return {"size": list(part["size"]), "counts": text}, float(sum(runs[1::2]))
+    if not (_are_finite(part, 4) and min(part[2:]) >= 0):
+        raise ValueError(f"{name} must have a bbox of finite x, y, width and height, got {part!r:.80}")
+    return list(part), float(part[2] * part[3])
+
+
+def _polygons(name: str, polygons: Any) -> list[list[float]]:
+    lines = polygons if isinstance(polygons, list | tuple) else []
+    if not lines or not all(
+        isinstance(line, list | tuple) and len(line) >= 6 and len(line) % 2 == 0 and _are_finite(line, len(line))
+        for line in lines
+    ):
+        raise ValueError(
+            f"{name} must have polygons of three corners or more, or a run-length code, got {polygons!r:.80}"
+        )
+    return [list(line) for line in lines]
 
 
 def _are_finite(values: Any, count: int) -> bool:
     """Whether they are so many finite numbers."""
-    return len(values) == count and all(isinstance(one, Real) and math.isfinite(one) for one in values)
+    listed = isinstance(values, list | tuple | np.ndarray) and len(values) == count
+    return listed and all(isinstance(one, Real) and math.isfinite(one) for one in values)
 
 
 def _evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], overlap: Overlap) -> Any:
     """pycocotools' evaluation, which prints what it does."""
+    sides = _annotations(truth, results, overlap)
     coco = require("pycocotools.coco", "COCO's average precision", install="pycocotools")
     cocoeval = require("pycocotools.cocoeval", "COCO's average precision", install="pycocotools")
-    # Numbered anew: a detection that matches an annotation with the number 0 would count as a wrong one.
-    wanted = [dict(one) | {"id": i, "iscrowd": one.get("iscrowd", 0)} for i, one in enumerate(truth["annotations"], 1)]
-    found = [_as_annotation(one, i, overlap) for i, one in enumerate(results, 1)]
     with contextlib.redirect_stdout(io.StringIO()):
-        sides = []
-        for annotations in (wanted, found):
-            side = coco.COCO()
-            side.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
-            side.createIndex()
-            sides.append(side)
-        evaluation = cocoeval.COCOeval(*sides, overlap)
+        indices = []
+        for annotations in sides:
+            index = coco.COCO()
+            index.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
+            index.createIndex()
+            indices.append(index)
+        evaluation = cocoeval.COCOeval(*indices, overlap)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return evaluation
-
-
-def _as_annotation(result: Mapping[str, Any], number: int, overlap: Overlap) -> dict[str, Any]:
-    """A detection as pycocotools compares it: its area, too, is that of what is compared."""
-    kept = {name: result[name] for name in ("image_id", "category_id", "score")} | {"id": number, "iscrowd": 0}
-    if overlap == "bbox":
-        return kept | {"bbox": list(result["bbox"]), "area": result["bbox"][2] * result["bbox"][3]}
-    return kept | {"segmentation": result["segmentation"], "area": float(rle_area(result["segmentation"]))}
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

@@ -294,6 +294,6 @@ def _as_lengths(lengths: Array, count: int) -> NDArray[np.float64]:
     if wrong.any():
         place = int(np.flatnonzero(wrong)[0])
         raise ValueError(
-            f"lengths must be above 0, got {values[place]} for image {place}; give not a number to leave an image out"
+            f"lengths must be above 0, got {values[place]} for image {place}; give NaN to leave an image out"
         )
     return values

@@ -17,7 +17,8 @@ from torch import Tensor
 from difformer.analysis._inputs import Array, as_class_maps, as_tensor
 from difformer.analysis._means import known_mean, or_none, ratio
 from difformer.analysis.boundary import boundary_f
-from difformer.config import as_integer, as_positive_integer
+from difformer.config import as_positive_integer
+from difformer.maps import as_ignore_index
 
 # Pixels that are counted together: 64 MB in int64.
 _CHUNK_ELEMENTS = 1 << 22
@@ -40,12 +41,7 @@ def pixel_confusion(predicted: Array, labels: Array, num_classes: int, *, ignore
         ValueError: wrong shapes, types or values; the message names image and pixel.
     """
     classes = as_positive_integer("num_classes", num_classes)
-    ignored = as_integer("ignore_index", ignore_index)
-    if 0 <= ignored < classes:
-        raise ValueError(
-            f"ignore_index must not be the number of one of the {classes} classes, got {ignored}; leave a class out "
-            "by giving its pixels another number, such as 255"
-        )
+    ignored = as_ignore_index(ignore_index, classes)
     truth, found = as_class_maps("labels", labels), as_class_maps("predicted", predicted)
     if truth.shape != found.shape:
         raise ValueError(
@@ -76,11 +72,9 @@ def class_counts(confusion: Array) -> NDArray[np.int64]:
     Raises:
         ValueError: another type or shape.
     """
-    table = as_tensor("confusion", confusion).cpu().numpy()
-    if table.ndim < 2 or table.shape[-1] != table.shape[-2]:
-        raise ValueError(f"confusion must be of shape (…, K, K), got {table.shape}")
+    table = _as_confusion(confusion)
     counts = [np.diagonal(table, axis1=-2, axis2=-1), table.sum(axis=-1), table.sum(axis=-2)]
-    return np.stack(counts, axis=-1).astype(np.int64)
+    return np.stack(counts, axis=-1)
 
 
 def class_iou(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -99,18 +93,28 @@ def class_iou(counts: NDArray[Any]) -> NDArray[np.float64]:
     return ratio(right, labelled + predicted - right)
 
 
-def mean_iou(counts: NDArray[Any]) -> NDArray[np.float64]:
+def mean_iou(counts: NDArray[Any], *, whole: NDArray[Any] | None = None) -> NDArray[np.float64]:
     """Mean of `class_iou` over the classes that are labelled or predicted.
 
     A class that is predicted and not labelled counts as 0, as in mmsegmentation and torchmetrics'
     `MulticlassJaccardIndex`; one that is neither is left out.
 
-    Args and raises: as `class_iou`.
+    Args:
+        counts: as for `class_iou`.
+        whole: (K, 3) counts of a set, of which `counts` are resamples, as the bootstrap functions give it. Then all are
+            means over the classes of the set: one that is never labelled there, and predicted, counts as 0 everywhere.
 
     Returns:
-        (…), not a number where no class is labelled or predicted.
+        (…), not a number where no class is labelled or predicted; or one that the set labels is not labelled.
+
+    Raises:
+        ValueError: another shape.
     """
-    return known_mean(class_iou(counts))
+    values = class_iou(counts)
+    if whole is not None:
+        _, labelled, predicted = _columns(whole)
+        values = np.where((labelled == 0) & (predicted > 0), 0, values)
+    return _where_complete(known_mean(values), counts, whole)
 
 
 def class_accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -125,9 +129,14 @@ def class_accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
     return ratio(right, labelled)
 
 
-def mean_accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of `class_accuracy` over the classes that are labelled; (…)."""
-    return known_mean(class_accuracy(counts))
+def mean_accuracy(counts: NDArray[Any], *, whole: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    """Mean of `class_accuracy` over the classes that are labelled; (…).
+
+    Args:
+        counts: as for `class_iou`.
+        whole: as for `mean_iou`: not a number where a class that the set labels is not labelled.
+    """
+    return _where_complete(known_mean(class_accuracy(counts)), counts, whole)
 
 
 def pixel_accuracy(counts: NDArray[Any]) -> NDArray[np.float64]:
@@ -221,7 +230,7 @@ def segmentation_metrics(
         ValueError: wrong shapes or types, or no pixel is labelled.
     """
     counts, names, images = class_counts(confusion), list(class_names), as_positive_integer("num_images", num_images)
-    table = as_tensor("confusion", confusion).cpu().numpy().astype(np.int64)
+    table = _as_confusion(confusion)
     if table.shape != (len(names), len(names)):
         raise ValueError(f"{len(names)} class names need a confusion of as many rows and columns, got {table.shape}")
     if not table.sum():
@@ -251,6 +260,16 @@ def segmentation_metrics(
     )
 
 
+def _as_confusion(confusion: Array) -> NDArray[np.int64]:
+    """Refuses shares: as whole numbers they would be 0."""
+    table: NDArray[Any] = as_tensor("confusion", confusion).cpu().numpy()
+    if table.dtype.kind not in "iu":
+        raise ValueError(f"confusion must be integers, counts of pixels, got {table.dtype}")
+    if table.ndim < 2 or table.shape[-1] != table.shape[-2]:
+        raise ValueError(f"confusion must be of shape (…, K, K), got {table.shape}")
+    return table.astype(np.int64)
+
+
 def _within(maps: Tensor, classes: int) -> Tensor:
     return (maps >= 0) & (maps < classes)
 
@@ -264,6 +283,16 @@ def _check_classes(name: str, rows: Tensor, fits: Tensor, start: tuple[int, int]
             f"{name} must lie in [0, {classes}){other}, got {int(rows[y, x])} in image {start[0]} "
             f"at row {start[1] + y}, column {x}"
         )
+
+
+def _where_complete(
+    values: NDArray[np.float64], counts: NDArray[Any], whole: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """Not a number where a class that is labelled in the whole set is not."""
+    if whole is None:
+        return values
+    missing = (_columns(counts)[1] == 0) & (_columns(whole)[1] > 0)
+    return np.where(missing.any(axis=-1), np.nan, values)
 
 
 def _columns(counts: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

@@ -16,10 +16,10 @@ from difformer.annotations.records import (
     points_of,
     recorded,
     reported,
-    run_lengths,
 )
 from difformer.data.source import DataError, Source, find_root, unknown_split
 from difformer.data.spec import DataConfig
+from difformer.rle import run_lengths
 
 # Where the file of a split is looked for, below root.
 INSTANCES = (
@@ -265,10 +265,10 @@ def _segment(one: Mapping[str, Any], where: str, size: Sequence[int]) -> Any:
     segment, where = one.get("segmentation"), f"{where}, annotation {one['id']}"
     height, width = size
     if isinstance(segment, Mapping):
-        if segment.get("size") != [height, width]:
-            raise DataError(f"{where} has run lengths for {segment.get('size')}, and the image is {list(size)} (h, w)")
-        if sum(runs := run_lengths(segment["counts"])) != height * width or min(runs) < 0:
-            raise DataError(f"{where} has run lengths of {sum(runs)} pixels, and the image has {height * width}")
+        try:
+            run_lengths(segment, (height, width), name=where)
+        except ValueError as error:
+            raise DataError(str(error)) from error
         return segment
     if not segment or not all(isinstance(line, list) and len(line) >= 6 and len(line) % 2 == 0 for line in segment):
         raise DataError(f"{where} must have polygons of three corners or more, or run lengths, got {segment!r:.80}")

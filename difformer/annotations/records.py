@@ -19,6 +19,7 @@ from difformer.data.images import ImageError
 from difformer.data.source import DataError, Files, Names, Source
 from difformer.data.spec import OnBadBox
 from difformer.data.targets import IGNORE, Boxes, Mask, Points, Target, box_problem
+from difformer.rle import decode_rle
 
 _log = getLogger(__name__)
 
@@ -253,47 +254,15 @@ def mask_of(segment: Any, height: int, width: int) -> NDArray[np.bool_]:
     """(H, W), the pixels of an object as COCO writes them.
 
     Args:
-        segment: polygons, or a mapping with run lengths as `counts`.
+        segment: polygons, or a run-length code.
         height, width: of the image.
 
     Raises:
-        ValueError: run lengths that are not those of such an image.
+        ValueError: the code is not that of such an image.
         ImportError: polygons without pycocotools.
     """
     if isinstance(segment, dict):
-        runs = run_lengths(segment["counts"])
-        if any(run < 0 for run in runs) or sum(runs) != height * width:
-            raise ValueError(f"run lengths must add up to {height * width} pixels, got {sum(runs)}")
-        # Columns one after the other, beginning with pixels that do not belong to it.
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+        return decode_rle(segment, (height, width))
     coco = require("pycocotools.mask", "reading polygons of objects", install="pycocotools")
     decoded: NDArray[np.bool_] = coco.decode(coco.merge(coco.frPyObjects(segment, height, width))).astype(bool)
     return decoded
-
-
-def run_lengths(counts: Any) -> list[int]:
-    """Run lengths from a list of them, or from COCO's text: six bits a character, of which one says that more follow;
-    from the fourth on, the difference from the last but one.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(counts, list) and all(type(run) is int for run in counts):
-        return counts
-    if not isinstance(counts, str):
-        raise ValueError(f"run lengths must be integers or a text, got {counts!r:.80}")
-    runs: list[int] = []
-    value = shift = 0
-    for character in counts:
-        bits = ord(character) - 48
-        value |= (bits & 31) << shift
-        shift += 5
-        if not 0 <= bits < 64 or shift > 40:
-            raise ValueError(f"run lengths have {character!r}, which their text cannot")
-        if not bits & 32:
-            value -= (1 << shift) if bits & 16 else 0
-            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-            value = shift = 0
-    if shift:
-        raise ValueError("the text of run lengths is cut off")
-    return runs

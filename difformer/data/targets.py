@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer._optional import require
+from difformer.maps import resize_logits
 
 # The label of pixels that count neither in a loss nor in a metric.
 IGNORE = 255
@@ -281,19 +282,20 @@ class Origin:
         return _cut(self.points(boxes.reshape(-1, 2)).reshape(-1, 4), self.target.size)
 
     def maps(self, maps: Tensor, canvas: tuple[int, int]) -> Tensor:
-        """Logits at the image's size, bilinear.
+        """Logits at the image's size, bilinear: by `resize_logits`, as they are in losses and windows.
+
+        Padding is cut off at the input's size, as in mmsegmentation, so that only maps with padding are resized twice.
 
         Args:
-            maps: (K, h, w) of the input, at any resolution.
+            maps: (K, h, w) of the input, at any resolution and of any floating-point type.
             canvas: (h, w) of the input in pixels, with its padding.
 
         Returns:
-            (K, H, W).
+            (K, H, W) float32 or float64.
         """
         if canvas != self.shown:
-            maps = F.interpolate(maps[None], canvas, mode="bilinear", align_corners=False)[0]
-            maps = maps[:, : self.shown[0], : self.shown[1]]
-        return F.interpolate(maps[None], self.size, mode="bilinear", align_corners=False)[0]
+            maps = resize_logits(maps[None], *canvas)[0, :, : self.shown[0], : self.shown[1]]
+        return resize_logits(maps[None], *self.size)[0]
 
 
 def box_problem(box: list[float], size: tuple[int, int]) -> str | None:

@@ -55,7 +55,7 @@ class DetectionHead(nn.Module):
         score_threshold: detections that are less certain are left out.
         nms_threshold: of two boxes of a class that overlap more (IoU), the less certain is left out; 0.6 for FCOS and
             0.5 for the others when None.
-        max_detections: most of an image that are kept.
+        max_detections: at most this many detections an image.
         image_size: see `Pyramid`; it must be given.
         finest_stride: see `Pyramid`; 4 for the R-CNNs and 8 for the others when None. The FPN adds one coarser level
             to those of the features for the R-CNNs, and two for the others.

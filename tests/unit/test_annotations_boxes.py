@@ -10,8 +10,9 @@ from data_sets import make_coco, make_voc, opened, write_image, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from difformer.annotations.records import mask_of, run_lengths
+from difformer.annotations.records import mask_of
 from difformer.data import Boxes, DataError
+from difformer.rle import run_lengths
 
 OBJECTS = [[(2, 3, 10, 8, 0), (5, 5, 6, 6, 1)], [], [(0, 0, 30, 24, 1)]]
 
@@ -95,7 +96,8 @@ class TestCOCO:
         [("S1", [35]), ("0S1", [0, 35]), ("01R1", [0, 1, 34]), ("066000", [0, 6, 6, 6, 6, 6]), ("111000", [1] * 6)],
     )
     def test_run_lengths_from_text(self, text, counts):
-        assert run_lengths(text) == run_lengths(counts) == counts
+        for form in (text, text.encode(), counts):
+            assert run_lengths({"size": [1, sum(counts)], "counts": form}) == counts
 
     @given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1))
     @settings(max_examples=60, deadline=None)
@@ -103,9 +105,8 @@ class TestCOCO:
         coco = pytest.importorskip("pycocotools.mask")
         mask = np.random.default_rng(seed).random((height, width)) < share
         runs = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        text = {"counts": runs["counts"].decode()}
-        assert (mask_of(text, height, width) == mask).all()
-        assert (mask_of({"counts": run_lengths(text["counts"])}, height, width) == mask).all()
+        for counts in (runs["counts"], runs["counts"].decode(), run_lengths(runs)):
+            assert (mask_of({"size": [height, width], "counts": counts}, height, width) == mask).all()
 
     def test_two_copies_of_a_set_are_the_same_and_an_edited_one_is_not(self, tmp_path):
         one, other = (make_coco(tmp_path / name, OBJECTS) for name in "ab")
@@ -176,7 +177,7 @@ class TestCOCOErrors:
         runs = {"size": [30, 24], "counts": [0, 720]}
         root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": runs})]])
         with pytest.raises(
-            DataError, match=r"train\.json: train_1\.png, annotation 1 has run lengths for \[30, 24\], "
+            DataError, match=r"train\.json: train_1\.png, annotation 1 must .*24 × 30 .*got size \[30, 24\]"
         ):
             own(root, object_masks=True)
         assert len(own(root)) == 1, "masks are not asked for"
@@ -185,13 +186,13 @@ class TestCOCOErrors:
     def test_runs_that_do_not_fill_the_image(self, tmp_path, counts):
         """pycocotools would leave what is left of the mask as the memory has it."""
         root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": {"size": [24, 30], "counts": counts}})]])
-        with pytest.raises(DataError, match=r"annotation 1 has run lengths of -?\d+ pixels, and the image has 720"):
+        with pytest.raises(DataError, match=r"annotation 1 must .* fill 24 × 30 pixels, got \d runs of -?\d+ pixels"):
             own(root, object_masks=True)
 
-    @pytest.mark.parametrize("counts", [[0, 1.5], None, "~~~", "o", "\u00e9", "oooooooooooo"])
+    @pytest.mark.parametrize("counts", [[0, 1.5], [True, 719], None, "~~~", "o", "\u00e9", "oooooooooooo"])
     def test_runs_that_are_none(self, tmp_path, counts):
         root = make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": {"size": [24, 30], "counts": counts}})]])
-        with pytest.raises(DataError, match=r"train\.json is not as its format has it"):
+        with pytest.raises(DataError, match=r"train\.json: train_1\.png, annotation 1 must be a run-length code"):
             own(root, object_masks=True)
 
     @pytest.mark.parametrize("value", [1e9, float("nan"), -31])

@@ -5,7 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
-from difformer.analysis import bootstrap_counts, bootstrap_mean, mean_iou, paired_bootstrap, paired_bootstrap_counts
+from difformer.analysis import (
+    bootstrap_counts,
+    bootstrap_mean,
+    mean_accuracy,
+    mean_iou,
+    paired_bootstrap,
+    paired_bootstrap_counts,
+)
 from difformer.streams import Stream, generator
 
 SCORES = np.random.default_rng(0).random(400)
@@ -159,6 +166,41 @@ class TestCounts:
         found = bootstrap_counts(counts, mean_iou)
         assert found.mean == found.low == found.high == pytest.approx(1 / 3)
         assert found.resamples == pytest.approx(1000 * (1 - 0.75**4), abs=60)
+
+    def test_all_resamples_have_the_same_classes(self):
+        """Of the third class, which one image of six has, all pixels are found; of the others half. Without it, the
+        mean would be over two classes, and 0.5."""
+        counts = np.tile([[10, 15, 15], [10, 15, 15], [0, 0, 0]], (6, 1, 1))
+        counts[0, 2] = [20, 20, 20]
+        for statistic, value in ((mean_iou, 2 / 3), (mean_accuracy, (2 / 3 + 2 / 3 + 1) / 3)):
+            found = bootstrap_counts(counts, statistic)
+            assert found.mean == found.low == found.high == pytest.approx(value)
+            assert found.resamples == pytest.approx(1000 * (1 - (5 / 6) ** 6), abs=60)
+
+    def test_both_sides_are_means_over_the_same_classes(self):
+        """One side takes other pixels for the rare class. Where no image has it, that side's mean was over one class
+        more."""
+        counts = np.tile([[10, 15, 15], [10, 15, 15], [0, 0, 0]], (6, 1, 1))
+        counts[0, 2] = [20, 20, 20]
+        other = counts + np.array([[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+        found = paired_bootstrap_counts(counts, other, mean_iou).difference
+        assert found.resamples < 1000
+        assert found.mean == pytest.approx((1 - 20 / 26) / 3)
+        assert 0 < found.low < found.high < 0.2, "not 1 / 6, the mean over three classes against that over two"
+
+    def test_a_class_that_is_never_labelled_counts_as_0_in_all(self):
+        """One image of six has a pixel that is taken for it."""
+        counts = np.tile([[10, 15, 15], [10, 15, 15], [0, 0, 0]], (6, 1, 1))
+        counts[0, 2] = [0, 0, 1]
+        found = bootstrap_counts(counts, mean_iou)
+        assert found.mean == found.low == found.high == pytest.approx(1 / 3)
+        assert found.resamples == 1000
+
+    def test_a_statistic_may_know_the_whole_or_be_built_in(self):
+        scores = np.arange(1.0, 5)
+        found = bootstrap_counts(scores, lambda sums, whole: sums / whole)
+        assert found.mean == 1
+        assert bootstrap_counts(scores, np.sqrt).mean == pytest.approx(10**0.5)
 
     @pytest.mark.parametrize(
         ("counts", "message"),

@@ -232,6 +232,14 @@ def test_what_is_refused(loss, logits, labels, message):
         loss(logits, labels)
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("ignored", [0, 2, 1.5])
+def test_a_class_can_not_be_ignored(loss, ignored):
+    with pytest.raises(ValueError, match="ignore_index must"):
+        loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), ignore_index=ignored)
+    assert loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4).long(), ignore_index=-1).shape == (2,)
+
+
 def test_choices_that_are_refused():
     with pytest.raises(ValueError, match="classes must be one of present, all, got 'some'"):
         lovasz_softmax(LOGITS, LABELS, classes="some")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from difformer.analysis import (
     detection_metrics,
     encode_rle,
 )
+from difformer.rle import run_lengths
 
 TENSORS, METADATA = read_golden("detection")
 TRUTH, RESULTS, RLE = METADATA["ground_truth"], METADATA["predictions"], {one["name"]: one for one in METADATA["rle"]}
@@ -44,6 +46,33 @@ class TestGolden:
         assert found.per_class[3].ap is per_class[3] is None
         assert [row.name for row in found.per_class] == ["a", "b", "c", "never_annotated"]
         assert found.num_images == 6
+
+    def test_boxes_alone_with_the_areas_of_the_file(self):
+        """An object is as large as its outline, also where only boxes are at hand."""
+        numbers = [one["id"] for one in TRUTH["categories"]]
+        annotations = []
+        for each in TRUTH["images"]:
+            own = [one for one in TRUTH["annotations"] if one["image_id"] == each["id"]]
+            boxes = np.array([one["bbox"] for one in own], dtype=np.float64).reshape(-1, 4)
+            boxes[:, 2:] += boxes[:, :2]
+            annotations += coco_annotations(
+                each["id"],
+                boxes,
+                np.array([numbers.index(one["category_id"]) for one in own], dtype=int),
+                crowd=np.array([bool(one["iscrowd"]) for one in own], dtype=bool),
+                areas=np.array([one["area"] for one in own], dtype=np.float64),
+                category_ids=numbers,
+            )
+        sizes = {one["id"]: (one["height"], one["width"]) for one in TRUTH["images"]}
+        names = [one["name"] for one in TRUTH["categories"]]
+        found = detection_metrics(coco_truth(sizes, annotations, names, category_ids=numbers), RESULTS)
+        by_size = [found.ap, found.ap_small, found.ap_medium, found.ap_large]
+        assert by_size == pytest.approx(golden("bbox.stats")[[0, 3, 4, 5]], rel=1e-9)
+        for one in annotations:
+            one["area"] = one["bbox"][2] * one["bbox"][3]
+        other = detection_metrics(coco_truth(sizes, annotations, names, category_ids=numbers), RESULTS)
+        assert other.ap == found.ap
+        assert [other.ap_small, other.ap_medium] != pytest.approx(by_size[1:3], rel=1e-3)
 
     def test_the_numbers_of_annotations_do_not_matter(self):
         """A detection that matches an annotation with the number 0 counts as a wrong one in pycocotools."""
@@ -137,6 +166,7 @@ class TestClosedForms:
         boxes = np.array([[0, 0, 100, 100]], np.float32)
         parts = {"boxes": boxes, "labels": np.array([0]), "masks": mask}
         assert [one["area"] for one in coco_annotations(3, **parts)] == [100]
+        assert [one["area"] for one in coco_annotations(3, **parts, areas=np.array([99.5]))] == [99.5]
         truth = coco_truth({3: (200, 200)}, coco_annotations(3, **parts), ["one"])
         found = detection_metrics(truth, coco_results(3, **parts, scores=np.array([0.5])), overlap="segm")
         assert [found.ap, found.ap_small] == pytest.approx([1, 1])
@@ -204,6 +234,26 @@ class TestForms:
         for mask, one in zip(masks, found, strict=True):
             np.testing.assert_array_equal(decode_rle(one["segmentation"], (4, 5)), mask)
 
+    def test_masks_may_come_one_by_one(self):
+        """So that no more than one of them is held."""
+        masks = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+        held = []
+
+        def one_by_one():
+            for mask in masks:
+                assert not [one for one in held if one() is not None]
+                held.append(weakref.ref(copied := mask.clone()))
+                yield copied
+                del copied
+
+        parts = image([[0, 0, 2, 3]] * 3)
+        assert coco_annotations(4, **parts, masks=one_by_one()) == coco_annotations(4, **parts, masks=masks)
+        scores = np.ones(3)
+        assert coco_results(4, **parts, scores=scores, masks=list(masks.numpy())) == coco_results(
+            4, **parts, scores=scores, masks=masks
+        )
+        assert coco_results(4, **image([]), scores=scores[:0], masks=iter(())) == []
+
     def test_truth_is_numbered_from_one(self):
         annotations = coco_annotations(4, **image([[0, 0, 2, 3]])) + coco_annotations(9, **image([[0, 0, 1, 1]]))
         truth = coco_truth({4: (5, 6), 9: (7, 8)}, annotations, ["a", "b"])
@@ -222,7 +272,11 @@ class TestForms:
             ({"labels": np.zeros(2, int)}, r"of shape \(2,\)"),
             ({"labels": np.array([-1])}, "class numbers from 0, got -1"),
             ({"labels": np.array([2]), "category_ids": [1, 5]}, "class numbers from 0 to 1, got 2"),
-            ({"masks": np.zeros((2, 5, 5), bool)}, r"masks must be of shape \(1, H, W\), got \(2, 5, 5\)"),
+            ({"masks": np.zeros((2, 5, 5), bool)}, r"masks must be 1 of one shape \(H, W\), got 2 of \[\(5, 5\)\]"),
+            ({"masks": iter([np.zeros((2, 5), bool), np.zeros((5, 2), bool)])}, r"got 2 of \[\(2, 5\), \(5, 2\)\]"),
+            ({"masks": np.zeros((5, 5), bool)}, r"masks must be of shape \(1, H, W\)"),
+            ({"masks": torch.tensor(True)}, r"masks must be of shape \(1, H, W\)"),
+            ({"masks": 5}, r"masks must be of shape \(1, H, W\) .* got int"),
             ({"masks": np.full((1, 5, 5), 0.7)}, "compare probabilities with 0.5"),
             ({"scores": np.array([np.nan])}, "scores must be finite, got nan for image 3"),
             ({"scores": np.ones(2)}, r"scores must be of shape \(1\)"),
@@ -239,6 +293,18 @@ class TestForms:
             coco_annotations(3, **image([[0, 0, 1, 1]]), crowd=crowd)
 
     @pytest.mark.parametrize(
+        ("areas", "message"),
+        [
+            (np.zeros(2), r"areas must be of shape \(1\)"),
+            (np.array([-1.0]), "finite and not negative, got -1.0 in image 3"),
+            (np.array([np.nan]), "got nan"),
+        ],
+    )
+    def test_areas_that_are_refused(self, areas, message):
+        with pytest.raises(ValueError, match=message):
+            coco_annotations(3, **image([[0, 0, 1, 1]]), areas=areas)
+
+    @pytest.mark.parametrize(
         ("overlap", "where", "changes", "message"),
         [
             ("bbox", "result", {"image_id": 99}, "result 0 is of image 99, which is not among the 6"),
@@ -249,6 +315,24 @@ class TestForms:
             ("bbox", "result", {"bbox": [0, 0, -1, 1]}, r"got \[0, 0, -1, 1\]"),
             ("bbox", "annotation", {"bbox": [0, 0, 1, float("inf")]}, "annotation 0 must have a bbox of finite"),
             ("bbox", "annotation", {"image_id": 4}, "annotation 0 is of image 4"),
+            ("bbox", "result", {"bbox": 5}, "result 0 must have a bbox of finite x, y, width and height, got 5"),
+            ("bbox", "result", {"bbox": "0011"}, "got '0011'"),
+            ("bbox", "result", {"bbox": {0: 0, 1: 0, 2: 1, 3: 1}}, "result 0 must have a bbox"),
+            ("bbox", "result", {"image_id": [1]}, r"result 0 is of image \[1\], which is not among the 6"),
+            ("bbox", "result", {"category_id": {}}, "result 0 is of category {}; known are"),
+            ("bbox", "annotation", {"area": None}, "annotation 0 must have a finite area, got None"),
+            ("bbox", "annotation", {"iscrowd": None}, "annotation 0 must have an iscrowd of 0 or 1, got None"),
+            ("segm", "result", {"segmentation": [[0, 0, 4, 0, 4, 4]]}, "result 0 must have a run-length code"),
+            ("segm", "result", {"segmentation": {"size": 5, "counts": [20]}}, "got size 5"),
+            ("segm", "result", {"segmentation": {"size": [176, 208]}}, "a mapping with size and counts"),
+            ("segm", "annotation", {"segmentation": 5}, "annotation 0 must have polygons .* got 5"),
+            ("segm", "annotation", {"segmentation": [[0, 0, 4, 0, 4]]}, "three corners or more"),
+            (
+                "segm",
+                "annotation",
+                {"segmentation": [[0, 0, 4, 0, 4, float("nan")]]},
+                "annotation 0 must have polygons",
+            ),
             ("segm", "result", {"segmentation": {"size": [4, 5], "counts": [20]}}, "size, 176 × 208"),
             ("segm", "annotation", {"segmentation": {"size": [176, 208], "counts": "S1"}}, "fill 176 × 208 pixels"),
         ],
@@ -264,9 +348,50 @@ class TestForms:
         with pytest.raises(ValueError, match=f"result 0 must have '{part}'"):
             detection_metrics(TRUTH, [{name: RESULTS[0][name] for name in RESULTS[0] if name != part}], overlap=overlap)
 
+    def test_annotations_and_results_need_different_parts(self):
+        annotation = {name: value for name, value in TRUTH["annotations"][0].items() if name != "area"}
+        with pytest.raises(ValueError, match="annotation 0 must have 'area'"):
+            detection_metrics(TRUTH | {"annotations": [annotation]}, RESULTS)
+        with pytest.raises(ValueError, match="result 0 must have 'image_id' to be measured, got 5"):
+            detection_metrics(TRUTH, [5])
+
+    def test_forms_that_json_does_not_have(self):
+        """Tuples and arrays are measured as lists are."""
+        truth, results = copy.deepcopy((TRUTH, RESULTS))
+        for one in [*truth["annotations"], *results]:
+            one["bbox"] = tuple(one["bbox"])
+        assert detection_metrics(truth, results).to_dict() == detection_metrics(TRUTH, RESULTS).to_dict()
+        results[0]["bbox"] = np.array(results[0]["bbox"])
+        assert detection_metrics(truth, results).to_dict() == detection_metrics(TRUTH, RESULTS).to_dict()
+        for one in results:
+            code = one["segmentation"]
+            one["segmentation"] = {"size": tuple(code["size"]), "counts": tuple(run_lengths(code))}
+        assert (
+            detection_metrics(truth, results, overlap="segm").ap == detection_metrics(TRUTH, RESULTS, overlap="segm").ap
+        )
+
+    def test_truth_without_sizes(self):
+        truth = copy.deepcopy(TRUTH)
+        del truth["images"][0]["height"]
+        detection_metrics(truth, RESULTS)
+        with pytest.raises(ValueError, match=r"image 3 must have a height and width in pixels .* got \[None, 208\]"):
+            detection_metrics(truth, RESULTS, overlap="segm")
+
+    def test_each_code_is_read_once(self, monkeypatch):
+        read = []
+        monkeypatch.setattr(
+            "difformer.analysis.detection.run_lengths",
+            lambda *args, **options: read.append(1) or run_lengths(*args, **options),
+        )
+        coded = [one for one in TRUTH["annotations"] if isinstance(one["segmentation"], dict)]
+        detection_metrics(TRUTH, RESULTS, overlap="segm")
+        assert len(read) == len(coded) + len(RESULTS)
+
     def test_numbers_that_stand_twice(self):
-        with pytest.raises(ValueError, match="every image of the truth must have its own id, and 3 stands 2 times"):
+        with pytest.raises(ValueError, match="every image of the truth must have its own id, and 3 stands twice"):
             detection_metrics(TRUTH | {"images": [*TRUTH["images"], TRUTH["images"][0]]}, RESULTS)
+        with pytest.raises(ValueError, match="every image of the truth must have an id"):
+            detection_metrics(TRUTH | {"images": [{"id": [3]}]}, RESULTS)
 
     def test_unknown_choices(self):
         with pytest.raises(ValueError, match="overlap must be one of bbox, segm, got 'mask'"):
@@ -298,6 +423,15 @@ class TestRunLengthCodes:
             ({"size": [5, 7], "counts": "S\n"}, r"characters from '0' to 'o', got '\\n'"),
             ({"size": [7, 5], "counts": "S1"}, r"image's size, 5 × 7 \(h × w\), got size \[7, 5\]"),
             ({"size": [35], "counts": "S1"}, "got size"),
+            ({"size": 35, "counts": "S1"}, "got size 35"),
+            ({"size": [5.0, 7.0], "counts": "S1"}, "got size"),
+            ({"size": [5, 7]}, "a mapping with size and counts"),
+            ([[0, 0, 4, 0, 4, 4]], "a mapping with size and counts"),
+            ({"size": [5, 7], "counts": None}, "text, bytes or a list of integers, got None"),
+            ({"size": [5, 7], "counts": [35.0]}, "a list of integers"),
+            ({"size": [5, 7], "counts": [True, 34]}, "a list of integers"),
+            ({"size": [5, 7], "counts": "é"}, "characters from '0' to 'o', got 'é'"),
+            ({"size": [5, 7], "counts": b"o" * 1_000_000}, "numbers of 40 bits at most"),
         ],
     )
     def test_codes_that_are_refused(self, code, message):

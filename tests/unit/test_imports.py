@@ -34,7 +34,7 @@ HEAVY = [
 # A module may import those of its own rank and below.
 RANKS = {
     "_version": 0, "_optional": 0, "files": 0, "tables": 0, "allocator": 0, "taps": 0, "config": 0, "streams": 0,
-    "registry": 0,
+    "registry": 0, "rle": 0, "maps": 0,
     "diffusion": 1, "models": 1, "data": 1, "analysis": 1,
     "checkpoints": 2, "annotations": 2,
     "backbones": 3, "heads": 3, "report": 3,

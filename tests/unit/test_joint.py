@@ -202,6 +202,11 @@ class TestWhole:
         assert back.shape == (3, HEIGHT, WIDTH)
         places = (back + 1) * 127.5 / 2
         assert (places[0, :, 2:-2] - ramp[2:-2]).abs().max() < 0.6
+        assert origin.maps(pixels.half(), tuple(pixels.shape[1:])).dtype == torch.float32, "as losses and windows"
+        assert torch.equal(
+            origin.maps(pixels.half(), tuple(pixels.shape[1:])),
+            origin.maps(pixels.half().float(), tuple(pixels.shape[1:])),
+        )
         coarse = origin.maps(pixels[:, ::2, ::2], tuple(pixels.shape[1:]))
         assert coarse.shape == (3, HEIGHT, WIDTH)
         assert (coarse[:, 5:-5, 5:-5] - back[:, 5:-5, 5:-5]).abs().max() < 0.02

@@ -169,7 +169,7 @@ class TestWhatIsLeftOut:
             ({"true": TRUE[:, :8]}, r"true must be of shape \(12, 9, 2\), got \(12, 8, 2\)"),
             ({"visible": VISIBLE.int()}, "visible must be truth values"),
             ({"visible": torch.zeros_like(VISIBLE)}, "none of 12 images has a visible point"),
-            ({"lengths": np.zeros(12)}, "lengths must be above 0, got 0.0 for image 0; give not a number"),
+            ({"lengths": np.zeros(12)}, "lengths must be above 0, got 0.0 for image 0; give NaN to leave"),
             ({"lengths": np.full(12, np.inf)}, "got inf for image 0"),
             ({"lengths": np.ones(11)}, r"lengths must be of shape \(12\), got \(11,\)"),
             ({"point_names": NAMES[:3]}, "9 points need as many names, got 3"),

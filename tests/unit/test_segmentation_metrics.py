@@ -132,12 +132,17 @@ class TestCounts:
 
     @pytest.mark.parametrize(("ignored", "classes"), [(0, 3), (255, 256), (1.5, 3)])
     def test_what_can_not_be_ignored(self, ignored, classes):
-        with pytest.raises(ValueError, match="ignore_index"):
-            pixel_confusion(np.zeros((1, 1, 1), int), np.zeros((1, 1, 1), int), classes, ignore_index=ignored)
+        maps = np.zeros((1, 1, 1), int)
+        for measure in (pixel_confusion, boundary_counts):
+            with pytest.raises(ValueError, match="ignore_index"):
+                measure(maps, maps, classes, ignore_index=ignored)
 
     def test_other_counts_are_refused(self):
         with pytest.raises(ValueError, match=r"shape \(…, K, K\), got \(2, 3\)"):
             class_counts(np.zeros((2, 3), int))
+        for shares in (np.full((2, 2), 0.25), torch.full((3, 2, 2), torch.nan), np.ones((2, 2), bool)):
+            with pytest.raises(ValueError, match=r"confusion must be integers, counts of pixels, got (float|bool)"):
+                class_counts(shares)
         with pytest.raises(ValueError, match="as class_counts gives them"):
             mean_iou(np.zeros((2, 2), int))
 
@@ -290,6 +295,7 @@ class TestMetrics:
             ({"class_names": NAMES[:-1]}, r"6 class names need .* got \(7, 7\)"),
             ({"confusion": np.zeros((7, 7), int)}, "no pixel of any image is labelled"),
             ({"confusion": np.zeros((4, 7, 7), int)}, r"got \(4, 7, 7\)"),
+            ({"confusion": np.full((7, 7), 1 / 49)}, "confusion must be integers, counts of pixels, got float64"),
             ({"num_images": 5}, r"here \(5, 7, 4\), got \(4, 7, 4\)"),
             ({"num_images": 0, "boundary": None}, "num_images must be a positive integer"),
         ],

@@ -144,6 +144,32 @@ class TestAverage:
             assert asked[-1] <= begin
         assert row == height
 
+    def test_the_memory_is_a_row_and_two_strips(self):
+        """And the window that is added, and single rows of pixels."""
+        windows = windows_of(400, 1000, 60)
+        maps = (torch.ones(6, 60, 60) for _ in windows.corners)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            for _, strip in average_windows(windows, maps):
+                assert (strip == 1).all()
+        held, peak = 0, 0
+        for event in profile.profiler.kineto_results.events():
+            held += event.nbytes() if event.name() == "[memory]" else 0
+            peak = max(peak, held)
+        row, hits, strip = 4 * 6 * 60 * 1000, 4 * 60 * 1000, 4 * 6 * 40 * 1000
+        window = 4 * 6 * 60 * 60
+        assert row + hits + strip < peak <= row + 2 * hits + strip + row + 2 * window
+
+    def test_gradients(self):
+        """Of the sum, that of each place is one over the windows that show it."""
+        windows = windows_of(7, 9, 4, stride=0.4)
+        maps = torch.ones(len(windows.corners), 2, 4, 4, requires_grad=True)
+        whole(windows, maps).sum().backward()
+        hits = torch.zeros(windows.padded)
+        for number in range(len(maps)):
+            windows.crop(hits, number).add_(1)
+        for number, one in enumerate(maps.grad):
+            torch.testing.assert_close(one, (1 / windows.crop(hits, number)).expand(2, 4, 4))
+
     def test_halves_are_added_in_float32(self):
         windows = windows_of(6, 6, 4)
         found = whole(windows, [torch.full((2, 4, 4), 0.1, dtype=torch.bfloat16)] * 4)

@@ -11,24 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer.config import check_choice
+from difformer.maps import as_ignore_index, resize_logits
 
 Classes: TypeAlias = Literal["present", "all"]
-
-
-def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
-    """Logits at a size of pixels, bilinearly, with pixels as areas (`align_corners=False`).
-
-    Args:
-        logits: (B, K, h, w) of any floating-point type.
-        height, width: of the result, H and W.
-
-    Returns:
-        (B, K, H, W) float32 or float64.
-    """
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if wide.shape[2:] == (height, width):
-        return wide
-    return F.interpolate(wide, (height, width), mode="bilinear", align_corners=False)
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 255) -> Tensor:
@@ -37,7 +22,7 @@ def pixel_cross_entropy(logits: Tensor, labels: Tensor, *, ignore_index: int = 2
     Args:
         logits: (B, K, h, w) of any floating-point type.
         labels: (B, H, W) int64 in [0, K), or `ignore_index` where the class is not known.
-        ignore_index: of labels.
+        ignore_index: outside [0, K).
 
     Returns:
         (B,) nats, not negative.
@@ -129,7 +114,7 @@ def _prepared(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor
         raise ValueError(
             f"labels must be int64 of shape ({len(logits)}, H, W), got {labels.dtype} {tuple(labels.shape)}"
         )
-    known = labels != ignore_index
+    known = labels != as_ignore_index(ignore_index, logits.shape[1])
     outside = known & ((labels < 0) | (labels >= logits.shape[1]))
     if outside.any():
         image, y, x = outside.nonzero()[0].tolist()
