@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
+from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -203,9 +203,9 @@ def create_transform(
 def _timm_transform(policy: str | None, size: Size, random_erasing: float) -> Callable[["Image"], Tensor]:
     timm = require("timm.data", "this augmentation", install="timm")
     height, width = sides(size)
-    if policy is not None and policy.startswith("augmix") and height != width and _version(timm) < (1, 0, 30):
+    if policy is not None and policy.startswith("augmix") and height != width and _timm_version() < (1, 0, 30):
         raise ValueError(
-            f"augmix of images that are not square needs timm 1.0.30 or later, and this is {timm.__version__}"
+            f"augmix of images that are not square needs timm 1.0.30 or later, and this is {version('timm')}"
         )
     # A crop has about the proportions of the result, up to 3:4 and 4:3, which is timm's default for squares.
     proportions = {} if height == width else {"ratio": (3 / 4 * width / height, 4 / 3 * width / height)}
@@ -226,5 +226,5 @@ def _timm_transform(policy: str | None, size: Size, random_erasing: float) -> Ca
     return transform
 
 
-def _version(package: ModuleType) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", package.__version__)[:3])
+def _timm_version() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version("timm"))[:3])

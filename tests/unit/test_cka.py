@@ -175,6 +175,9 @@ def test_other_representations_than_before_are_refused():
         found.update({"x": x, "y": y}, {"x": x, "y": y})
 
 
+@pytest.mark.skipif(
+    torch.version.cuda is not None and not torch.cuda.is_available(), reason="torch for CUDA looks for its driver"
+)
 def test_sums_stay_on_the_cpu_when_features_are_on_a_gpu(monkeypatch):
     """Fake tensors have devices that the machine lacks, and refuse to mix them; their values are unknown."""
     # The package's function hides the module of the same name.

@@ -53,7 +53,9 @@ class Chain(nn.Module):
 
     @classmethod
     def build(cls, name_or_path, *, dtype, attention, folder):
-        size = int(load_file(name_or_path)["size"])
+        # The default device may be "meta" here.
+        with torch.device("cpu"):
+            size = int(load_file(name_or_path)["size"])
         return cls(size, name=str(name_or_path), dtype=dtype)
 
     def save(self, path):
