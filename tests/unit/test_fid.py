@@ -15,6 +15,7 @@ import timm
 import torch
 from data_sets import make_shards, pixels, write_image, write_shard
 from PIL import Image
+from safetensors.torch import save_file
 from support import tiny_unet
 
 from difformer import create_backbone
@@ -24,6 +25,7 @@ from difformer.analysis import (
     kernel_distance_in_blocks,
     neighbourhoods,
 )
+from difformer.checkpoints.weights import CheckpointError
 from difformer.cli import main
 from difformer.data import DataError, ImageError
 from difformer.verbs.fid.fid import compare_images
@@ -84,7 +86,7 @@ def backbone(tmp_path_factory):
 def network(tmp_path_factory):
     file = tmp_path_factory.mktemp("timm") / "weights.pth"
     torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    torch.save(timm.create_model("resnet10t").state_dict(), file)
     return file
 
 
@@ -407,12 +409,13 @@ class TestSpaces:
         torch.testing.assert_close(alone[0], read[5], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(BackboneSpace(backbone, "mid", 50, CPU, seed=1).read(
             torch.from_numpy(images(0)[5:6]).permute(0, 3, 1, 2)).vectors, alone)  # fmt: skip
+        assert BackboneSpace(backbone, "mid", 50, CPU, seed=1).digest != space.digest
         # Other sizes are resized.
         assert space.read(torch.zeros(1, 3, 24, 40, dtype=torch.uint8)).vectors.shape == (1, space.width)
 
     def test_a_timm_network(self, network):
-        space = TimmSpace("test_resnet", network, CPU)
-        model = timm.create_model("test_resnet", num_classes=0).eval()
+        space = TimmSpace("resnet10t", network, CPU)
+        model = timm.create_model("resnet10t", num_classes=0).eval()
         weights = torch.load(network, weights_only=True)
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
         expected = timm.data.resolve_model_data_config(model)
@@ -421,18 +424,51 @@ class TestSpaces:
         with torch.no_grad():
             theirs = model((batch / 255 - mean) / deviation)
         torch.testing.assert_close(space.read(batch).vectors, theirs)
-        assert (space.name, space.width) == ("test_resnet", theirs.shape[1])
+        assert (space.name, space.width) == ("resnet10t", theirs.shape[1])
 
     def test_wrong_timm_networks(self, network, tmp_path):
         with pytest.raises(ValueError, match="timm has no network 'resnet_of_mine'"):
             TimmSpace("resnet_of_mine", network, CPU)
         with pytest.raises(FileNotFoundError, match="there is no file"):
-            TimmSpace("test_resnet", tmp_path / "none.pth", CPU)
-        with pytest.raises(ValueError, match="does not fit timm's test_vit: it lacks"):
-            TimmSpace("test_vit", network, CPU)
+            TimmSpace("resnet10t", tmp_path / "none.pth", CPU)
+        with pytest.raises(ValueError, match="for timm's vit_tiny_patch16_224 does not fit the architecture"):
+            TimmSpace("vit_tiny_patch16_224", network, CPU)
         (tmp_path / "text.pth").write_text("none")
-        with pytest.raises(ValueError, match="does not fit timm's test_resnet"):
-            TimmSpace("test_resnet", tmp_path / "text.pth", CPU)
+        with pytest.raises(ValueError, match=r"text\.pth is not a weight file"):
+            TimmSpace("resnet10t", tmp_path / "text.pth", CPU)
+        np.savez(tmp_path / "jax.npz", x=np.zeros(3))
+        with pytest.raises(ValueError, match=r"a file of NumPy's; give weights of resnet10t as \.safetensors or \.pth"):
+            TimmSpace("resnet10t", tmp_path / "jax.npz", CPU)
+
+    def test_a_pickle_of_a_timm_network_runs_nothing(self, network, tmp_path):
+        ran = tmp_path / "ran"
+
+        class Harmful:
+            def __reduce__(self):
+                return ran.touch, ()
+
+        torch.save(torch.load(network, weights_only=True) | {"more": Harmful()}, tmp_path / "harmful.pth")
+        with pytest.raises(CheckpointError, match="Python objects other than tensors, which could run code"):
+            TimmSpace("resnet10t", tmp_path / "harmful.pth", CPU)
+        assert not ran.exists()
+
+    @pytest.mark.parametrize("form", ["safetensors", "training", "parallel", "half", "uncounted"])
+    def test_files_of_timm_networks(self, network, tmp_path, form):
+        state = torch.load(network, weights_only=True)
+        other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        content = {
+            "safetensors": state,
+            "training": {"epoch": 3, "state_dict": other, "state_dict_ema": state},
+            "parallel": {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+            "half": {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+            "uncounted": {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")},
+        }[form]
+        file = tmp_path / "weights.pth"
+        (save_file if form == "safetensors" else torch.save)(content, file)
+        batch = torch.from_numpy(images(0, count=2)).permute(0, 3, 1, 2)
+        expected = TimmSpace("resnet10t", network, CPU).read(batch).vectors
+        found = TimmSpace("resnet10t", file, CPU).read(batch).vectors
+        torch.testing.assert_close(found, expected, rtol=0.02 if form == "half" else 1e-6, atol=1e-3 * (form == "half"))
 
     def test_another_file_is_not_inception(self, network, tmp_path):
         with pytest.raises(
@@ -481,16 +517,16 @@ class TestCommand:
         assert "has statistics of UNet/in01@50, but UNet/in01@60 was expected" in capsys.readouterr().err
 
     def test_a_timm_network(self, place, network, capsys):
-        words = ["fid", str(place / "fake"), str(place / "real"), "--timm", "test_resnet", "--checkpoint", str(network)]
+        words = ["fid", str(place / "fake"), str(place / "real"), "--timm", "resnet10t", "--checkpoint", str(network)]
         assert main([*words, "--frechet", "false"]) == 0
-        assert "KD(test_resnet)" in capsys.readouterr().out
+        assert "KD(resnet10t)" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ([], "give what to compare in, one of --inception FILE"),
-            (["--timm", "test_resnet", "--backbone", "adm_elpv"], "got timm and backbone"),
-            (["--timm", "test_resnet"], "--timm NAME and --checkpoint FILE go together"),
+            (["--timm", "resnet10t", "--backbone", "adm_elpv"], "got timm and backbone"),
+            (["--timm", "resnet10t"], "--timm NAME and --checkpoint FILE go together"),
             (["--backbone", "adm_elpv", "--t", "5"], "--backbone, --tap and --t go together"),
             (["--inception", "none.pth", "--tap", "mid"], "--backbone, --tap and --t go together"),
             (["--inception", "none.pth"], "there is no file none.pth"),
