@@ -5,7 +5,7 @@ import pickle
 import reprlib
 import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from logging import getLogger
@@ -51,7 +51,9 @@ class Weights:
     metadata: Mapping[str, str]
 
 
-def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, mapped: bool = False) -> Weights:
+def read_weights(
+    path: Path, *, entry: str | None = None, usual: Sequence[str] = (), verify: bool = True, mapped: bool = False
+) -> Weights:
     """Reads a safetensors file or a PyTorch `.pt` file; the content shows the format.
 
     Pickles are read by torch's restricted loader, which executes nothing from the file.
@@ -59,6 +61,7 @@ def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, m
     Args:
         path: the file.
         entry: which state dict of a `.pt` file that holds several, with dots between the keys of nested ones.
+        usual: where no entry is given, the first of these that a `.pt` file has is taken.
         verify: check the checksums inside a `.pt` archive.
         mapped: leave the values in the file, which is fast when only names and shapes are wanted. Reading the values
             of such tensors after the file was changed in place can end the process.
@@ -80,7 +83,10 @@ def read_weights(path: Path, *, entry: str | None = None, verify: bool = True, m
                 state = {name: tensor.clone() for name, tensor in state.items()}
             return Weights(str(path), state, dict(file.metadata() or {}))
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        state = _named_tensors(read_pickle(path, verify=verify, mapped=mapped), entry, str(path))
+        content = read_pickle(path, verify=verify, mapped=mapped)
+        if entry is None and isinstance(content, dict):
+            entry = next((name for name in usual if isinstance(content.get(name), dict)), None)
+        state = _named_tensors(content, entry, str(path))
         check_held(state, path)
         return Weights(str(path), state, {})
     raise CheckpointError(f"{path} is not a weight file: it starts with {start[:16]!r}; was it downloaded whole?")

@@ -49,17 +49,17 @@ def fid(
         reference: the real ones, in the same forms; or an .npz file with statistics, of OpenAI or by --statistics.
         inception: the file weights-inception-2015-12-05-6726825d.pth; needs torch-fidelity (the extra generation).
         timm: a network of timm's.
-        checkpoint: its weight file.
+        checkpoint: its weight file, .safetensors or .pth.
         backbone: a diffusion model of ours: a preset, weights that ship, a weight file or hf://owner/name.
         tap: of the backbone, such as mid, or a block number.
         t: noise timestep of the backbone.
         k: of the neighbours for precision, recall, density and coverage; 5 is usual for the last two.
         frechet: with the Fréchet distance, which needs more images than there are features, better ten times as many.
         resamples: of the images, for the interval of the Fréchet distance, each of which takes as long as the distance;
-            0 for none. By default 100 of up to 512 features, and none of more.
+            0 for none. It needs features of all samples. By default 100 of up to 512 features, and none of more.
         keep: most images of a set whose features are kept, for all but Fréchet distance and Inception score.
         split_size: images a split of the Inception score.
-        size: scale and crop all images to this side.
+        size: scale and crop all images to this side, which must be that of a file of statistics.
         convert: take grey, 16-bit and other images that are not 8-bit RGB, and make them so.
         batch_size: images at once.
         seed: of the bootstrap, the blocks of the kernel distance and the backbone's noise.
@@ -67,7 +67,7 @@ def fid(
         weights_folder: where named backbones lie, in place of the usual folders.
         download: allow the download of a backbone that is not on this machine.
         statistics: an .npz file to write, the reference's statistics; it can be given as a reference again.
-        json: a file to write the numbers to, too.
+        json: a file to write the numbers and these options to, too.
         overwrite: replace files that exist.
     """
     for path, ending in ((json, ".json"), (statistics, ".npz")):

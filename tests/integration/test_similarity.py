@@ -19,16 +19,18 @@ from training import merged, write_images, write_subject
 
 from difformer import FeatureExtractor, create_backbone
 from difformer.analysis import MinibatchCKA, cka
+from difformer.checkpoints.weights import CheckpointError
 from difformer.cli import main
 from difformer.config.reading import build, plain
 from difformer.data import Sample, collate, create_dataset
 from difformer.models.memory import TensorMemory
 from difformer.verbs.cka import cka as module
 from difformer.verbs.cka.cka import measure_cka
-from difformer.verbs.cka.recipe import SimilarityRecipe
+from difformer.verbs.cka.recipe import SimilarityRecipe, TimmConfig
+from difformer.verbs.cka.representations import TimmBlocks
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
-TIMM = "test_resnet"
+TIMM = "resnet10t"
 
 
 @pytest.fixture
@@ -205,7 +207,7 @@ def read_timm(name, checkpoint, images):
     return [F.adaptive_avg_pool2d(feature, 2).flatten(1) for feature in maps]
 
 
-@pytest.mark.parametrize("name", [TIMM, "test_vit"])
+@pytest.mark.parametrize("name", [TIMM, "vit_tiny_patch16_224"])
 def test_against_the_blocks_of_a_timm_model(values, tmp_path, name):
     checkpoint = str(tmp_path / "timm.safetensors")
     save_file(timm.create_model(name).state_dict(), checkpoint)
@@ -215,6 +217,23 @@ def test_against_the_blocks_of_a_timm_model(values, tmp_path, name):
     rows = [own[key] for key in sorted(own, key=lambda key: (values["taps"].index(key.tap), key.t))]
     expected = [[cka(one, theirs) for theirs in other] for one in rows]
     np.testing.assert_allclose(matrix, expected, atol=1e-5)
+
+
+def test_a_pickle_of_a_timm_model_runs_nothing(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Harmful:
+        def __reduce__(self):
+            return ran.touch, ()
+
+    file = tmp_path / "timm.pth"
+    torch.save(timm.create_model(TIMM).state_dict() | {"more": Harmful()}, file)
+    with pytest.raises(CheckpointError, match="Python objects other than tensors, which could run code"):
+        TimmBlocks(TimmConfig(TIMM, checkpoint=str(file)), None, torch.device("cpu"))
+    assert not ran.exists()
+    torch.save(timm.create_model(TIMM, num_classes=7).state_dict(), file)
+    with pytest.raises(CheckpointError, match=r"for timm's resnet10t does not fit .*\n.*fc\.bias \(1000,\) expected"):
+        TimmBlocks(TimmConfig(TIMM, checkpoint=str(file)), None, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -263,7 +282,7 @@ def test_a_timm_model_is_drawn_beside_every_timestep(values, drawn):
     # As timm calls them.
     assert picture.columns == ["act1", "layer1", "layer2", "layer3", "layer4"]
     assert len(picture.columns) == matrix.shape[1]
-    assert picture.titles[1] == "timm: test_resnet"
+    assert picture.titles[1] == "timm: resnet10t"
     for first, panel in enumerate(picture.matrices.values()):
         np.testing.assert_array_equal(panel, matrix[first::2])
 

@@ -1,5 +1,6 @@
 """`difformer fid`: feature spaces, sources of images, statistics that are shared, and what is refused."""
 
+import io
 import json
 import logging
 import struct
@@ -15,6 +16,7 @@ import timm
 import torch
 from data_sets import make_shards, pixels, write_image, write_shard
 from PIL import Image
+from safetensors.torch import save_file
 from support import tiny_unet
 
 from difformer import create_backbone
@@ -24,6 +26,7 @@ from difformer.analysis import (
     kernel_distance_in_blocks,
     neighbourhoods,
 )
+from difformer.checkpoints.weights import CheckpointError
 from difformer.cli import main
 from difformer.data import DataError, ImageError
 from difformer.verbs.fid.fid import compare_images
@@ -84,7 +87,7 @@ def backbone(tmp_path_factory):
 def network(tmp_path_factory):
     file = tmp_path_factory.mktemp("timm") / "weights.pth"
     torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    torch.save(timm.create_model("resnet10t").state_dict(), file)
     return file
 
 
@@ -144,13 +147,16 @@ class TestNumbers:
         assert (found.samples, found.measures) == ("made on the way", theirs.measures)
 
     def test_features_that_are_kept_are_evenly_spaced(self, place):
-        found = compare_images(place / "fake", place / "real", Stand(), keep=12, **FEW)
+        found = compare_images(place / "fake", place / "real", Stand(), keep=12, resamples=0, batch_size=16)
         assert found["precision"].samples == 12
         distance = found["FD(stand)"]
         whole = compare_images(place / "fake", place / "real", Stand(), **FEW)["FD(stand)"]
         assert (distance.value, distance.samples) == (pytest.approx(whole.value, rel=1e-9), 48)
         # Of some of the images there is no interval for all.
         assert distance.low is None
+        assert compare_images(place / "fake", place / "real", Stand(), keep=12).options["resamples"] == 0
+        with pytest.raises(ValueError, match=r"interval of 3 resamples needs the features of all samples.* --keep 12"):
+            compare_images(place / "fake", place / "real", Stand(), keep=12, **FEW)
 
     def test_few_images(self, place, tmp_path, caplog):
         few = write_folder(tmp_path / "few", images(0, count=30))
@@ -187,6 +193,55 @@ class TestStatistics:
         with pytest.raises(ValueError, match="statistics of 4 numbers, but stand has 5"):
             compare_images(place / "fake", file, Stand(width=5), **FEW)
 
+    def test_images_of_another_size(self, place, tmp_path):
+        """Statistics cannot be scaled any more."""
+        file = tmp_path / "real.npz"
+        compare_images(place / "fake", place / "real", Stand(), statistics=file, **FEW)
+        large = write_folder(tmp_path / "large", images(0, side=20))
+        with pytest.raises(ValueError, match=r"samples of 20×20 and reference images of 16×16; give --size N, that of"):
+            compare_images(large, file, Stand(), **FEW)
+        with pytest.raises(ValueError, match=r"statistics of images of 16×16, which --size 20 cannot scale"):
+            compare_images(large, file, Stand(), size=20, **FEW)
+        found = compare_images(large, file, Stand(), size=16, **FEW)
+        assert found.measures == compare_images(large, place / "real", Stand(), size=16, **FEW).measures
+        assert "images of samples were scaled and cropped to 16×16" in found.notes
+
+    def test_images_that_were_scaled(self, place, tmp_path):
+        file = tmp_path / "real.npz"
+        first = compare_images(place / "fake", place / "real", Stand(), size=8, statistics=file, **FEW)
+        assert "images of samples and reference were scaled and cropped to 8×8" in first.notes
+        assert "note: images of samples and reference were scaled" in text_table(first)
+        again = compare_images(place / "fake", file, Stand(), size=8, **FEW)
+        assert (again.measures, again.notes) == (first.measures, first.notes)
+        small = write_folder(tmp_path / "small", images(0, side=8))
+        assert "images of reference were scaled and cropped to 8×8" in compare_images(small, file, Stand(), **FEW).notes
+        np.savez(tmp_path / "other.npz", **dict(np.load(file)) | {"scaling": "nearest"})
+        with pytest.raises(ValueError, match="that were scaled in another way: 'nearest'"):
+            compare_images(small, tmp_path / "other.npz", Stand(), **FEW)
+
+    def test_files_that_do_not_say_the_size(self, place, tmp_path):
+        bare = {"mu": np.zeros(4), "sigma": np.eye(4)}
+        np.savez(tmp_path / "bare.npz", **bare)
+        with pytest.raises(ValueError, match=r"does not say of what size .* --size 16 cannot scale"):
+            compare_images(place / "fake", tmp_path / "bare.npz", Stand(INCEPTION), size=16, **FEW)
+        np.savez(tmp_path / "with.npz", arr_0=images(1), **bare)
+        with pytest.raises(ValueError, match=r"statistics of images of 16×16, which --size 8 cannot scale"):
+            compare_images(place / "fake", tmp_path / "with.npz", Stand(INCEPTION), size=8, **FEW)
+        compare_images(place / "fake", tmp_path / "with.npz", Stand(INCEPTION), size=16, **FEW)
+        np.savez(tmp_path / "two.npz", arr_0=images(1), image_size=(8, 8), **bare)
+        with pytest.raises(ValueError, match=r"statistics of 8×8 images, but arr_0 of 16×16"):
+            compare_images(place / "fake", tmp_path / "two.npz", Stand(INCEPTION), **FEW)
+
+    def test_no_sfid_without_the_file_s_own_spatial_statistics(self, place, tmp_path):
+        np.savez(tmp_path / "with.npz", arr_0=images(1), mu=np.zeros(4), sigma=np.eye(4))
+        found = compare_images(place / "fake", tmp_path / "with.npz", Stand(INCEPTION), **FEW)
+        assert "sFID" not in {measure.name for measure in found.measures}
+
+    def test_samples_without_features_have_no_interval(self, place, tmp_path):
+        np.savez(tmp_path / "bare.npz", mu=np.zeros(4), sigma=np.eye(4))
+        with pytest.raises(ValueError, match="interval of 3 resamples needs the features of all samples"):
+            compare_images(tmp_path / "bare.npz", place / "real", Stand(INCEPTION), **FEW)
+
     def test_openai_s_reference_files(self, place, tmp_path):
         """mu, sigma, mu_s and sigma_s are of more images than arr_0 holds, and precision is of the latter."""
         space, rng = Stand(INCEPTION), np.random.default_rng(5)
@@ -206,7 +261,8 @@ class TestStatistics:
         assert found["FID"].reference is None
         assert found["precision"].value == neighbourhoods(read.vectors, vectors(1, space)).precision
         assert " ? " in text_table(found)
-        with pytest.raises(ValueError, match="does not say what features its statistics are of"):
+        assert not any("how its images were resized" in note for note in found.notes)
+        with pytest.raises(ValueError, match=r"does not say what features .*\['arr_0'\]\)"):
             compare_images(place / "fake.npz", tmp_path / "reference.npz", Stand(), **FEW)
 
     def test_statistics_alone(self, place, tmp_path):
@@ -214,13 +270,31 @@ class TestStatistics:
         found = compare_images(place / "fake", tmp_path / "bare.npz", Stand(INCEPTION), **FEW)
         assert [measure.name for measure in found.measures] == ["FID", "Inception score"]
         assert any("only statistics" in note for note in found.notes)
+        assert "bare.npz does not say how its images were resized; taken for ADM's" in found.notes
 
     def test_what_no_statistics_are(self, place, tmp_path):
         np.savez(tmp_path / "half.npz", mu=np.zeros(4))
         with pytest.raises(ValueError, match="holds no statistics, mu and sigma"):
             compare_images(place / "fake", tmp_path / "half.npz", Stand(INCEPTION), **FEW)
+        bare = {"mu": np.zeros(4), "sigma": np.eye(4)}
+        for name, value, message in (
+            ("count", np.asarray([3, 4]), "holds no statistics"),
+            ("count", np.asarray("many"), "holds no statistics"),
+            ("count", np.asarray(np.inf), "holds no statistics"),
+            ("mu", np.asarray(["a"] * 4), "holds no statistics"),
+            ("image_size", np.asarray(16), "holds no statistics"),
+            ("features", np.zeros(4, np.float32), "features must be"),
+            ("features", np.full((2, 4), np.nan), "features must be"),
+            ("features", np.zeros((2, 3)), "statistics of 3 numbers, but Inception has 4"),
+        ):
+            np.savez(tmp_path / "odd.npz", **bare | {name: value})
+            with pytest.raises(ValueError, match=message):
+                compare_images(place / "fake", tmp_path / "odd.npz", Stand(INCEPTION), **FEW)
+        np.savez(tmp_path / "odd.npz", **bare, count=2, features=np.zeros((3, 4)))
+        with pytest.raises(ValueError, match="features of 3 images, but statistics of 2"):
+            compare_images(place / "fake", tmp_path / "odd.npz", Stand(INCEPTION), **FEW)
         np.savez(tmp_path / "objects.npz", mu=np.asarray([None]), sigma=np.eye(4))
-        with pytest.raises(ValueError, match="is damaged or no file of statistics"):
+        with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
             compare_images(place / "fake", tmp_path / "objects.npz", Stand(INCEPTION), **FEW)
 
 
@@ -275,6 +349,29 @@ class TestImages:
             open_images(tmp_path)
         assert len(open_images(tmp_path, convert=True)) == 1
 
+    def test_sizes_are_those_of_upright_images(self, tmp_path):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        for number in range(2):
+            image = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
+            image.save(tmp_path / f"{number}.jpg", exif=exif)
+        assert open_images(tmp_path).size == (30, 20)
+        Image.fromarray(np.zeros((30, 20, 3), np.uint8)).save(tmp_path / "2.jpg")
+        assert next(open_images(tmp_path).batches(3)).shape == (3, 3, 30, 20)
+        Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tmp_path / "3.jpg")
+        with pytest.raises(ImageError, match=r"3\.jpg has 20×30, but the first image has 30×20"):
+            open_images(tmp_path)
+
+    def test_shards_beside_images(self, tmp_path):
+        make_shards(tmp_path, (3,))
+        write_folder(tmp_path / "more", images(0, count=2))
+        with pytest.raises(
+            ValueError, match=r"holds both shards, such as set-train-000\.tar, and images, .*more/000\.png"
+        ):
+            open_images(tmp_path)
+        assert len(open_images(tmp_path / "*.tar", convert=True, size=8)) == 3
+        assert len(open_images(write_folder(tmp_path / "x.tar_files", images(0, count=2)))) == 2
+
     def test_sets_of_two_sizes(self, place, tmp_path):
         write_folder(tmp_path / "large", images(0, side=20))
         with pytest.raises(ValueError, match=r"samples of 20×20 and reference images of 16×16; give --size N"):
@@ -322,6 +419,9 @@ class TestImages:
         [
             (np.zeros((2, 8, 8, 1), np.uint8), r"must be \(N, H, W, 3\) of uint8"),
             (np.zeros((2, 8, 8), np.uint8), r"got \(2, 8, 8\) of uint8"),
+            (np.zeros(2, np.uint8), r"got \(2,\) of uint8"),
+            (np.zeros((2, 8), np.float32), r"got \(2, 8\) of float32"),
+            (np.uint8(2), r"got \(\) of uint8"),
             (np.zeros((2, 3, 8, 8), np.uint8), r"got \(2, 3, 8, 8\)"),
             (np.zeros((0, 8, 8, 3), np.uint8), r"got \(0, 8, 8, 3\)"),
             (np.zeros((2, 8, 8, 3), np.uint16), "of uint16; of x in"),
@@ -352,6 +452,31 @@ class TestImages:
             archive.writestr("arr_0.npy", "no array")
         with pytest.raises(ValueError, match="arr_0 has no header of an array"):
             open_images(tmp_path / "text.npz")
+
+    @pytest.mark.parametrize("place", [0.001, 0.3, 0.6, 0.9])
+    def test_damaged_compressed_arrays(self, tmp_path, place):
+        np.savez_compressed(tmp_path / "x.npz", images(0))
+        content = bytearray((tmp_path / "x.npz").read_bytes())
+        start = 60 + int(place * len(content))
+        content[start : start + 40] = bytes(byte ^ 255 for byte in content[start : start + 40])
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            open_images(tmp_path / "x.npz")
+        np.savez_compressed(tmp_path / "s.npz", mu=np.random.default_rng(0).normal(size=4000), sigma=np.eye(4))
+        content = bytearray((tmp_path / "s.npz").read_bytes())
+        content[200:240] = bytes(byte ^ 255 for byte in content[200:240])
+        (tmp_path / "s.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="damaged"):
+            compare_images(tmp_path / "s.npz", tmp_path / "s.npz", Stand(INCEPTION))
+
+    def test_arrays_shorter_than_their_header_says(self, tmp_path):
+        """A whole archive, as a program leaves it that was stopped while it wrote the array."""
+        content = io.BytesIO()
+        np.save(content, images(0))
+        with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+            archive.writestr("arr_0.npy", content.getvalue()[:-768])
+        with pytest.raises(ValueError, match=r"arr_0 holds 36,096 bytes, and \(48, 16, 16, 3\) of uint8"):
+            open_images(tmp_path / "x.npz")
 
     def test_arrays_are_read_bit_by_bit(self, tmp_path, monkeypatch):
         """Neither compressed ones nor those stored as they are come into memory whole."""
@@ -407,12 +532,13 @@ class TestSpaces:
         torch.testing.assert_close(alone[0], read[5], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(BackboneSpace(backbone, "mid", 50, CPU, seed=1).read(
             torch.from_numpy(images(0)[5:6]).permute(0, 3, 1, 2)).vectors, alone)  # fmt: skip
+        assert BackboneSpace(backbone, "mid", 50, CPU, seed=1).digest != space.digest
         # Other sizes are resized.
         assert space.read(torch.zeros(1, 3, 24, 40, dtype=torch.uint8)).vectors.shape == (1, space.width)
 
     def test_a_timm_network(self, network):
-        space = TimmSpace("test_resnet", network, CPU)
-        model = timm.create_model("test_resnet", num_classes=0).eval()
+        space = TimmSpace("resnet10t", network, CPU)
+        model = timm.create_model("resnet10t", num_classes=0).eval()
         weights = torch.load(network, weights_only=True)
         model.load_state_dict({name: weights[name] for name in model.state_dict()})
         expected = timm.data.resolve_model_data_config(model)
@@ -421,18 +547,51 @@ class TestSpaces:
         with torch.no_grad():
             theirs = model((batch / 255 - mean) / deviation)
         torch.testing.assert_close(space.read(batch).vectors, theirs)
-        assert (space.name, space.width) == ("test_resnet", theirs.shape[1])
+        assert (space.name, space.width) == ("resnet10t", theirs.shape[1])
 
     def test_wrong_timm_networks(self, network, tmp_path):
         with pytest.raises(ValueError, match="timm has no network 'resnet_of_mine'"):
             TimmSpace("resnet_of_mine", network, CPU)
         with pytest.raises(FileNotFoundError, match="there is no file"):
-            TimmSpace("test_resnet", tmp_path / "none.pth", CPU)
-        with pytest.raises(ValueError, match="does not fit timm's test_vit: it lacks"):
-            TimmSpace("test_vit", network, CPU)
+            TimmSpace("resnet10t", tmp_path / "none.pth", CPU)
+        with pytest.raises(ValueError, match="for timm's vit_tiny_patch16_224 does not fit the architecture"):
+            TimmSpace("vit_tiny_patch16_224", network, CPU)
         (tmp_path / "text.pth").write_text("none")
-        with pytest.raises(ValueError, match="does not fit timm's test_resnet"):
-            TimmSpace("test_resnet", tmp_path / "text.pth", CPU)
+        with pytest.raises(ValueError, match=r"text\.pth is not a weight file"):
+            TimmSpace("resnet10t", tmp_path / "text.pth", CPU)
+        np.savez(tmp_path / "jax.npz", x=np.zeros(3))
+        with pytest.raises(ValueError, match=r"a file of NumPy's; give weights of resnet10t as \.safetensors or \.pth"):
+            TimmSpace("resnet10t", tmp_path / "jax.npz", CPU)
+
+    def test_a_pickle_of_a_timm_network_runs_nothing(self, network, tmp_path):
+        ran = tmp_path / "ran"
+
+        class Harmful:
+            def __reduce__(self):
+                return ran.touch, ()
+
+        torch.save(torch.load(network, weights_only=True) | {"more": Harmful()}, tmp_path / "harmful.pth")
+        with pytest.raises(CheckpointError, match="Python objects other than tensors, which could run code"):
+            TimmSpace("resnet10t", tmp_path / "harmful.pth", CPU)
+        assert not ran.exists()
+
+    @pytest.mark.parametrize("form", ["safetensors", "training", "parallel", "half", "uncounted"])
+    def test_files_of_timm_networks(self, network, tmp_path, form):
+        state = torch.load(network, weights_only=True)
+        other = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+        content = {
+            "safetensors": state,
+            "training": {"epoch": 3, "state_dict": other, "state_dict_ema": state},
+            "parallel": {"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}},
+            "half": {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+            "uncounted": {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")},
+        }[form]
+        file = tmp_path / "weights.pth"
+        (save_file if form == "safetensors" else torch.save)(content, file)
+        batch = torch.from_numpy(images(0, count=2)).permute(0, 3, 1, 2)
+        expected = TimmSpace("resnet10t", network, CPU).read(batch).vectors
+        found = TimmSpace("resnet10t", file, CPU).read(batch).vectors
+        torch.testing.assert_close(found, expected, rtol=0.02 if form == "half" else 1e-6, atol=1e-3 * (form == "half"))
 
     def test_another_file_is_not_inception(self, network, tmp_path):
         with pytest.raises(
@@ -472,25 +631,31 @@ class TestCommand:
         written = json.loads((tmp_path / "out.json").read_text())
         assert written["features"] == "UNet/in01@50"
         assert (written["samples"], written["reference"]) == ("fake", "real.npz")
+        assert written["options"] == {
+            "k": 3, "frechet": True, "resamples": 3, "keep": 50_000, "split_size": 5000, "batch_size": 32, "seed": 0,
+            "size": None, "convert": False,
+        }  # fmt: skip
         measures = {measure["name"]: measure for measure in written["measures"]}
         assert measures["FD(UNet/in01@50)"]["width"] == written["width"] == 32
         assert main(words) == 0
         words[2] = str(tmp_path / "s.npz")
         assert main([*words, "--resamples", "0"]) == 0
+        assert main([*words, "--seed", "1"]) == 1
+        assert "with other weights or another seed" in capsys.readouterr().err
         assert main([*words[:6], "in01", "--t", "60"]) == 1
         assert "has statistics of UNet/in01@50, but UNet/in01@60 was expected" in capsys.readouterr().err
 
     def test_a_timm_network(self, place, network, capsys):
-        words = ["fid", str(place / "fake"), str(place / "real"), "--timm", "test_resnet", "--checkpoint", str(network)]
+        words = ["fid", str(place / "fake"), str(place / "real"), "--timm", "resnet10t", "--checkpoint", str(network)]
         assert main([*words, "--frechet", "false"]) == 0
-        assert "KD(test_resnet)" in capsys.readouterr().out
+        assert "KD(resnet10t)" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("options", "message"),
         [
             ([], "give what to compare in, one of --inception FILE"),
-            (["--timm", "test_resnet", "--backbone", "adm_elpv"], "got timm and backbone"),
-            (["--timm", "test_resnet"], "--timm NAME and --checkpoint FILE go together"),
+            (["--timm", "resnet10t", "--backbone", "adm_elpv"], "got timm and backbone"),
+            (["--timm", "resnet10t"], "--timm NAME and --checkpoint FILE go together"),
             (["--backbone", "adm_elpv", "--t", "5"], "--backbone, --tap and --t go together"),
             (["--inception", "none.pth", "--tap", "mid"], "--backbone, --tap and --t go together"),
             (["--inception", "none.pth"], "there is no file none.pth"),

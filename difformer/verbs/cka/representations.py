@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.checkpoints.hub import HUB, locate_on_hub
+from difformer.checkpoints.timm_weights import load_timm_weights
 from difformer.features.pooling import flat
+from difformer.files import expand_user
 from difformer.verbs.cka.recipe import TimmConfig
 
 
@@ -43,13 +45,14 @@ class TimmBlocks:
         ImportError: timm is missing.
         ValueError: timm has no such model, or it has no such interface.
         FileNotFoundError: the checkpoint is missing, or published weights are missing and may not be fetched.
+        CheckpointError: the checkpoint is damaged, holds anything but tensors, or the weights of another model.
     """
 
     def __init__(self, config: TimmConfig, pool: int | None, device: torch.device) -> None:
         timm: Any = require("timm", "comparing with a timm model")
         if config.name is None or not timm.is_model(config.name):
             raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` lists them")
-        weights: dict[str, Any] = {"checkpoint_path": config.checkpoint or ""}
+        weights: dict[str, Any] = {}
         if config.pretrained and config.checkpoint is None:
             weights = {"pretrained": True}
             if not config.download:
@@ -64,6 +67,8 @@ class TimmBlocks:
                     ) from error
                 weights["pretrained_cfg_overlay"] = {"file": str(file)}
         model = timm.create_model(config.name, **weights)
+        if config.checkpoint:
+            load_timm_weights(model, expand_user(config.checkpoint), config.name)
         if not hasattr(model, "forward_intermediates"):
             raise ValueError(f"timm's {config.name} gives no intermediate features (forward_intermediates)")
         self._model: nn.Module = model.to(device).eval()

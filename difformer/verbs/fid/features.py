@@ -13,11 +13,23 @@ from tqdm import tqdm
 from difformer.analysis import FeatureMoments, FeatureStatistics, InceptionScore
 from difformer.data.subset import evenly_spaced
 from difformer.files import write_atomically
-from difformer.verbs.fid.images import ImageSet, check_archive
+from difformer.verbs.fid.images import ARRAY, AS_THEY_ARE, SCALED, ImageSet, member_names, read_arrays
 from difformer.verbs.fid.spaces import INCEPTION, FeatureSpace
 
 # Images whose features a file of statistics holds beside these, as OpenAI's reference batches hold 10,000 images.
 _SHARED = 10_000
+_NAMES = (
+    "feature_space",
+    "feature_digest",
+    "image_size",
+    "scaling",
+    "mu",
+    "sigma",
+    "mu_s",
+    "sigma_s",
+    "count",
+    "features",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +42,9 @@ class SetFeatures:
         spatial: the same of spatial features, where there are any.
         features: (K, D) float32 on the CPU, evenly spaced over the set; None where statistics are all there is.
         scores: Inception scores of the splits, where there are logits.
+        size: (h, w) of the images; None where a file does not say.
+        scaling: what was done to them first, `AS_THEY_ARE` or `SCALED`.
+        caution: what is to be said beside numbers of it; "" for nothing.
     """
 
     title: str
@@ -37,6 +52,9 @@ class SetFeatures:
     spatial: FeatureStatistics | None = None
     features: Tensor | None = None
     scores: NDArray[np.float64] | None = None
+    size: tuple[int, int] | None = None
+    scaling: str = AS_THEY_ARE
+    caution: str = ""
 
     @property
     def whole(self) -> bool:
@@ -78,13 +96,14 @@ def read_features(images: ImageSet, space: FeatureSpace, *, batch_size: int, kee
         spatial.statistics() if spatial.count > 1 else None,
         features,
         score.compute() if space.name == INCEPTION else None,
+        images.size,
     )
 
 
 def write_statistics(path: Path, known: SetFeatures, space: FeatureSpace, *, overwrite: bool = False) -> None:
     """Writes mean, covariance and features of a set, with the name of the space: enough to be compared with again.
 
-    `mu`, `sigma`, `mu_s` and `sigma_s` are called as in OpenAI's reference files, whose evaluator reads this one too.
+    `mu`, `sigma`, `mu_s` and `sigma_s` are called as in OpenAI's reference files.
 
     Args:
         path: ends in .npz.
@@ -102,6 +121,8 @@ def write_statistics(path: Path, known: SetFeatures, space: FeatureSpace, *, ove
     for suffix, statistics in (("", known.pooled), ("_s", known.spatial)):
         if statistics is not None:
             arrays |= {f"mu{suffix}": statistics.mean.numpy(), f"sigma{suffix}": statistics.covariance.numpy()}
+    if known.size is not None:
+        arrays |= {"image_size": known.size, "scaling": known.scaling}
     if known.pooled.count is not None:
         arrays["count"] = known.pooled.count
     if known.features is not None:
@@ -120,34 +141,55 @@ def read_statistics(path: Path, space: FeatureSpace) -> SetFeatures:
     Raises:
         ValueError: the file is damaged, or of another space.
     """
-    check_archive(path)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if name not in ("arr_0", "arr_1")}
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged or no file of statistics: {error}") from error
+    arrays = read_arrays(path, _NAMES)
     _check_space(path, arrays, space)
-    count = int(arrays["count"]) if "count" in arrays else None
     try:
+        count = int(arrays["count"]) if "count" in arrays else None
         pooled = FeatureStatistics(torch.from_numpy(arrays["mu"]), torch.from_numpy(arrays["sigma"]), count)
         spatial = None
         if space.spatial_width is not None and "mu_s" in arrays:
             spatial = FeatureStatistics(torch.from_numpy(arrays["mu_s"]), torch.from_numpy(arrays["sigma_s"]), count)
-    except (KeyError, ValueError, TypeError) as error:
+        features = torch.from_numpy(arrays["features"]).float() if "features" in arrays else None
+        if features is not None and (features.ndim != 2 or not features.isfinite().all()):
+            raise ValueError(f"features must be (N, D) and finite, got {tuple(features.shape)}")
+        size = None
+        if "image_size" in arrays:
+            height, width = (int(side) for side in arrays["image_size"])
+            size = (height, width)
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{path} holds no statistics, mu and sigma: {error}") from error
-    for found, width in ((pooled, space.width), (spatial, space.spatial_width)):
-        if found is not None and found.width != width:
-            raise ValueError(f"{path} has statistics of {found.width} numbers, but {space.name} has {width}")
-    features = torch.from_numpy(arrays["features"]) if "features" in arrays else None
-    return SetFeatures(str(path), pooled, spatial, features)
+    for found, expected in (
+        (pooled.width, space.width),
+        (None if spatial is None else spatial.width, space.spatial_width),
+        (None if features is None else features.shape[1], space.width),
+    ):
+        if found is not None and found != expected:
+            raise ValueError(f"{path} has statistics of {found} numbers, but {space.name} has {expected}")
+    if features is not None and count is not None and len(features) > count:
+        raise ValueError(f"{path} is damaged: it has features of {len(features):,} images, but statistics of {count:,}")
+    scaling = str(arrays.get("scaling", AS_THEY_ARE))
+    if scaling not in (AS_THEY_ARE, SCALED):
+        raise ValueError(
+            f"{path} has statistics of images that were scaled in another way: {scaling!r}, not {SCALED!r}"
+        )
+    caution = ""
+    if not {"feature_space", "mu_s"} & arrays.keys():
+        caution = f"{path.name} does not say how its images were resized; taken for ADM's"
+    return SetFeatures(str(path), pooled, spatial, features, None, size, scaling, caution)
 
 
-def _check_space(path: Path, arrays: dict[str, Any], space: FeatureSpace) -> None:
+def _check_space(path: Path, arrays: dict[str, NDArray[Any]], space: FeatureSpace) -> None:
     if "feature_space" not in arrays:
         if space.name != INCEPTION:
+            remedy = ""
+            if ARRAY in member_names(path):
+                remedy = (
+                    f"; its images can be compared in other features from a file of their own, "
+                    f"numpy.savez('images.npz', numpy.load('{path.name}')['{ARRAY}'])"
+                )
             raise ValueError(
                 f"{path} does not say what features its statistics are of; those without a name are taken for "
-                f"Inception's, and {space.name} was expected"
+                f"Inception's, and {space.name} was expected{remedy}"
             )
         return
     name, digest = str(arrays["feature_space"]), str(arrays.get("feature_digest", ""))
@@ -155,6 +197,6 @@ def _check_space(path: Path, arrays: dict[str, Any], space: FeatureSpace) -> Non
         raise ValueError(f"{path} has statistics of {name}, but {space.name} was expected; give the same features")
     if digest != space.digest:
         raise ValueError(
-            f"{path} has statistics of {name} with other weights ({digest[:16]}…) than those given "
-            f"({space.digest[:16]}…); give the same file"
+            f"{path} has statistics of {name} with other weights or another seed ({digest[:16]}…) than those "
+            f"given ({space.digest[:16]}…); give the same"
         )

@@ -1,7 +1,7 @@
 """Comparing generated images with real ones; the body of `difformer fid`."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from difformer.analysis import (
     neighbourhoods,
     share_interval,
 )
-from difformer.config import as_integer, as_positive_integer
+from difformer.config import as_integer, as_positive_integer, as_size, sides
 from difformer.files import check_target, expand_user
 from difformer.verbs.fid.features import SetFeatures, read_features, read_statistics, write_statistics
-from difformer.verbs.fid.images import ARRAY, ImageSet, member_names, open_images
+from difformer.verbs.fid.images import ARRAY, AS_THEY_ARE, SCALED, ArrayImages, ImageSet, member_names, open_images
 from difformer.verbs.fid.spaces import INCEPTION, FeatureSpace
 
 # Of the interval, and features above which it would take hours.
@@ -59,11 +59,12 @@ class Comparison:
 
     Attributes:
         features: name of the feature space.
-        digest: of its weights.
+        digest: of its weights, and of what else its features depend on.
         width: D.
         samples, reference: the last names of the paths of the sets.
         measures: the numbers, those first that depend least on the number of images.
         notes: what a reader of the numbers must know.
+        options: with which they were taken, by name.
     """
 
     features: str
@@ -73,6 +74,7 @@ class Comparison:
     reference: str
     measures: tuple[Measure, ...]
     notes: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Measure:
         """The measure of a name; KeyError where it was not taken."""
@@ -85,10 +87,11 @@ class Comparison:
 
 @dataclass(frozen=True, eq=False)
 class _Opened:
-    """A set before anything was computed: its images, statistics from a file, or both."""
+    """A set before anything was computed: its images, statistics from a file, or both; and what is done to images."""
 
     images: ImageSet | None
     stored: SetFeatures | None
+    scaling: str = AS_THEY_ARE
 
     @property
     def count(self) -> int | None:
@@ -96,6 +99,19 @@ class _Opened:
         if self.stored is not None and self.stored.pooled is not None:
             return self.stored.pooled.count
         return None if self.images is None else len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Of the images; None where a file does not say."""
+        if self.images is not None:
+            return self.images.size
+        return None if self.stored is None else self.stored.size
+
+    def whole(self, keep: int) -> bool:
+        """Whether there will be features of all images whose mean and covariance are taken."""
+        if self.images is None:
+            return self.stored is not None and self.stored.whole
+        return self.stored is None and len(self.images) <= keep
 
 
 def compare_images(
@@ -129,7 +145,7 @@ def compare_images(
         k: of the neighbour whose distance is a radius, for precision, recall, density and coverage.
         frechet: with the Fréchet distance.
         resamples: of the interval of the Fréchet distance, each of which takes as long as the distance; 0 for none.
-            When None, 100 of up to 512 features, and none of more.
+            It needs features of all samples. When None, 100 of up to 512 features, and none of more.
         keep: most images of a set whose features are kept.
         split_size: images a split of the Inception score.
         batch_size: images at once.
@@ -145,13 +161,21 @@ def compare_images(
     """
     for name, value in (("k", k), ("keep", keep), ("batch_size", batch_size), ("split_size", split_size)):
         as_positive_integer(name, value)
-    resamples = (_RESAMPLES if space.width <= _MANY else 0) if resamples is None else as_integer("resamples", resamples)
-    if resamples < 0 or as_integer("seed", seed) < 0:
+    resamples = None if resamples is None else as_integer("resamples", resamples)
+    if (resamples or 0) < 0 or as_integer("seed", seed) < 0:
         raise ValueError(f"resamples and seed must not be negative, got {resamples} and {seed}")
     if statistics is not None:
         check_target(statistics, overwrite=overwrite, ending=".npz")
     opened = [_open(path, space, size, convert) for path in (samples, reference)]
     _check_sets(opened, space, k, frechet)
+    whole = frechet and opened[0].whole(keep)
+    if resamples and frechet and not whole:
+        raise ValueError(
+            f"an interval of {resamples} resamples needs the features of all samples: images, at most --keep {keep}, "
+            "and no statistics of others; give a larger --keep, or leave out --resamples"
+        )
+    if resamples is None:
+        resamples = _RESAMPLES if whole and space.width <= _MANY else 0
     # The reference first: what is written of it stays when the rest is stopped.
     theirs = _known(opened[1], space, batch_size, keep, split_size)
     if statistics is not None:
@@ -169,7 +193,20 @@ def compare_images(
         _title(samples),
         _title(reference),
         tuple(measures),
-        tuple(note for note in (space.caution, _missing(ours, theirs)) if note),
+        tuple(
+            filter(None, (space.caution, ours.caution, theirs.caution, _scaled(ours, theirs), _missing(ours, theirs)))
+        ),
+        {
+            "k": k,
+            "frechet": frechet,
+            "resamples": resamples,
+            "keep": keep,
+            "split_size": split_size,
+            "batch_size": batch_size,
+            "seed": seed,
+            "size": size,
+            "convert": convert,
+        },
     )
 
 
@@ -182,20 +219,37 @@ def _open(path: str | Path | ImageSet, space: FeatureSpace, size: int | None, co
     if not isinstance(path, str | Path):
         return _Opened(path, None)
     place = expand_user(path)
+    scaling = AS_THEY_ARE if size is None else SCALED
     if place.suffix.lower() != ".npz":
-        return _Opened(open_images(place, size=size, convert=convert), None)
+        return _Opened(open_images(place, size=size, convert=convert), None, scaling)
     names = member_names(place)
-    stored = read_statistics(place, space) if "mu" in names else None
-    return _Opened(open_images(place, size=size) if ARRAY in names or stored is None else None, stored)
+    if "mu" not in names:
+        return _Opened(ArrayImages(place, size=size), None, scaling)
+    stored, images = read_statistics(place, space), ArrayImages(place) if ARRAY in names else None
+    if images is not None and stored.size not in (None, images.size):
+        raise ValueError(f"{place} has statistics of {_by(stored.size)} images, but {ARRAY} of {_by(images.size)}")
+    opened = _Opened(images, stored)
+    if size is not None and opened.size is None:
+        raise ValueError(
+            f"{place} does not say of what size the images of its statistics are, and --size {size} cannot scale them "
+            "any more; leave --size out, or give the images in place of their statistics"
+        )
+    if size is not None and opened.size != sides(as_size("size", size)):
+        raise ValueError(
+            f"{place} has statistics of images of {_by(opened.size)}, which --size {size} cannot scale any more; give "
+            "that size, or the images in place of their statistics"
+        )
+    return opened
 
 
 def _check_sets(opened: list[_Opened], space: FeatureSpace, k: int, frechet: bool) -> None:
     """Raises ValueError for sets that cannot be compared, before anything is computed."""
     sets = dict(zip(("samples", "reference images"), opened, strict=True))
-    sizes = {name: one.images.size for name, one in sets.items() if one.images is not None}
+    sizes = {name: one.size for name, one in sets.items() if one.size is not None}
     if len(set(sizes.values())) > 1:
-        shown = " and ".join(f"{name} of {size[0]}×{size[1]}" for name, size in sizes.items())
-        raise ValueError(f"there are {shown}; give --size N to have all scaled and cropped to one size")
+        shown = " and ".join(f"{name} of {_by(size)}" for name, size in sizes.items())
+        which = ", that of the statistics," if any(one.stored is not None for one in opened) else ""
+        raise ValueError(f"there are {shown}; give --size N{which} to have all scaled and cropped to one size")
     for name, one in sets.items():
         if one.images is not None and len(one.images) <= k:
             raise ValueError(f"precision and recall with k = {k} need more than {k} {name}, got {len(one.images)}")
@@ -214,9 +268,9 @@ def _known(opened: _Opened, space: FeatureSpace, batch_size: int, keep: int, spl
         return opened.stored
     found = read_features(opened.images, space, batch_size=batch_size, keep=keep, split_size=split_size)
     if opened.stored is None:
-        return found
-    stored = opened.stored
-    return SetFeatures(found.title, stored.pooled, stored.spatial or found.spatial, found.features, found.scores)
+        return replace(found, scaling=opened.scaling)
+    # Spatial statistics of the images beside the file's would be of another set than its mean and covariance.
+    return replace(opened.stored, features=found.features, scores=found.scores, size=found.size)
 
 
 def _of_features(ours: SetFeatures, theirs: SetFeatures, space: FeatureSpace, k: int, seed: int) -> Iterator[Measure]:
@@ -269,6 +323,17 @@ def _inception_score(scores: NDArray[np.float64], images: ImageSet | None, split
 def _name(name: str, space: FeatureSpace) -> str:
     """What a distance is called: only in Inception's features as everybody does."""
     return name if space.name == INCEPTION else f"{name.replace('I', '')}({space.name})"
+
+
+def _by(size: tuple[int, int] | None) -> str:
+    return "?" if size is None else f"{size[0]}×{size[1]}"
+
+
+def _scaled(ours: SetFeatures, theirs: SetFeatures) -> str:
+    """Which images were scaled, and to what."""
+    scaled = {name: one for name, one in (("samples", ours), ("reference", theirs)) if one.scaling == SCALED}
+    sizes = [_by(one.size) for one in scaled.values()]
+    return f"images of {' and '.join(scaled)} were scaled and cropped to {sizes[0]}" if scaled else ""
 
 
 def _missing(ours: SetFeatures, theirs: SetFeatures) -> str:

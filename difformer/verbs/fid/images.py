@@ -1,9 +1,13 @@
 """Sets of images to compare: folders, WebDataset shards, and arrays in `.npz` files, read batch by batch."""
 
 import io
+import lzma
+import math
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -16,7 +20,7 @@ from tqdm import tqdm
 from difformer._optional import require
 from difformer.config import as_size, sides
 from difformer.data import DataConfig, ImageError, Source, file_source, read_source
-from difformer.data.images import Content, looks_whole, resize_to_cover
+from difformer.data.images import Content, looks_whole, resize_to_cover, upright_size
 from difformer.data.listing import find_images, in_words
 from difformer.files import expand_user
 
@@ -24,6 +28,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ARRAY = "arr_0"
+# What reading a damaged archive raises; RuntimeError where it is encrypted, or compressed in a way that is not known.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, RuntimeError)
+# What was done to images before they were compared, as files of statistics say it.
+AS_THEY_ARE = "none"
+SCALED = "scaled to cover, bilinear and antialiased, centre cropped"
 _READERS = 4
 _CONVERT = "give --convert to have such images made 8-bit RGB"
 
@@ -97,7 +106,11 @@ class FileImages:
         first: tuple[int, int] | None = None
         contents = zip(self._places, self._contents(self._places), strict=True)
         for place, content in tqdm(contents, "headers", len(self), unit="image", delay=2, disable=None):
-            mode, size = _header(content, f"{self.title}: {self._source.describe(place)}")
+            name = f"{self.title}: {self._source.describe(place)}"
+            mode, size = _header(content, name)
+            # A PNG tells its orientation only when it is decoded, which need not be where turning changes nothing.
+            if size[0] != size[1] and not self._scaled:
+                size = upright_size(content, name)
             first = first or size
             if mode != "RGB" and not self._convert:
                 what = f"{self._source.describe(place)} is of mode {mode}, and 8-bit RGB was expected"
@@ -128,24 +141,27 @@ class ArrayImages:
     def __init__(self, path: Path, *, size: int | None = None) -> None:
         self.title = str(path)
         self._path = path
-        with _member(path, ARRAY) as file:
+        with _opened_array(path) as (file, length):
             shape, dtype = _array_header(file, path)
-        self._shape = shape
-        self._scaled = size is not None
-        self.size = (shape[1], shape[2]) if size is None else sides(as_size("size", size))
+            held = length - file.tell()
         if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             hint = "" if dtype == np.uint8 else "; of x in [-1, 1] write ((x + 1) * 127.5).clip(0, 255).astype(uint8)"
             raise ValueError(
                 f"{path}: {ARRAY} must be (N, H, W, 3) of uint8, RGB images of one size, got {shape} of {dtype}{hint}"
             )
-        check_archive(path)
+        if held != math.prod(shape):
+            raise ValueError(f"{path} is damaged: {ARRAY} holds {held:,} bytes, and {shape} of {dtype} were expected")
+        self._shape = shape
+        self._scaled = size is not None
+        self.size = (shape[1], shape[2]) if size is None else sides(as_size("size", size))
+        _check_archive(path)
 
     def __len__(self) -> int:
         return int(self._shape[0])
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """See `ImageSet`."""
-        with _member(self._path, ARRAY) as file:
+        with _opened_array(self._path) as (file, _):
             _array_header(file, self._path)
             for start in range(0, len(self), batch_size):
                 shape = (min(batch_size, len(self) - start), *self._shape[1:])
@@ -160,8 +176,8 @@ def open_images(path: str | Path, *, size: int | None = None, convert: bool = Fa
     """Opens a set of images; what headers show to be wrong raises here.
 
     Args:
-        path: a folder that is searched with its subfolders; a folder of `.tar` shards, one of these or a pattern of
-            them, as the reader `webdataset` takes; or an `.npz` file with `arr_0`.
+        path: a folder that is searched with its subfolders; a folder of `.tar` shards without other images, one of
+            these or a pattern of them, as the reader `webdataset` takes; or an `.npz` file with `arr_0`.
         size: side to which images are scaled and cropped, so that they may have any; as they are when None.
         convert: take images that are not 8-bit RGB too.
 
@@ -172,15 +188,20 @@ def open_images(path: str | Path, *, size: int | None = None, convert: bool = Fa
     place = expand_user(path)
     if place.suffix.lower() == ".npz":
         return ArrayImages(_existing(place), size=size)
-    if ".tar" in place.name.lower() or (place.is_dir() and any(place.glob("*.tar"))):
-        root, split = (place, "*.tar") if place.is_dir() else (place.parent, place.name)
-        shards = read_source(DataConfig(name="webdataset", root=str(root), first_label=0), split)
-        return FileImages(shards, size=size, convert=convert)
     if not place.is_dir():
+        if ".tar" in place.name.lower():
+            return _shards(place.parent, place.name, size, convert)
         raise FileNotFoundError(
             f"{place} is no folder, no .npz file and no .tar shards" if place.exists() else f"there is no {place}"
         )
-    found = find_images(place)
+    found, shard = find_images(place), next(place.glob("*.tar"), None)
+    if shard is not None and found.images:
+        raise ValueError(
+            f"the folder {place} holds both shards, such as {shard.name}, and images, such as "
+            f"{found.images[0]}; give the shards as {place / '*.tar'}, or a folder of the images alone"
+        )
+    if shard is not None:
+        return _shards(place, "*.tar", size, convert)
     if not found.images:
         other = f"; its files are {in_words(found.left_out)}" if found.left_out else ""
         raise FileNotFoundError(f"the folder {place} holds no image{other}")
@@ -188,24 +209,50 @@ def open_images(path: str | Path, *, size: int | None = None, convert: bool = Fa
     return FileImages(source, size=size, convert=convert)
 
 
-def check_archive(path: Path) -> None:
-    """Raises ValueError where a member of an `.npz` file does not have its checksum; reads all of it."""
+def member_names(path: Path) -> set[str]:
+    """The names of the arrays in an `.npz` file; ValueError where it is damaged or none, OSError where not there."""
+    _existing(path)
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Those arrays of an `.npz` file that it has of some names, checked, without reading the others.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or an array is of Python objects.
+    """
+    _existing(path)
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        there = set(archive.namelist())
+        # Whole members, since zipfile compares the checksum at their end.
+        contents = {name: archive.read(f"{name}.npy") for name in names if f"{name}.npy" in there}
+        return {name: np.load(io.BytesIO(content), allow_pickle=False) for name, content in contents.items()}
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns what a damaged `.npz` file makes zipfile, the decompressors and numpy raise into ValueError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+        yield
+    except PermissionError:
+        raise
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged or no .npz file: {error}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Raises ValueError where a member of an `.npz` file does not have its checksum; reads all of it."""
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
     if damaged is not None:
         raise ValueError(f"{path} is damaged: {damaged} does not have its checksum; copy or write it again")
 
 
-def member_names(path: Path) -> set[str]:
-    """The names of the arrays in an `.npz` file; ValueError where it is damaged or none, OSError where not there."""
-    try:
-        with zipfile.ZipFile(_existing(path)) as archive:
-            return {name.removesuffix(".npy") for name in archive.namelist()}
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is damaged or no .npz file: {error}") from error
+def _shards(root: Path, pattern: str, size: int | None, convert: bool) -> FileImages:
+    source = read_source(DataConfig(name="webdataset", root=str(root), first_label=0), pattern)
+    return FileImages(source, size=size, convert=convert)
 
 
 def _existing(path: Path) -> Path:
@@ -214,10 +261,16 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _member(path: Path, name: str) -> IO[bytes]:
-    if name not in (found := member_names(path)):
-        raise ValueError(f"{path} has no {name}, in which images are expected; it has {', '.join(sorted(found))}")
-    return zipfile.ZipFile(path).open(f"{name}.npy")
+@contextmanager
+def _opened_array(path: Path) -> Iterator[tuple[IO[bytes], int]]:
+    """The member with the images, open, and its length in bytes."""
+    if ARRAY not in (found := member_names(path)):
+        raise ValueError(f"{path} has no {ARRAY}, in which images are expected; it has {', '.join(sorted(found))}")
+    with ExitStack() as stack:
+        with _reading(path):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            file = stack.enter_context(archive.open(f"{ARRAY}.npy"))
+        yield file, archive.getinfo(f"{ARRAY}.npy").file_size
 
 
 def _array_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -225,7 +278,7 @@ def _array_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtyp
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{path} is damaged: {ARRAY} has no header of an array ({error})") from error
     if fortran and len(shape) > 1:
         raise ValueError(f"{path}: {ARRAY} must be in C order; write it again with numpy.ascontiguousarray")
@@ -233,7 +286,8 @@ def _array_header(file: IO[bytes], path: Path) -> tuple[tuple[int, ...], np.dtyp
 
 
 def _header(content: Content, name: str) -> tuple[str, tuple[int, int]]:
-    """An image's mode, with its depth where that is not 8 bits, and (h, w); raises ImageError where it has none."""
+    """An image's mode, with its depth where that is not 8 bits, and (h, w) as it is stored; ImageError where it has
+    none."""
     if isinstance(content, np.ndarray):
         return "RGB", (content.shape[0], content.shape[1])
     images = require("PIL.Image", "reading images", install="pillow")

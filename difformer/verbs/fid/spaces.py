@@ -2,6 +2,7 @@
 backbones.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from difformer._optional import require
 from difformer.backbones import create_backbone, device_of
+from difformer.checkpoints.timm_weights import load_timm_weights
 from difformer.config import sides
 from difformer.data import content_id
 from difformer.features.extractor import FeatureExtractor
@@ -48,7 +50,7 @@ class FeatureSpace(Protocol):
 
     Attributes:
         name: that numbers are called after.
-        digest: SHA-256 of the weights, or of what else the features depend on.
+        digest: SHA-256 of the weights, and of what else the features depend on.
         width: D.
         spatial_width: S; None where there are no spatial features.
         caution: what is to be said beside numbers in this space; "" for nothing.
@@ -133,7 +135,7 @@ class TimmSpace:
 
     Args:
         name: such as vit_small_patch14_dinov2.lvd142m.
-        checkpoint: its weights, by their path.
+        checkpoint: its weights, a .safetensors or .pth file.
         device: where it runs.
 
     Raises:
@@ -153,7 +155,7 @@ class TimmSpace:
         if not path.is_file():
             raise FileNotFoundError(f"there is no file {path}; --checkpoint is the weight file of {name}")
         network = timm.create_model(name, num_classes=0)
-        _load(timm, network, path, name)
+        load_timm_weights(network, path, name)
         expected = timm.data.resolve_model_data_config(network)
         self.name = name
         self.digest = sha256(path)
@@ -220,7 +222,8 @@ class BackboneSpace:
             raise ValueError(f"{name} must be a backbone without classes and of images of a known size")
         extractor = FeatureExtractor(backbone, taps=[tap], timesteps=[t], seed=seed)
         self.name = f"{Path(backbone.name).stem}/{extractor.taps[0]}@{t}"
-        self.digest = backbone.digest
+        # The seed makes the noise, so that features of another one are others.
+        self.digest = hashlib.sha256(f"{backbone.digest} seed {seed}".encode()).hexdigest()
         self.device = device_of(backbone)
         self._size = sides(backbone.image_size)
         self._pooled = PooledFeatures(extractor).eval()
@@ -239,20 +242,3 @@ def _resized(images: Tensor, size: tuple[int, ...], kind: str) -> Tensor:
     if images.shape[2:] == size:
         return images
     return F.interpolate(images, size=size, mode=kind, antialias=True, align_corners=False)
-
-
-def _load(timm: Any, network: nn.Module, path: Path, name: str) -> None:
-    """Loads weights whose classifier is left out; raises ValueError where they are of another network."""
-    try:
-        found = timm.models.load_checkpoint(network, str(path), strict=False)
-    except Exception as error:
-        raise ValueError(f"{path} does not fit timm's {name}: {error}") from error
-    classifiers = network.default_cfg.get("classifier") or "head"  # type: ignore[union-attr, operator]
-    heads = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    missing = list(found.missing_keys) if found is not None else []
-    strange = [key for key in found.unexpected_keys if not key.startswith(heads)] if found is not None else []
-    if missing or strange:
-        raise ValueError(
-            f"{path} does not fit timm's {name}: it lacks {len(missing)} tensors ({', '.join(missing[:3])}) and has "
-            f"{len(strange)} others ({', '.join(strange[:3])})"
-        )

@@ -16,7 +16,7 @@ def text_table(found: Comparison) -> str:
     lines = [
         f"samples:   {found.samples}",
         f"reference: {found.reference}",
-        f"features:  {found.features}, {found.width:,} numbers, weights {found.digest[:16]}",
+        f"features:  {found.features}, {found.width:,} numbers, digest {found.digest[:16]}",
         "",
     ]
     for row in rows:
