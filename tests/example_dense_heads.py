@@ -13,6 +13,7 @@ from difformer.heads import (
     UperNetHead,
 )
 from difformer.taps import TapSpec
+from difformer.tasks import Classification
 
 SIZE = (64, 96)
 COARSE, FINE, MIDDLE, LATER, AGAIN = (
@@ -55,6 +56,18 @@ HEADS = MAPS | {
     "heatmap": lambda: HeatmapHead(PYRAMID, 5, width=16, image_size=SIZE),
     "heatmap finer": lambda: HeatmapHead(ONE, 5, width=64, norm="group", stride=1, image_size=SIZE),
 }
+
+
+class Reader(Classification):
+    """A task of one's own for heads that give something else than logits."""
+
+    def __init__(self, *, reads):
+        super().__init__()
+        self.arguments = {"reads": reads}
+        self.reads = reads
+
+    def predictions(self, outputs, names):
+        return [one.argmax(dim=0) for one in outputs]
 
 
 def build(name):

@@ -26,6 +26,7 @@ from difformer.heads import HEADS, Head
 from difformer.registry import UntrustedError, path_of
 from difformer.taps import FeatureKey
 from difformer.tasks import Classification, Task, find_task
+from difformer.tasks.task import check_head
 
 _EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
 # Files name the heads of this package by their classes.
@@ -81,7 +82,8 @@ def save_classifier(path: str | Path, classifier: Parts, **metadata: Any) -> Non
 
     Raises:
         ValueError: a head that cannot be imported again, an extractor of another kind, metadata that JSON cannot hold,
-            or a head that learned from images of several sizes, while no `classifier.preprocessing` is set.
+            a task that does not read what the head gives, or a head that learned from images of several sizes, while no
+            `classifier.preprocessing` is set.
         OSError: it cannot be written; an existing file is unchanged.
     """
     write_classifier(Path(path), classifier.trained_state(), describe(classifier, metadata))
@@ -160,6 +162,7 @@ def describe(classifier: Parts, metadata: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"{type(head).__name__} cannot be saved: a head needs specs, num_classes, arguments, map_sizes"
         )
+    check_head(classifier.task, head)
     kind: Any = type(head)
     head_type = kind.__name__ if kind in _HEADS.values() else path_of(kind, "head")
     keys = [asdict(key) for key in head.specs]

@@ -24,6 +24,7 @@ from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, Features
 from difformer.tasks import Classification, Task
+from difformer.tasks.task import check_head
 
 C = TypeVar("C", bound="DiffusionClassifier")
 
@@ -38,7 +39,8 @@ class DiffusionClassifier(nn.Module):
         head: built for (some of) the extractor's `specs`.
         class_names: in the order of the logits; the numbers when left out. For another task, names of the outputs.
         preprocessing: how image files are read; see the property when left out.
-        task: what the outputs mean; classification when left out.
+        task: what the outputs mean; classification when left out. To predict or to be saved, the classifier needs one
+            that reads what the head gives.
 
     Raises:
         ValueError: the parts are no extractor and head, the head reads features the extractor does not give, feedback
@@ -182,9 +184,10 @@ class DiffusionClassifier(nn.Module):
 
         Raises:
             ImageError: a file cannot be read.
-            ValueError: as `preprocess`, a bad batch_size, features that are conditioned on each image's label, or
-                logits that are not finite.
+            ValueError: as `preprocess`, a bad batch_size, a task that does not read what the head gives, features that
+                are conditioned on each image's label, or logits that are not finite.
         """
+        check_head(self.task, self.head)
         self.conditioning.check_unlabelled()
         alone = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
@@ -384,6 +387,7 @@ def load_classifier(
     with rebuilding(str(file)):
         task = stored_task(description, trust)
         extractor, head = build_parts(description, backbone, len(state), str(file), trust)
+        check_head(task, head)
         names = tuple(description["class_names"])
         classifier = cls(extractor, head, class_names=names, preprocessing=preprocessing)
     classifier.task = task

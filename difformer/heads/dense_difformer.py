@@ -34,7 +34,7 @@ class DenseDifFormerHead(Fusion):
         decoder_width: of all levels.
         decoder_norm: "batch", or "group", for which `decoder_width` is a multiple of 64.
         decoder_dropout: probability of leaving out a channel before the classifier, in training.
-        skip: add the level's own features; without them, all that is said comes out of the transformer.
+        skip: add the level's own features; without them, the transformer's tokens are all that is decoded.
         image_size, finest_stride: see `Pyramid`.
 
     Raises:
@@ -110,12 +110,12 @@ class DenseDifFormerHead(Fusion):
         maps = receive(self, features)
         levels = self.pyramid(maps, self.conv_seg.weight.dtype)
         fused = self.fused_maps(maps)
-        said = [
+        laterals = [
             resize(conv(at_the_finest([fused[key] for key in keys])), level.shape[2:])
             for conv, keys, level in zip(self.token_convs, self.pyramid.keys, levels, strict=True)
         ]
         # None without skips.
         for i, lateral in enumerate(self.lateral_convs):
-            said[i] = said[i] + lateral(levels[i])
-        refined = [conv(level) for conv, level in zip(self.fpn_convs, top_down(said), strict=True)]
+            laterals[i] = laterals[i] + lateral(levels[i])
+        refined = [conv(level) for conv, level in zip(self.fpn_convs, top_down(laterals), strict=True)]
         return self.conv_seg(self.dropout(self.fpn_bottleneck(at_the_finest(refined))))

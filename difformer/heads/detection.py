@@ -1,18 +1,26 @@
 """Boxes and masks of objects, by torchvision's detectors on the features of a diffusion model."""
 
+import math
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, cast, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difformer._optional import require
 from difformer.config import Size, as_positive_integer, as_positive_number, as_rate, check_choice
 from difformer.heads._inputs import MapSides, describe, receive
-from difformer.heads.detectors import DetectorName, SeededSampler, build_detector, build_fpn, one_stage
+from difformer.heads.detectors import (
+    LEAST_ANCHOR,
+    DetectorName,
+    SeededSampler,
+    build_detector,
+    build_fpn,
+    one_stage,
+)
 from difformer.heads.pyramid import Pyramid
 from difformer.heads.registry import HEADS
 from difformer.taps import FeatureKey, TapSpec
@@ -44,6 +52,11 @@ class DetectionHead(nn.Module):
     are divided by the number of positive places, an image with few objects counts as much as one with many. Boxes are
     computed in the precision of the weights, also in mixed precision.
 
+    Cell j of a level with stride s has its centre at x = (j + 0.5) s, where its anchors are centred, too; torchvision
+    centres them at j s. Masks are learned from targets at the pixels' centres. Of regions, only the features are as
+    torchvision's `MultiScaleRoIAlign` pools them, which takes the centre of cell j for j s, too: they are read half a
+    cell to the right of and below the region.
+
     Args:
         specs: the features it reads, a level of the pyramid for each size; see `Pyramid`.
         num_classes: of the objects, without background.
@@ -51,7 +64,7 @@ class DetectionHead(nn.Module):
         width: of all levels; for FCOS a multiple of 32. torchvision's initial weights are made for 256, and RetinaNet,
             which has no norms, learns slowly with far fewer.
         anchor_scale: least size of an anchor over the stride of its level: 8 for the R-CNNs and 4 for RetinaNet when
-            None, as torchvision has it; smaller for small objects. FCOS has none.
+            None, as torchvision has it; smaller for small objects, down to anchors of 2 pixels. FCOS has none.
         score_threshold: detections that are less certain are left out.
         nms_threshold: of two boxes of a class that overlap more (IoU), the less certain is left out; 0.6 for FCOS and
             0.5 for the others when None.
@@ -61,8 +74,8 @@ class DetectionHead(nn.Module):
             to those of the features for the R-CNNs, and two for the others.
 
     Raises:
-        ValueError: as `Pyramid`, no image size, strides that do not double from level to level, an unknown detector, or
-            a bad number.
+        ValueError: as `Pyramid`, no image size, strides that do not double from level to level, an unknown detector, a
+            bad number, or anchors of less than 2 pixels.
         ImportError: torchvision is not there.
     """
 
@@ -99,6 +112,13 @@ class DetectionHead(nn.Module):
             anchor_scale = as_positive_number("anchor_scale", anchor_scale)
             if detector == "fcos":
                 raise ValueError(f"fcos has no anchors that anchor_scale {anchor_scale} could be of; leave it out")
+            if anchor_scale * self.strides[0] < LEAST_ANCHOR:
+                raise ValueError(
+                    f"anchor_scale must be at least {LEAST_ANCHOR / self.strides[0]} for levels from stride "
+                    f"{self.strides[0]} on, so that no anchor is smaller than {LEAST_ANCHOR} pixels, got {anchor_scale}"
+                )
+        if detector == "fcos" and self.strides[0] < LEAST_ANCHOR:
+            raise ValueError(f"finest_stride must be at least {LEAST_ANCHOR} for fcos, got {self.strides[0]}")
         kept: dict[str, Any] = {
             "score_threshold": as_rate("score_threshold", score_threshold),
             "nms_threshold": None if nms_threshold is None else as_rate("nms_threshold", nms_threshold),
@@ -243,8 +263,12 @@ class DetectionHead(nn.Module):
         return found
 
 
-def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks of whole images from those of boxes, one at a time, so that only the result is large.
+def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Iterator[Tensor]:
+    """Masks of whole images from those of boxes, one at a time, so that they need not all be in memory together.
+
+    As in Detectron2, a mask is read at the centres of the image's pixels, bilinearly; at the border of the box, half a
+    cell of the mask has the value of its outermost cell. torchvision's own function rounds boxes to whole pixels and
+    makes them one pixel larger.
 
     Args:
         masks: (n, h, w) in [0, 1], each spread over its box.
@@ -252,17 +276,25 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: 
         size: (H, W) of the image in the same pixels.
         threshold: least value that belongs to the object.
 
-    Returns:
-        (n, H, W) bool.
-
-    Raises:
-        ImportError: torchvision is not there.
+    Yields:
+        (H, W) bool for each mask, in their order; nothing outside its box.
     """
-    paste = require("torchvision.models.detection.roi_heads", "detection", install="torchvision").paste_masks_in_image
-    pasted = torch.zeros((len(masks), *size), dtype=torch.bool, device=masks.device)
-    for i, mask in enumerate(masks):
-        pasted[i] = paste(mask[None, None], boxes[i : i + 1], size)[0, 0] >= threshold
-    return pasted
+    for mask, box in zip(masks.float(), boxes.tolist(), strict=True):
+        pasted = torch.zeros(size, dtype=torch.bool, device=mask.device)
+        # The pixels whose centres lie in the box, and where in the box: from -1 to 1.
+        (left, right), (top, bottom) = (
+            (max(0, math.ceil(box[axis] - 0.5)), min(size[1 - axis], math.ceil(box[axis + 2] - 0.5))) for axis in (0, 1)
+        )
+        if left < right and top < bottom:
+            x, y = (
+                (2 * torch.arange(first, last, device=mask.device) + 1 - (box[axis] + box[axis + 2]))
+                / (box[axis + 2] - box[axis])
+                for axis, first, last in ((0, left, right), (1, top, bottom))
+            )
+            grid = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=2)
+            values = F.grid_sample(mask[None, None], grid[None], padding_mode="border", align_corners=False)
+            pasted[top:bottom, left:right] = values[0, 0] >= threshold
+        yield pasted
 
 
 def _checked_strides(pyramid: Pyramid) -> tuple[int, ...]:

@@ -15,6 +15,9 @@ DetectorName = Literal["faster_rcnn", "mask_rcnn", "fcos", "retinanet"]
 _ANCHOR_SCALES: Mapping[str, float] = {"faster_rcnn": 8, "mask_rcnn": 8, "fcos": 1, "retinanet": 4}
 _RATIOS = (0.5, 1.0, 2.0)
 
+# In pixels; torchvision rounds the sides of smaller anchors to 0.
+LEAST_ANCHOR = 2
+
 
 class GivenLevels(nn.Module):
     """Stands where a detector has its backbone, and gives the `levels` it was handed.
@@ -46,6 +49,51 @@ class AsTheyAre(nn.Module):
     def postprocess(self, result: Any, image_shapes: Any, original_sizes: Any) -> Any:
         """The result, which is in pixels of the images already."""
         return result
+
+
+class CentredAnchors(nn.Module):
+    """torchvision's anchors, centred on the cells: those of cell j of a level with stride s at (j + 0.5) s, not at j s.
+
+    Args:
+        generator: torchvision's `AnchorGenerator`, which says their sizes.
+        strides: of all levels. torchvision takes for a stride how many times the image is larger than the map, which is
+            less where the image does not divide evenly.
+    """
+
+    def __init__(self, generator: Any, strides: Sequence[int]) -> None:
+        super().__init__()
+        self.generator, self.strides = generator, tuple(strides)
+
+    def forward(self, images: Any, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Args: images, torchvision's `ImageList`; levels, (B, C, h, w) each. Returns the anchors (A, 4) of each
+        image, level by level."""
+        self.generator.set_cell_anchors(levels[0].dtype, levels[0].device)
+        sizes, steps = [level.shape[2:] for level in levels], [(stride, stride) for stride in self.strides]
+        corners = self.generator.grid_anchors(sizes, steps)
+        anchors = torch.cat([one + stride / 2 for one, stride in zip(corners, self.strides, strict=True)])
+        return [anchors] * len(images.image_sizes)
+
+
+class MaskPool(nn.Module):
+    """torchvision's pooling of regions for masks; in training, the boxes it was given are then half a pixel further to
+    the left and up.
+
+    From these boxes torchvision reads the targets of the masks next, and takes the centre of pixel j for j.
+
+    Args:
+        pool: torchvision's `MultiScaleRoIAlign`.
+    """
+
+    def __init__(self, pool: nn.Module) -> None:
+        super().__init__()
+        self.pool = pool
+
+    def forward(self, levels: Mapping[str, Tensor], boxes: list[Tensor], sizes: Any) -> Tensor:
+        """Args: levels, by name; boxes, (n, 4) an image; sizes, of the images. Returns (all n, C, side, side)."""
+        pooled: Tensor = self.pool(levels, boxes, sizes)
+        if self.training:
+            boxes[:] = [one - 0.5 for one in boxes]
+        return pooled
 
 
 class SeededSampler:
@@ -118,6 +166,7 @@ def build_detector(
         score_threshold, nms_threshold, max_detections: what is kept; torchvision's own threshold when None.
     """
     library = require("torchvision.models.detection", "detection", install="torchvision")
+    strides = (*strides, *(strides[-1] * 2 ** (i + 1) for i in range(2 if one_stage(name) else 1)))
     anchors = _anchors(name, strides, anchor_scale)
     build: Callable[..., nn.Module]
     if one_stage(name):
@@ -129,7 +178,7 @@ def build_detector(
         )  # fmt: skip
     else:
         align = require("torchvision.ops", "detection", install="torchvision").MultiScaleRoIAlign
-        names = [str(i) for i in range(len(strides))]
+        names = [str(i) for i in range(len(strides) - 1)]
         build = library.FasterRCNN if name == "faster_rcnn" else library.MaskRCNN
         nms = {} if nms_threshold is None else {"box_nms_thresh": nms_threshold}
         masks = {"mask_roi_pool": align(names, 14, 2)} if name == "mask_rcnn" else {}
@@ -138,6 +187,12 @@ def build_detector(
             GivenLevels(width), num_classes + 1, rpn_anchor_generator=anchors, box_roi_pool=align(names, 7, 2),
             box_score_thresh=score_threshold, box_detections_per_img=max_detections, **nms, **masks,
         )  # fmt: skip
+    # Only torchvision's own classes may be given to its constructors.
+    parent: Any = detector if one_stage(name) else detector.rpn
+    parent.anchor_generator = CentredAnchors(anchors, strides)
+    if name == "mask_rcnn":
+        heads: Any = detector.roi_heads
+        heads.mask_roi_pool = MaskPool(heads.mask_roi_pool)
     detector.transform = AsTheyAre()
     # FCOS and RetinaNet learn from all places.
     for part in (module for module in detector.modules() if hasattr(module, "fg_bg_sampler")):
@@ -146,10 +201,15 @@ def build_detector(
 
 
 def _anchors(name: DetectorName, strides: Sequence[int], scale: float | None) -> Any:
-    """Anchors of all levels, those that the FPN adds included."""
+    """torchvision's anchors.
+
+    Args:
+        name: of the detector.
+        strides: of all levels, those that the FPN adds included.
+        scale: least size over the stride; torchvision's when None.
+    """
     library = require("torchvision.models.detection.anchor_utils", "detection", install="torchvision")
-    coarser = [strides[-1] * 2 ** (i + 1) for i in range(2 if one_stage(name) else 1)]
     octave = [1.0, 2 ** (1 / 3), 2 ** (2 / 3)] if name == "retinanet" else [1.0]
     least = _ANCHOR_SCALES[name] if scale is None else scale
-    sizes = tuple(tuple(int(least * stride * part) for part in octave) for stride in (*strides, *coarser))
+    sizes = tuple(tuple(int(least * stride * part) for part in octave) for stride in strides)
     return library.AnchorGenerator(sizes, ((1.0,) if name == "fcos" else _RATIOS,) * len(sizes))

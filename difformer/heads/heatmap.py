@@ -1,4 +1,4 @@
-"""Landmarks as heat maps: one map a point, highest where it lies, coded as in Zhang et al. 2020 (arXiv 1910.06278)."""
+"""Landmarks as heat maps: one map a point, highest where it lies."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -68,7 +68,7 @@ class HeatmapHead(nn.Module):
         }  # fmt: skip
         self.lateral_convs = nn.ModuleList(ConvNorm(channels, width, 1, norm) for channels in self.pyramid.channels)
         self.convs = nn.Sequential(ConvNorm(width, width, 3, norm), ConvNorm(width, width, 3, norm))
-        self.heat_maps = classifier_of_maps(width, self.num_classes)
+        self.heatmaps = classifier_of_maps(width, self.num_classes)
 
     __repr__ = describe
 
@@ -78,15 +78,15 @@ class HeatmapHead(nn.Module):
         Raises:
             ValueError: see `receive` and `Pyramid`.
         """
-        levels = self.pyramid(receive(self, features), self.heat_maps.weight.dtype)
+        levels = self.pyramid(receive(self, features), self.heatmaps.weight.dtype)
         laterals = [lateral(level) for lateral, level in zip(self.lateral_convs, levels, strict=True)]
         finest, *_ = top_down(laterals)
         size = (finest.shape[2] * self.scale, finest.shape[3] * self.scale)
-        return self.heat_maps(self.convs(resize(finest, size)))
+        return self.heatmaps(self.convs(resize(finest, size)))
 
     def targets(self, points: Tensor, visible: Tensor, size: Sequence[int]) -> Tensor:
         """The heat maps that are learned: Gaussians of height 1 around the exact points, and not around the cells they
-        lie in.
+        lie in (Zhang et al. 2020, DARK, arXiv 1910.06278).
 
         Args:
             points: (B, K, 2) x, y in pixels of the image.
@@ -114,21 +114,25 @@ class HeatmapHead(nn.Module):
         return torch.where(visible[..., None, None], rows[..., :, None] * columns[..., None, :], 0.0)
 
     @torch.no_grad()
-    def decode(self, heat_maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The points of heat maps, to parts of a cell, as Zhang et al. 2020 (DARK) find them.
+    def decode(self, heatmaps: Tensor) -> tuple[Tensor, Tensor]:
+        """The points of heat maps, to parts of a cell.
 
-        First the cell around which a Gaussian of `sigma` fits best (least squares: a matched filter, which holds where
-        the border cuts the Gaussian off, too). Around it, the logarithm of the fit is a parabola along each axis, and
-        its maximum is taken, at most half a cell away.
+        First the cell around which a Gaussian of `sigma` fits best: a matched filter over the norm of the part of the
+        Gaussian that lies within the map, which is least squares, also where the border cuts the Gaussian off. Then,
+        along each axis, the maximum of the parabola through the logarithms of the fit at this cell and its two
+        neighbours, at most half a cell away. That a Gaussian is a parabola in logarithms is from Zhang et al. 2020
+        (DARK, arXiv 1910.06278), who smooth the map and take one Newton step. It is computed in float32, also in mixed
+        precision.
 
         Args:
-            heat_maps: (B, K, h, w).
+            heatmaps: (B, K, h, w).
 
         Returns:
             (B, K, 2) float32 x, y in pixels of the image, and (B, K) the heights of the highest cells.
         """
-        maps = heat_maps.float()
-        logs = _matched(maps, self.sigma).clamp(min=_LEAST).log()
+        maps = heatmaps.float()
+        with torch.autocast(maps.device.type, enabled=False):
+            logs = _matched(maps, self.sigma).clamp(min=_LEAST).log()
         height, width = maps.shape[2:]
         best = logs.flatten(2).argmax(dim=2)
         row, column = best // width, best % width

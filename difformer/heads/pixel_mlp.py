@@ -14,6 +14,7 @@ from difformer.config import Size, as_positive_integer, as_positive_integers, ch
 from difformer.heads._inputs import MapSides, describe, receive
 from difformer.heads.pyramid import Pyramid, linear_of_pixels, pixels_at
 from difformer.heads.registry import HEADS
+from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, TapSpec
 
 Vote = Literal["majority", "mean"]
@@ -106,16 +107,21 @@ class PixelMLPEnsemble(nn.Module):
     def uncertainty(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
         """How much the members disagree: the Jensen-Shannon divergence of their probabilities, which is the entropy of
         their mean less the mean of their entropies, as in the published code and in DatasetGAN (Zhang et al. 2021). Its
-        score of an image is the mean of the largest tenth.
+        score of an image is the mean of the largest tenth. It is measured in evaluation mode, and changes nothing in
+        the head.
 
         Args:
             features: as for `forward`.
 
         Returns:
             (B, h, w) float32, in nats: 0 where all say the same, at most log(min(members, num_classes)).
+
+        Raises:
+            ValueError: as `forward`.
         """
-        each = (logits.softmax(dim=1) for logits in self._each(self._levels(features)))
-        total = reduce(torch.add, (torch.cat([odds, _entropy(odds)], dim=1) for odds in each))
+        with evaluation_mode(self):
+            each = (logits.softmax(dim=1) for logits in self._each(self._levels(features)))
+            total = reduce(torch.add, (torch.cat([p, _entropy(p)], dim=1) for p in each))
         mean, entropy = (total / len(self.members)).split([self.num_classes, 1], dim=1)
         return (_entropy(mean) - entropy)[:, 0].clamp(min=0)
 
@@ -191,5 +197,5 @@ def _vote(logits: Tensor) -> Tensor:
     return F.one_hot(logits.argmax(dim=1), logits.shape[1]).movedim(-1, 1)
 
 
-def _entropy(odds: Tensor) -> Tensor:
-    return torch.special.entr(odds).sum(dim=1, keepdim=True)
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities).sum(dim=1, keepdim=True)

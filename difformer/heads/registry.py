@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from difformer.config import Size
-from difformer.registry import Registry
+from difformer.registry import Registry, did_you_mean
 from difformer.taps import FeatureKey, TapSpec
 
 
@@ -19,7 +19,8 @@ class Head(Protocol):
 
     Attributes:
         specs: the features it reads, some of an extractor's.
-        num_classes: length of the logits.
+        num_classes: length of the logits; of a head that gives something else, the number of channels of its maps, of
+            kinds of objects, or of points.
         arguments: its other arguments, as JSON types; a saved file restores them.
         map_sizes: the size to which each map is averaged before anything else, a side or (h, w), None for no averaging;
             features on disk are stored at these sizes.
@@ -34,14 +35,16 @@ class Head(Protocol):
     @property
     def map_sizes(self) -> Mapping[FeatureKey, Size | None]: ...
 
-    def __call__(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """Logits (B, num_classes) of features (B, C, h, w) by key."""
+    def __call__(self, features: Mapping[FeatureKey, Tensor]) -> Any:
+        """Of features (B, C, h, w) by key: a tensor of logits (B, num_classes), or what `gives` says in their place,
+        such as maps (B, num_classes, h, w), or a list of boxes an image."""
         ...
 
 
 HEADS: Registry[type[nn.Module]] = Registry("head")
 
-# What heads may give: what it is, and the task that reads it.
+# What heads may give: what it is, and the task that reads it. A task that is not in `difformer.tasks.TASKS` is not
+# built in yet: one of your own is needed, whose `reads` is the key.
 OUTPUTS: Mapping[str, tuple[str, str]] = {
     "logits": ("logits (B, num_classes)", "classification"),
     "maps": ("maps of logits (B, num_classes, h, w)", "segmentation"),
@@ -51,6 +54,13 @@ OUTPUTS: Mapping[str, tuple[str, str]] = {
 
 
 def what_it_gives(head: Any) -> str:
-    """The key of `OUTPUTS` for a head or its class; "logits" where it does not say."""
-    gives = getattr(head, "gives", None)
-    return gives if isinstance(gives, str) and gives in OUTPUTS else "logits"
+    """The key of `OUTPUTS` for a head or its class; "logits" where it has no attribute `gives`.
+
+    Raises:
+        ValueError: `gives` is no such key; the message names the nearest.
+    """
+    gives = getattr(head, "gives", "logits")
+    if not isinstance(gives, str) or gives not in OUTPUTS:
+        name = (head if isinstance(head, type) else type(head)).__name__
+        raise ValueError(f"{name}.gives: unknown output {gives!r}; {did_you_mean(str(gives), OUTPUTS)}")
+    return gives

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from difformer.config import Size, as_positive_integer, as_positive_integers, as_rate, as_switch
+from difformer.config import NORM_GROUPS, Size, as_positive_integer, as_positive_integers, as_rate, as_switch
 from difformer.heads._inputs import MapSides, describe, receive
 from difformer.heads.pyramid import ConvNorm, NormName, Pyramid, at_the_finest, classifier_of_maps, resize, top_down
 from difformer.heads.registry import HEADS
@@ -22,7 +22,7 @@ class UperNetHead(nn.Module):
         specs: the features it reads, a level of the pyramid for each size; see `Pyramid`.
         num_classes: channels of the maps.
         width: of all levels.
-        norm: "batch", or "group" for one image at a time; then `width` is a multiple of 64.
+        norm: "batch", or "group" for one image at a time; then `width` is a multiple of 64, with `auxiliary` of 128.
         pool_scales: sides to which the coarsest level is pooled.
         dropout: probability of leaving out a channel before the classifier, in training.
         auxiliary: in training, give logits of the second coarsest level too, from mmseg's `FCNHead` with one
@@ -57,6 +57,11 @@ class UperNetHead(nn.Module):
         self.num_classes = as_positive_integer("num_classes", num_classes)
         width, scales = as_positive_integer("width", width), as_positive_integers("pool_scales", pool_scales)
         dropout, auxiliary = as_rate("dropout", dropout), as_switch("auxiliary", auxiliary)
+        if auxiliary and norm == "group" and width % (4 * NORM_GROUPS):
+            raise ValueError(
+                f"with norm='group' and auxiliary, which has half the width, width must be a multiple of "
+                f"{4 * NORM_GROUPS}, got {width}"
+            )
         self.arguments: dict[str, Any] = {
             "width": width, "norm": norm, "pool_scales": list(scales), "dropout": dropout, "auxiliary": auxiliary,
             **self.pyramid.arguments,
@@ -88,10 +93,11 @@ class UperNetHead(nn.Module):
             the auxiliary head, at the size of the second coarsest.
 
         Raises:
-            ValueError: see `receive` and `Pyramid`; or batch norm is to learn from one image.
+            ValueError: see `receive` and `Pyramid`; or batch norm is to learn from a single cell of one image.
         """
         levels = self.pyramid(receive(self, features), self.conv_seg.weight.dtype)
-        if self.training and len(levels[0]) == 1 and self.arguments["norm"] == "batch":
+        one_cell = 1 in self.arguments["pool_scales"] or levels[-1].shape[2:] == (1, 1)
+        if self.training and len(levels[0]) == 1 and one_cell and self.arguments["norm"] == "batch":
             raise ValueError(
                 "batch norm cannot learn from one image at a time, pooled to one cell: give more images at once, or "
                 "the head norm='group'"

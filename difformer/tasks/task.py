@@ -95,7 +95,10 @@ class Task(Protocol):
 
     Your own task is used in a recipe as `task.name: package.module:Name`. Its labels are what the data set gives for an
     image: a class number, or a target (see `difformer.data.Source`). A task that reads something else of a head than
-    (B, len(names)) says so by an attribute `reads`: see `difformer.heads.OUTPUTS`.
+    logits (B, len(names)) says so by an attribute `reads`, which is the `gives` of such heads: see
+    `difformer.heads.OUTPUTS`. Its `outputs` below are then what these heads give: for "maps" and "points" a tensor
+    (B, len(names), h, w), for "boxes" a list of `difformer.heads.Detections`, which training and
+    `DiffusionClassifier.predict` do not pass on yet.
 
     Attributes:
         arguments: what it was built with, as JSON types; a saved file restores them.
@@ -128,16 +131,16 @@ class Task(Protocol):
         """An example of a target, for trials without data; None where labels are class numbers."""
         ...
 
-    def losses(self, outputs: Tensor, labels: Tensor) -> Tensor:
+    def losses(self, outputs: Any, labels: Tensor) -> Tensor:
         """(B,) losses.
 
         Args:
-            outputs: (B, len(names)) of the head.
+            outputs: of the head: (B, len(names)), or what `reads` says.
             labels: (B, …) as the data set gives them.
         """
         ...
 
-    def counts(self, outputs: Tensor, labels: Tensor) -> Sequence[Tensor]:
+    def counts(self, outputs: Any, labels: Tensor) -> Sequence[Tensor]:
         """The sum over the batch of each quantity in `counted`, on the device of the outputs."""
         ...
 
@@ -151,7 +154,7 @@ class Task(Protocol):
         """Everything that is reported about a split.
 
         Args:
-            outputs: (N, len(names)) float32.
+            outputs: (N, len(names)) float32, or what `reads` says of N images.
             labels: (N, …).
             names: of the outputs.
             extra: names of further metrics that the result must hold, such as the criterion or those of
@@ -177,11 +180,11 @@ class Task(Protocol):
         """
         ...
 
-    def predictions(self, outputs: Tensor, names: Sequence[str]) -> list[Any]:
+    def predictions(self, outputs: Any, names: Sequence[str]) -> list[Any]:
         """The prediction for each image.
 
         Args:
-            outputs: (B, len(names)) finite float32 on the CPU.
+            outputs: (B, len(names)) finite float32 on the CPU, or what `reads` says.
             names: of the outputs.
         """
         ...
@@ -225,24 +228,28 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
     return task
 
 
-def check_head(task: Task, head: Any, name: str) -> None:
-    """Raises ValueError where a head gives something else than a task reads.
+def check_head(task: Task, head: Any, name: str | None = None) -> None:
+    """Raises ValueError where a head gives something else than a task reads, or one of them names no output.
 
     Args:
         task: any.
         head: a head or its class.
-        name: of the head, as a recipe has it.
+        name: of the head, as a recipe has it; None where there is no recipe, for what is advised.
     """
     gives, reads = what_it_gives(head), getattr(task, "reads", "logits")
     if reads not in OUTPUTS:
         raise ValueError(f"{type(task).__name__}.reads: unknown output {reads!r}; {did_you_mean(str(reads), OUTPUTS)}")
-    if gives != reads:
-        given, reader = OUTPUTS[gives]
-        read, _ = OUTPUTS[reads]
-        raise ValueError(
-            f"head.name: {name} gives {given}, for the task {reader}, and the task {type(task).__name__} reads {read}; "
-            "choose another head.name or another task.name"
-        )
+    if gives == reads:
+        return
+    (given, reader), (read, _) = OUTPUTS[gives], OUTPUTS[reads]
+    suited = f"the task {reader}"
+    if reader not in TASKS:
+        suited = f"a task of your own with reads = {gives!r}, since the task {reader} is not built in yet"
+    if name is None:
+        subject, remedy = type(head).__name__, f"give DiffusionClassifier another head, or as its task {suited}"
+    else:
+        subject, remedy = f"head.name: {name}", f"choose another head.name, or as task.name {suited}"
+    raise ValueError(f"{subject} gives {given}, and the task {type(task).__name__} reads {read}; {remedy}")
 
 
 def check_labels(task: Task, images: Any) -> None:

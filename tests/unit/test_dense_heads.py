@@ -1,5 +1,6 @@
 """Contracts that every head keeps which gives maps, and what is particular to each."""
 
+import copy
 import json
 import re
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from example_dense_heads import (
+    COARSE,
     DECODER,
     FINE,
     HEADS,
@@ -14,6 +16,7 @@ from example_dense_heads import (
     ONE,
     PYRAMID,
     SIZE,
+    Reader,
     build,
     features_for,
 )
@@ -22,7 +25,9 @@ from torch.distributions import Categorical
 
 from difformer import DiffusionClassifier, FeatureExtractor, FeatureKey, create_backbone, load_classifier
 from difformer import heads as difformer_heads
+from difformer.checkpoints import CheckpointError
 from difformer.classifier import save_classifier
+from difformer.classifier.files import read_classifier, write_classifier
 from difformer.cli import main
 from difformer.data import DataConfig
 from difformer.engine.config.build import build_head, build_task
@@ -150,7 +155,7 @@ NAMES = {
     ],
     "heatmap": [
         *(f"{part}.{name}" for part in ("convs.*", "lateral_convs.*") for name in CONVOLUTION),
-        "heat_maps.bias", "heat_maps.weight",
+        "heatmaps.bias", "heatmaps.weight",
     ],
 }  # fmt: skip
 
@@ -183,9 +188,11 @@ BUILT = {
 def test_it_is_saved_and_loaded(name, tmp_path):
     backbone = create_backbone(tiny_unet(), schedule="linear")
     extractor = FeatureExtractor(backbone, taps=["mid", "out02"], timesteps=[10, 50])
-    classifier = DiffusionClassifier(extractor, BUILT[name](extractor.specs)).eval()
+    head = BUILT[name](extractor.specs)
+    classifier = DiffusionClassifier(extractor, head, task=Reader(reads=head.gives)).eval()
     save_classifier(tmp_path / "head.safetensors", classifier)
-    loaded = load_classifier(tmp_path / "head.safetensors", backbone=backbone)
+    loaded = load_classifier(tmp_path / "head.safetensors", backbone=backbone, trust="example_dense_heads")
+    assert loaded.task.reads == head.gives
     assert type(loaded.head) is type(classifier.head) is difformer_heads.HEADS.find(name)
     assert loaded.head.arguments == classifier.head.arguments
     images = recipe_input(0, 2, 3, 16, 16).clamp(-1, 1)
@@ -198,10 +205,12 @@ def test_it_is_saved_and_loaded(name, tmp_path):
 @pytest.mark.parametrize("name", BUILT)
 def test_a_classification_recipe_with_a_dense_head_is_refused_before_anything_is_opened(name, tmp_path, capsys):
     recipe = Recipe(data=DataConfig(name="folder", root=str(tmp_path / "nowhere")), head=HeadConfig(name=name))
-    given, task = difformer_heads.OUTPUTS[difformer_heads.HEADS.find(name).gives]
+    gives = difformer_heads.HEADS.find(name).gives
+    given, task = difformer_heads.OUTPUTS[gives]
     message = (
-        f"head.name: {name} gives {given}, for the task {task}, and the task Classification reads logits "
-        "(B, num_classes); choose another head.name or another task.name"
+        f"head.name: {name} gives {given}, and the task Classification reads logits (B, num_classes); choose another "
+        f"head.name, or as task.name a task of your own with reads = '{gives}', since the task {task} is not built in "
+        "yet"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         build_task(recipe)
@@ -215,9 +224,51 @@ def test_a_task_says_what_it_reads():
         reads = "maps"
 
     check_head(Segmentation(), UperNetHead, "upernet")
-    with pytest.raises(ValueError, match=r"difformer gives logits .*, for the task classification, and the task Segm"):
+    with pytest.raises(
+        ValueError,
+        match=r"difformer gives logits .* Segmentation reads maps .* or as task.name the task classification$",
+    ):
         check_head(Segmentation(), DifFormerHead, "difformer")
     assert what_it_gives(object()) == what_it_gives(torch.nn.Linear(1, 1)) == "logits"
+
+
+@pytest.mark.parametrize(
+    ("gives", "hint"),
+    [("map", "did you mean 'maps'?"), (None, "did you mean"), (["maps"], "did you mean")],
+)
+def test_an_output_that_there_is_not_is_refused(gives, hint):
+    class Own:
+        pass
+
+    Own.gives = gives
+    for head in (Own, Own()):
+        with pytest.raises(ValueError, match=re.escape(f"Own.gives: unknown output {gives!r}; {hint}")):
+            what_it_gives(head)
+
+
+def test_what_a_task_does_not_read_is_not_predicted_saved_or_loaded(tmp_path):
+    backbone = create_backbone(tiny_unet(), schedule="linear")
+    extractor = FeatureExtractor(backbone, taps=["mid", "out02"], timesteps=[10])
+    classifier = DiffusionClassifier(extractor, UperNetHead(extractor.specs, 3, width=16)).eval()
+    image, path = recipe_input(0, 3, 16, 16).clamp(-1, 1), tmp_path / "head.safetensors"
+    message = (
+        "UperNetHead gives maps of logits (B, num_classes, h, w), and the task Classification reads logits "
+        "(B, num_classes); give DiffusionClassifier another head, or as its task a task of your own with reads = "
+        "'maps', since the task segmentation is not built in yet"
+    )
+    for refused in (lambda: classifier.predict(image), lambda: save_classifier(path, classifier)):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            refused()
+    assert not path.exists()
+    classifier.task = Reader(reads="maps")
+    (found,) = classifier.predict(image)
+    assert found.shape == classifier(image[None], [0]).shape[2:]
+    save_classifier(path, classifier)
+    state, description = read_classifier(path)
+    del description["task"]
+    write_classifier(path, state, description)
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load_classifier(path, backbone=backbone)
 
 
 def test_a_recipes_head_is_told_the_size_of_the_images():
@@ -227,12 +278,35 @@ def test_a_recipes_head_is_told_the_size_of_the_images():
         build_head(HeadConfig("upernet", {"finest_strid": 4}), PYRAMID, 5, SIZE)
 
 
+class Sized(torch.nn.Module):
+    """A head of one's own that gives logits and knows the size of the images."""
+
+    def __init__(self, specs, num_classes, *, image_size=7):
+        super().__init__()
+        self.specs, self.num_classes, self.map_sizes = specs, num_classes, dict.fromkeys(specs)
+        self.arguments = {"image_size": image_size}
+
+
+def test_any_head_with_such_an_argument_is_told_the_size():
+    config = HeadConfig("test_dense_heads:Sized")
+    assert build_head(config, PYRAMID, 5, SIZE).arguments == {"image_size": SIZE}
+    # Its own default where no size is known.
+    assert build_head(config, PYRAMID, 5).arguments == {"image_size": 7}
+    given = HeadConfig("test_dense_heads:Sized", {"image_size": 9})
+    assert build_head(given, PYRAMID, 5, SIZE).arguments == {"image_size": 9}
+
+
 @pytest.mark.parametrize(
     ("cls", "arguments", "message"),
     [
         (UperNetHead, {"width": 0}, "width must be a positive integer, got 0"),
         (UperNetHead, {"norm": "layer"}, "norm must be one of batch, group, got 'layer'"),
         (UperNetHead, {"norm": "group", "width": 100}, "a multiple of 64, got 100"),
+        (
+            UperNetHead,
+            {"norm": "group", "width": 64, "auxiliary": True},
+            "with norm='group' and auxiliary, which has half the width, width must be a multiple of 128, got 64",
+        ),
         (UperNetHead, {"pool_scales": 3}, "pool_scales must be a sequence of numbers, got 3"),
         (UperNetHead, {"pool_scales": (0,)}, "every entry of pool_scales must be a positive integer, got 0"),
         (UperNetHead, {"dropout": 1}, "dropout must be a number of at least 0 and below 1, got 1"),
@@ -290,8 +364,14 @@ def test_batch_norm_of_one_image_says_what_helps():
     head = UperNetHead(PYRAMID, 5, width=16).train()
     with pytest.raises(ValueError, match=r"batch norm cannot learn from one image at a time.*norm='group'"):
         head(features_for(head, 1))
-    group = build("upernet group").train()
-    group(features_for(group, 1)).sum().backward()
+    tiny = {COARSE: TapSpec("mid", 10, 24, 1, 0)}
+    with pytest.raises(ValueError, match="batch norm cannot learn from one image"):
+        UperNetHead(tiny, 5, width=16, pool_scales=(2,)).train()({COARSE: torch.zeros(1, 24, 1, 1)})
+    larger = UperNetHead(PYRAMID, 5, width=16, pool_scales=(2, 3)).train()
+    group, wide = build("upernet group").train(), UperNetHead(PYRAMID, 5, width=128, norm="group", auxiliary=True)
+    for able in (group, larger):
+        able(features_for(able, 1)).sum().backward()
+    assert len(wide.train()(features_for(wide, 1))) == 2
 
 
 def test_the_finest_stride_is_where_finer_maps_are_averaged_to():
@@ -309,11 +389,11 @@ def test_the_ensemble_says_of_maps_what_it_says_of_their_pixels():
     places = torch.cartesian_prod(torch.arange(2), torch.arange(64), torch.arange(96))
     logits = head.pixel_logits(head.pixels(features, places))
     assert logits.shape == (3, 2 * 64 * 96, 5)
-    odds = logits.softmax(dim=2)
+    probabilities = logits.softmax(dim=2)
     votes = F.one_hot(logits.argmax(dim=2), 5).sum(dim=0)
-    expected = ((votes + odds.mean(dim=0)) / 4).clamp(min=1e-6).log()
+    expected = ((votes + probabilities.mean(dim=0)) / 4).clamp(min=1e-6).log()
     torch.testing.assert_close(head(features).movedim(1, -1).flatten(0, 2), expected, rtol=1e-3, atol=1e-3)
-    entropies = Categorical(odds.mean(dim=0)).entropy() - Categorical(odds).entropy().mean(dim=0)
+    entropies = Categorical(probabilities.mean(dim=0)).entropy() - Categorical(probabilities).entropy().mean(dim=0)
     uncertainty = head.uncertainty(features)
     torch.testing.assert_close(uncertainty.flatten(), entropies.clamp(min=0), rtol=1e-2, atol=1e-5)
     assert not uncertainty.requires_grad
@@ -330,13 +410,24 @@ def test_the_vote_is_the_majoritys_and_its_logits_are_a_distribution():
     votes = F.one_hot(chosen, 4).sum(dim=0)
     clear = votes.eq(votes.amax(dim=1, keepdim=True)).sum(dim=1) == 1
     assert 0.3 < clear.float().mean() < 1
-    said = head(features)
-    assert torch.equal(said.argmax(dim=1).flatten()[clear], chosen.mode(dim=0).values[clear])
-    torch.testing.assert_close(said.exp().sum(dim=1), torch.ones(3, 16, 24))
+    logits = head(features)
+    assert torch.equal(logits.argmax(dim=1).flatten()[clear], chosen.mode(dim=0).values[clear])
+    torch.testing.assert_close(logits.exp().sum(dim=1), torch.ones(3, 16, 24))
     mean = PixelMLPEnsemble(ONE, 4, members=5, hidden=(8,), vote="mean").eval()
     mean.load_state_dict(head.state_dict())
-    odds = head.pixel_logits(head.pixels(features, places)).softmax(dim=2).mean(dim=0)
-    torch.testing.assert_close(mean(features).movedim(1, -1).flatten(0, 2).exp(), odds)
+    probabilities = head.pixel_logits(head.pixels(features, places)).softmax(dim=2).mean(dim=0)
+    torch.testing.assert_close(mean(features).movedim(1, -1).flatten(0, 2).exp(), probabilities)
+
+
+def test_uncertainty_is_measured_in_evaluation_mode_and_changes_nothing():
+    head = build("pixel mlp").train()
+    head.members[1].eval()
+    before = copy.deepcopy(head.state_dict())
+    features = features_for(head)
+    found = head.uncertainty(features)
+    assert [member.training for member in head.members] == [True, False, True]
+    assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
+    assert torch.equal(head.eval().uncertainty(features), found)
 
 
 def test_members_that_agree_are_certain():
@@ -409,7 +500,7 @@ def test_the_dense_difformer_has_the_fusion_of_the_difformer(variant):
             torch.testing.assert_close(fused[key].flatten(2).transpose(1, 2), part)
 
 
-def test_without_skips_all_that_is_said_comes_out_of_the_transformer():
+def test_without_skips_only_the_transformers_tokens_are_decoded():
     """It sees the averages of pooled cells, and with skips the features themselves, too."""
     torch.manual_seed(0)
     options = DECODER | {"pool": 4}

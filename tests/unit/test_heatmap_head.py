@@ -83,6 +83,18 @@ def test_mirrored_maps_give_mirrored_points():
     torch.testing.assert_close(mirrored[..., 1], found[..., 1], rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mixed_precision_does_not_move_points(dtype):
+    head = head_of(stride=4)
+    maps = head.targets(spread(10, margin=12), torch.ones(10, 5, dtype=torch.bool), (16, 24)).to(dtype)
+    expected = head.decode(maps)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = head.decode(maps)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, 1.0])
 def test_flat_maps_give_finite_points(value):
     found, heights = head_of().decode(torch.full((2, 5, 16, 24), value))

@@ -26,7 +26,7 @@ from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, Head
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.conditioning import check_conditioning, check_targets
 from difformer.features.sizes import taps_at
-from difformer.heads import HEADS, Head, what_it_gives
+from difformer.heads import HEADS, Head
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
@@ -172,7 +172,8 @@ def build_head(
         config: which head.
         specs: of the extractor.
         num_classes: length of the logits.
-        image_size: of the images that the specs are for, which a head with such an argument gets.
+        image_size: of the images that the specs are for, a side or (h, w). A head with such an argument gets it, where
+            `config` does not give another; None leaves the head's own default.
 
     Raises:
         ValueError: an argument the head does not have (the message names the nearest), or as the head.
@@ -185,8 +186,8 @@ def build_head(
         if name not in known and not takes_any:
             hint = did_you_mean(str(name), known)
             raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
-    wants_size = "image_size" in known and image_size is not None and what_it_gives(kind) != "logits"
-    arguments = {**({"image_size": image_size} if wants_size else {}), **config.arguments}
+    told = {"image_size": image_size} if "image_size" in known and image_size is not None else {}
+    arguments = {**told, **config.arguments}
     head = kind(specs, num_classes, **arguments)
     # Checked before training: a head without these could not be saved.
     if not isinstance(head, torch.nn.Module) or not isinstance(head, Head):
