@@ -2,8 +2,9 @@
 
 import importlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ from difformer.data.samples import Sample, SampleReader, dataset_repr
 from difformer.data.source import DataError, Source, refuse_first_label
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
-from difformer.data.subset import LabelSubset, choose_subset, split_holdout
-from difformer.data.targets import Boxes, Mask, Points
+from difformer.data.subset import HOLDOUT, TEST, LabelSubset, choose_images
+from difformer.data.targets import Annotations, Boxes, Mask, Points, Target
 from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
 from difformer.data.transforms import (
     Deterministic,
@@ -42,8 +43,6 @@ from difformer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-HOLDOUT, TEST = "holdout", "test"
 
 READERS: Registry[Callable[[DataConfig, str], Source]] = Registry("data set")
 _OURS: dict[str, Callable[[DataConfig, str], Source]] = {
@@ -285,7 +284,7 @@ def create_dataset(
         place = {name: i for i, name in enumerate(classes)}
         places = np.asarray([place[name] for name in source.class_names])
         source = replace(source, labels=places[source.labels], class_names=tuple(classes))
-    indices, subset = _choose(source, config, split, subset)
+    indices, subset = choose_images(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
     if source.annotations is not None and augment:
@@ -391,23 +390,9 @@ def _transform(config: DataConfig, augment: bool, transform: Any, *, dense: bool
     return Deterministic(transform) if isinstance(transform, Preprocessing) else Isolated(transform)
 
 
-def _choose(
-    source: Source, config: DataConfig, split: str, saved: LabelSubset | None
-) -> tuple[NDArray[np.int64], LabelSubset | None]:
-    """The places that are used, and the label subset that chose them, if any."""
-    candidates = np.arange(len(source))
-    if config.test_fraction and split in ("train", HOLDOUT, TEST):
-        kept, held = split_holdout(source.labels, config.test_fraction, config.split_seed)
-        candidates = held if split == TEST else kept
-    if split == HOLDOUT and not config.holdout:
-        raise DataError("there is no holdout; set holdout to the fraction of the training split to set aside")
-    if config.holdout and split in ("train", HOLDOUT):
-        kept, held = split_holdout(source.labels[candidates], config.holdout, config.split_seed)
-        candidates = candidates[held if split == HOLDOUT else kept]
-    if saved is not None:
-        saved.check(source, candidates)
-        return saved.indices, saved
-    if split == "train" and config.has_label_subset:
-        chosen = choose_subset(source, config, candidates)
-        return chosen.indices, chosen
-    return candidates, None
+def _first_readable(annotations: Annotations, indices: NDArray[np.int64]) -> Target | None:
+    """The first target that can be read; what is wrong with those before it is said when they are read."""
+    for index in indices.tolist():
+        with suppress(ValueError):
+            return annotations(index)
+    return None
