@@ -126,7 +126,7 @@ class ImageDataset(Dataset[Sample | None]):
     def target_type(self) -> type[Mask | Boxes | Points] | None:
         """What samples have in place of a class or a number, where it is that."""
         annotations = self._reader.source.annotations
-        return None if annotations is None else type(annotations(int(self._indices[0])))
+        return None if annotations is None else annotations.kind
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -287,8 +287,10 @@ def create_dataset(
     indices, subset = choose_images(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
-    if source.annotations is not None and augment:
-        check_mirrored(sample_transform, source.annotations(int(indices[0])), source.title)
+    if source.annotations is not None and source.annotations.kind is Points and augment:
+        target = _first_readable(source.annotations, indices)
+        if target is not None:
+            check_mirrored(sample_transform, target, source.title)
     if source.shards is None or not config.stream:
         return ImageDataset(reader, indices, subset=subset)
     buffer = config.shuffle_buffer if augment else 0

@@ -233,13 +233,22 @@ class Annotations(Protocol):
     """The targets of a split's images, read when they are asked for. Picklable, since workers get a copy."""
 
     @property
+    def kind(self) -> type[Target]:
+        """`Mask`, `Boxes` or `Points`, without reading one."""
+
+    @property
     def digest(self) -> str:
         """What tells those from others that are in memory; of targets that lie in files, those count."""
 
     def __len__(self) -> int: ...
 
-    def __call__(self, index: int) -> Target:
+    def __call__(self, index: int, size: tuple[int, int] | None = None) -> Target:
         """The target of an image, upright and at its own size.
+
+        Args:
+            index: of the image.
+            size: (H, W) of the image, upright, where it is known. That of the target is compared with it in any case,
+                but what is decoded from a few bytes should be refused before: a size that is made up fills the memory.
 
         Raises:
             ImageError: it lies in a file that cannot be read, or says nothing.
