@@ -83,6 +83,18 @@ for _name, _reader_name in _ANNOTATED.items():
     READERS.register(_name)(partial(_read_annotated, reader=_reader_name))
 # Those with masks, boxes or points; of pairs, the images alone are a data set.
 _DENSE = _ANNOTATED.keys() - {"pairs"}
+_MASKS = ("masks", "ade20k", "vocsegmentation")
+# Which of them read a key that came with them.
+_READ_BY: dict[str, Collection[str]] = {
+    "fit": _DENSE,
+    "scales": _DENSE,
+    "category_ratio": _MASKS,
+    "box_scale": ("points",),
+    "flip_pairs": ("points",),
+    "annotation_file": ("coco", "points"),
+    "object_masks": ("coco",),
+    "on_bad_box": ("coco", "voc", "points"),
+}
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -319,8 +331,10 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
             "package.module:reader"
         )
     reader = READERS.find(key)
-    if key in (*_OURS, *_ANNOTATED) and key not in _WITH_NUMBERS:
-        refuse_first_label(config.name, config)
+    if key in (*_OURS, *_ANNOTATED):
+        _refuse_unread(config, key)
+        if key not in _WITH_NUMBERS:
+            refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))
     if not isinstance(source, Source):
         raise DataError(f"the data set {config.name} must give a Source, got {type(source).__name__}")
@@ -334,27 +348,32 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
     return source
 
 
-def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -> dict[str, Any]:
+def transform_description(
+    spec: DataConfig | Mapping[str, Any], augment: bool, *, dense: bool | None = None
+) -> dict[str, Any]:
     """What determines how an image becomes input, besides the epoch and its id; for the keys of caches.
 
     Args:
         spec: as for `create_dataset`.
         augment: the training transform, else that of evaluation.
+        dense: whether the images have masks, boxes or points, which is not known of a data set of one's own; by its
+            name and augmentation when None.
 
     Returns:
         JSON: `name` of the augmentation, `size`, `resize` (the short side, or the smallest and largest; None where the
         transform crops at any scale, or augments what evaluation sees and the short side is the size),
         `random_erasing`, and `seed` (None where nothing is random). With masks, boxes and points, and data sets of
         one's own, also the keys of `DataConfig` that only their transforms depend on and that are not at their default;
-        `resize` is then as it was given, with masks, boxes or points.
+        `resize` is then as it was given, with masks, boxes or points, and where these keys say that there may be some.
 
     Raises:
         ValueError: a value in the specification.
     """
     config = as_config(spec)
     key = canonical_name(config.name)
-    dense = key in _DENSE or config.augmentation == "jitter"
-    transform = _transform(config, augment, None, dense=dense)
+    own = key not in (*_OURS, *_ANNOTATED)
+    joint = key in _DENSE or (own and config.augmentation == "jitter") if dense is None else dense
+    transform = _transform(config, augment, None, dense=joint)
     random = transform.flip if isinstance(transform, Whole) else not isinstance(transform, Deterministic)
     resize: int | list[int] | None = None
     if isinstance(transform, PublishedTransform):
@@ -363,23 +382,37 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
         resize = config.resize or min(sides(config.size))
     elif isinstance(transform, Symmetric | Shifted):
         resize = config.resize
-    # Of one's own data set it is not known here whether it has masks, boxes or points.
-    asked = (
-        *(("resize",) if dense else ()),
-        "fit",
-        "box_scale",
-        *(("scales", "category_ratio", "flip_pairs") if random else ()),
-    )
-    given = {} if key in _OURS else {name: getattr(config, name) for name in asked}
-    usual = DataConfig(config.name)
+    # Of one's own data set it may not be known whether it has masks, boxes or points. One with classes is described as
+    # it was before there were any, so that its caches keep their keys.
+    later = [] if key in _OURS else _given_later(config)
+    if joint or (dense is None and own and later and (random or config.fit == "keep")):
+        resize = config.resize
+    asked = ("fit", "box_scale", *(("scales", "category_ratio", "flip_pairs") if random else ()))
     return {
         "name": config.augmentation if random else "none",
         "size": as_json_size(config.size),
         "resize": resize,
         "random_erasing": config.random_erasing if random else 0.0,
         "seed": config.seed if random else None,
-        **{name: plain(value) for name, value in given.items() if value not in (None, getattr(usual, name))},
+        **{name: plain(getattr(config, name)) for name in asked if name in later},
     }
+
+
+def _given_later(config: DataConfig) -> list[str]:
+    """The keys that are not at their default, of those that came with masks, boxes and points."""
+    written = plain(config)
+    return [field.name for field in fields(config) if "added_later" in field.metadata and field.name in written]
+
+
+def _refuse_unread(config: DataConfig, key: str) -> None:
+    """Raises DataError when a key is given that a data set of the package does not read, where it would do nothing."""
+    given = _given_later(config)
+    for name, readers in _READ_BY.items():
+        if name in given and key not in readers:
+            raise DataError(
+                f"{config.name}: {name} is for {', '.join(sorted(readers))} and data sets of your own, and would do "
+                f"nothing here; leave {name} out"
+            )
 
 
 def _transform(config: DataConfig, augment: bool, transform: Any, *, dense: bool = False) -> Any:
