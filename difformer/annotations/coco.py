@@ -1,13 +1,16 @@
 """COCO's files: boxes and masks of objects, and points."""
 
 import json
-import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from logging import getLogger
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from difformer.annotations.records import (
     BoxSieve,
@@ -17,9 +20,12 @@ from difformer.annotations.records import (
     recorded,
     reported,
 )
-from difformer.data.source import DataError, Source, find_root, unknown_split
+from difformer.data.source import DataError, Names, Source, below, find_root, unknown_split
 from difformer.data.spec import DataConfig
+from difformer.data.targets import Boxes, Points
 from difformer.rle import run_lengths
+
+_log = getLogger(__name__)
 
 # Where the file of a split is looked for, below root.
 INSTANCES = (
@@ -35,8 +41,12 @@ KEYPOINTS = (
     "keypoints_{split}.json",
     "{split}.json",
 )
-# Pixels of a side; a made up size should not fill the memory.
+# Pixels of a side; a longer one is made up. Masks are decoded only where the image has the size that is said.
 _LONGEST = 1 << 16
+# Of what targets hold, float32.
+LARGEST = torch.finfo(torch.float32).max
+# Names of points that say a side.
+_SIDED = re.compile("left|right|(?<![a-z])[lr](?![a-z])", re.IGNORECASE)
 _IMAGE_FOLDERS = ("images/{split}", "{split}2017", "images/{split}2017", "{split}/images", "{split}", "images", ".")
 
 
@@ -57,9 +67,9 @@ class _Content:
     objects: Mapping[int, Sequence[Mapping[str, Any]]]
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> Names:
         """Of the images, relative to root."""
-        return [f"{self.folder}/{name}".lstrip("/") for name, *_ in self.images.values()]
+        return Names(f"{self.folder}/{name}".lstrip("/") for name, *_ in self.images.values())
 
 
 def read_coco(config: DataConfig, split: str) -> Source:
@@ -71,8 +81,8 @@ def read_coco(config: DataConfig, split: str) -> Source:
 
     Raises:
         FileNotFoundError: no root.
-        DataError: no such file, ids that repeat, what refers to nothing, boxes that are none (but for `on_bad_box`), or
-            masks of another size.
+        DataError: no such file, ids that repeat, what refers to nothing, boxes that are none (but for `on_bad_box`),
+            areas that are none, or masks of another size.
     """
     title, root, file = _opened(config, split, "coco", INSTANCES)
     content = _read(root, file, split)
@@ -85,14 +95,17 @@ def read_coco(config: DataConfig, split: str) -> Source:
         ]
         classes = [str(category["name"]) for category in content.categories.values()]
     sieve.report()
-    return annotated(title, root, content.names, classes, recorded(records, boxes_of), list(content.images))
+    names = content.names
+    boxes = recorded(Boxes, records, boxes_of, names, file)
+    return annotated(title, root, names, classes, boxes, list(content.images))
 
 
 def read_keypoints(config: DataConfig, split: str) -> Source:
     """Points from a file of COCO's, `annotation_file` or the first of `KEYPOINTS` that is there.
 
-    The classes are the names of the points. A point is visible where its v is above 0. Without `box_scale` an image
-    has one object at most; with it, each object is an image of its own, to be cropped. Images without one are left out.
+    The classes are the names of the points. A point is visible where its v is above 0; objects without a visible point
+    are left out and counted in the log. Without `box_scale` an image has one object at most; with it, each object is an
+    image of its own, to be cropped. Images without one are left out.
 
     Raises:
         FileNotFoundError, DataError: as `read_coco`; or another number of points, or flip pairs that do not fit.
@@ -100,24 +113,32 @@ def read_keypoints(config: DataConfig, split: str) -> Source:
     title, root, file = _opened(config, split, "points", KEYPOINTS)
     content = _read(root, file, split)
     sieve = BoxSieve(str(file), config.on_bad_box)
-    names, records = [], []
+    paths, records, unseen = [], [], 0
     with reported(file):
         named = [category for category in content.categories.values() if category.get("keypoints")]
         if len(named) != 1:
             raise DataError(f"{file}: one category must name its keypoints, got {len(named)} that do")
         points = tuple(map(str, named[0]["keypoints"]))
         for path, (image, (name, *size)) in zip(content.names, content.images.items(), strict=True):
-            objects = [one for one in content.objects[image] if "keypoints" in one and not one.get("iscrowd")]
+            all_of_it = [
+                (one, _points(one, f"{file}: {name}", len(points)))
+                for one in content.objects[image]
+                if "keypoints" in one and not one.get("iscrowd")
+            ]
+            objects = [(one, record) for one, record in all_of_it if any(record["visible"])]
+            unseen += len(all_of_it) - len(objects)
             if len(objects) > 1 and config.box_scale is None:
                 raise DataError(f"{file}: {name} has {len(objects)} objects with points; crop each, box_scale: 1.25")
-            for one in objects:
+            for one, record in objects:
                 box = None if config.box_scale is None else _box(one, name, size, sieve)
                 if box is not None or config.box_scale is None:
-                    names.append(path)
-                    records.append(_points(one, f"{file}: {name}", len(points)) | {"size": size, "box": box})
+                    paths.append(path)
+                    records.append(record | {"size": size, "box": box})
     sieve.report()
-    build = partial(points_of, swap=swap_of(points, config.flip_pairs, title))
-    return annotated(title, root, names, points, recorded(records, build))
+    if unseen:
+        _log.warning("%s: left out %d objects without a visible point", file, unseen)
+    names, build = Names(paths), partial(points_of, swap=swap_of(points, config.flip_pairs, title))
+    return annotated(title, root, names, points, recorded(Points, records, build, names, file))
 
 
 def swap_of(names: Sequence[str], pairs: Mapping[str, str] | None, title: str) -> tuple[int, ...] | None:
@@ -129,7 +150,8 @@ def swap_of(names: Sequence[str], pairs: Mapping[str, str] | None, title: str) -
         title: for messages.
 
     Returns:
-        An involution; None where nothing is said and no name has left or right in it.
+        An involution; None where nothing is said and no two names differ in left and right. Where some do, names that
+        say a side and have no partner are in the log.
 
     Raises:
         DataError: a pair names what is no point, or a point is in two pairs.
@@ -140,6 +162,12 @@ def swap_of(names: Sequence[str], pairs: Mapping[str, str] | None, title: str) -
         pairs = {name: other for name, other in swapped.items() if other in names}
         if not pairs:
             return None
+        if alone := [name for name in names if name not in pairs and _SIDED.search(name)]:
+            _log.warning(
+                "%s: in mirrored images %s and others change places, but %s do not, since no other name differs from "
+                "theirs in left and right only; name all that do with flip_pairs", title, next(iter(pairs)),
+                ", ".join(alone),
+            )  # fmt: skip
     place = {name: number for number, name in enumerate(names)}
     swap = list(range(len(names)))
     for one, other in pairs.items():
@@ -208,6 +236,7 @@ def _image(file: Path, image: Mapping[str, Any]) -> tuple[str, int, int]:
     name, height, width = image["file_name"], image["height"], image["width"]
     if not isinstance(name, str) or not name or "\0" in name:
         raise DataError(f"{file}: image {image['id']} must have a file name, got {name!r}")
+    below(name, file)
     if not all(type(side) is int and 0 < side <= _LONGEST for side in (height, width)):
         raise DataError(f"{file}: {name} must have a height and width of 1 to {_LONGEST}, got {height!r} and {width!r}")
     return name, height, width
@@ -242,7 +271,7 @@ def _objects(
         "boxes": [box for _, box in kept],
         "labels": [label[one["category_id"]] for one, _ in kept],
         "crowd": [bool(one.get("iscrowd", 0)) for one, _ in kept],
-        "areas": [float(one.get("area", (box[2] - box[0]) * (box[3] - box[1]))) for one, box in kept],
+        "areas": [_area(one, box, f"{sieve.title}: {name}") for one, box in kept],
     }
     if masks:
         record["segments"] = [_segment(one, f"{sieve.title}: {name}", size) for one, _ in kept]
@@ -258,6 +287,16 @@ def _box(one: Mapping[str, Any], name: str, size: Sequence[int], sieve: BoxSieve
     except (TypeError, ValueError):
         box = [box]
     return box if sieve.passes(where, box, (size[0], size[1])) else None
+
+
+def _area(one: Mapping[str, Any], box: Sequence[float], where: str) -> float:
+    """Of an annotation, in pixels; that of its box where it says none."""
+    area = one.get("area")
+    if area is None:
+        return (box[2] - box[0]) * (box[3] - box[1])
+    if not isinstance(area, int | float) or not 0 <= area <= LARGEST:
+        raise DataError(f"{where}, annotation {one['id']} must have a finite area of at least 0, got {area!r:.80}")
+    return float(area)
 
 
 def _segment(one: Mapping[str, Any], where: str, size: Sequence[int]) -> Any:
@@ -290,6 +329,6 @@ def _points(one: Mapping[str, Any], where: str, count: int) -> dict[str, Any]:
         raise DataError(f"{where} has {len(numbers)} numbers, and {count} points are three each: x, y, v")
     points = [numbers[i : i + 3] for i in range(0, len(numbers), 3)]
     for point in points:
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in point):
+        if not all(isinstance(value, int | float) and abs(value) <= LARGEST for value in point):
             raise DataError(f"{where} has the point {point}, which is not finite")
     return {"points": [point[:2] for point in points], "visible": [point[2] > 0 for point in points]}

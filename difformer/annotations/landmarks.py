@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from difformer.annotations.coco import KEYPOINTS, annotation_file, read_keypoints, swap_of
+from difformer.annotations.coco import KEYPOINTS, LARGEST, annotation_file, read_keypoints, swap_of
 from difformer.annotations.records import BoxSieve, annotated, points_of, recorded
 from difformer.data.images import upright_size
-from difformer.data.source import DataError, Source, find_root, read_lines
+from difformer.data.source import DataError, Names, Source, below, find_root, read_lines
 from difformer.data.spec import DataConfig
+from difformer.data.targets import Points
 
 _WFLW_POINTS = 98
 _WFLW_LISTS = (
@@ -49,7 +50,7 @@ def read_wflw(config: DataConfig, split: str, root: Path, file: Path) -> Source:
     """
     folder = next((name for name in ("WFLW_images", "images") if (root / name).is_dir()), "")
     sieve = BoxSieve(str(file), config.on_bad_box)
-    names: list[str] = []
+    paths: list[str] = []
     records: list[dict[str, Any]] = []
     sizes: dict[str, tuple[int, int]] = {}
     for number, line in enumerate(read_lines(file), start=1):
@@ -61,20 +62,21 @@ def read_wflw(config: DataConfig, split: str, root: Path, file: Path) -> Source:
             values = np.asarray([float(word) for word in words])
         except ValueError as error:
             raise DataError(f"{where}: {error}") from error
-        if len(values) != 2 * _WFLW_POINTS + 10 or not np.isfinite(values).all():
+        if len(values) != 2 * _WFLW_POINTS + 10 or not (np.abs(values) <= LARGEST).all():
             raise DataError(
                 f"{where} has {len(values)} numbers before the image; {_WFLW_POINTS} points, a box and six attributes "
                 f"are {2 * _WFLW_POINTS + 10} finite ones"
             )
-        path = f"{folder}/{name}".lstrip("/")
+        path = f"{folder}/{below(name, file)}".lstrip("/")
         size = sizes[path] = sizes.get(path) or upright_size(root / path, str(root / path))
         points, box = values[: 2 * _WFLW_POINTS].reshape(-1, 2), values[2 * _WFLW_POINTS :][:4].tolist()
         if config.box_scale is None or sieve.passes(f"line {number}", box, size):
-            names.append(path)
+            paths.append(path)
             box = None if config.box_scale is None else box
             records.append({"size": size, "points": points.tolist(), "visible": [True] * _WFLW_POINTS, "box": box})
     sieve.report()
     classes = tuple(map(str, range(_WFLW_POINTS)))
-    pairs = config.flip_pairs or {str(one): str(other) for one, other in _WFLW_PAIRS}
-    build = partial(points_of, swap=swap_of(classes, pairs, str(file)))
-    return annotated(f"points {file}", root, names, classes, recorded(records, build))
+    usual = {str(one): str(other) for one, other in _WFLW_PAIRS}
+    pairs = usual if config.flip_pairs is None else config.flip_pairs
+    names, build = Names(paths), partial(points_of, swap=swap_of(classes, pairs, str(file)))
+    return annotated(f"points {file}", root, names, classes, recorded(Points, records, build, names, file))

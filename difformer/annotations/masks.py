@@ -1,7 +1,7 @@
 """Data sets whose images have a class a pixel: folders of images and masks, and ADE20K."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
 
 from difformer.annotations.records import Colour, MaskFiles, annotated
@@ -26,17 +26,15 @@ def read_masks(config: DataConfig, split: str) -> Source:
 
     Raises:
         FileNotFoundError: no root.
-        DataError: no such split, no classes, or an image without a mask or a mask without an image.
+        DataError: no such split, no classes, or an image of it without a mask or a mask without an image.
     """
     root = find_root(config.root, "masks")
     title = f"masks {root}, {split}"
     classes, colours = _classes(root, config, title)
     images, masks = _split_folders(root, split, title)
-    pairs = _pairs(root, images, masks, title)
     listed = next((path for path in _lists(root, split) if path.is_file()), None)
-    if listed is not None and images == root / "images" and split != ".":
-        pairs = _named(pairs, listed, images.relative_to(root).as_posix())
-    return mask_source(title, root, pairs, classes, colours=colours)
+    of_list = listed if images == root / "images" and split != "." else None
+    return mask_source(title, root, _pairs(root, images, masks, title, of_list), classes, colours=colours)
 
 
 def read_ade20k(config: DataConfig, split: str) -> Source:
@@ -88,7 +86,7 @@ def mask_source(
         )
     place = Files(root, Names(mask for _, mask in pairs))
     masks = MaskFiles(place, len(classes), tuple(colours), first)
-    return annotated(title, root, [image for image, _ in pairs], classes, masks)
+    return annotated(title, root, Names(image for image, _ in pairs), classes, masks)
 
 
 def _classes(root: Path, config: DataConfig, title: str) -> tuple[tuple[str, ...], list[tuple[Colour, int]]]:
@@ -129,35 +127,37 @@ def _split_folders(root: Path, split: str, title: str) -> tuple[Path, Path]:
     raise unknown_split(title, split, known or sorted(path.stem for path in (root / "splits").glob("*.txt")))
 
 
-def _pairs(root: Path, images: Path, masks: Path, title: str) -> list[tuple[str, str]]:
-    """Images and masks of the same name up to the suffix, as paths relative to root."""
+def _pairs(root: Path, images: Path, masks: Path, title: str, listed: Path | None = None) -> list[tuple[str, str]]:
+    """Images and masks of the same name up to the suffix, as paths relative to root: all, or those of a list."""
     if not masks.is_dir():
         raise DataError(f"{title}: there is no folder of masks, {masks}")
-    found = [_by_stem(folder, title) for folder in (images, masks)]
+    stems = None if listed is None else _listed_stems(listed)
+    found = [_by_stem(folder, title, stems) for folder in (images, masks)]
+    if stems is not None and (unknown := sorted(stems - found[0].keys())):
+        raise DataError(f"{listed} names {len(unknown)} images that are not there, such as {unknown[0]}")
     refuse_missing(title, "mask", [name for stem, name in found[0].items() if stem not in found[1]])
     refuse_missing(title, "image", [name for stem, name in found[1].items() if stem not in found[0]])
     above = [folder.relative_to(root).as_posix() for folder in (images, masks)]
-    return [(f"{above[0]}/{name}", f"{above[1]}/{found[1][stem]}") for stem, name in found[0].items()]
+    order = found[0] if stems is None else sorted(found[0])
+    return [(f"{above[0]}/{found[0][stem]}", f"{above[1]}/{found[1][stem]}") for stem in order]
 
 
-def _by_stem(folder: Path, title: str) -> dict[str, str]:
-    """The images in a folder, relative to it, by their name without the suffix."""
+def _by_stem(folder: Path, title: str, stems: Collection[str] | None) -> dict[str, str]:
+    """The images in a folder, relative to it, by their name without the suffix: all, or those of some names."""
     found: dict[str, str] = {}
     for name in find_images(folder).images:
-        other = found.setdefault(_stem(name), name)
-        if other != name:
-            raise DataError(f"{title}: {other} and {name} in {folder} differ in their suffix only; remove one")
+        stem = _stem(name)
+        if stems is None or stem in stems:
+            other = found.setdefault(stem, name)
+            if other != name:
+                raise DataError(f"{title}: {other} and {name} in {folder} differ in their suffix only; remove one")
     return found
 
 
-def _named(pairs: Iterable[tuple[str, str]], file: Path, above: str) -> list[tuple[str, str]]:
-    """The pairs that a text file names."""
-    by_stem = {_stem(image.removeprefix(f"{above}/")): (image, mask) for image, mask in pairs}
+def _listed_stems(file: Path) -> set[str]:
+    """The names of images in a text file, without their suffix."""
     lines = [line.strip() for line in read_lines(file) if line.strip()]
-    stems = [_stem(line) if is_image_name(line) else line for line in lines]
-    if unknown := [stem for stem in stems if stem not in by_stem]:
-        raise DataError(f"{file} names {len(unknown)} images that are not there, such as {unknown[0]}")
-    return [by_stem[stem] for stem in sorted(set(stems))]
+    return {_stem(line) if is_image_name(line) else line for line in lines}
 
 
 def _stem(name: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from difformer.annotations.records import reported
 from difformer.data.images import upright_size
-from difformer.data.source import DataError, Source, file_source, find_root, read_lines, unknown_split
+from difformer.data.source import DataError, Source, below, file_source, find_root, read_lines, unknown_split
 from difformer.data.spec import DataConfig
 from difformer.data.targets import box_problem
 
@@ -59,7 +59,8 @@ def read_pairs(config: DataConfig, split: str) -> Pairs:
 
     Raises:
         FileNotFoundError: no root.
-        DataError: no such split, no file of a pair, other numbers of points, or points or boxes that are none.
+        DataError: no such split, no file of a pair, other numbers of points, points or boxes that are none, or names
+            that lead out of the data set.
         ImageError: an image is not there.
     """
     root = find_root(config.root, "pairs", "SPair-71k")
@@ -68,7 +69,8 @@ def read_pairs(config: DataConfig, split: str) -> Pairs:
     layout = root / "Layout" / "large" / f"{split}.txt"
     if not layout.is_file():
         raise unknown_split(title, split, sorted(path.stem for path in layout.parent.glob("*.txt")))
-    files = [root / "PairAnnotation" / split / f"{line.strip()}.json" for line in read_lines(layout) if line.strip()]
+    lines = [below(line.strip(), layout) for line in read_lines(layout) if line.strip()]
+    files = [root / "PairAnnotation" / split / f"{line}.json" for line in lines]
     found = [_annotation(file) for file in files]
     names = sorted({name for record in found for name in record["places"]})
     categories = sorted({str(record["category"]) for record in found})
@@ -91,7 +93,7 @@ def _annotation(file: Path) -> Any:
         with reported(file):
             record = json.loads(file.read_text(encoding="utf-8"))
             record = {key: record[key] for key in ("category", "kps_ids", *_SIDES[0], *_SIDES[1])}
-            return record | {"places": [f"{record['category']}/{record[key]}" for key, *_ in _SIDES]}
+            return record | {"places": [below(f"{record['category']}/{record[key]}", file) for key, *_ in _SIDES]}
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 

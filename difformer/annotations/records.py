@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from difformer._optional import require
 from difformer.data.images import ImageError
-from difformer.data.source import DataError, Files, Names, Source
+from difformer.data.source import DataError, Files, Names, Source, refuse_another_size
 from difformer.data.spec import OnBadBox
 from difformer.data.targets import IGNORE, Boxes, Mask, Points, Target, box_problem
 from difformer.rle import decode_rle
@@ -34,12 +34,18 @@ class Recorded:
     """Targets in memory, as JSON: a million Python objects would be copied into every worker that looks at them.
 
     Attributes:
-        texts: one record an image.
+        kind: of the targets.
+        texts: one record an image, a mapping with the image's `size`, height and width.
         build: makes its target of what the JSON holds. Picklable.
+        names: of the images.
+        file: that the records are from, or one an image.
     """
 
+    kind: type[Target]
     texts: Names
     build: Callable[[Any], Target]
+    names: Names
+    file: Path | Files
 
     @cached_property
     def digest(self) -> str:
@@ -49,17 +55,21 @@ class Recorded:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __call__(self, index: int) -> Target:
+    def __call__(self, index: int, size: tuple[int, int] | None = None) -> Target:
         """The target of an image.
 
         Raises:
-            DataError: the record does not make one.
+            DataError: the record does not make one, or is for an image of another size, see `Annotations`.
         """
-        with reported(f"the annotation of image {index}"):
-            return self.build(json.loads(self.texts[index]))
+        file = self.file(index) if isinstance(self.file, Files) else self.file
+        with reported(f"{file}: what it says of {self.names[index]}"):
+            record = json.loads(self.texts[index])
+            if size is not None:
+                refuse_another_size(self.names[index], size, str(file), record["size"])
+            return self.build(record)
 
     def files(self, index: int) -> tuple[str, ...]:
-        """None."""
+        """None: the records are in memory."""
         return ()
 
 
@@ -80,6 +90,10 @@ class MaskFiles:
     colours: tuple[tuple[Colour, int], ...] = ()
     first: int = 0
 
+    @property
+    def kind(self) -> type[Mask]:
+        return Mask
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of what the numbers and colours mean; masks are files."""
@@ -92,8 +106,12 @@ class MaskFiles:
         """The mask's."""
         return self.place.files(index)
 
-    def __call__(self, index: int) -> Mask:
+    def __call__(self, index: int, size: tuple[int, int] | None = None) -> Mask:
         """The mask of an image.
+
+        Args:
+            index: of the image.
+            size: not used; masks are files that Pillow refuses where they would fill the memory.
 
         Raises:
             ImageError: it cannot be read, or all its pixels are ignored.
@@ -151,7 +169,7 @@ class MaskFiles:
 def annotated(
     title: str,
     root: Path,
-    names: Sequence[str],
+    names: Names,
     classes: Sequence[str],
     annotations: Recorded | MaskFiles,
     ids: Sequence[int] = (),
@@ -161,17 +179,20 @@ def annotated(
     Raises:
         DataError: as `Source`.
     """
-    images = Files(root, Names(names))
+    images = Files(root, names)
     labels, numbers = np.zeros(len(names), dtype=np.int64), np.asarray(ids, dtype=np.int64)
     return Source(
-        title, labels, tuple(classes), images, images.names, numbers, images.ends, None, images.files,
+        title, labels, tuple(classes), images, names, numbers, images.ends, None, images.files,
         annotations=annotations,
     )  # fmt: skip
 
 
-def recorded(records: Sequence[Any], build: Callable[[Any], Target]) -> Recorded:
-    """Targets in memory, from what JSON can hold of each."""
-    return Recorded(Names(json.dumps(record, separators=(",", ":")) for record in records), build)
+def recorded(
+    kind: type[Target], records: Sequence[Any], build: Callable[[Any], Target], names: Names, file: Path | Files
+) -> Recorded:
+    """Targets in memory, from what JSON can hold of each; see `Recorded`."""
+    texts = Names(json.dumps(record, separators=(",", ":")) for record in records)
+    return Recorded(kind, texts, build, names, file)
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Data sets by name, their transforms and label subsets, and the reading of images."""
 
 from difformer.data.dataset import (
-    HOLDOUT,
     READERS,
     ImageDataset,
     canonical_name,
@@ -15,7 +14,7 @@ from difformer.data.samples import Batch, DenseBatch, DenseSample, Sample, colla
 from difformer.data.source import DataError, Source, file_source
 from difformer.data.spec import DataConfig
 from difformer.data.stream import ShardDataset
-from difformer.data.subset import LabelSubset, few_shot, percentage, split_holdout
+from difformer.data.subset import HOLDOUT, LabelSubset, few_shot, percentage, split_holdout
 from difformer.data.targets import IGNORE, Annotations, Boxes, Mask, Origin, Points, Target, moved
 from difformer.data.transforms import PublishedTransform, create_transform, isolated_generators
 from difformer.streams import sample_generator

@@ -2,8 +2,9 @@
 
 import importlib
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,8 @@ from difformer.data.samples import Sample, SampleReader, dataset_repr
 from difformer.data.source import DataError, Source, refuse_first_label
 from difformer.data.spec import DataConfig, as_config
 from difformer.data.stream import ShardDataset
-from difformer.data.subset import LabelSubset, choose_subset, split_holdout
-from difformer.data.targets import Boxes, Mask, Points
+from difformer.data.subset import HOLDOUT, TEST, LabelSubset, choose_images
+from difformer.data.targets import Annotations, Boxes, Mask, Points, Target
 from difformer.data.torchvision_sets import TORCHVISION_SETS, read_torchvision
 from difformer.data.transforms import (
     Deterministic,
@@ -42,8 +43,6 @@ from difformer.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-HOLDOUT, TEST = "holdout", "test"
 
 READERS: Registry[Callable[[DataConfig, str], Source]] = Registry("data set")
 _OURS: dict[str, Callable[[DataConfig, str], Source]] = {
@@ -84,6 +83,18 @@ for _name, _reader_name in _ANNOTATED.items():
     READERS.register(_name)(partial(_read_annotated, reader=_reader_name))
 # Those with masks, boxes or points; of pairs, the images alone are a data set.
 _DENSE = _ANNOTATED.keys() - {"pairs"}
+_MASKS = ("masks", "ade20k", "vocsegmentation")
+# Which of them read a key that came with them.
+_READ_BY: dict[str, Collection[str]] = {
+    "fit": _DENSE,
+    "scales": _DENSE,
+    "category_ratio": _MASKS,
+    "box_scale": ("points",),
+    "flip_pairs": ("points",),
+    "annotation_file": ("coco", "points"),
+    "object_masks": ("coco",),
+    "on_bad_box": ("coco", "voc", "points"),
+}
 _ALIASES = {
     "flowers": "flowers102",
     "aircraft": "fgvcaircraft",
@@ -127,7 +138,7 @@ class ImageDataset(Dataset[Sample | None]):
     def target_type(self) -> type[Mask | Boxes | Points] | None:
         """What samples have in place of a class or a number, where it is that."""
         annotations = self._reader.source.annotations
-        return None if annotations is None else type(annotations(int(self._indices[0])))
+        return None if annotations is None else annotations.kind
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -285,11 +296,13 @@ def create_dataset(
         place = {name: i for i, name in enumerate(classes)}
         places = np.asarray([place[name] for name in source.class_names])
         source = replace(source, labels=places[source.labels], class_names=tuple(classes))
-    indices, subset = _choose(source, config, split, subset)
+    indices, subset = choose_images(source, config, split, subset)
     reader = SampleReader(source, sample_transform, config.seed, config.on_bad_image)
     indices = readable(reader, indices, config.check_images)
-    if source.annotations is not None and augment:
-        check_mirrored(sample_transform, source.annotations(int(indices[0])), source.title)
+    if source.annotations is not None and source.annotations.kind is Points and augment:
+        target = _first_readable(source.annotations, indices)
+        if target is not None:
+            check_mirrored(sample_transform, target, source.title)
     if source.shards is None or not config.stream:
         return ImageDataset(reader, indices, subset=subset)
     buffer = config.shuffle_buffer if augment else 0
@@ -318,8 +331,10 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
             "package.module:reader"
         )
     reader = READERS.find(key)
-    if key in (*_OURS, *_ANNOTATED) and key not in _WITH_NUMBERS:
-        refuse_first_label(config.name, config)
+    if key in (*_OURS, *_ANNOTATED):
+        _refuse_unread(config, key)
+        if key not in _WITH_NUMBERS:
+            refuse_first_label(config.name, config)
     source = reader(config, config.split_name(split))
     if not isinstance(source, Source):
         raise DataError(f"the data set {config.name} must give a Source, got {type(source).__name__}")
@@ -333,27 +348,32 @@ def read_source(spec: DataConfig | Mapping[str, Any], split: str) -> Source:
     return source
 
 
-def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -> dict[str, Any]:
+def transform_description(
+    spec: DataConfig | Mapping[str, Any], augment: bool, *, dense: bool | None = None
+) -> dict[str, Any]:
     """What determines how an image becomes input, besides the epoch and its id; for the keys of caches.
 
     Args:
         spec: as for `create_dataset`.
         augment: the training transform, else that of evaluation.
+        dense: whether the images have masks, boxes or points, which is not known of a data set of one's own; by its
+            name and augmentation when None.
 
     Returns:
         JSON: `name` of the augmentation, `size`, `resize` (the short side, or the smallest and largest; None where the
         transform crops at any scale, or augments what evaluation sees and the short side is the size),
         `random_erasing`, and `seed` (None where nothing is random). With masks, boxes and points, and data sets of
         one's own, also the keys of `DataConfig` that only their transforms depend on and that are not at their default;
-        `resize` is then as it was given, with masks, boxes or points.
+        `resize` is then as it was given, with masks, boxes or points, and where these keys say that there may be some.
 
     Raises:
         ValueError: a value in the specification.
     """
     config = as_config(spec)
     key = canonical_name(config.name)
-    dense = key in _DENSE or config.augmentation == "jitter"
-    transform = _transform(config, augment, None, dense=dense)
+    own = key not in (*_OURS, *_ANNOTATED)
+    joint = key in _DENSE or (own and config.augmentation == "jitter") if dense is None else dense
+    transform = _transform(config, augment, None, dense=joint)
     random = transform.flip if isinstance(transform, Whole) else not isinstance(transform, Deterministic)
     resize: int | list[int] | None = None
     if isinstance(transform, PublishedTransform):
@@ -362,23 +382,37 @@ def transform_description(spec: DataConfig | Mapping[str, Any], augment: bool) -
         resize = config.resize or min(sides(config.size))
     elif isinstance(transform, Symmetric | Shifted):
         resize = config.resize
-    # Of one's own data set it is not known here whether it has masks, boxes or points.
-    asked = (
-        *(("resize",) if dense else ()),
-        "fit",
-        "box_scale",
-        *(("scales", "category_ratio", "flip_pairs") if random else ()),
-    )
-    given = {} if key in _OURS else {name: getattr(config, name) for name in asked}
-    usual = DataConfig(config.name)
+    # Of one's own data set it may not be known whether it has masks, boxes or points. One with classes is described as
+    # it was before there were any, so that its caches keep their keys.
+    later = [] if key in _OURS else _given_later(config)
+    if joint or (dense is None and own and later and (random or config.fit == "keep")):
+        resize = config.resize
+    asked = ("fit", "box_scale", *(("scales", "category_ratio", "flip_pairs") if random else ()))
     return {
         "name": config.augmentation if random else "none",
         "size": as_json_size(config.size),
         "resize": resize,
         "random_erasing": config.random_erasing if random else 0.0,
         "seed": config.seed if random else None,
-        **{name: plain(value) for name, value in given.items() if value not in (None, getattr(usual, name))},
+        **{name: plain(getattr(config, name)) for name in asked if name in later},
     }
+
+
+def _given_later(config: DataConfig) -> list[str]:
+    """The keys that are not at their default, of those that came with masks, boxes and points."""
+    written = plain(config)
+    return [field.name for field in fields(config) if "added_later" in field.metadata and field.name in written]
+
+
+def _refuse_unread(config: DataConfig, key: str) -> None:
+    """Raises DataError when a key is given that a data set of the package does not read, where it would do nothing."""
+    given = _given_later(config)
+    for name, readers in _READ_BY.items():
+        if name in given and key not in readers:
+            raise DataError(
+                f"{config.name}: {name} is for {', '.join(sorted(readers))} and data sets of your own, and would do "
+                f"nothing here; leave {name} out"
+            )
 
 
 def _transform(config: DataConfig, augment: bool, transform: Any, *, dense: bool = False) -> Any:
@@ -391,23 +425,9 @@ def _transform(config: DataConfig, augment: bool, transform: Any, *, dense: bool
     return Deterministic(transform) if isinstance(transform, Preprocessing) else Isolated(transform)
 
 
-def _choose(
-    source: Source, config: DataConfig, split: str, saved: LabelSubset | None
-) -> tuple[NDArray[np.int64], LabelSubset | None]:
-    """The places that are used, and the label subset that chose them, if any."""
-    candidates = np.arange(len(source))
-    if config.test_fraction and split in ("train", HOLDOUT, TEST):
-        kept, held = split_holdout(source.labels, config.test_fraction, config.split_seed)
-        candidates = held if split == TEST else kept
-    if split == HOLDOUT and not config.holdout:
-        raise DataError("there is no holdout; set holdout to the fraction of the training split to set aside")
-    if config.holdout and split in ("train", HOLDOUT):
-        kept, held = split_holdout(source.labels[candidates], config.holdout, config.split_seed)
-        candidates = candidates[held if split == HOLDOUT else kept]
-    if saved is not None:
-        saved.check(source, candidates)
-        return saved.indices, saved
-    if split == "train" and config.has_label_subset:
-        chosen = choose_subset(source, config, candidates)
-        return chosen.indices, chosen
-    return candidates, None
+def _first_readable(annotations: Annotations, indices: NDArray[np.int64]) -> Target | None:
+    """The first target that can be read; what is wrong with those before it is said when they are read."""
+    for index in indices.tolist():
+        with suppress(ValueError):
+            return annotations(index)
+    return None

@@ -169,7 +169,7 @@ def check_mirrored(transform: Any, target: Target, title: str) -> None:
     if isinstance(transform, Whole) and transform.flip:
         raise ValueError(f"{title}: the augmentation flip needs to know left from right; {hint}")
     if isinstance(transform, Jittered):
-        _log.warning("%s: images are not mirrored, since no name of a point has left or right in it; %s", title, hint)
+        _log.warning("%s: images are not mirrored, since no names of points differ in left and right; %s", title, hint)
 
 
 def crop_to_object(

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import numpy as np
@@ -204,14 +204,10 @@ class Source:
             ImageError, ValueError: as `Annotations`; or it is for an image of another size.
         """
         if self.annotations is not None:
-            found = self.annotations(index)
-            if size not in (None, found.size):
-                whose = ", ".join(self.annotations.files(index)) or "what is said of it"
-                image, own = ("×".join(map(str, sides)) for sides in (size or (), found.size))
-                raise DataError(
-                    f"{self.title}: {self.describe(index)} is {image} (height, width; upright, as its EXIF orientation "
-                    f"says), but {whose} is for {own}"
-                )
+            found = self.annotations(index, size)
+            if size is not None:
+                who = ", ".join(self.annotations.files(index)) or "its annotation"
+                refuse_another_size(f"{self.title}: {self.describe(index)}", size, who, found.size)
             return found
         if self.targets is None:
             return int(self.labels[index])
@@ -330,6 +326,40 @@ def numbered_labels(
     if names is None and largest - first >= _MOST_CLASSES:
         raise DataError(f"{title} has the label {largest}; set class_names, or number the classes without gaps")
     return numbers - first, names or tuple(map(str, range(first, largest + 1)))
+
+
+def refuse_another_size(image: str, size: tuple[int, int], who: str, said: tuple[int, int]) -> None:
+    """Raises DataError when an annotation is for an image of another size.
+
+    Args:
+        image: its name.
+        size: (H, W) of it, upright.
+        who: the file that says another size.
+        said: (H, W).
+    """
+    if tuple(size) != tuple(said):
+        own, other = (f"{height}×{width}" for height, width in (size, said))
+        raise DataError(
+            f"{image} is {own} (height, width; upright, as its EXIF orientation says), but {who} says {other}"
+        )
+
+
+def below(name: str, file: Path) -> str:
+    """A name of a file as another file has it, which must not lead out of the folder that it is relative to.
+
+    Args:
+        name: with forward slashes.
+        file: that has it, for messages.
+
+    Raises:
+        DataError: it is an absolute path, or has `..` in it.
+    """
+    path = PureWindowsPath(name)
+    if path.drive or path.root or ".." in path.parts:
+        raise DataError(
+            f"{file} names {name!r}, which may lie outside the data set; names must be relative, without .."
+        )
+    return name
 
 
 def refuse_first_label(title: str, config: DataConfig) -> None:

@@ -76,11 +76,12 @@ class DataConfig:
         category_ratio: share of a training crop's pixels that one class of a mask may fill, up to ten tries.
         box_scale: with points, crop each object's box, so many times enlarged; the whole image when None.
         flip_pairs: names of points that change places in a mirrored image; when None those whose names differ in left
-            and right.
+            and right, and those of WFLW; none with {}.
         annotation_file: of `coco` and `points`, the file below root, in which {split} stands for the split.
         object_masks: with `coco`, read the masks of objects too.
         on_bad_box: what a box without width or height, outside its image or with numbers that are not finite does:
-            `raise` an error, or be counted and left out (`skip`).
+            `raise` an error, or be counted and left out (`skip`). What a data set of the package does not read, from
+            `fit` on, must be left out.
 
     Raises:
         ValueError: a value out of range, or more than one label subset.

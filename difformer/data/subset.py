@@ -4,7 +4,7 @@ import json
 import os
 import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from difformer.files import expand_user, read_json, sealed, sha256, write_atomic
 from difformer.streams import Stream, generator, rounding_generator
 
 _log = getLogger(__name__)
+
+HOLDOUT, TEST = "holdout", "test"
 
 Indices = NDArray[np.int64]
 
@@ -85,6 +87,65 @@ class LabelSubset:
                 f"{len(strangers)} images of the label subset are not among those to choose from of {source.title}: "
                 f"it was chosen with another holdout, or is given for the holdout"
             )
+
+
+def choose_images(
+    source: Source, config: DataConfig, split: str, saved: LabelSubset | None
+) -> tuple[Indices, LabelSubset | None]:
+    """The places that are used, and the label subset that chose them, if any.
+
+    Where names repeat, images are drawn, with all of their objects.
+
+    Args:
+        source: the full split.
+        config: says the holdout, the test split and the label subset.
+        split: `train`, `holdout` or `test`, of the training split; others are used whole.
+        saved: a label subset to use again.
+
+    Raises:
+        DataError: there is no holdout, or as `choose_subset` and `LabelSubset.check`.
+        FileNotFoundError: as `choose_subset`.
+    """
+    photographs = _photographs(source)
+    candidates = np.arange(len(source)) if photographs is None else np.unique(photographs)
+    candidates = _candidates(source.labels, config, split, candidates)
+
+    def all_of(places: Indices) -> Indices:
+        return places if photographs is None else np.flatnonzero(np.isin(photographs, places))
+
+    if saved is not None:
+        saved.check(source, all_of(candidates))
+        return saved.indices, saved
+    if split == "train" and config.has_label_subset:
+        chosen = choose_subset(source, config, candidates)
+        chosen = replace(chosen, indices=all_of(chosen.indices))
+        return chosen.indices, chosen
+    return all_of(candidates), None
+
+
+def _candidates(labels: Indices, config: DataConfig, split: str, candidates: Indices) -> Indices:
+    """Those of the places that lie in a split, where it and others are parts of the training split."""
+    if config.test_fraction and split in ("train", HOLDOUT, TEST):
+        kept, held = split_holdout(labels[candidates], config.test_fraction, config.split_seed)
+        candidates = candidates[held if split == TEST else kept]
+    if split == HOLDOUT and not config.holdout:
+        raise DataError("there is no holdout; set holdout to the fraction of the training split to set aside")
+    if config.holdout and split in ("train", HOLDOUT):
+        kept, held = split_holdout(labels[candidates], config.holdout, config.split_seed)
+        candidates = candidates[held if split == HOLDOUT else kept]
+    return candidates
+
+
+def _photographs(source: Source) -> Indices | None:
+    """(N,) the place of the first image of the same name; None where each has its own.
+
+    An image of several objects, each with its own points, must not be both learned from and tested on.
+    """
+    if source.annotations is None or source.names is None:
+        return None
+    first: dict[str, int] = {}
+    places = np.asarray([first.setdefault(name, index) for index, name in enumerate(source.names)])
+    return places if len(first) < len(places) else None
 
 
 def choose_subset(source: Source, config: DataConfig, candidates: Indices) -> LabelSubset:
@@ -184,7 +245,9 @@ def from_list_file(source: Source, list_file: str) -> Indices:
     places: set[int] = set()
     for form in (str, _without_suffix):
         found = _named(source, left, form)
-        several = [line for line, those in found.items() if len(those) > 1]
+        # An image of several objects is there once for each, with its name.
+        same = source.annotations is not None
+        several = [line for line, those in found.items() if len({source.names[i] if same else i for i in those}) > 1]
         if several:
             raise DataError(f"{file}: {min(several)} is there several times in {source.title}; name it with its folder")
         places.update(place for those in found.values() for place in those)

@@ -16,6 +16,8 @@ IGNORE = 255
 
 # Pixels by which a box may reach over the edge of its image, which rounding explains; it is then clipped.
 _ROUNDING = 1.0
+# Pixels that a box must be wide and high, so that rounding in float32 leaves something of it when it is moved.
+_LEAST_SIDE = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,13 +101,23 @@ class Boxes:
                 raise ValueError(f"the box {box} {problem}")
         object.__setattr__(self, "boxes", _cut(self.boxes, self.size))
 
+    def _moved(self, boxes: Tensor, size: tuple[int, int], areas: Tensor | None, masks: Tensor | None) -> "Boxes":
+        """The same objects elsewhere, cut at the edges.
+
+        They are not checked again: what rounding leaves of a small box is no mistake of a file.
+        """
+        found = copy(self)
+        for name, value in {"boxes": _cut(boxes, size), "size": size, "areas": areas, "masks": masks}.items():
+            object.__setattr__(found, name, value)
+        return found
+
     def resize(self, height: int, width: int) -> "Boxes":
         """Scaled with an image to a size."""
         down, across = height / self.size[0], width / self.size[1]
         scale = self.boxes.new_tensor([across, down, across, down])
         areas = None if self.areas is None else self.areas * (down * across)
         masks = None if self.masks is None else _nearest(self.masks, height, width)
-        return replace(self, boxes=self.boxes * scale, size=(height, width), areas=areas, masks=masks)
+        return self._moved(self.boxes * scale, (height, width), areas, masks)
 
     def crop(self, top: int, left: int, height: int, width: int) -> "Boxes":
         """A part that lies inside. Boxes are cut at its edges, and objects of which not one pixel's width or height
@@ -130,13 +142,14 @@ class Boxes:
     def pad(self, height: int, width: int) -> "Boxes":
         """The same in an image that is enlarged to a size at the lower and right edge."""
         room = (0, width - self.size[1], 0, height - self.size[0])
-        return replace(self, size=(height, width), masks=None if self.masks is None else F.pad(self.masks, room))
+        masks = None if self.masks is None else F.pad(self.masks, room)
+        return self._moved(self.boxes, (height, width), self.areas, masks)
 
     def flip(self) -> "Boxes":
         """Mirrored from left to right."""
         x1, y1, x2, y2 = self.boxes.unbind(1)
         boxes = torch.stack([self.size[1] - x2, y1, self.size[1] - x1, y2], 1)
-        return replace(self, boxes=boxes, masks=None if self.masks is None else self.masks.flip(2))
+        return self._moved(boxes, self.size, self.areas, None if self.masks is None else self.masks.flip(2))
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,13 +234,22 @@ class Annotations(Protocol):
     """The targets of a split's images, read when they are asked for. Picklable, since workers get a copy."""
 
     @property
+    def kind(self) -> type[Target]:
+        """`Mask`, `Boxes` or `Points`, without reading one."""
+
+    @property
     def digest(self) -> str:
         """What tells those from others that are in memory; of targets that lie in files, those count."""
 
     def __len__(self) -> int: ...
 
-    def __call__(self, index: int) -> Target:
+    def __call__(self, index: int, size: tuple[int, int] | None = None) -> Target:
         """The target of an image, upright and at its own size.
+
+        Args:
+            index: of the image.
+            size: (H, W) of the image, upright, where it is known. That of the target is compared with it in any case,
+                but what is decoded from a few bytes should be refused before: a size that is made up fills the memory.
 
         Raises:
             ImageError: it lies in a file that cannot be read, or says nothing.
@@ -299,16 +321,19 @@ class Origin:
 
 
 def box_problem(box: list[float], size: tuple[int, int]) -> str | None:
-    """What is wrong with x1, y1, x2, y2 in an image of a size (H, W); None when nothing is."""
-    x1, y1, x2, y2 = box
-    if not all(abs(side) < float("inf") for side in box):
+    """What is wrong with x1, y1, x2, y2, in float32, in an image of a size (H, W); None when nothing is."""
+    x1, y1, x2, y2 = torch.tensor(box, dtype=torch.float32).tolist()
+    if not all(abs(side) < float("inf") for side in (x1, y1, x2, y2)):
         return "is not finite"
     if x2 <= x1 or y2 <= y1:
         return "has no width or height"
     height, width = size
     if min(x1, y1) < -_ROUNDING or x2 > width + _ROUNDING or y2 > height + _ROUNDING:
         return f"reaches out of its image of {height}×{width}"
-    return "lies outside its image" if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0 else None
+    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+        return "lies outside its image"
+    sides = min(x2, width) - max(x1, 0), min(y2, height) - max(y1, 0)
+    return f"is less than {_LEAST_SIDE:g} pixels wide or high" if min(sides) < _LEAST_SIDE else None
 
 
 def _nearest(maps: Tensor, height: int, width: int) -> Tensor:

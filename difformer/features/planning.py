@@ -188,7 +188,7 @@ def plan_cache(
     cached = {
         "split": split,
         "data": dataset.digest,
-        "transform": transform_description(data, augment),
+        "transform": transform_description(data, augment, dense=dataset.target_type is not None),
         "noise": None if noising.clean else {"seed": seed, "draws": noising.draws, "fresh": augment},
         # Without its name: the same weights under another name give the same features.
         "backbone": {name: value for name, value in identity(extractor.backbone).items() if name != "name"}

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from data_sets import make_coco, make_voc, opened, write_image, write_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from difformer.annotations import records
 from difformer.annotations.records import mask_of
-from difformer.data import Boxes, DataError
+from difformer.data import Boxes, DataError, read_source
+from difformer.data.source import Names
 from difformer.rle import run_lengths
 
 OBJECTS = [[(2, 3, 10, 8, 0), (5, 5, 6, 6, 1)], [], [(0, 0, 30, 24, 1)]]
@@ -217,8 +220,65 @@ class TestCOCOErrors:
     def test_an_image_of_another_size(self, tmp_path):
         root = make_coco(tmp_path, OBJECTS)
         write_image(root / "images/train/train_2.png", 0, height=12, width=30)
-        with pytest.raises(DataError, match=r"train_2\.png is 12×30 .* is for 24×30"):
+        with pytest.raises(DataError, match=r"train_2\.png is 12×30 .* but .*instances_train\.json says 24×30"):
             own(root)
+
+    def test_a_made_up_size_is_refused_before_a_mask_is_decoded(self, tmp_path, monkeypatch):
+        """65536² pixels from one run would fill the memory."""
+        decoded = []
+        monkeypatch.setattr(records, "mask_of", lambda segment, *size: decoded.append(size) or np.zeros((24, 30), bool))
+        runs = {"size": [1 << 16, 1 << 16], "counts": [0, 1 << 32]}
+
+        def enlarge(content):
+            content["images"][0].update(height=1 << 16, width=1 << 16)
+
+        root = edit(make_coco(tmp_path, [[(2, 3, 10, 8, 0, {"segmentation": runs})]]), enlarge)
+        for changes in ({}, {"augmentation": "jitter"}):
+            with pytest.raises(DataError, match=r"train_1\.png is 24×30 .*instances_train\.json says 65536×65536"):
+                own(root, object_masks=True, **changes)
+        dataset = own(root, object_masks=True, check_images="none")
+        with pytest.raises(DataError, match="says 65536×65536"):
+            dataset[0]
+        assert not decoded
+
+    def test_a_record_that_makes_no_target_is_said_with_its_file(self, tmp_path):
+        source = read_source({"name": "coco", "root": str(make_coco(tmp_path, OBJECTS))}, "train")
+        damaged = replace(source.annotations, texts=Names(['{"size":[24,30],"boxes":[[1,2,3]]}'] * 3))
+        with pytest.raises(DataError, match=r"instances_train\.json: what it says of images/train/train_2\.png is not"):
+            damaged(1)
+
+    @pytest.mark.parametrize("name", ["../../x.png", "/x.png", "a/../../x.png", "..\\x.png", "C:/x.png"])
+    def test_names_that_lead_out_of_the_data_set(self, tmp_path, name):
+        root = edit(make_coco(tmp_path, OBJECTS), lambda content: content["images"][0].update(file_name=name))
+        with pytest.raises(DataError, match=r"instances_train\.json names .*, which may lie outside the data set"):
+            own(root)
+
+    @pytest.mark.parametrize("area", [-1, float("nan"), float("inf"), 1e39, "80", [80]])
+    def test_an_area_that_is_none(self, tmp_path, area):
+        root = edit(make_coco(tmp_path, OBJECTS), lambda content: first(content, area=area))
+        with pytest.raises(DataError, match=r"train_1\.png, annotation 1 must have a finite area of at least 0, got"):
+            own(root)
+
+    @pytest.mark.parametrize("missing", [True, False])
+    def test_no_area_is_that_of_the_box(self, tmp_path, missing):
+        def remove(content):
+            content["annotations"][0]["area"] = None
+            if missing:
+                del content["annotations"][0]["area"]
+
+        assert own(edit(make_coco(tmp_path, OBJECTS), remove))[0].label.areas.tolist() == [80, 36]
+
+    @pytest.mark.parametrize(
+        "box", [[29.9999999, 3, 0.5, 8], [2, 3, 1e-9, 8], [2, 3, 0.009, 8], [29.995, 3, 0.9, 8], [-0.9, 3, 0.905, 8]]
+    )
+    def test_a_box_that_float32_or_the_edge_leaves_nothing_of(self, tmp_path, box):
+        root = make_coco(tmp_path, [[(*box, 0), (2, 3, 10, 8, 0)]])
+        with pytest.raises(DataError, match=r"annotation 1: the box .* on_bad_box: skip"):
+            own(root)
+        dataset = own(root, on_bad_box="skip", augmentation="flip", size=16)
+        for epoch in range(8):
+            dataset.set_epoch(epoch)
+            assert len(dataset[0].label.boxes) == 1
 
     def test_images_that_are_nowhere(self, tmp_path):
         root = make_coco(tmp_path, OBJECTS)
@@ -263,6 +323,26 @@ class TestVOC:
         with pytest.raises(DataError, match=r"0\.xml has an object 'RBC', which is no class; there are aeroplane"):
             own(root, name="voc")
         assert own(root, name="voc", class_names=["WBC", "RBC"])[0].label.labels.tolist() == [1]
+
+    def test_boxes_that_begin_at_zero(self, tmp_path, caplog):
+        own(make_voc(tmp_path / "one", [[("cat", 1, 1, 9, 9)]]), name="voc")
+        assert "begin at pixel 0" not in caplog.text
+        root = make_voc(tmp_path / "zero", [[("cat", 1, 1, 9, 9)], [("cat", 0, 3, 9, 9)]])
+        assert own(root, name="voc")[1].label.boxes.tolist() == [[0, 2, 9, 9]]
+        assert "1 boxes begin at pixel 0, such as one of 1.xml. VOC counts from 1" in caplog.text
+
+    def test_an_image_of_another_size(self, tmp_path):
+        root = make_voc(tmp_path, [[], []])
+        write_image(root / "JPEGImages/1.jpg", 0, height=12, width=30)
+        with pytest.raises(DataError, match=r"1\.jpg is 12×30 .* but .*Annotations/1\.xml says 24×30"):
+            own(root, name="voc")
+
+    def test_names_that_lead_out_of_the_data_set(self, tmp_path):
+        root = make_voc(tmp_path, [[]])
+        for name in ("../0", "/0"):
+            write_lines(root / "ImageSets/Main/train.txt", [name])
+            with pytest.raises(DataError, match=rf"train\.txt names '{name}', which may lie outside the data set"):
+                own(root, name="voc")
 
     def test_no_size(self, tmp_path):
         root = make_voc(tmp_path, [[("cat", 1, 1, 9, 9)]])

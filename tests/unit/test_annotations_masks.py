@@ -86,6 +86,24 @@ class TestLayouts:
         with pytest.raises(DataError, match=r"part\.txt names 1 images that are not there, such as train_9"):
             own(root, "part")
 
+    def test_what_no_list_names_need_not_be_whole(self, tmp_path):
+        root = make_masks(tmp_path, {"train": 4}, images="images", masks="masks")
+        write_lines(root / "part.txt", ["train_3", "train_1"])
+        (root / "masks/train_0.png").unlink()
+        (root / "images/train_2.png").unlink()
+        write_image(root / "images/train_0.jpg", 0)
+        assert own(root, "part").names == ["images/train_1.png", "images/train_3.png"]
+        for listed, message in [
+            ("train_2", "names 1 images that are not there"),
+            ("train_0", "differ in their suffix"),
+        ]:
+            write_lines(root / "part.txt", ["train_1", listed])
+            with pytest.raises(DataError, match=message):
+                own(root, "part")
+        (root / "images/train_0.jpg").unlink()
+        with pytest.raises(DataError, match=r"1 files have no mask of the same name, such as train_0\.png"):
+            own(root, "part")
+
     def test_deeper_folders(self, root):
         write_image(root / "images/train/deep/x.png", 7)
         write_mask(root / "masks/train/deep/x.png", labels_of(7))
@@ -110,14 +128,14 @@ class TestLayouts:
 class TestErrors:
     def test_a_mask_of_another_size(self, root):
         write_mask(root / "masks/train/train_2.png", labels_of(2, height=30, width=24))
-        with pytest.raises(DataError, match=r"train_2\.png is 24×30 .* but .*masks/train/train_2\.png is for 30×24"):
+        with pytest.raises(DataError, match=r"train_2\.png is 24×30 .* but .*masks/train/train_2\.png says 30×24"):
             own(root)
 
     def test_without_a_check_it_is_refused_when_it_is_read(self, root):
         write_mask(root / "masks/train/train_2.png", labels_of(2, height=30, width=24))
         dataset = own(root, check_images="none")
         assert dataset[1].id == 1
-        with pytest.raises(DataError, match=r"train_2\.png is 24×30 .* is for 30×24"):
+        with pytest.raises(DataError, match=r"train_2\.png is 24×30 .* says 30×24"):
             dataset[2]
 
     @pytest.mark.parametrize("value", [3, 200])
@@ -196,6 +214,14 @@ class TestErrors:
         assert dataset[2] is None
         assert dataset.skipped.tolist() == [2]
 
+    def test_a_first_mask_that_cannot_be_read_is_skipped_when_it_is_read(self, root):
+        (root / "masks/train/train_0.png").write_text("no mask")
+        dataset = own(root, on_bad_image="skip", check_images="none", augmentation="jitter")
+        assert dataset.target_type is Mask
+        assert not len(dataset.skipped)
+        assert dataset[0] is None
+        assert dataset.skipped.tolist() == [0]
+
     def test_too_many_classes(self, root):
         write_lines(root / "classes.txt", [f"c{i}" for i in range(256)])
         with pytest.raises(DataError, match="must have 1 to 255 classes"):
@@ -221,7 +247,7 @@ class TestOrientation:
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.open(root / "images/train/train_0.png").save(root / "images/train/train_0.png", exif=exif)
-        with pytest.raises(DataError, match=r"is 30×24 .*upright, as its EXIF orientation says.* is for 24×30"):
+        with pytest.raises(DataError, match=r"is 30×24 .*upright, as its EXIF orientation says.* says 24×30"):
             own(root)
 
 

@@ -45,6 +45,26 @@ class TestKeypoints:
         assert torch.allclose(sample.label.points[0], torch.tensor([4.5, 5.5]) * 16 / 18)
         assert torch.allclose(sample.origin.points(sample.label.points[:2]), sample.origin.target.points[:2])
 
+    def test_objects_without_a_visible_point_are_left_out(self, tmp_path, caplog):
+        root = make_keypoints(tmp_path, [[0] * 9, FACE, [*FACE[:2], 0, *[0] * 6]])
+        dataset = own(root)
+        assert dataset.names == ["images/2.png"]
+        assert "left out 2 objects without a visible point" in caplog.text
+        content = json.loads((root / "keypoints_train.json").read_text())
+        content["annotations"][0].update(image_id=2, bbox=[0, 0, 0, 0])
+        write_json(root / "keypoints_train.json", content)
+        assert own(root).names == own(root, box_scale=1.5).names == ["images/2.png"]
+
+    def test_names_that_lead_out_of_the_data_set(self, tmp_path):
+        root = make_keypoints(tmp_path, [FACE], images=[{"id": 1, "file_name": "../x.png", "height": 24, "width": 30}])
+        with pytest.raises(DataError, match=r"keypoints_train\.json names '\.\./x\.png', which may lie outside"):
+            own(root)
+
+    def test_numbers_that_float32_does_not_hold(self, tmp_path):
+        root = make_keypoints(tmp_path, [[1e39, *FACE[1:]]])
+        with pytest.raises(DataError, match=r"annotation 1 has the point \[1e\+39, 6, 2\], which is not finite"):
+            own(root)
+
     def test_flip_pairs(self, tmp_path):
         root = make_keypoints(tmp_path, [FACE], names=("a", "b", "c"))
         assert own(root)[0].label.swap is None
@@ -92,6 +112,24 @@ class TestSwap:
     )
     def test_left_and_right_by_name(self, names, swap):
         assert swap_of(names, None, "faces") == swap
+
+    def test_sides_without_a_partner_are_said(self, caplog):
+        assert swap_of(("left_eye", "right_eye", "nose", "tail"), None, "mice") == (1, 0, 2, 3)
+        assert not caplog.text
+        assert swap_of(("left_eye", "right_eye", "paw_l", "paw_r", "leftover", "tail"), None, "mice") == (
+            1,
+            0,
+            2,
+            3,
+            4,
+            5,
+        )
+        assert (
+            "mice: in mirrored images left_eye and others change places, but paw_l, paw_r, leftover do" in caplog.text
+        )
+        caplog.clear()
+        swap_of(("left_eye", "right_eye", "paw_l"), {"left_eye": "right_eye"}, "mice")
+        assert not caplog.text
 
     @pytest.mark.parametrize("pairs", [{"a": "b", "b": "c"}, {"a": "b", "c": "b"}])
     def test_pairs_that_are_no_involution(self, pairs):
@@ -149,6 +187,25 @@ class TestWFLW:
         with pytest.raises(DataError, match=message):
             own(self.make(tmp_path, self.line(), self.line(points)))
 
+    def test_flip_pairs(self, tmp_path):
+        root = self.make(tmp_path, self.line())
+        assert own(root)[0].label.swap[0] == 32
+        assert own(root, flip_pairs={})[0].label.swap == tuple(range(98)), "none change places"
+        assert own(root, flip_pairs={"0": "1"})[0].label.swap[:3] == (1, 0, 2)
+
+    def test_names_that_lead_out_of_the_data_set(self, tmp_path):
+        for name in ("../event/1.png", "/event/1.png"):
+            with pytest.raises(
+                DataError, match=rf"list_98pt_rect_attr_train\.txt names '{name}', which may lie outside"
+            ):
+                own(self.make(tmp_path, self.line(name=name)))
+
+    def test_an_image_of_another_size(self, tmp_path):
+        dataset = own(self.make(tmp_path, self.line()))
+        write_image(tmp_path / "WFLW_images/event/1.png", 0, height=12)
+        with pytest.raises(DataError, match=r"1\.png is 12×30 .* but .*list_98pt_rect_attr_train\.txt says 24×30"):
+            dataset[0]
+
     def test_an_image_that_is_missing(self, tmp_path):
         with pytest.raises(ValueError, match=r"event/2\.png cannot be read as an image"):
             own(self.make(tmp_path, self.line(name="event/2.png")))
@@ -204,6 +261,18 @@ class TestPairs:
         path = spair / "SPair-71k/PairAnnotation/trn/1:cat.json"
         write_json(path, json.loads(path.read_text()) | changes)
         with pytest.raises(DataError, match=rf"1:cat\.json: .*{message}"):
+            self.pairs(spair)
+
+    @pytest.mark.parametrize("changes", [{"category": "../cat"}, {"src_imname": "../../x.jpg"}, {"category": "/cat"}])
+    def test_names_that_lead_out_of_the_data_set(self, spair, changes):
+        path = spair / "SPair-71k/PairAnnotation/trn/1:cat.json"
+        write_json(path, json.loads(path.read_text()) | changes)
+        with pytest.raises(DataError, match=r"1:cat\.json names .*, which may lie outside the data set"):
+            self.pairs(spair)
+
+    def test_lists_that_lead_out_of_the_data_set(self, spair):
+        write_lines(spair / "SPair-71k/Layout/large/trn.txt", ["../trn/1:cat"])
+        with pytest.raises(DataError, match=r"trn\.txt names '\.\./trn/1:cat', which may lie outside the data set"):
             self.pairs(spair)
 
     def test_damaged_and_missing_files(self, spair):

@@ -1,11 +1,14 @@
 """Data sets with masks, boxes and points: batches, subsets, digests, and what stays as it was."""
 
+import json
 import pickle
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from data_sets import labels_of, make_coco, make_keypoints, make_masks, opened, write_image, write_mask
+from data_sets import labels_of, make_coco, make_keypoints, make_masks, opened, write_image, write_json, write_mask
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -26,6 +29,23 @@ from difformer.tasks.classification.task import Classification
 from difformer.tasks.task import check_labels
 
 OBJECTS = [[(2, 3, 10, 8, 0), (5, 5, 6, 6, 1)], [], [(0, 0, 30, 24, 1)]]
+# Of data sets with classes: whether for training, what is given, and of the description the name, resize and seed.
+CLASSES = [
+    (False, {}, ("none", 32, None)),
+    (False, {"resize": 40}, ("none", 40, None)),
+    (False, {"augmentation": "crop", "resize": 40}, ("none", 40, None)),
+    (False, {"augmentation": "shift", "resize": 40}, ("none", 40, None)),
+    (False, {"augmentation": "none", "resize": 40}, ("none", 40, None)),
+    (False, {"augmentation": "flip"}, ("none", 32, None)),
+    (False, {"size": [16, 24], "resize": 20}, ("none", 20, None)),
+    (True, {}, ("published", [32, 40], 0)),
+    (True, {"resize": 40}, ("published", [32, 40], 0)),
+    (True, {"augmentation": "crop", "resize": 40}, ("crop", None, 0)),
+    (True, {"augmentation": "shift", "resize": 40}, ("shift", 40, 0)),
+    (True, {"augmentation": "none", "resize": 40}, ("none", 40, None)),
+    (True, {"augmentation": "flip"}, ("flip", None, 0)),
+    (True, {"size": [16, 24], "resize": 20}, ("published", [16, 20], 0)),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +146,49 @@ class TestSubsets:
         (tmp_path / "list.txt").write_text("train_3.png\nimages/train/train_5.png\n")
         assert roads(root, list_file=str(tmp_path / "list.txt")).ids.tolist() == [3, 5]
 
+    @pytest.mark.parametrize("changes", [{"holdout": 0.3}, {"test_fraction": 0.3}])
+    def test_objects_of_one_image_stay_together(self, tmp_path, changes):
+        names = (
+            self.people(tmp_path, "train", **changes),
+            self.people(tmp_path, "holdout" if "holdout" in changes else "test", **changes),
+        )
+        images = [set(part) for part in names]
+        assert not images[0] & images[1]
+        assert [len(part) for part in images] == [7, 3]
+        assert [len(part) for part in names] == [14, 6], "each has two people"
+
+    def test_images_of_several_objects_are_drawn(self, tmp_path):
+        assert len(set(self.people(tmp_path, k_shot=3))) == len(self.people(tmp_path, k_shot=3)) / 2 == 3
+        assert len(set(self.people(tmp_path, percent=40))) == len(self.people(tmp_path, percent=40)) / 2 == 4
+        (tmp_path / "list.txt").write_text("3.png\nimages/5.png\n")
+        assert sorted(set(self.people(tmp_path, list_file=str(tmp_path / "list.txt")))) == [
+            "images/3.png",
+            "images/5.png",
+        ]
+
+    def test_a_saved_subset_of_people(self, tmp_path):
+        dataset = self.opened(tmp_path, "train", k_shot=3, holdout=0.2)
+        again = create_dataset(self.config(tmp_path, holdout=0.2), "train", subset=dataset.subset)
+        assert again.names == dataset.names
+        with pytest.raises(DataError, match="are not among those to choose from"):
+            create_dataset(self.config(tmp_path, holdout=0.2), "holdout", subset=dataset.subset)
+
+    def config(self, root, **changes):
+        return {"name": "points", "root": str(root), "size": 16, "box_scale": 1.2} | changes
+
+    def opened(self, root, split, **changes):
+        """Ten images of two people; the second ones are at the end of the file."""
+        make_keypoints(root, [[1, 1, 2] * 3] * 20)
+        content = json.loads((root / "keypoints_train.json").read_text())
+        for place, one in enumerate(content["annotations"]):
+            one["image_id"] = place % 10 + 1
+        content["images"] = content["images"][:10]
+        write_json(root / "keypoints_train.json", content)
+        return create_dataset(self.config(root, **changes), split)
+
+    def people(self, root, split="train", **changes):
+        return self.opened(root, split, **changes).names
+
     def test_parts(self, root):
         part = roads(root).part(np.asarray([4, 2]))
         assert part.ids.tolist() == [4, 2]
@@ -197,8 +260,57 @@ class TestDescription:
         own = transform_description({"name": "mine.sets:reader", "size": 32, "fit": "pad"}, False)
         assert own["fit"] == "pad"
 
+    @pytest.mark.parametrize("name", ["masks", "coco", "mine.sets:reader"])
+    def test_the_native_size_is_not_a_short_side_of_the_size(self, name):
+        kept = {"name": name, "size": 32, "fit": "keep"}
+        for augment in (False, True):
+            native, scaled = (transform_description(kept | {"resize": side}, augment) for side in (None, 32))
+            assert native != scaled
+
+    def test_a_window_of_a_data_set_of_ones_own(self):
+        base = {"name": "mine.sets:reader", "size": 32}
+        for changes, dense in (({"scales": (1, 2)}, None), ({"fit": "pad"}, None), ({}, True)):
+            one, other = (
+                transform_description(base | changes | {"resize": side}, True, dense=dense) for side in (None, 48)
+            )
+            assert one != other
+
+    @pytest.mark.parametrize("dense", [None, False])
+    @pytest.mark.parametrize("name", ["folder", "mine.sets:reader"])
+    def test_classes_keep_their_bytes(self, name, dense):
+        """Caches have them in their keys."""
+        for augment, changes, expected in CLASSES:
+            described = transform_description({"name": name, "size": 32} | changes, augment, dense=dense)
+            augmentation, resize, seed = expected
+            written = {"name": augmentation, "size": changes.get("size", 32), "resize": resize, "random_erasing": 0.0}
+            assert json.dumps(described) == json.dumps(written | {"seed": seed})
+
 
 class TestConfiguration:
+    @pytest.mark.parametrize(
+        ("name", "changes"),
+        [
+            ("folder", {"fit": "pad"}), ("cifar10", {"scales": (1, 2)}), ("webdataset", {"box_scale": 1.2}),
+            ("pairs", {"fit": "keep"}), ("voc", {"object_masks": True}), ("masks", {"annotation_file": "x.json"}),
+            ("voc_segmentation", {"on_bad_box": "skip"}), ("coco", {"category_ratio": 0.5}),
+            ("coco", {"flip_pairs": {}}),
+        ],
+    )  # fmt: skip
+    def test_what_a_data_set_does_not_read_is_refused(self, name, changes):
+        (key,) = changes
+        with pytest.raises(DataError, match=rf"{name}: {key} is for .*data sets of your own, .*leave {key} out"):
+            read_source({"name": name, "root": "nowhere"} | changes, "train")
+
+    def test_a_data_set_of_ones_own_may_read_anything(self, monkeypatch, root):
+        given = []
+        source = read_source({"name": "masks", "root": str(root)}, "train")
+        monkeypatch.setitem(
+            sys.modules, "mine", SimpleNamespace(reader=lambda config, split: given.append(config) or source)
+        )
+        options = {"fit": "pad", "box_scale": 1.2, "annotation_file": "x", "object_masks": True, "flip_pairs": {}}
+        assert read_source({"name": "mine:reader"} | options, "train") is source
+        assert (given[0].annotation_file, given[0].box_scale) == ("x", 1.2)
+
     def test_a_recipe_of_before_is_written_as_before(self):
         assert set(plain(DataConfig("folder"))) == {
             "name", "root", "splits", "class_names", "holdout", "test_fraction", "k_shot", "percent", "list_file",
@@ -233,7 +345,7 @@ class TestOwnReader:
     """What a reader of one's own must give."""
 
     class Annotations:
-        digest = "mine"
+        kind, digest = Mask, "mine"
 
         def __init__(self, size=(24, 30)):
             self.size = size
@@ -241,7 +353,7 @@ class TestOwnReader:
         def __len__(self):
             return 2
 
-        def __call__(self, index):
+        def __call__(self, index, size=None):
             return Mask(torch.full(self.size, index, dtype=torch.uint8))
 
         def files(self, index):
@@ -256,7 +368,7 @@ class TestOwnReader:
         assert source.labels.tolist() == [0, 0]
         assert source.label(0).size == (24, 30)
         assert source.label(1, (24, 30)).labels.unique().tolist() == [1]
-        with pytest.raises(DataError, match=r"image 1 is 24×31 .* but what is said of it is for 24×30"):
+        with pytest.raises(DataError, match=r"image 1 is 24×31 .* but its annotation says 24×30"):
             source.label(1, (24, 31))
 
     def test_numbers_that_differ(self, root):
@@ -283,7 +395,7 @@ def test_boxes_and_points_are_of_the_upright_image(tmp_path, name):
     sample = opened(name, root, "train", size=[24, 30], augmentation="none")[1]
     assert torch.equal(sample.image, torch.from_numpy(np.asarray(upright).copy()).permute(2, 0, 1) / 127.5 - 1)
     upright.save(path, exif=exif)
-    with pytest.raises(DataError, match=r"2\.png is 30×24 .* what is said of it is for 24×30"):
+    with pytest.raises(DataError, match=r"2\.png is 30×24 .*_train\.json says 24×30"):
         opened(name, root, "train")
 
 

@@ -164,12 +164,29 @@ def test_boxes_are_cut_at_the_edges_and_the_given_tensor_is_left_alone():
         ((-2, 0, 4, 4), "reaches out of its image of 12×20"),
         ((0, 0, 4, 14), "reaches out of its image of 12×20"),
         ((20, 0, 20.5, 4), "lies outside its image"),
+        ((19.99999999, 0, 20.5, 4), "lies outside its image"),
+        ((19.995, 0, 20.5, 4), "is less than 0.01 pixels wide or high"),
+        ((4, 1, 4.009, 4), "is less than 0.01 pixels wide or high"),
+        ((4, -0.5, 5, 0.009), "is less than 0.01 pixels wide or high"),
+        ((4, 1, 4 + 1e-9, 4), "has no width or height"),
+        ((0, 0, 1e39, 4), "is not finite"),
     ],
 )
 def test_what_is_no_box(box, problem):
     assert box_problem(list(box), SIZE) == problem
     with pytest.raises(ValueError, match=problem):
         boxes(box)
+
+
+def test_small_boxes_may_be_moved():
+    """In float32 nothing may be left of them, which is no mistake of a file."""
+    small = Boxes(
+        torch.tensor([[0, 0, 0.011, 0.011]]), torch.zeros(1).long(), torch.zeros(1).bool(), (8000, 8000)
+    ).resize(1, 1)
+    for found in (small, small.flip(), small.pad(8192, 8192).flip(), small.pad(8192, 8192).flip().resize(4, 4)):
+        assert (found.boxes[:, 2:] >= found.boxes[:, :2]).all()
+    assert small.pad(8192, 8192).flip().boxes[0, ::2].tolist() == [8192, 8192]
+    assert len(small.pad(8192, 8192).crop(0, 0, 9, 9).boxes) == 0
 
 
 def test_left_and_right_points_change_places():

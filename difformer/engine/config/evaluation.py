@@ -7,7 +7,7 @@ from difformer.config.options import unknown_key
 from difformer.config.reading import check_keys
 from difformer.data import HOLDOUT as SET_ASIDE
 from difformer.data import DataConfig, canonical_name
-from difformer.data.dataset import TEST
+from difformer.data.subset import TEST
 from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig, Recipe
 
 # Part of the training split, where a probe chooses on a holdout and the data section does not give its size.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from difformer.data.dataset import TEST
+from difformer.data.subset import TEST
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.progress import Stages

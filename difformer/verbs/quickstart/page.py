@@ -9,7 +9,7 @@ import numpy as np
 from difformer.backbones import Backbone
 from difformer.classifier import load_classifier
 from difformer.data import ImageDataset
-from difformer.data.dataset import TEST
+from difformer.data.subset import TEST
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import expand_user

@@ -14,8 +14,8 @@ from difformer.backbones import Backbone, as_denoiser, device_of
 from difformer.classifier import DiffusionClassifier
 from difformer.config import sides
 from difformer.data import DataConfig, ImageDataset, few_shot
-from difformer.data.dataset import TEST
 from difformer.data.images import enlarged
+from difformer.data.subset import TEST
 from difformer.diffusion import NoiseSchedule, sample_ddim
 from difformer.engine.config.build import build_dataset, build_extractor
 from difformer.engine.extraction.estimate import collate_readable

@@ -10,7 +10,7 @@ from difformer.config import as_integer, as_positive_integer
 from difformer.config.options import unknown_key
 from difformer.config.reading import build, create_parser, overlay, read_values, read_yaml
 from difformer.data import DataConfig
-from difformer.data.dataset import TEST
+from difformer.data.subset import TEST
 from difformer.engine.config.recipe import ExtractorConfig, Recipe
 from difformer.files import expand_user
 from difformer.verbs.probe.recipe import ProbeRecipe

@@ -13,7 +13,7 @@ from difformer.backbones import Backbone
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import plain, read_yaml
 from difformer.data import ImageDataset
-from difformer.data.dataset import TEST
+from difformer.data.subset import TEST
 from difformer.engine.config.build import outline_classifier
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.resources import Resources
