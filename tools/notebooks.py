@@ -68,7 +68,7 @@ def cells_of(name: str, folder: str) -> Iterator[tuple[str, str]]:
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     first = ast.parse(source).body[0]
     title, _, text = ast.literal_eval(first.value).partition("\n")
-    yield "markdown", f"# {title.partition(':')[0]}\n{text}\n{_DATA}"
+    yield "markdown", f"# {title.partition(':')[0]}\n{text.replace('FOLDER', f'`{folder}`')}\n{_DATA}"
     code = "\n".join(source.splitlines()[first.end_lineno :]).strip()
     code = code.replace("sys.argv[1]", json.dumps(folder)).replace("import sys\n\n", "", 1)
     # A paragraph that is indented belongs to the one before it.

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -10,7 +11,7 @@ from difformer.backbones import Backbone, DenoisingBackbone, as_denoiser, create
 from difformer.config import sides
 from difformer.diffusion import NoiseSchedule, guided, sample_ddim, sample_ddpm
 from difformer.diffusion.samplers import Denoiser
-from difformer.files import check_target
+from difformer.files import check_target, write_atomically
 from difformer.report.grids import draw_grid
 
 # Of images, which is what backbones that work on pixels generate.
@@ -35,11 +36,12 @@ def sample(
     overwrite: bool = False,
     family: str | None = None,
 ) -> None:
-    """Generates images from a backbone's weights, as one picture.
+    """Generates images from a backbone's weights, as one picture, or as an .npz file that `difformer fid` reads.
 
     Args:
         backbone: a preset, a weight file or hf://owner/name.
-        out: the PNG file to write.
+        out: the file to write: a .png with all images in one picture, or an .npz with `arr_0`, (N, h, w, 3) uint8, as
+            guided-diffusion writes its samples.
         count: images.
         method: ddpm (ancestral), or ddim, which adds no noise on the way and needs a network with small errors.
         steps: timesteps to visit, evenly spaced.
@@ -54,7 +56,11 @@ def sample(
         overwrite: replace the picture if it exists.
         family: of the backbone, where it is one of your own, as package.module:Name.
     """
-    check_target(out, overwrite=overwrite, ending=".png")
+    if out.suffix.lower() not in (".png", ".npz"):
+        raise ValueError(
+            f"{out} must end in .png, for one picture of all images, or in .npz, for the images one by one"
+        )
+    check_target(out, overwrite=overwrite)
     for name, value in (("count", count), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -81,8 +87,16 @@ def sample(
                     steps=steps, eta=eta or 0.0, seed=seed, ids=ids, device=where, on_step=bar.update,
                 )  # fmt: skip
             images.append(batch.cpu())
-    draw_grid(torch.cat(images), out)
-    print(f"wrote {out}: {count} images of {opened.name}, {method}, {steps} steps, seed {seed}")
+    if out.suffix.lower() == ".png":
+        draw_grid(torch.cat(images), out)
+        kind = f"one picture of {count} images"
+    else:
+        # Truncated as ADM's image_sample.py does.
+        pixels = ((torch.cat(images) + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+        with write_atomically(out, overwrite=True) as temporary, temporary.open("wb") as file:
+            np.savez(file, arr_0=pixels.numpy())
+        kind = f"{count} images"
+    print(f"wrote {out}: {kind} of {opened.name}, {method}, {steps} steps, seed {seed}")
 
 
 def _labels(backbone: Backbone, count: int, label: int | None, guidance: float) -> torch.Tensor | None:

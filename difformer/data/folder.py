@@ -137,7 +137,7 @@ def _refuse_strangers(title: str, there: Sequence[str], classes: Sequence[str]) 
 def _unknown_folder(title: str, split: str, root: Path) -> DataError:
     names = subfolders(root)
     error = unknown_split(title, split, names)
-    return error if "train" in names else DataError(f"{error}. If these are the classes, use splits: {{{split}: .}}")
+    return error if "train" in names else DataError(f"{error}. {_without_splits(split)}")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -153,3 +153,10 @@ def _words(synsets: Sequence[str], known: Mapping[str, str]) -> list[str]:
     lists = [info("imagenet-1k"), info("imagenet-22k")]
     words = {s: str(names.label_name_to_description(s)) for names in lists for s in names.label_names()}
     return [words.get(synset, synset) for synset in synsets]
+
+
+def _without_splits(split: str) -> str:
+    """What to do with a folder that holds the classes themselves."""
+    if split == "test":
+        return "If these are the classes, use splits: {train: .} and test_fraction: 0.25, which sets a quarter aside"
+    return f"If these are the classes, use splits: {{{split}: .}}"

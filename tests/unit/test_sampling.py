@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from PIL import Image
 from support import small_unet
@@ -27,6 +28,20 @@ def test_a_grid_of_samples_is_written_and_depends_on_the_seed(backbones, tmp_pat
     assert pixels(tmp_path / "one.png")[0] == (2 * 68 + 4, 2 * 68 + 4)
     assert pixels(tmp_path / "one.png") == pixels(tmp_path / "again.png")
     assert pixels(tmp_path / "one.png") != pixels(tmp_path / "other.png")
+
+
+def test_samples_for_fid_are_the_images_one_by_one(backbones, tmp_path, capsys):
+    options = ["--count", "3", "--steps", "2"]
+    for name in ("grid.png", "samples.npz"):
+        assert main(["sample", backbones["plain"], str(tmp_path / name), *options]) == 0
+    images = np.load(tmp_path / "samples.npz")["arr_0"]
+    assert (images.shape, images.dtype) == ((3, 32, 32, 3), np.uint8)
+    assert len({image.tobytes() for image in images}) == 3
+    assert main(["sample", backbones["plain"], str(tmp_path / "samples"), *options]) == 1
+    assert (
+        "must end in .png, for one picture of all images, or in .npz, for the images one by one"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("method", [[], ["--method", "ddim", "--eta", "1"]])

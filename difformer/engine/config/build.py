@@ -185,7 +185,10 @@ def build_head(
     for name in config.arguments:
         if name not in known and not takes_any:
             hint = did_you_mean(str(name), known)
-            raise ValueError(f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}")
+            raise ValueError(
+                f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}. Arguments that are those of "
+                "another head of the recipe are dropped by --head.arguments '{}'"
+            )
     told = {"image_size": image_size} if "image_size" in known and image_size is not None else {}
     arguments = {**told, **config.arguments}
     head = kind(specs, num_classes, **arguments)

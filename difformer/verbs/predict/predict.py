@@ -83,6 +83,10 @@ def predict_folder(
 
 def _list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The images below a folder in the order of their paths, and how many other files there are by suffix."""
+    if folder.is_file():
+        raise NotADirectoryError(
+            f"{folder} is a file; give its folder, or in Python load_classifier(MODEL).predict({str(folder)!r})"
+        )
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
     found = find_images(folder)
