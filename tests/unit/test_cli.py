@@ -161,7 +161,6 @@ def test_names_of_files_and_classes_are_no_formulas(model):
 @pytest.mark.parametrize(
     ("arguments", "ending"),
     [
-        (["sample", "model.safetensors", "grid.npz"], ".png"),
         (["convert", "checkpoints/small.safetensors", "small.pt"], ".safetensors"),
         (["predict", "model.safetensors", "images", "--csv", "out.xlsx"], ".csv"),
         (["bench", "--json_file", "out.yaml"], ".json"),
