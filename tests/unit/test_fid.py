@@ -603,7 +603,8 @@ class TestSpaces:
 
     def test_inception_without_torch_fidelity(self, network, monkeypatch):
         monkeypatch.setattr("difformer.verbs.fid.spaces.sha256", lambda path: InceptionSpace.digest)
-        monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+        for name in {"torch_fidelity", *(name for name in sys.modules if name.startswith("torch_fidelity."))}:
+            monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(ImportError, match="FID needs torch-fidelity"):
             InceptionSpace(network, CPU)
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from support import read_golden
 
@@ -197,6 +197,8 @@ class TestBoundaries:
         predicted, labels = pair
         found = boundary_counts(predicted, labels, 4, tolerance=tolerance).numpy()
         radius = tolerance * np.hypot(*labels.shape[1:])
+        # Squares of distances are whole numbers; at one of them rounding decides.
+        assume(abs(radius**2 - round(radius**2)) > 1e-6)
         for image in range(len(labels)):
             known = labels[image] != 255
             edges = [by_hand(own[image], known) for own in (predicted, labels)]
