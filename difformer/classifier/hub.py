@@ -13,9 +13,9 @@ from difformer.checkpoints.weights import read_metadata
 from difformer.classifier.files import Parts, describe, save_classifier
 from difformer.files import write_atomically
 
-_FILE, BACKBONE_FILE = "model.safetensors", "backbone.safetensors"
+CLASSIFIER_FILE, BACKBONE_FILE = "model.safetensors", "backbone.safetensors"
 # What `save_pretrained` writes.
-FILES = (_FILE, BACKBONE_FILE, "config.json", "README.md")
+FILES = (CLASSIFIER_FILE, BACKBONE_FILE, "config.json", "README.md")
 
 
 def save_pretrained(
@@ -48,13 +48,13 @@ def save_pretrained(
     if with_backbone:
         (folder / BACKBONE_FILE).unlink(missing_ok=True)
         backbone.save(folder / BACKBONE_FILE)
-        if backbone_beside(folder / _FILE, identity(backbone)) is None:
+        if backbone_beside(folder / CLASSIFIER_FILE, identity(backbone)) is None:
             (folder / BACKBONE_FILE).unlink()
             raise ValueError(
                 f"the weights of {backbone.name} in memory are not those of its file, as in half precision; "
                 "open it with dtype=torch.float32 to write it beside its classifier"
             )
-    save_classifier(folder / _FILE, classifier, **metadata)
+    save_classifier(folder / CLASSIFIER_FILE, classifier, **metadata)
     with write_atomically(folder / "config.json", overwrite=True) as temporary:
         temporary.write_text(json.dumps(describe(classifier, metadata), indent=2) + "\n")
     with write_atomically(folder / "README.md", overwrite=True) as temporary:
@@ -92,12 +92,12 @@ def locate_pretrained(
 ) -> str | Path:
     """The file, or the name of a classifier that ships, that `DiffusionClassifier.from_pretrained` loads."""
     folder = Path(name_or_path)
-    ships = str(name_or_path) in shipped() and not (folder / _FILE).is_file()
+    ships = str(name_or_path) in shipped() and not (folder / CLASSIFIER_FILE).is_file()
     if ships or folder.is_dir():
         if revision is not None:
             kind = "a classifier that ships" if ships else "a folder here"
             raise ValueError(f"{name_or_path} is {kind}, which has no revision {revision!r}; leave that out")
-        return name_or_path if ships else folder / _FILE
+        return name_or_path if ships else folder / CLASSIFIER_FILE
     # Naming a repository is a request for its file; its backbone, which may be large, needs `download`.
     return locate_on_hub(f"hf://{name_or_path}", download=download, revision=revision, token=token, cache_dir=cache_dir)
 

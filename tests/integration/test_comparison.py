@@ -15,6 +15,7 @@ from training import make_recipe, write_images, write_workplace
 
 from difformer.analysis import paired_bootstrap
 from difformer.cli import main
+from difformer.engine.runtime.locating import classifier_file
 from difformer.verbs.compare import measured as module
 from difformer.verbs.compare.compare import compare_runs, short_names
 from difformer.verbs.compare.measured import read_measured
@@ -119,6 +120,9 @@ def test_runs_that_do_not_belong_together_are_no_seeds(tmp_path, capsys):
         compare_runs([str(tmp_path / "several"), str(tmp_path / "several" / "seed0")], tmp_path / "both")
     assert main(["eval", str(tmp_path / "several")]) == 1
     assert f"holds runs of several seeds; give one of them, such as {tmp_path}/several/seed0" in capsys.readouterr().err
+    # A run is one, whatever lies in its folder.
+    shutil.copytree(tmp_path / "several" / "seed1", tmp_path / "several" / "seed0" / "seed1")
+    assert classifier_file(str(tmp_path / "several" / "seed0")).parent.name == "seed0"
     assert main([*command, "--seeds", "0", "--output", str(tmp_path / "several" / "seed0")]) == 1
     assert "is the folder of a single run; give another --output for several seeds" in capsys.readouterr().err
 

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from difformer.checkpoints import locate, shipped
 from difformer.checkpoints.hub import HUB
+from difformer.classifier.hub import CLASSIFIER_FILE
 from difformer.engine.runtime.run_folder import RunFolder
-
-_EXPORTED = "model.safetensors"
 
 
 def classifier_file(source: str, *, download: bool = False) -> Path:
@@ -29,12 +28,14 @@ def classifier_file(source: str, *, download: bool = False) -> Path:
         if not folder.path.is_file():
             raise FileNotFoundError(f"there is no run and no classifier {source}")
         return folder.path
-    exported = folder.path / _EXPORTED
+    exported = folder.path / CLASSIFIER_FILE
     if exported.is_file() and not folder.recipe.exists():
         return exported
-    if seeds := sorted(folder.path.glob("seed*/recipe.yaml")):
-        raise FileNotFoundError(f"{source} holds runs of several seeds; give one of them, such as {seeds[0].parent}")
     if not folder.recipe.exists():
+        if seeds := sorted(folder.path.glob("seed*/recipe.yaml")):
+            raise FileNotFoundError(
+                f"{source} holds runs of several seeds; give one of them, such as {seeds[0].parent}"
+            )
         raise FileNotFoundError(
             f"{source} is not the folder of a run: it has no {folder.recipe.name}; give one that `difformer train` "
             f"wrote, or a classifier file"
