@@ -106,22 +106,30 @@ def as_scores(name: str, scores: Array) -> NDArray[np.float64]:
     return values
 
 
-def as_class_maps(name: str, maps: Array) -> Tensor:
-    """Maps of class numbers, one an image; their values are not looked at.
+def as_class_maps(predicted: Array, labels: Array) -> tuple[Tensor, Tensor]:
+    """Maps of class numbers that belong together; their values are not looked at.
 
     Args:
-        name: of the maps, for errors; a plural.
-        maps: (B, H, W) integers of any type, H and W at least 1.
+        predicted, labels: (B, H, W) integers of any type, H and W at least 1.
 
     Raises:
-        ValueError: another type, shape or dtype.
+        ValueError: another type, shape or dtype, or two shapes.
     """
-    tensor = as_tensor(name, maps)
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
-        raise ValueError(f"{name} must be integers, got {tensor.dtype}; of logits, take argmax(dim=1)")
-    if tensor.ndim != 3 or not tensor.shape[1] * tensor.shape[2]:
-        raise ValueError(f"{name} must be of shape (B, H, W), H and W at least 1, got {tuple(tensor.shape)}")
-    return tensor
+    found = []
+    for name, maps in (("labels", labels), ("predicted", predicted)):
+        tensor = as_tensor(name, maps)
+        if tensor.dtype.is_floating_point or tensor.dtype.is_complex or tensor.dtype == torch.bool:
+            raise ValueError(f"{name} must be integers, got {tensor.dtype}; of logits, take argmax(dim=1)")
+        if tensor.ndim != 3 or not tensor.shape[1] * tensor.shape[2]:
+            raise ValueError(f"{name} must be of shape (B, H, W), H and W at least 1, got {tuple(tensor.shape)}")
+        found.append(tensor)
+    truth, other = found
+    if truth.shape != other.shape:
+        raise ValueError(
+            f"predicted and labels must be of one shape, got {tuple(other.shape)} and {tuple(truth.shape)}; "
+            "predict at the labels' size"
+        )
+    return other, truth
 
 
 def as_numbers(name: str, values: Array, shape: tuple[int | None, ...]) -> NDArray[np.float64]:

@@ -41,11 +41,7 @@ def boundary_counts(
     """
     classes = as_positive_integer("num_classes", num_classes)
     ignored = as_ignore_index(ignore_index, classes)
-    truth, found = as_class_maps("labels", labels), as_class_maps("predicted", predicted)
-    if truth.shape != found.shape:
-        raise ValueError(
-            f"predicted and labels must be of one shape, got {tuple(found.shape)} and {tuple(truth.shape)}"
-        )
+    found, truth = as_class_maps(predicted, labels)
     radius = as_positive_number("tolerance", tolerance) * math.hypot(*truth.shape[1:])
     counts = torch.zeros(len(truth), classes, 4, dtype=torch.int64, device=truth.device)
     for table, own, other in zip(counts, truth, found.to(truth.device), strict=True):

@@ -42,12 +42,7 @@ def pixel_confusion(predicted: Array, labels: Array, num_classes: int, *, ignore
     """
     classes = as_positive_integer("num_classes", num_classes)
     ignored = as_ignore_index(ignore_index, classes)
-    truth, found = as_class_maps("labels", labels), as_class_maps("predicted", predicted)
-    if truth.shape != found.shape:
-        raise ValueError(
-            f"predicted and labels must be of one shape, got {tuple(found.shape)} and {tuple(truth.shape)}; "
-            "predict at the labels' size"
-        )
+    found, truth = as_class_maps(predicted, labels)
     counts = torch.zeros(len(truth), classes**2, dtype=torch.int64, device=truth.device)
     for image in range(len(truth)):
         rows = max(1, _CHUNK_ELEMENTS // truth.shape[2])
