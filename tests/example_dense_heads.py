@@ -66,8 +66,11 @@ class Reader(Classification):
         self.arguments = {"reads": reads}
         self.reads = reads
 
-    def predictions(self, outputs, names):
-        return [one.argmax(dim=0) for one in outputs]
+    def infer(self, classifier, images, ids, origins):
+        return [one.argmax(dim=0) for one in classifier(images, ids)]
+
+    def score(self, prediction, target, names):
+        return prediction
 
 
 def build(name):

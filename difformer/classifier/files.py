@@ -21,6 +21,7 @@ from difformer.checkpoints.outline import outlined
 from difformer.checkpoints.store import CLASSIFIER_FORMAT, check_description, verify_digest, write_described
 from difformer.config import from_mapping
 from difformer.data import Preprocessing
+from difformer.data.joint import Whole
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.heads import HEADS, Head
 from difformer.registry import UntrustedError, path_of
@@ -60,7 +61,7 @@ class Parts(Protocol):
     class_names: tuple[str, ...]
 
     @property
-    def preprocessing(self) -> Preprocessing | None:
+    def preprocessing(self) -> Preprocessing | Whole | None:
         """How image files are read."""
         ...
 
@@ -207,7 +208,7 @@ def _parse(metadata: Mapping[str, str], source: str, *, verify: bool = True) -> 
         if "task" in description:
             _check_entries(description["task"], _TASK, "task")
         if description["preprocessing"] is not None:
-            from_mapping(Preprocessing, description["preprocessing"])
+            stored_preprocessing(description)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source}: its metadata is malformed: {error}") from error
     return description
@@ -275,6 +276,17 @@ def build_parts(
             return built, head_type(specs, len(names), **head["arguments"])
     # Custom heads may hold tensors that are not in the file, so they are built with values.
     return built, head_type(specs, len(names), **head["arguments"])
+
+
+def stored_preprocessing(description: Mapping[str, Any]) -> Preprocessing | Whole | None:
+    """How a file's description says that images are read; None where it does not.
+
+    Raises:
+        ValueError: its values are wrong.
+    """
+    values = description["preprocessing"]
+    kind: Any = Whole if values and "fit" in values else Preprocessing
+    return None if values is None else from_mapping(kind, values)
 
 
 def stored_task(description: Mapping[str, Any], trust: str | Iterable[str] = ()) -> Task:

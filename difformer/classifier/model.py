@@ -14,17 +14,25 @@ from torch import Tensor, nn
 from difformer.backbones import FAMILIES, Backbone, create_backbone, device_of
 from difformer.checkpoints import load_strictly, locate
 from difformer.classifier import hub
-from difformer.classifier.files import build_parts, check_same_backbone, read_classifier, rebuilding, stored_task
+from difformer.classifier.files import (
+    build_parts,
+    check_same_backbone,
+    read_classifier,
+    rebuilding,
+    stored_preprocessing,
+    stored_task,
+)
 from difformer.classifier.inputs import ImageLike, as_picture, batches_of
-from difformer.config import Size, as_positive_integer, from_mapping, sides, size_of
-from difformer.data import Preprocessing, content_id
+from difformer.config import Size, as_positive_integer, sides, size_of
+from difformer.data import Origin, Preprocessing, content_id
+from difformer.data.joint import Whole, no_points
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.conditioning import Conditioning
 from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, Features
-from difformer.tasks import Classification, Task
-from difformer.tasks.task import check_head
+from difformer.tasks import Classification, DenseTask, RowTask, Task
+from difformer.tasks.task import check_head, is_dense
 
 C = TypeVar("C", bound="DiffusionClassifier")
 
@@ -53,7 +61,7 @@ class DiffusionClassifier(nn.Module):
         head: nn.Module,
         *,
         class_names: Sequence[str] | None = None,
-        preprocessing: Preprocessing | None = None,
+        preprocessing: Preprocessing | Whole | None = None,
         task: Task | None = None,
     ) -> None:
         super().__init__()
@@ -84,7 +92,7 @@ class DiffusionClassifier(nn.Module):
         return f"DiffusionClassifier({len(self.class_names)} classes: {shown})\n  {self.extractor}\n  {self.head}"
 
     @property
-    def preprocessing(self) -> Preprocessing | None:
+    def preprocessing(self) -> Preprocessing | Whole | None:
         """How image files are read: as was given; otherwise, to the size of the images that the head learned from in
         this process; if it did not, to the extractor's `image_size` or the backbone's. None if no size is known.
 
@@ -95,10 +103,12 @@ class DiffusionClassifier(nn.Module):
             return self._preprocessing
         own = getattr(self.extractor, "image_size", None) or self.backbone.image_size
         size = own if own is None else _learned_size(self.head, own) or own
-        return None if size is None else Preprocessing(size)
+        if size is None:
+            return None
+        return Whole(size) if is_dense(self.task) else Preprocessing(size)
 
     @preprocessing.setter
-    def preprocessing(self, value: Preprocessing | None) -> None:
+    def preprocessing(self, value: Preprocessing | Whole | None) -> None:
         self._preprocessing = value
 
     @property
@@ -117,16 +127,20 @@ class DiffusionClassifier(nn.Module):
         ids: Tensor | Sequence[int] | None = None,
         *,
         noise: Mapping[int, Tensor] | None = None,
+        targets: Any = None,
+        seeds: Tensor | Sequence[int] | None = None,
         **conditioning: Tensor,
-    ) -> Tensor:
+    ) -> Any:
         """Classifies.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1]; or features read beforehand, for which the other arguments are ignored.
+            images: (B, 3, H, W) in [-1, 1]; or features read beforehand, for which ids, noise and conditioning are
+                ignored.
             ids, noise, conditioning: as for `FeatureExtractor.forward`.
+            targets, seeds: for heads with `losses` of their own, what these take.
 
         Returns:
-            Logits (B, num_classes).
+            Logits (B, num_classes), or what else the head gives. With targets, its losses, (B,) by name.
 
         Raises:
             ValueError: as the extractor and the head.
@@ -135,7 +149,8 @@ class DiffusionClassifier(nn.Module):
         features = images if isinstance(images, Mapping) else self.features(images, ids, noise=noise, **conditioning)
         # Those from the disk, or of a backbone in half precision, may be bfloat16.
         dtype = next((p.dtype for p in self.head.parameters()), torch.float32)
-        return self.head({key: x.to(dtype) if isinstance(x, Tensor) else x for key, x in features.items()})
+        read = {key: x.to(dtype) if isinstance(x, Tensor) else x for key, x in features.items()}
+        return self.head(read) if targets is None else self.head(read, targets, seeds=seeds)
 
     def features(
         self,
@@ -169,7 +184,7 @@ class DiffusionClassifier(nn.Module):
 
     @torch.no_grad()
     def predict(self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 32) -> list[Any]:
-        """Names and probabilities for images, in evaluation mode.
+        """Names and probabilities for images, or what else the task predicts, in evaluation mode.
 
         An image's noise depends on its content, so that its prediction does not depend on the others. Images are read
         as they are needed, no more than a batch at a time.
@@ -177,10 +192,12 @@ class DiffusionClassifier(nn.Module):
         Args:
             images: one or several of: path, a file's bytes, PIL image, array (H, W, 3) or (H, W) uint8, tensor
                 (3, H, W) in [-1, 1]; or one tensor (B, 3, H, W).
-            batch_size: most images to classify at once, at least 1; a batch holds consecutive images of one size.
+            batch_size: most images to classify at once, at least 1; a batch holds consecutive images of one size. Maps,
+                boxes and points are predicted one image at a time.
 
         Returns:
-            One `Prediction` an image, in their order; for another task, its predictions.
+            One `Prediction` an image, in their order; for another task, its predictions: a `Segmented`, … at the
+            image's own size.
 
         Raises:
             ImageError: a file cannot be read.
@@ -191,7 +208,11 @@ class DiffusionClassifier(nn.Module):
         self.conditioning.check_unlabelled()
         alone = isinstance(images, str | os.PathLike | bytes) or not isinstance(images, Iterable)
         alone = alone or (isinstance(images, Tensor | np.ndarray) and images.ndim <= 3)
-        tensors = map(self.preprocess, [images] if alone else images)
+        given: Iterable[ImageLike] = [images] if alone else images
+        if is_dense(self.task):
+            with evaluation_mode(self):
+                return [self._infer(self.task, image) for image in given]
+        tensors = map(self.preprocess, given)
         predictions: list[Any] = []
         with evaluation_mode(self):
             for batch in batches_of(tensors, as_positive_integer("batch_size", batch_size)):
@@ -202,8 +223,29 @@ class DiffusionClassifier(nn.Module):
                         "the classifier's logits are not finite: weights of the head are damaged, or the backbone's "
                         "precision overflows (open it with dtype=torch.float32)"
                     )
-                predictions += self.task.predictions(outputs, self.class_names)
+                predictions += cast(RowTask, self.task).predictions(outputs, self.class_names)
         return predictions
+
+    def _infer(self, task: DenseTask, image: ImageLike) -> Any:
+        """The prediction for one image."""
+        pixels, origin = self._read(image)
+        device = next(self.head.parameters()).device
+        ids = torch.tensor([content_id(pixels)], device=device)
+        return task.infer(self, pixels[None].to(device), ids, [origin])[0]
+
+    def _read(self, image: ImageLike) -> tuple[Tensor, Origin]:
+        """The backbone's input for an image whose maps, boxes or points are wanted, and the way back to the image."""
+        if not isinstance(image, Tensor):
+            reading = self.preprocessing
+            if not isinstance(reading, Whole):
+                raise ValueError(
+                    "it is not known how images become input: set classifier.preprocessing = Whole(size), from "
+                    "difformer.data.joint"
+                )
+            return reading.read(as_picture(image))
+        pixels = self.preprocess(image)
+        size = pixels.shape[1], pixels.shape[2]
+        return pixels, Origin(no_points(size), size, size)
 
     def preprocess(self, image: ImageLike) -> Tensor:
         """The backbone's input for one image.
@@ -221,9 +263,10 @@ class DiffusionClassifier(nn.Module):
                 size that the head learned from; or for other images, no preprocessing is known.
         """
         if not isinstance(image, Tensor):
-            if self.preprocessing is None:
+            reading = self.preprocessing
+            if reading is None:
                 raise ValueError("this backbone does not say its image size; give the classifier a preprocessing")
-            return self.preprocessing(as_picture(image))
+            return reading.read(as_picture(image))[0] if isinstance(reading, Whole) else reading(as_picture(image))
         if image.ndim != 3:
             raise ValueError(f"the tensor of an image must be of shape (3, H, W), got {tuple(image.shape)}")
         check_batch(image[None])
@@ -233,7 +276,7 @@ class DiffusionClassifier(nn.Module):
             # A head that learned from several sizes reads any.
             with suppress(ValueError):
                 known, why = self.preprocessing, "the head learned from"
-        if known is not None and image.shape[1:] != sides(known.size):
+        if known is not None and getattr(known, "fit", "") != "keep" and image.shape[1:] != sides(known.size):
             height, width = sides(known.size)
             raise ValueError(
                 f"{why} images of {height}×{width}, got {image.shape[1]}×{image.shape[2]}: resize it; "
@@ -383,12 +426,12 @@ def load_classifier(
         check_same_backbone(backbone, description["backbone"], str(file))
     if device is None:
         device = device_of(backbone)
-    preprocessing = description["preprocessing"] and from_mapping(Preprocessing, description["preprocessing"])
     with rebuilding(str(file)):
         task = stored_task(description, trust)
         extractor, head = build_parts(description, backbone, len(state), str(file), trust)
         check_head(task, head)
         names = tuple(description["class_names"])
+        preprocessing = stored_preprocessing(description)
         classifier = cls(extractor, head, class_names=names, preprocessing=preprocessing)
     classifier.task = task
     load_strictly(classifier.trained_parts, state, str(file))

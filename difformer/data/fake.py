@@ -9,7 +9,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from difformer.config import sides
-from difformer.data import HOLDOUT, DataConfig, Sample, canonical_name
+from difformer.data import (
+    HOLDOUT,
+    Boxes,
+    DataConfig,
+    DenseSample,
+    Mask,
+    Origin,
+    Points,
+    Sample,
+    Target,
+    canonical_name,
+)
+from difformer.data.targets import as_example
 
 
 @dataclass(frozen=True)
@@ -44,21 +56,22 @@ KNOWN = {
 _OTHER_CLASSES = 10
 
 
-class FakeImages(Dataset[Sample]):
+class FakeImages(Dataset[Sample | DenseSample]):
     """Noise with labels, the same at every call; as many as the data set has, where that is known.
 
     Args:
         config: names the data set and says the size and what is held out or left out.
         split: `train`, `holdout`, or one of the data set's.
         length: images of data sets whose size is not known.
-        label: of every image, for tasks whose labels are no classes; when None, each class in turn.
+        label: of every image, for tasks whose labels are no classes, an example of a mask, boxes or points for an image
+            of any size; when None, each class in turn.
     """
 
     subset = None
     shards = None
     skipped = np.empty(0, dtype=np.int64)
 
-    def __init__(self, config: DataConfig, split: str, length: int, *, label: Tensor | None = None) -> None:
+    def __init__(self, config: DataConfig, split: str, length: int, *, label: Tensor | Target | None = None) -> None:
         known = KNOWN.get(canonical_name(config.name), _known(_OTHER_CLASSES))
         self.class_names = config.class_names or tuple(map(str, range(known.classes)))
         self.sides = sides(config.size)
@@ -77,12 +90,13 @@ class FakeImages(Dataset[Sample]):
         self.labels: NDArray[np.int64] = np.arange(count) % len(self.class_names)
         self.ids: NDArray[np.int64] = np.arange(count)
         self.digest = "fake"
-        self._label = label
+        dense = label is not None and not isinstance(label, Tensor)
+        self._label = as_example(label, self.sides, len(self.class_names)) if dense else label
 
     @property
     def targets(self) -> NDArray[np.float32] | None:
         """(N, …) the label of every image, as one array that cannot be written to; None where labels are classes."""
-        if self._label is None:
+        if not isinstance(self._label, Tensor):
             return None
         label = self._label.numpy().astype(np.float32)
         return np.broadcast_to(label, (len(self), *label.shape))
@@ -93,8 +107,10 @@ class FakeImages(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: int) -> Sample | DenseSample:
         rng = np.random.default_rng([int(self.ids[index])])
-        pixels = rng.uniform(-1, 1, (3, *self.sides)).astype(np.float32)
-        label = int(self.labels[index]) if self._label is None else self._label
-        return Sample(torch.from_numpy(pixels), label, int(self.ids[index]))
+        pixels = torch.from_numpy(rng.uniform(-1, 1, (3, *self.sides)).astype(np.float32))
+        label, number = self._label, int(self.ids[index])
+        if isinstance(label, Mask | Boxes | Points):
+            return DenseSample(pixels, label, number, Origin(label, self.sides, self.sides))
+        return Sample(pixels, int(self.labels[index]) if label is None else label, number)

@@ -1,9 +1,9 @@
 """Transforms of an image and its target together, each a pure function of these and of the sample's own generator."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import getLogger
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer._optional import require
-from difformer.config import Size, sides
+from difformer.config import Size, as_positive_integer, as_size, check_choice, check_range, sides
 from difformer.data.spec import DataConfig, Fit
 from difformer.data.targets import IGNORE, Mask, Origin, Points, Target
 from difformer.registry import did_you_mean
@@ -45,6 +45,9 @@ class Whole:
         resize: short side, of `keep`.
         box_scale: of the target's box, what is cropped out, see `crop_to_object`.
         flip: whether it is mirrored at random.
+
+    Raises:
+        ValueError: a value out of range.
     """
 
     size: Size
@@ -52,6 +55,14 @@ class Whole:
     resize: int | None = None
     box_scale: float | None = None
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", as_size("size", self.size))
+        check_choice("fit", self.fit, get_args(Fit))
+        if self.resize is not None:
+            object.__setattr__(self, "resize", as_positive_integer("resize", self.resize))
+        if self.box_scale is not None:
+            check_range("box_scale", self.box_scale, lambda scale: scale > 0, "above 0")
 
     def __call__(
         self, image: "Image", target: Target, rng: np.random.Generator
@@ -66,6 +77,20 @@ class Whole:
         if not self.flip:
             return pixels, target, Origin(original, part, shown, start)
         return (pixels.flip(2), target.flip(), None) if rng.random() < 0.5 else (pixels, target, None)
+
+    def read(self, image: "Image") -> tuple[Tensor, Origin]:
+        """An image without annotation, for predictions.
+
+        Args:
+            image: RGB.
+
+        Returns:
+            (3, h, w) float32 in [-1, 1], and how predictions go back to the image.
+        """
+        nothing = no_points((image.height, image.width))
+        pixels, _, origin = replace(self, flip=False)(image, nothing, np.random.default_rng(0))
+        assert origin is not None
+        return pixels, origin
 
     def _shown(self, height: int, width: int) -> tuple[int, int]:
         """Height and width that an image is scaled to."""
@@ -128,6 +153,11 @@ class Jittered:
             if not isinstance(target, Mask) or _mixed(target.crop(*part), self.category_ratio):
                 break
         return part
+
+
+def no_points(size: tuple[int, int]) -> Points:
+    """The target of an image (H, W) of which nothing is known."""
+    return Points(torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool), size)
 
 
 def create_joint_transform(config: DataConfig, augment: bool) -> Whole | Jittered:

@@ -260,6 +260,14 @@ class Annotations(Protocol):
         """Paths of the files that it has to itself; none where targets are in memory."""
 
 
+def as_example(target: Target, size: tuple[int, int], names: int) -> Target:
+    """An example of a target for an image of a size (H, W), with as many points as there are names."""
+    if isinstance(target, Points):
+        points, visible = target.points[:1].expand(names, 2), target.visible[:1].expand(names)
+        target = replace(target, points=points, visible=visible, swap=None)
+    return target.resize(*size)
+
+
 def moved(target: T, device: torch.device | str) -> T:
     """The same target with its tensors on a device."""
     found = copy(target)

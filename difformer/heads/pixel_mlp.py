@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from difformer.config import Size, as_positive_integer, as_positive_integers, check_choice
+from difformer.config import Size, as_positive_integer, as_positive_integers, as_switch, check_choice
+from difformer.data.targets import IGNORE
 from difformer.heads._inputs import MapSides, describe, receive
 from difformer.heads.pyramid import Pyramid, linear_of_pixels, pixels_at
 from difformer.heads.registry import HEADS
@@ -28,9 +29,8 @@ class PixelMLPEnsemble(nn.Module):
     """Maps of logits by several MLPs that each read one pixel's features, all maps resized bilinearly.
 
     As published: linear layers, each followed by ReLU and batch norm in this order, initial weights N(0, 0.02²), and
-    a majority vote. The published code keeps the features of all pixels of its images, 66 GB of 30; here, pixels are
-    sampled: `pixels` reads some of an image, and `pixel_logits` gives what each member says of them, which each is
-    trained on alone. Trained on whole maps (`forward`), the members learn together.
+    a majority vote. The published code keeps the features of all pixels of its images, 66 GB of 30; here, each step of
+    training draws some pixels of each image for each member (`losses`), which learns from them alone.
 
     Args:
         specs: the features it reads.
@@ -39,6 +39,8 @@ class PixelMLPEnsemble(nn.Module):
         hidden: widths of their hidden layers; (128, 32), from 30 classes on (256, 128), when None.
         vote: "majority", where of equal numbers of votes the greater mean probability wins, or "mean", the mean
             probability.
+        samples: pixels of an image that each member learns from in a step.
+        balanced: draw as many pixels of each class that the image has; else all pixels are equally likely.
         stride: pixels of the image for each cell of the maps that are given; that of the finest level when None, 1 as
             published.
         image_size, finest_stride: see `Pyramid`.
@@ -49,6 +51,8 @@ class PixelMLPEnsemble(nn.Module):
     """
 
     gives = "maps"
+    # Its batch norms see many pixels of one image.
+    needs_several_images = False
 
     def __init__(
         self,
@@ -58,6 +62,8 @@ class PixelMLPEnsemble(nn.Module):
         members: int = 10,
         hidden: Sequence[int] | None = None,
         vote: Vote = "majority",
+        samples: int = 1024,
+        balanced: bool = False,
         stride: int | None = None,
         image_size: Size | None = None,
         finest_stride: int | None = None,
@@ -72,23 +78,32 @@ class PixelMLPEnsemble(nn.Module):
         check_choice("vote", vote, get_args(Vote))
         published = (128, 32) if self.num_classes < 30 else (256, 128)
         hidden = published if hidden is None else as_positive_integers("hidden", hidden)
+        samples, balanced = as_positive_integer("samples", samples), as_switch("balanced", balanced)
         self.scale = 1
         if stride is not None:
             stride = as_positive_integer("stride", stride)
             self.scale = self.pyramid.scale_to(stride)
         self.arguments: dict[str, Any] = {
-            "members": members, "hidden": list(hidden), "vote": vote, "stride": stride, **self.pyramid.arguments,
+            "members": members, "hidden": list(hidden), "vote": vote, "samples": samples, "balanced": balanced,
+            "stride": stride, **self.pyramid.arguments,
         }  # fmt: skip
         widths = (sum(self.pyramid.channels), *hidden)
         self.members = nn.ModuleList(_member(widths, self.num_classes) for _ in range(members))
 
     __repr__ = describe
 
-    def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
-        """What the ensemble says of each pixel.
+    def forward(
+        self,
+        features: Mapping[FeatureKey, Tensor],
+        targets: Tensor | None = None,
+        *,
+        seeds: Sequence[int] | Tensor | None = None,
+    ) -> Tensor | dict[str, Tensor]:
+        """What the ensemble says of each pixel; with targets, what `losses` gives.
 
         Args:
             features: (B, C, h, w) by key; more than it needs may be there.
+            targets, seeds: as for `losses`.
 
         Returns:
             (B, num_classes, h, w) float32: logarithms of the mean probability in training or with `vote="mean"`, else
@@ -97,6 +112,8 @@ class PixelMLPEnsemble(nn.Module):
         Raises:
             ValueError: see `receive` and `Pyramid`.
         """
+        if targets is not None:
+            return self.losses(features, targets, () if seeds is None else seeds)
         levels, members = self._levels(features), len(self.members)
         if self.training or self.arguments["vote"] == "mean":
             return reduce(torch.logaddexp, (x.log_softmax(dim=1) for x in self._each(levels))) - math.log(members)
@@ -125,12 +142,49 @@ class PixelMLPEnsemble(nn.Module):
         mean, entropy = (total / len(self.members)).split([self.num_classes, 1], dim=1)
         return (_entropy(mean) - entropy)[:, 0].clamp(min=0)
 
-    def pixels(self, features: Mapping[FeatureKey, Tensor], places: Tensor) -> Tensor:
+    def losses(
+        self, features: Mapping[FeatureKey, Tensor], targets: Tensor, seeds: Sequence[int] | Tensor
+    ) -> dict[str, Tensor]:
+        """The cross-entropy of the members, mean over drawn pixels of each image and over the members.
+
+        Args:
+            features: as for `forward`; gradients reach them.
+            targets: (B, H, W) int64 in [0, num_classes), or 255 where a pixel is ignored; the pixels are read at this
+                size, as resizing the features bilinearly to it would give them.
+            seeds: an integer of at least 0 for each image, from which its pixels are drawn.
+
+        Returns:
+            (B,) float32 by name, to be added up; 0 for an image without a labelled pixel.
+
+        Raises:
+            ValueError: as `forward`, or targets or seeds that do not fit.
+        """
+        members, batch = len(self.members), len(next(iter(features.values())))
+        numbers = [int(seed) for seed in seeds]
+        if targets.ndim != 3 or len(targets) != batch or len(numbers) != batch:
+            raise ValueError(
+                f"each of {batch} images needs a target (H, W) and a seed, got {tuple(targets.shape)} and "
+                f"{len(numbers)} seeds"
+            )
+        places = torch.stack([self._draw(target, seed) for target, seed in zip(targets, numbers, strict=True)], dim=1)
+        rows, columns = places // targets.shape[2], places % targets.shape[2]
+        images = torch.arange(batch, device=places.device)[:, None].expand_as(places[0])
+        where = torch.stack([images.expand_as(places), rows, columns], dim=-1).flatten(0, 2)
+        pixels = self.pixels(features, where, targets.shape[1:]).unflatten(0, (members, -1))
+        logits = self.pixel_logits(pixels).float()
+        labels = targets.flatten(1)[images, places]
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=IGNORE)
+        return {"cross_entropy": losses.view(members, batch, -1).mean(dim=(0, 2))}
+
+    def pixels(
+        self, features: Mapping[FeatureKey, Tensor], places: Tensor, size: Sequence[int] | None = None
+    ) -> Tensor:
         """The features of some pixels, so that those of the others need not be kept.
 
         Args:
             features: as for `forward`; gradients reach them.
-            places: (P, 3) int64: image in the batch, row and column in the maps that `forward` gives.
+            places: (P, 3) int64: image in the batch, row and column.
+            size: (h, w) of the maps that rows and columns are of; of those that `forward` gives when None.
 
         Returns:
             (P, C), C being the channels of all features together.
@@ -139,7 +193,23 @@ class PixelMLPEnsemble(nn.Module):
             ValueError: as `forward`, or places outside.
         """
         levels = self._levels(features)
-        return pixels_at(levels, self._size(levels), places)
+        return pixels_at(levels, self._size(levels) if size is None else size, places)
+
+    def _draw(self, target: Tensor, seed: int) -> Tensor:
+        """(members, samples) places of labelled pixels in a target (H, W), flattened; 0 where it has none."""
+        shape = (len(self.members), self.arguments["samples"])
+        known = (target.flatten() != IGNORE).nonzero()[:, 0]
+        if not len(known):
+            return torch.zeros(shape, dtype=torch.int64, device=target.device)
+        generator = torch.Generator().manual_seed(seed)
+        if not self.arguments["balanced"]:
+            return known[torch.randint(len(known), shape, generator=generator).to(known.device)]
+        # The pixels class by class: where each class begins, and how many it has.
+        labels, order = target.flatten()[known].sort(stable=True)
+        counts = labels.unique(return_counts=True)[1].cpu()
+        chosen = torch.randint(len(counts), shape, generator=generator)
+        offset = (torch.rand(shape, dtype=torch.float64, generator=generator) * counts[chosen]).long()
+        return known[order[(counts.cumsum(0) - counts)[chosen] + offset]]
 
     def pixel_logits(self, pixels: Tensor) -> Tensor:
         """What each member says of single pixels, for its own loss.

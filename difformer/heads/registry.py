@@ -43,8 +43,7 @@ class Head(Protocol):
 
 HEADS: Registry[type[nn.Module]] = Registry("head")
 
-# What heads may give: what it is, and the task that reads it. A task that is not in `difformer.tasks.TASKS` is not
-# built in yet: one of your own is needed, whose `reads` is the key.
+# What heads may give: what it is, and the task that reads it.
 OUTPUTS: Mapping[str, tuple[str, str]] = {
     "logits": ("logits (B, num_classes)", "classification"),
     "maps": ("maps of logits (B, num_classes, h, w)", "segmentation"),

@@ -82,6 +82,14 @@ class UperNetHead(nn.Module):
 
     __repr__ = describe
 
+    @property
+    def needs_several_images(self) -> bool:
+        """Whether its batch norms see one cell of each image, and so no variance in a single one."""
+        return self.arguments["norm"] == "batch" and (
+            1 in self.arguments["pool_scales"]
+            or any((spec.height, spec.width) == (1, 1) for spec in self.specs.values())
+        )
+
     def forward(self, features: Mapping[FeatureKey, Tensor]) -> Tensor | tuple[Tensor, Tensor]:
         """Classifies each place of the finest level.
 

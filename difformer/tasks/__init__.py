@@ -1,6 +1,19 @@
 """What the outputs of a head mean: their loss, what is measured, and what a prediction looks like."""
 
 from difformer.tasks.classification.task import Classification, Prediction
-from difformer.tasks.task import TASKS, Measurements, Outputs, Task, find_task
+from difformer.tasks.segmentation.task import Segmentation, Segmented
+from difformer.tasks.task import TASKS, DenseTask, Measurements, Outputs, RowTask, Task, find_task
 
-__all__ = ["TASKS", "Classification", "Measurements", "Outputs", "Prediction", "Task", "find_task"]
+__all__ = [
+    "TASKS",
+    "Classification",
+    "DenseTask",
+    "Measurements",
+    "Outputs",
+    "Prediction",
+    "RowTask",
+    "Segmentation",
+    "Segmented",
+    "Task",
+    "find_task",
+]

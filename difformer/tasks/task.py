@@ -4,17 +4,22 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from difformer.analysis import Metric, find_metric
-from difformer.config import as_call
-from difformer.data import ImageDataset
+from difformer.analysis import Interval, Metric, PairedDifference, find_metric
+from difformer.config import Size, as_call, sides
+from difformer.data import ImageDataset, Mask, Origin, Target
+from difformer.data.targets import as_example
 from difformer.heads import OUTPUTS, what_it_gives
 from difformer.registry import Registry, did_you_mean
+
+# The file in which an evaluation of a dense task keeps its images' ids and the numbers that a comparison resamples.
+SCORES = "scores.npz"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +27,14 @@ class Outputs:
     """What a model gives for a split.
 
     Attributes:
-        values: (N, D) float32 outputs or features, in the order of the data set.
-        labels: (N,) int64, or the targets of the data set.
+        values: (N, D) float32 outputs or features, in the order of the data set; of a dense task the (N,) records that
+            its `score` gave.
+        labels: (N,) int64, or the targets of the data set; with masks, boxes or points, which `score` has seen, 0.
         ids: (N,) int64.
         skipped: ids of the images that could not be read, which are not among the N.
     """
 
-    values: NDArray[np.float32]
+    values: NDArray[Any]
     labels: NDArray[Any]
     ids: NDArray[np.int64]
     skipped: tuple[int, ...] = ()
@@ -95,10 +101,7 @@ class Task(Protocol):
 
     Your own task is used in a recipe as `task.name: package.module:Name`. Its labels are what the data set gives for an
     image: a class number, or a target (see `difformer.data.Source`). A task that reads something else of a head than
-    logits (B, len(names)) says so by an attribute `reads`, which is the `gives` of such heads: see
-    `difformer.heads.OUTPUTS`. Its `outputs` below are then what these heads give: for "maps" and "points" a tensor
-    (B, len(names), h, w), for "boxes" a list of `difformer.heads.Detections`, which training and
-    `DiffusionClassifier.predict` do not pass on yet.
+    logits (B, len(names)) is a `DenseTask`.
 
     Attributes:
         arguments: what it was built with, as JSON types; a saved file restores them.
@@ -127,20 +130,20 @@ class Task(Protocol):
         """
         ...
 
-    def stand_in(self) -> Tensor | None:
+    def stand_in(self) -> Tensor | Target | None:
         """An example of a target, for trials without data; None where labels are class numbers."""
         ...
 
-    def losses(self, outputs: Any, labels: Tensor) -> Tensor:
+    def losses(self, outputs: Any, labels: Any) -> Tensor:
         """(B,) losses.
 
         Args:
             outputs: of the head: (B, len(names)), or what `reads` says.
-            labels: (B, …) as the data set gives them.
+            labels: (B, …) as the data set gives them; of boxes and points the records, one an image.
         """
         ...
 
-    def counts(self, outputs: Any, labels: Tensor) -> Sequence[Tensor]:
+    def counts(self, outputs: Any, labels: Any) -> Sequence[Tensor]:
         """The sum over the batch of each quantity in `counted`, on the device of the outputs."""
         ...
 
@@ -154,7 +157,7 @@ class Task(Protocol):
         """Everything that is reported about a split.
 
         Args:
-            outputs: (N, len(names)) float32, or what `reads` says of N images.
+            outputs: (N, len(names)) float32; of a dense task the (N,) records that `score` gave.
             labels: (N, …).
             names: of the outputs.
             extra: names of further metrics that the result must hold, such as the criterion or those of
@@ -180,21 +183,113 @@ class Task(Protocol):
         """
         ...
 
-    def predictions(self, outputs: Any, names: Sequence[str]) -> list[Any]:
-        """The prediction for each image.
-
-        Args:
-            outputs: (B, len(names)) finite float32 on the CPU, or what `reads` says.
-            names: of the outputs.
-        """
-        ...
-
     def columns(self, names: Sequence[str]) -> list[str]:
         """The header of a table of predictions."""
         ...
 
+
+@runtime_checkable
+class RowTask(Task, Protocol):
+    """A task whose heads give a row of numbers an image."""
+
+    def predictions(self, outputs: Any, names: Sequence[str]) -> list[Any]:
+        """The prediction for each image.
+
+        Args:
+            outputs: (B, len(names)) finite float32 on the CPU.
+            names: of the outputs.
+        """
+        ...
+
     def row(self, prediction: Any) -> list[Any]:
-        """A prediction as a row of such a table."""
+        """A prediction as a row of a table with these `columns`."""
+        ...
+
+
+@runtime_checkable
+class DenseTask(Task, Protocol):
+    """A task whose heads give maps, boxes or points, and whose data sets have masks, boxes or points.
+
+    Evaluation and prediction go through `infer`, image by image at its own size, and an evaluation keeps of each image
+    what `score` gives: the outputs of a whole split would not fit into the memory.
+
+    Attributes:
+        reads: what it reads of a head, its `gives`: see `difformer.heads.OUTPUTS`.
+    """
+
+    @property
+    def reads(self) -> str: ...
+
+    def infer(self, classifier: Any, images: Tensor, ids: Tensor, origins: Sequence[Origin]) -> list[Any]:
+        """Predictions at the images' own sizes, which do not depend on what else is in the batch.
+
+        Args:
+            classifier: a `DiffusionClassifier` in evaluation mode.
+            images: (B, 3, h, w) in [-1, 1], on the classifier's device.
+            ids: (B,) int64 stable numbers.
+            origins: one an image: how predictions go back to it.
+        """
+        ...
+
+    def score(self, prediction: Any, target: Target, names: Sequence[str]) -> Any:
+        """What an evaluation keeps of an image: a small record that can be pickled.
+
+        Args:
+            prediction: from `infer`.
+            target: of the image at its own size.
+            names: of the outputs.
+        """
+        ...
+
+    def merit(self, score: Any) -> float:
+        """How good one image's score is, to find the best and the worst images; larger is better."""
+        ...
+
+    def interval(self, kept: Mapping[str, NDArray[Any]], *, resamples: int, seed: int) -> Interval:
+        """The first metric, with a bootstrap interval over images.
+
+        Args:
+            kept: what `write_tables` put into the file `SCORES`.
+            resamples, seed: of the bootstrap.
+        """
+        ...
+
+    def difference(
+        self, kept: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], *, resamples: int, seed: int
+    ) -> PairedDifference:
+        """The first metric less that of another model for the same images, which are resampled together."""
+        ...
+
+    def rows(self, prediction: Any, names: Sequence[str]) -> list[list[Any]]:
+        """A prediction as rows of a table with these `columns`; there may be none."""
+        ...
+
+    def write(self, folder: Path, stem: str, picture: Any, prediction: Any, names: Sequence[str]) -> None:
+        """Writes the files of a prediction, such as a mask, and the picture with the prediction on it.
+
+        Args:
+            folder: of all predictions.
+            stem: of the files' names; may hold folders, which are made.
+            picture: RGB PIL image.
+            prediction: from `infer`.
+            names: of the outputs.
+        """
+        ...
+
+    def finish(self, folder: Path, names: Sequence[str]) -> None:
+        """Called once all predictions are written; may put them together into one file."""
+        ...
+
+    def draw(self, path: Path, picture: Any, target: Target, prediction: Any, names: Sequence[str]) -> None:
+        """Draws an image, what is to be found in it, and what was found, side by side, as a PNG.
+
+        Args:
+            path: the file.
+            picture: RGB PIL image.
+            target: of the image at its own size.
+            prediction: from `infer`.
+            names: of the outputs.
+        """
         ...
 
 
@@ -220,12 +315,50 @@ def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: I
     except TypeError as error:
         given = as_call(arguments or {}) or "no arguments"
         raise ValueError(f"the task {name} cannot be built with {given}: {error}") from error
-    if not isinstance(task, Task):
-        wanted = ", ".join(one for one in dir(Task) if one[0] != "_" and not hasattr(task, one))
-        raise ValueError(f"the task {name} must be as difformer.tasks.Task says; {type(task).__name__} lacks {wanted}")
+    protocol: Any = DenseTask if is_dense(task) else RowTask
+    if not isinstance(task, protocol):
+        wanted = ", ".join(one for one in dir(protocol) if one[0] != "_" and not hasattr(task, one))
+        raise ValueError(
+            f"the task {name} must be as difformer.tasks.{protocol.__name__} says; {type(task).__name__} lacks {wanted}"
+        )
     if not task.metrics:
         raise ValueError(f"the task {name} has no metrics; its metrics must name at least one")
     return task
+
+
+def stand_in_labels(task: Task, count: int, size: Size, names: int) -> Any:
+    """The labels of a batch, for trials without data, as a data loader gives them.
+
+    Args:
+        task: any.
+        count: B.
+        size: of the images, a side or (h, w).
+        names: number of the outputs.
+    """
+    example = task.stand_in()
+    if example is None:
+        return torch.zeros(count, dtype=torch.int64)
+    if isinstance(example, Tensor):
+        return example.expand(count, *example.shape)
+    target = as_example(example, sides(size), names)
+    return target.labels.long().expand(count, -1, -1) if isinstance(target, Mask) else (target,) * count
+
+
+def is_dense(task: Any) -> TypeGuard[DenseTask]:
+    """Whether a task reads maps, boxes or points of a head."""
+    return reads_of(task) != "logits"
+
+
+def reads_of(task: Any) -> str:
+    """What a task reads of a head, a key of `difformer.heads.OUTPUTS`.
+
+    Raises:
+        ValueError: its `reads` is none; the message names the nearest.
+    """
+    reads: str = getattr(task, "reads", "logits")
+    if reads not in OUTPUTS:
+        raise ValueError(f"{type(task).__name__}.reads: unknown output {reads!r}; {did_you_mean(str(reads), OUTPUTS)}")
+    return reads
 
 
 def check_head(task: Task, head: Any, name: str | None = None) -> None:
@@ -236,19 +369,14 @@ def check_head(task: Task, head: Any, name: str | None = None) -> None:
         head: a head or its class.
         name: of the head, as a recipe has it; None where there is no recipe, for what is advised.
     """
-    gives, reads = what_it_gives(head), getattr(task, "reads", "logits")
-    if reads not in OUTPUTS:
-        raise ValueError(f"{type(task).__name__}.reads: unknown output {reads!r}; {did_you_mean(str(reads), OUTPUTS)}")
+    gives, reads = what_it_gives(head), reads_of(task)
     if gives == reads:
         return
     (given, reader), (read, _) = OUTPUTS[gives], OUTPUTS[reads]
-    suited = f"the task {reader}"
-    if reader not in TASKS:
-        suited = f"a task of your own with reads = {gives!r}, since the task {reader} is not built in yet"
     if name is None:
-        subject, remedy = type(head).__name__, f"give DiffusionClassifier another head, or as its task {suited}"
+        subject, remedy = type(head).__name__, f"give DiffusionClassifier another head, or the task {reader}"
     else:
-        subject, remedy = f"head.name: {name}", f"choose another head.name, or as task.name {suited}"
+        subject, remedy = f"head.name: {name}", f"choose another head.name, or task.name: {reader}"
     raise ValueError(f"{subject} gives {given}, and the task {type(task).__name__} reads {read}; {remedy}")
 
 
@@ -259,12 +387,16 @@ def check_labels(task: Task, images: Any) -> None:
         task: any.
         images: a split.
     """
-    if getattr(images, "target_type", None) is not None:
-        raise ValueError(
-            f"{images} has a {images.target_type.__name__} an image, which the task {type(task).__name__} does not "
-            "predict; choose another data set, or train with another task.name"
-        )
-    stand_in = task.stand_in()
+    stand_in, kind = task.stand_in(), getattr(images, "target_type", None)
+    dense: Any = None if stand_in is None or isinstance(stand_in, Tensor) else type(stand_in)
+    if kind is not dense:
+        if kind is None:
+            problem = f"has no {dense.__name__} an image, which the task {type(task).__name__} predicts"
+        else:
+            problem = f"has a {kind.__name__} an image, which the task {type(task).__name__} does not predict"
+        raise ValueError(f"{images} {problem}; choose another data set, or train with another task.name")
+    if dense is not None:
+        return
     wanted = None if stand_in is None else tuple(stand_in.shape)
     found = None if images.targets is None else images.targets.shape[1:]
     if found != wanted:

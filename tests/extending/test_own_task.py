@@ -183,7 +183,10 @@ def test_training_starts_from_a_classifier_of_the_same_task_alone(recipe, run, c
         (["--task.name", "regresion"], "task.name must be one of classification"),
         (["--task.name", "own_package.tasks:Nothing"], "own_package.tasks has no Nothing"),
         (["--task.name", "own_package.metrics:np.ndarray"], "the task own_package.metrics:np.ndarray cannot be built"),
-        (["--task.name", "builtins:dict"], "must be as difformer.tasks.Task says; dict lacks .*losses.*write_tables"),
+        (
+            ["--task.name", "builtins:dict"],
+            "must be as difformer.tasks.RowTask says; dict lacks .*losses.*write_tables",
+        ),
         (["--task.arguments", "{names: [a], scal: 2}"], "cannot be built with names=.*scal=2: .*'scal'"),
         (
             ["--evaluation.criterion", "macro_f1"],

@@ -21,6 +21,7 @@ from difformer.checkpoints import UnderspecifiedError
 from difformer.classifier import DiffusionClassifier
 from difformer.config import Size
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
+from difformer.data.joint import Whole
 from difformer.engine.config.fitting import fitting
 from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
@@ -30,7 +31,7 @@ from difformer.heads import HEADS, Head
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
-from difformer.tasks.task import check_head
+from difformer.tasks.task import check_head, is_dense
 
 Extractor = FeatureExtractor | FeedbackExtractor
 _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -241,7 +242,9 @@ def build_classifier(
         image_size = extractor.image_size or backbone.image_size
         head = build_head(recipe.head, extractor.specs, len(class_names), image_size)
     data = recipe.data
-    preprocessing = Preprocessing(data.size, data.resize)
+    preprocessing: Preprocessing | Whole = Preprocessing(data.size, data.resize)
+    if is_dense(task):
+        preprocessing = Whole(data.size, data.fit, data.resize, data.box_scale)
     return DiffusionClassifier(extractor, head, class_names=class_names, preprocessing=preprocessing, task=task)
 
 

@@ -175,7 +175,7 @@ class TaskConfig:
     """What the outputs of the head mean.
 
     Attributes:
-        name: classification, or your own as package.module:Name.
+        name: classification, segmentation, or your own as package.module:Name.
         arguments: the task's own.
     """
 
@@ -187,6 +187,11 @@ class TaskConfig:
         object.__setattr__(self, "arguments", _as_arguments("task.arguments", self.arguments))
         if self.classifies and "label_smoothing" in self.arguments:
             raise ValueError("task.arguments.label_smoothing is for training only; give training.label_smoothing")
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is a task of the package."""
+        return ":" not in self.name
 
     @property
     def classifies(self) -> bool:
@@ -416,6 +421,11 @@ class Recipe:
             raise ValueError(
                 "DifFeed trains feedback layers whose output passes through the backbone again, so its features cannot "
                 "be cached after the first pass; use features: live"
+            )
+        if self.features == "cached" and self.task.built_in and not self.task.classifies:
+            raise ValueError(
+                f"features: cached is not for the task {self.task.name}, whose maps take megabytes an image; use "
+                "features: live"
             )
         if self.features == "cached" and (self.training.mixup or self.training.cutmix):
             raise ValueError("training.mixup and training.cutmix mix images, and a cache has none; use features: live")

@@ -4,9 +4,11 @@ import os
 from dataclasses import replace
 from functools import partial
 from logging import getLogger
+from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from difformer.backbones import switch_checkpointing
@@ -16,7 +18,9 @@ from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import human_bytes
 from difformer.engine.runtime.batches import divide
 from difformer.engine.runtime.processes import Processes, gathered, on_main
+from difformer.maps import resize_logits
 from difformer.models.memory import TensorMemory
+from difformer.tasks.task import is_dense, stand_in_labels
 
 _log = getLogger(__name__)
 
@@ -57,13 +61,29 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
             if recipe.extractor.clean
             else dict.fromkeys(classifier.extractor.noising.timesteps, torch.empty_like(x_0))
         )
-        stand_in = classifier.task.stand_in()
-        labels = torch.zeros(count, dtype=torch.int64) if stand_in is None else stand_in.expand(count, *stand_in.shape)
+        labels = stand_in_labels(classifier.task, count, recipe.data.size, len(class_names))
         with TensorMemory() as memory:
             with torch.autocast("cpu", dtype=half, enabled=half is not None):
-                outputs = classifier(x_0, noise=noise, **classifier.conditioning.by_label(labels))
-            classifier.task.losses(outputs, labels).mean().backward()
+                told = classifier.conditioning.by_label(labels)
+                if hasattr(classifier.head, "losses"):
+                    # These draw places by values, which do not exist here: only the features are counted.
+                    outputs = list(classifier.features(x_0, noise=noise, **told).values())
+                else:
+                    outputs = classifier(x_0, noise=noise, **told)
+            loss = (
+                _stand_in_loss(outputs, x_0) if is_dense(classifier.task) else classifier.task.losses(outputs, labels)
+            )
+            if loss.requires_grad:
+                loss.mean().backward()
     return memory.peak
+
+
+def _stand_in_loss(outputs: Any, x_0: Tensor) -> Tensor:
+    """As large as a loss of maps at the images' size; those of dense tasks check the values of labels."""
+    maps = outputs if isinstance(outputs, list | tuple) else [outputs]
+    if isinstance(outputs, list):
+        return torch.stack([one.float().mean() for one in maps])
+    return torch.stack([resize_logits(one, *x_0.shape[2:]).log_softmax(dim=1).mean() for one in maps])
 
 
 def needs_checkpointing(recipe: Recipe, class_names: tuple[str, ...], images: int, processes: Processes) -> bool:

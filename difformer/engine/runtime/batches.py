@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from difformer.data import Batch
+from difformer.data import Batch, DenseBatch, moved
 from difformer.engine.config.recipe import LoopConfig
 from difformer.streams import Stream, generator
 
@@ -144,10 +144,12 @@ def check_batch_statistics(
         for process in range(num_processes)
     )
     alone = any(len(part.indices) == 1 for share in parts for part in share)
-    if alone and any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules()):
+    head = getattr(module, "head", module)
+    normed = any(isinstance(layer, nn.BatchNorm1d) for layer in module.modules())
+    if alone and getattr(head, "needs_several_images", normed):
         raise ValueError(
             f"the {images} images leave a process one at a time, and batch norm has no statistics of one image; "
-            f"choose another training.batch_size or training.accumulation"
+            f"choose another training.batch_size or training.accumulation, or for upernet head.arguments.norm: group"
         )
 
 
@@ -166,10 +168,14 @@ def create_loader(dataset: Dataset[Any], batches: Any, collate: Any, workers: in
     )
 
 
-def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Tensor, Tensor]:
-    """Inputs, labels and ids of a `Batch` of images or a `FeatureBatch`, moved to a device."""
-    labels, ids = (tensor.to(device, non_blocking=True) for tensor in (batch.labels, batch.ids))
-    if isinstance(batch, Batch):
+def inputs_of(batch: Any, device: torch.device) -> tuple[Any, Any, Tensor]:
+    """Inputs, labels and ids of a `Batch` or `DenseBatch` of images or a `FeatureBatch`, moved to a device."""
+    ids = batch.ids.to(device, non_blocking=True)
+    if isinstance(batch.labels, Tensor):
+        labels: Any = batch.labels.to(device, non_blocking=True)
+    else:
+        labels = tuple(moved(target, device) for target in batch.labels)
+    if isinstance(batch, Batch | DenseBatch):
         return batch.images.to(device, non_blocking=True), labels, ids
     return {key: value.to(device, non_blocking=True) for key, value in batch.features.items()}, labels, ids
 

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from difformer.data import moved
 from difformer.engine.config.recipe import BatchSize, as_batch_size
 from difformer.engine.runtime.batch_size import fastest_batch_size, most_at_once
 from difformer.engine.runtime.batches import create_loader, inputs_of
 from difformer.engine.runtime.processes import gathered, on_all
 from difformer.engine.runtime.progress import progress_bar
 from difformer.features.conditioning import Conditioning
-from difformer.tasks import Outputs
+from difformer.tasks import DenseTask, Outputs, Task
+from difformer.tasks.task import is_dense
 
 
 class _InOrder:
@@ -46,6 +48,8 @@ def evaluate(
     workers: int = 0,
     progress: bool = False,
     title: str = "evaluating",
+    task: Task | None = None,
+    names: Sequence[str] = (),
 ) -> Outputs:
     """Runs a model on a split, in evaluation mode.
 
@@ -60,6 +64,8 @@ def evaluate(
         workers: of the data loader.
         progress: show a bar.
         title: of the bar.
+        task: a dense one keeps what its `score` gives of each image in place of the model's outputs.
+        names: of the outputs, for such a task.
 
     Raises:
         ValueError: the batch size is neither a positive integer nor `auto`.
@@ -67,7 +73,8 @@ def evaluate(
         RuntimeError: images were lost or counted twice.
     """
     size = as_batch_size("batch_size", batch_size)
-    reading = _Reading(model, dataset, collate, accelerator)
+    dense = task if is_dense(task) else None
+    reading = _Reading(model, dataset, collate, accelerator, dense, names)
     training = model.training
     hidden = not (progress and accelerator.is_main_process)
     model.eval()
@@ -91,7 +98,17 @@ def evaluate(
 class _Reading:
     """The arguments of `evaluate` on one process, which reads a contiguous piece of the data set."""
 
-    def __init__(self, model: torch.nn.Module, dataset: Any, collate: Any, accelerator: Any) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        dataset: Any,
+        collate: Any,
+        accelerator: Any,
+        task: DenseTask | None,
+        names: Sequence[str],
+    ) -> None:
+        self._task = task
+        self._names = names
         self._model = model
         self._dataset = dataset
         self._collate = collate
@@ -106,7 +123,8 @@ class _Reading:
             # Batches of one image, repeated: its content does not change the time, and reading many would take longer.
             first = next((sample for place in self._share if (sample := self._dataset[place]) is not None), None)
             most = most_at_once(len(self._share), device)
-            size = 1 if first is None else fastest_batch_size(lambda n: self._collate([first] * n), self._values, most)
+            work = self._values if self._task is None else partial(self._scores, self._task)
+            size = 1 if first is None else fastest_batch_size(lambda n: self._collate([first] * n), work, most)
         else:
             size = max(1, batch_size // processes)
         batches = _InOrder(self._share, size)
@@ -114,9 +132,23 @@ class _Reading:
         for batch in create_loader(self._dataset, batches, self._collate, workers, pin=device.type == "cuda"):
             if batch is None:
                 continue
-            found.append((self._values(batch), batch.labels.numpy(), batch.ids.numpy()))
+            if self._task is None:
+                values, labels = self._values(batch), batch.labels.numpy()
+            else:
+                values, labels = self._scores(self._task, batch), np.zeros(len(batch.ids), dtype=np.int64)
+            found.append((values, labels, batch.ids.numpy()))
             bar.update(len(batch.ids) * processes)
         return found
+
+    def _scores(self, task: DenseTask, batch: Any) -> NDArray[np.object_]:
+        """What a dense task keeps of each image."""
+        images, device = batch.images.to(self._accelerator.device), self._accelerator.device
+        with self._accelerator.autocast():
+            found = task.infer(self._model, images, batch.ids.to(device), batch.origins)
+        kept = np.empty(len(found), dtype=object)
+        for place, (prediction, origin) in enumerate(zip(found, batch.origins, strict=True)):
+            kept[place] = task.score(prediction, moved(origin.target, device), self._names)
+        return kept
 
     def _values(self, batch: Any) -> NDArray[np.float32]:
         """The model's outputs for a batch; the copy to the CPU waits for the device."""

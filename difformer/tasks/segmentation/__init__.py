@@ -1,4 +1,4 @@
-"""Segmentation of images: losses of maps of logits, and windows over large images."""
+"""Segmentation of images: its task, losses of maps of logits, and windows over large images."""
 
 from difformer.maps import resize_logits
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice

@@ -30,7 +30,7 @@ from difformer.features.conditioning import warn_of_labels
 from difformer.files import expand_user, sealed
 from difformer.registry import Registry
 from difformer.tasks import Outputs, Task
-from difformer.tasks.task import Measured, check_labels, task_metric
+from difformer.tasks.task import Measured, check_labels, is_dense, task_metric
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
 _log = getLogger(__name__)
@@ -78,7 +78,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     folder.check(overwrite=overwrite)
     images = build_dataset(recipe.data, recipe.split, classes=names)
     check_labels(task, images)
-    if task.stand_in() is None:
+    if task.stand_in() is None or is_dense(task):
         check_same_classes(task.output_names(images), names, "of the data set", "of the classifier")
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
@@ -167,6 +167,8 @@ def _classify(
         batch_size=recipe.batch_size,
         workers=recipe.workers,
         progress=True,
+        task=classifier.task,
+        names=classifier.class_names,
     )
     return outputs, clock.seconds
 

@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, cast
 
 from tqdm import tqdm
 
@@ -13,6 +13,7 @@ from difformer.data import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import find_images, in_words
 from difformer.files import check_target, expand_user
 from difformer.tables import write_rows
+from difformer.tasks import RowTask
 
 
 @dataclass
@@ -109,6 +110,6 @@ def _predict(
                 except ImageError as error:
                     report.skipped.append(error)
             for path, found in zip(readable, classifier.predict(images, batch_size=size), strict=True):
-                write_rows(file, [[path.relative_to(folder), *classifier.task.row(found)]])
+                write_rows(file, [[path.relative_to(folder), *cast(RowTask, classifier.task).row(found)]])
                 report.done += 1
             bar.update(min(size, len(paths) - start))

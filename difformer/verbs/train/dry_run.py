@@ -19,6 +19,7 @@ from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.batches import check_batch_statistics
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder
+from difformer.tasks.task import stand_in_labels
 from difformer.verbs.train.run import Run
 
 
@@ -85,7 +86,7 @@ def _sizes(recipe: Recipe, run: Run, found: Costs, counts: Mapping[str, int], st
     flops = f"{found.flops / 1e9:,.1f} GFLOP an image; whole passes would be {found.full_flops / 1e9:,.1f}"
     if found.gradient_flops:
         flops += f"; gradients through the backbone about {found.gradient_flops / 1e9:,.1f} more"
-    outputs = "classes" if recipe.task.classifies else "outputs"
+    outputs = "points" if recipe.task.name == "keypoints" else "classes" if recipe.task.built_in else "outputs"
     an_epoch = counts["train"] * (found.flops + found.gradient_flops)
     lines = [
         f"output        {run.folder.path}",
@@ -188,9 +189,7 @@ def _head_seconds(run: Run) -> float:
         height, width = sides(head.map_sizes[key] or spec.size)
         cells = min(height, spec.height), min(width, spec.width)
         features[key] = torch.zeros(count, spec.channels, *cells, device=device)
-    stand_in = classifier.task.stand_in()
-    labels = torch.zeros(count, dtype=torch.int64) if stand_in is None else stand_in.expand(count, *stand_in.shape)
-    labels = labels.to(device)
+    labels = stand_in_labels(classifier.task, count, run.recipe.data.size, len(classifier.class_names)).to(device)
     clock = Clock()
     for _ in range(STEPS):
         clock.lap()

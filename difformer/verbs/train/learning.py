@@ -11,7 +11,7 @@ from difformer.engine.config.recipe import TrainingConfig
 from difformer.engine.loop.optimisation import Mixing
 from difformer.engine.loop.trainer import Place
 from difformer.engine.runtime.batches import inputs_of
-from difformer.streams import epoch_seed
+from difformer.streams import epoch_seed, stable_id
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class HeadLearning:
         self.parts = classifier.trained_parts
         self.counted = classifier.task.counted
         self.kept: Kept | None = None
-        self._seed = seed
+        self._seed, self._training_seed = seed, config.seed
         self._mixing = Mixing(config, len(classifier.class_names))
 
     def begin_epoch(self, epoch: int) -> None:
@@ -61,7 +61,12 @@ class HeadLearning:
         targets = labels
         if isinstance(inputs, Tensor):
             inputs, targets = self._mixing(inputs, labels, place.step, place.process, place.part)
-        outputs = model(inputs, ids, **self.module.conditioning.by_label(labels))
+        told: dict[str, Any] = self.module.conditioning.by_label(labels)
+        if hasattr(self.module.head, "losses"):
+            # Its losses draw places or regions, by numbers of the step and the image.
+            keys = (f"places {self._training_seed} {place.step} {one}" for one in ids.tolist())
+            told |= {"targets": targets, "seeds": [stable_id(key.encode()) for key in keys]}
+        outputs = model(inputs, ids, **told)
         task = self.module.task
         losses, counts = task.losses(outputs, targets), list(task.counts(outputs, labels))
         if losses.shape != (len(labels),):

@@ -267,6 +267,8 @@ class Run:
             batch_size=recipe.evaluation.batch_size or recipe.training.batch_size,
             workers=recipe.training.workers,
             progress=True,
+            task=self.classifier.task,
+            names=self.classifier.class_names,
         )
         names, extra = self.classifier.class_names, (self._criterion,)
         return self.classifier.task.measure(outputs.values, outputs.labels, names, extra=extra)
