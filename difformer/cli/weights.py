@@ -26,7 +26,9 @@ from difformer.diffusion import NoiseSchedule
 from difformer.engine.runtime.locating import classifier_file
 from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
+from difformer.tasks.task import is_dense
 from difformer.verbs.export.export import export_classifier
+from difformer.verbs.predict.dense import predict_dense
 from difformer.verbs.predict.predict import predict_folder
 
 ScheduleName = Literal["linear", "cosine"]
@@ -206,7 +208,8 @@ def predict(
     model: str,
     folder: Path,
     *,
-    csv: Path,
+    csv: Path | None = None,
+    output: Path | None = None,
     backbone: str | None = None,
     weights_folder: Path | None = None,
     batch_size: int = 32,
@@ -215,13 +218,15 @@ def predict(
     trust: str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Classifies every image in a folder and its subfolders. Images that cannot be read are reported and skipped;
-    the exit status is then 3.
+    """Predicts for every image in a folder and its subfolders: classes, or masks, boxes or points at the images' own
+    sizes. Images that cannot be read are reported and skipped; the exit status is then 3.
 
     Args:
         model: the folder of a run or of an export, a saved classifier, the name of one that ships, or hf://owner/name.
         folder: the images.
-        csv: the table to write: file, label, probability, and the probability of each class.
+        csv: the table to write, of classes: file, label, probability, and the probability of each class.
+        output: the folder to write, of masks, boxes or points: predictions.csv, and masks, overlays, or objects in
+            COCO's format. The same command resumes where it was stopped.
         backbone: where the classifier's backbone is, when it is not found by its name.
         weights_folder: where backbones lie, in place of the usual folders.
         batch_size: images to classify at once.
@@ -230,17 +235,25 @@ def predict(
         trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
         overwrite: replace the table if it exists.
     """
-    check_target(csv, overwrite=overwrite, ending=".csv")
+    if csv is not None:
+        check_target(csv, overwrite=overwrite, ending=".csv")
     file = classifier_file(model) if expand_user(model).is_dir() else model
     classifier = load_classifier(
         file, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
     )
-    report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
+    task, target = classifier.task, output if is_dense(classifier.task) else csv
+    if target is None or None not in (csv, output):
+        wanted, other = ("--output FOLDER", "--csv") if is_dense(task) else ("--csv FILE", "--output")
+        raise ValueError(f"{type(task).__name__} needs {wanted} for what it predicts, and no {other}")
+    if is_dense(task):
+        report = predict_dense(classifier, task, folder, target, overwrite=overwrite)
+    else:
+        report = predict_folder(classifier, folder, target, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)
     if report.left_out:
         print(f"difformer: left out files that are no images: {in_words(report.left_out)}", file=sys.stderr)
-    where = f"{expand_user(csv).resolve()}.partial" if report.interrupted else csv
+    where = f"{expand_user(target).resolve()}.partial" if report.interrupted and not is_dense(task) else target
     print(f"wrote {where}: {report.done} of {report.total} images, {len(report.skipped)} skipped")
     if report.interrupted:
         raise KeyboardInterrupt

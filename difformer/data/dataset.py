@@ -160,6 +160,14 @@ class ImageDataset(Dataset[Sample | None]):
         shards = self._reader.source.shards
         return None if shards is None else shards[self._indices]
 
+    def picture(self, index: int) -> "Image":
+        """The RGB image at a place at its own size, upright, before any transform.
+
+        Raises:
+            ImageError: it cannot be read.
+        """
+        return self._reader.source.read(int(self._indices[index]))
+
     @cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of exactly these samples in this order: ids, labels, images, and of the split they are

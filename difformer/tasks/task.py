@@ -1,6 +1,8 @@
 """What a task is, and all tasks by name."""
 
 import math
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +19,7 @@ from difformer.data import ImageDataset, Mask, Origin, Target
 from difformer.data.targets import as_example
 from difformer.heads import OUTPUTS, what_it_gives
 from difformer.registry import Registry, did_you_mean
+from difformer.report.page import Section
 
 # The file in which an evaluation of a dense task keeps its images' ids and the numbers that a comparison resamples.
 SCORES = "scores.npz"
@@ -280,6 +283,15 @@ class DenseTask(Task, Protocol):
         """Called once all predictions are written; may put them together into one file."""
         ...
 
+    def sections(self, measured: Any, folder: Path) -> list[Section]:
+        """What the page of an evaluation shows besides images.
+
+        Args:
+            measured: from `measure`.
+            folder: with what `write_tables` wrote.
+        """
+        ...
+
     def draw(self, path: Path, picture: Any, target: Target, prediction: Any, names: Sequence[str]) -> None:
         """Draws an image, what is to be found in it, and what was found, side by side, as a PNG.
 
@@ -406,6 +418,22 @@ def check_labels(task: Task, images: Any) -> None:
             f"{images} has {has}, and the task {type(task).__name__} predicts {predicts}; choose another data set, "
             "or train with another task.name"
         )
+
+
+def read_scores(folder: Path) -> dict[str, NDArray[Any]]:
+    """What an evaluation of a dense task keeps of its images in the file `SCORES`.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(folder / SCORES, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise ValueError(
+            f"{folder / SCORES} is damaged ({error}); `difformer eval … --overwrite` makes it again"
+        ) from error
 
 
 def task_metric(task: Task, name: str, option: str) -> Metric:

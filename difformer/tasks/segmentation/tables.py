@@ -8,11 +8,14 @@ import numpy as np
 
 from difformer.analysis.segmentation import SegmentationMetrics, class_counts, mean_iou, pixel_accuracy
 from difformer.data import ImageDataset
+from difformer.report.bars import draw_bars
 from difformer.report.confusion import draw_confusion
+from difformer.report.page import Picture, Section, Table
 from difformer.tables import write_table
 from difformer.tasks.task import SCORES, Outputs
 
-TABLES = ("per_class.csv", "confusion.csv", "confusion.png", "per_image.csv", SCORES)
+_BARS = "per_class.png"
+TABLES = ("per_class.csv", _BARS, "per_class.pdf", "confusion.csv", "confusion.png", "per_image.csv", SCORES)
 
 
 def readable(metrics: Mapping[str, Any]) -> list[str]:
@@ -45,6 +48,8 @@ def write_tables(folder: Path, metrics: SegmentationMetrics, outputs: Outputs, i
     header = ["class", "pixels", "iou", "accuracy", "precision", "boundary_f"]
     rows = [(r.name, r.pixels, r.iou, r.accuracy, r.precision, r.boundary_f) for r in metrics.per_class]
     write_table(folder / "per_class.csv", header, rows)
+    caption = f"n = {metrics.num_images:,} images; mean {100 * metrics.miou:.1f}."
+    draw_bars({r.name: r.iou for r in metrics.per_class}, folder / _BARS, label="IoU", caption=caption)
     counts = [[name, *row] for name, row in zip(classes, metrics.confusion.tolist(), strict=True)]
     write_table(folder / "confusion.csv", [r"true \ predicted", *classes], counts)
     draw_confusion(metrics.confusion, classes, folder / "confusion.png")
@@ -56,3 +61,22 @@ def write_tables(folder: Path, metrics: SegmentationMetrics, outputs: Outputs, i
     write_table(folder / "per_image.csv", ["id", "name", "pixels", "miou", "pixel_accuracy"], lines)
     # What a comparison of two evaluations resamples.
     np.savez_compressed(folder / SCORES, ids=outputs.ids, counts=own)
+
+
+def sections(metrics: SegmentationMetrics, folder: Path) -> list[Section]:
+    """Sections of a page from what `write_tables` wrote."""
+    header = ("Class", "IoU", "Accuracy", "Precision", "Boundary F", "Share of the pixels")
+    total = max(1, sum(row.pixels for row in metrics.per_class))
+    rows = [
+        (row.name, *map(_percent, (row.iou, row.accuracy, row.precision, row.boundary_f, row.pixels / total)))
+        for row in metrics.per_class
+    ]
+    note = "In %. IoU: intersection over union; accuracy: share of the class's pixels that are found."
+    return [
+        Section("Classes", [Table(header, rows, note=note), Picture(folder / _BARS, "IoU of each class")]),
+        Section("Confusions", [Picture(folder / "confusion.png", "Confusion matrix of the classes' pixels")]),
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -24,10 +24,11 @@ from difformer.analysis.segmentation import (
 from difformer.config import Size, as_json_size, as_positive_number, as_size, as_switch, check_range
 from difformer.data import IGNORE, ImageDataset, Mask, Origin, Target
 from difformer.registry import did_you_mean
+from difformer.report.page import Section
 from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice
 from difformer.tasks.segmentation.pictures import as_palette, draw_segmentation, overlaid
-from difformer.tasks.segmentation.tables import TABLES, readable, write_tables
+from difformer.tasks.segmentation.tables import TABLES, readable, sections, write_tables
 from difformer.tasks.task import TASKS, Outputs
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -254,6 +255,10 @@ class Segmentation:
     def finish(self, folder: Path, names: Sequence[str]) -> None:
         """Writes `classes.txt`, the names of the masks' values."""
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+
+    def sections(self, measured: SegmentationMetrics, folder: Path) -> list[Section]:
+        """Numbers of all classes, bars, and the confusions."""
+        return sections(measured, folder)
 
     def draw(self, path: Path, picture: Any, target: Target, prediction: Segmented, names: Sequence[str]) -> None:
         """Image, truth, prediction, errors and uncertainty."""

@@ -1,6 +1,7 @@
 """Evaluation of a classifier on a split; the body of `difformer eval`."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from difformer.features.conditioning import warn_of_labels
 from difformer.files import expand_user, sealed
 from difformer.registry import Registry
 from difformer.tasks import Outputs, Task
-from difformer.tasks.task import Measured, check_labels, is_dense, task_metric
+from difformer.tasks.task import Measured, check_labels, is_dense, read_scores, task_metric
+from difformer.verbs.eval.page import PAGE, PICTURES, write_evaluation_page
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
 _log = getLogger(__name__)
@@ -38,6 +40,7 @@ _log = getLogger(__name__)
 METRICS = "metrics.json"
 # Only the user may set these: otherwise a folder could run its own code, or write anywhere.
 _OF_THE_USER = ("trust", "metrics", "output")
+_RESAMPLES = 1000
 
 
 def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) -> Measured:
@@ -74,7 +77,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
     for name in recipe.metrics:
         task_metric(task, name, "metrics")
-    folder = ResultFolder(output, (METRICS, *task.tables))
+    folder = ResultFolder(output, (METRICS, *task.tables, *((PAGE, PICTURES) if is_dense(task) else ())))
     folder.check(overwrite=overwrite)
     images = build_dataset(recipe.data, recipe.split, classes=names)
     check_labels(task, images)
@@ -91,6 +94,11 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         report = _report(recipe, file, images, outputs, measured, seconds, accelerator)
         with folder.write() as temporary:
             task.write_tables(temporary, measured, outputs, images)
+            if is_dense(task):
+                kept = read_scores(temporary)
+                interval = task.interval(kept, resamples=_RESAMPLES, seed=0)
+                report["metrics"]["interval"] = asdict(interval)
+                write_evaluation_page(temporary, classifier, task, images, outputs, measured, interval, recipe.split)
             write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
         print("\n".join(_lines(report, folder, task)), flush=True)
     return measured
@@ -202,11 +210,19 @@ def _report(
 
 def _lines(report: Mapping[str, Any], folder: ResultFolder, task: Task) -> list[str]:
     """What the console shows."""
-    data, classes = report["data"], report["metrics"].get("num_classes")
+    data, classes, interval = report["data"], *(report["metrics"].get(key) for key in ("num_classes", "interval"))
     skipped = f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     return [
         f"{data['split']:<15}{data['images']:,} images{skipped}{'' if classes is None else f', {classes} classes'}",
         *task.lines(report["metrics"]),
+        *([] if interval is None else [_certainty(task, interval)]),
         f"{'throughput':<15}{report['images_per_second']:,.1f} images/s",
         f"results in {folder.path}",
     ]
+
+
+def _certainty(task: Task, interval: Mapping[str, Any]) -> str:
+    """The line of the first metric's interval."""
+    name, metric = next(iter(task.metrics.items()))
+    ends = f"{metric.text(interval['low'])} … {metric.text(interval['high'])}"
+    return f"{'interval':<15}{ends} of the {metric.title or name} with {interval['level']:.0%} confidence, over images"

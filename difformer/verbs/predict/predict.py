@@ -62,7 +62,7 @@ def predict_folder(
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     classifier.conditioning.check_unlabelled()
-    paths, left_out = _list_images(folder)
+    paths, left_out = list_images(folder)
     report = Report(len(paths), left_out=left_out)
     check_target(table, overwrite=overwrite)
     # Rows go to a separate file, which stays when the run does not reach its end.
@@ -82,7 +82,7 @@ def predict_folder(
     return report
 
 
-def _list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
+def list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The images below a folder in the order of their paths, and how many other files there are by suffix."""
     if folder.is_file():
         raise NotADirectoryError(
