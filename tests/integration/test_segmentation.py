@@ -10,9 +10,10 @@ from processes import run_ranks
 from safetensors.torch import load_file
 from support import tiny_unet
 from torch.nn.functional import interpolate
-from training import assert_same_run, interrupt_after, make_recipe
+from training import assert_same_run, interrupt_after, make_recipe, merged
 
-from difformer import create_backbone, load_classifier
+from difformer import FeatureExtractor, create_backbone, load_classifier
+from difformer.analysis import METRICS, ridge_path
 from difformer.analysis.segmentation import class_counts, mean_iou
 from difformer.cli import main
 from difformer.data import DataConfig, create_dataset
@@ -322,3 +323,59 @@ def test_a_dry_run_needs_no_data(place, tmp_path, capsys):
         (tmp_path / "other.yaml").write_text(json.dumps({"head": head}))
         words = ["train", str(tmp_path / "recipe.yaml"), "--config", str(tmp_path / "other.yaml")]
         assert main([*words, "--dry_run", "--fake_data"]) == 0
+
+
+def _linear_miou(backbone, tap, data):
+    """Of all pixels of the validation images, by a linear fit to all pixels of the training images."""
+    extractor = FeatureExtractor(backbone, taps=[tap], timesteps=[10])
+    sides = []
+    for split in ("train", "val"):
+        samples = list(create_dataset(data | {"augmentation": "none"}, split, augment=False))
+        images, ids = torch.stack([s.image for s in samples]), [s.id for s in samples]
+        (maps,) = extractor(images, ids).values()
+        pixels = interpolate(maps, (40, 48), mode="bilinear").movedim(1, -1).flatten(0, 2)
+        sides.append((pixels, torch.cat([s.origin.target.labels.flatten() for s in samples]).long()))
+    (train_x, train_y), (x, y) = sides
+    (fit,) = ridge_path(train_x, train_y, 3, strengths=[1e-3])
+    return METRICS.find("miou").compute(fit.model.logits(x).numpy(), y.numpy())
+
+
+def test_a_sweep_of_pixels_finds_what_its_recipe_then_learns(place, tmp_path):
+    """Every block's numbers are those of a ridge fit on the same pixels, and the recipe that is advised trains."""
+    folder, values = place
+    common = {name: values[name] for name in ("backbone", "data")}
+    recipe = common | {
+        "task": "segmentation", "timesteps": [10], "pixels": 64, "validation": "val", "workers": 0,
+        "output": str(tmp_path / "sweep"),
+    }  # fmt: skip
+    (tmp_path / "sweep.yaml").write_text(json.dumps(recipe))
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 0
+    with (tmp_path / "sweep" / "scores.csv").open(newline="") as file:
+        header, *rows = read_rows(file)
+    assert "miou" in header
+    found = {row[header.index("tap")]: float(row[header.index("miou")]) for row in rows}
+    backbone = create_backbone(folder / "backbone.safetensors")
+    assert list(found) == list(backbone.taps)
+    assert found["mid"] == pytest.approx(_linear_miou(backbone, "mid", values["data"]), abs=0.05)
+    (tmp_path / "train.yaml").write_text(json.dumps(values | {"output": str(tmp_path / "run")}))
+    small = {"width": 16, "heads": 2, "layers": 1, "pool": 2, "decoder_width": 16}
+    words = ["--config", str(tmp_path / "sweep" / "recommended.yaml"), "--training.epochs", "1"]
+    assert main(["train", str(tmp_path / "train.yaml"), *words, "--head.arguments", json.dumps(small)]) == 0
+    assert results_of(tmp_path / "run")["test"]["num_images"] == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": "test"}, "test is for classification; for segmentation train the recommended recipe"),
+        ({"data": {"fit": "keep"}}, "reads images with data.fit: stretch, got keep"),
+        ({"task": "segmentatoin"}, "Got value: segmentatoin"),
+        ({"pixels": 0}, "pixels must be a positive integer, got 0"),
+    ],
+)
+def test_wrong_sweeps(changes, message, place, tmp_path, capsys):
+    _, values = place
+    recipe = merged({name: values[name] for name in ("backbone", "data")} | {"task": "segmentation"}, changes)
+    (tmp_path / "sweep.yaml").write_text(json.dumps(recipe | {"output": str(tmp_path / "sweep")}))
+    assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 1
+    assert message in capsys.readouterr().err
