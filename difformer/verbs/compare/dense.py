@@ -17,7 +17,17 @@ from difformer.verbs.compare.measured import PAGE, RESULTS, Method
 _RESAMPLES = 2000
 
 
-def write_dense_comparison(folder: Path, task: DenseTask, methods: Sequence[Method], *, seed: int) -> list[str]:
+def write_dense_comparison(
+    folder: Path,
+    task: DenseTask,
+    methods: Sequence[Method],
+    *,
+    seed: int,
+    page: str = PAGE,
+    title: str = "Comparison",
+    lead: str = "",
+    sections: Sequence[Section] = (),
+) -> list[str]:
     """Writes page, pictures and numbers of methods that were measured on the same images.
 
     Args:
@@ -25,9 +35,12 @@ def write_dense_comparison(folder: Path, task: DenseTask, methods: Sequence[Meth
         task: of all methods.
         methods: each is compared with the first.
         seed: of the bootstrap.
+        page, title: name of the page's file, and its heading.
+        lead: sentences below the heading, before how many runs and images there are.
+        sections: further ones, at the end.
 
     Returns:
-        A line for each difference.
+        A line for each method.
     """
     name, metric = next(iter(task.metrics.items()))
     options: dict[str, Any] = {"resamples": _RESAMPLES, "seed": seed}
@@ -51,21 +64,23 @@ def write_dense_comparison(folder: Path, task: DenseTask, methods: Sequence[Meth
         for method, i in zip(methods, intervals, strict=True)
     }
     n = f"{len(first.runs[0].ids):,} images of {first.runs[0].split}"
-    title = metric.title or name
+    measure = metric.title or name
     caption = f"n = {n}; bars: {intervals[0].level:.0%} intervals over images."
-    draw_intervals(estimates, folder / "accuracies.png", caption=caption, label=title, percent=metric.share)
-    picture = Picture(folder / "accuracies.png", f"{title} of each run with its interval")
-    sections = [Section("Results", [_table(task.metrics, methods, intervals, against), picture])]
+    draw_intervals(estimates, folder / "accuracies.png", caption=caption, label=measure, percent=metric.share)
+    picture = Picture(folder / "accuracies.png", f"{measure} of each run with its interval")
+    shown = [Section("Results", [_table(task.metrics, methods, intervals, against), picture])]
     histories = {m.name: [run.history for run in m.runs if run.history] for m in methods}
     if histories := {one: runs for one, runs in histories.items() if runs}:
-        panels = {"train_loss": "Training loss", f"validation_{name}": f"Validation {title}"}
+        panels = {"train_loss": "Training loss", f"validation_{name}": f"Validation {measure}"}
         shares = [f"validation_{name}"] if metric.share else []
         draw_learning(histories, folder / "learning.png", panels=panels, shares=shares)
-        sections.append(Section("Training", [Picture(folder / "learning.png", f"Loss and {title} by epoch")]))
-    write_page(folder / PAGE, "Comparison", sections, lead=f"{len(methods)} runs on {n}.")
+        shown.append(Section("Training", [Picture(folder / "learning.png", f"Loss and {measure} by epoch")]))
+    counted = f"{len(methods)} methods on {n}."
+    write_page(folder / page, title, [*shown, *sections], lead=f"{lead} {counted}".strip())
     return [
-        f"{method.name} - {first.name}: {_difference(metric, found)}, p = {found.p_value:.2g}"
-        for method, found in zip(others, differences, strict=True)
+        f"{method.name}: {_mean_and_spread(metric, method.scores(name))}"
+        + ("" if found is None else f"; less {first.name}: {_difference(metric, found)}, p = {found.p_value:.2g}")
+        for method, found in zip(methods, against, strict=True)
     ]
 
 

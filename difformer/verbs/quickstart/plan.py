@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from difformer.config import as_integer, as_positive_integer
+from difformer.config import as_integer, as_positive_integer, check_choice
 from difformer.config.options import unknown_key
 from difformer.config.reading import build, create_parser, overlay, read_values, read_yaml
 from difformer.data import DataConfig
@@ -31,6 +31,7 @@ class QuickstartConfig:
     """What a user sets for a quickstart.
 
     Attributes:
+        task: classification, segmentation or detection.
         data: a folder of images with one folder for each class, or with such folders in `train` and `test`; ELPV when
             None. With `recipe`, the root of its data set.
         recipe: a YAML file with the same keys as those beside this file, to use in place of them.
@@ -45,6 +46,7 @@ class QuickstartConfig:
         ValueError: a number out of range, or levels of a folder.
     """
 
+    task: Literal["classification", "segmentation", "detection"] = "classification"
     data: str | None = None
     recipe: str | None = None
     levels: bool = False
@@ -54,6 +56,7 @@ class QuickstartConfig:
     k_shot: int | None = None
 
     def __post_init__(self) -> None:
+        check_choice("task", self.task, ("classification", "segmentation", "detection"))
         as_positive_integer("seeds", self.seeds)
         if as_integer("diffeed_seeds", self.diffeed_seeds) < 0:
             raise ValueError(f"diffeed_seeds must be at least 0, got {self.diffeed_seeds}")
