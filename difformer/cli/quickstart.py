@@ -1,16 +1,15 @@
 """The verb that shows everything on one data set: quickstart."""
 
 from pathlib import Path
-from typing import Literal
 
 from difformer.verbs.quickstart.dense import quickstart_dense
-from difformer.verbs.quickstart.plan import QuickstartConfig
+from difformer.verbs.quickstart.plan import QuickstartConfig, QuickstartTask
 from difformer.verbs.quickstart.quickstart import quickstart as carry_out
 
 
 def quickstart(
     *,
-    task: Literal["classification", "segmentation", "detection"] = "classification",
+    task: QuickstartTask = "classification",
     data: Path | None = None,
     recipe: Path | None = None,
     levels: bool = False,

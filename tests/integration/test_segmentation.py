@@ -12,14 +12,18 @@ from support import tiny_unet
 from torch.nn.functional import interpolate
 from training import assert_same_run, interrupt_after, make_recipe, merged
 
-from difformer import FeatureExtractor, create_backbone, load_classifier
+from difformer import FeatureExtractor, FeatureKey, create_backbone, load_classifier
 from difformer.analysis import METRICS, ridge_path
 from difformer.analysis.segmentation import class_counts, mean_iou
 from difformer.cli import main
+from difformer.config.reading import build, read_yaml
 from difformer.data import DataConfig, create_dataset
 from difformer.diffusion import image_noise
+from difformer.engine.config.build import outline_classifier
 from difformer.engine.config.recipe import Recipe
 from difformer.tables import read_rows
+from difformer.verbs.quickstart.dense import quickstart_dense
+from difformer.verbs.quickstart.plan import RECIPES, QuickstartConfig
 from difformer.verbs.train.train import train
 
 CLASSES = ("background", "red", "blue")
@@ -379,3 +383,95 @@ def test_wrong_sweeps(changes, message, place, tmp_path, capsys):
     (tmp_path / "sweep.yaml").write_text(json.dumps(recipe | {"output": str(tmp_path / "sweep")}))
     assert main(["sweep", str(tmp_path / "sweep.yaml")]) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def quickstart(place):
+    """A quickstart of three methods on the scenes, stopped once, and its folder."""
+    folder, values = place
+    base = {name: values[name] for name in ("backbone", "extractor", "task", "optimizer", "trackers")}
+    base["data"] = {"name": "masks", "size": 32}
+    base |= {"training": {"epochs": 2, "batch_size": 5, "workers": 0}, "evaluation": {"test": "test"}}
+    pixels = {"taps": ["patch", "half"], "timesteps": [0], "clean": True}
+    recipe = {
+        "title": "Scenes: {name}",
+        "about": "Three methods.",
+        "titles": {"pixels": "Raw pixels", "linear": "Linear", "diffeed": "DifFeed"},
+        "base": base,
+        "heads": {
+            "pixels": {"backbone": {"name": "pixels", "family": "pixels"}, "extractor": pixels,
+                       "head": {"name": "linear_pixel"}},
+            "linear": {"head": {"name": "linear_pixel"}},
+            "diffeed": {"extractor": {"feedback_taps": ["out00"]}, "head": {"name": "linear_pixel"}},
+        },
+    }  # fmt: skip
+    (folder / "quickstart.yaml").write_text(json.dumps(recipe))
+    words = ["quickstart", "--task", "segmentation", "--data", str(folder / "data"), "--seeds", "2"]
+    words += ["--recipe", str(folder / "quickstart.yaml"), "--output", str(folder / "quickstart")]
+    config = QuickstartConfig(
+        task="segmentation", data=str(folder / "data"), recipe=str(folder / "quickstart.yaml"), seeds=2,
+        output=str(folder / "quickstart"),
+    )  # fmt: skip
+    interrupt_after(lambda: quickstart_dense(config), 3)
+    assert not (folder / "quickstart" / "report.html").exists()
+    assert main(words) == 0
+    return folder / "quickstart", words
+
+
+def test_a_quickstart_compares_all_methods_with_raw_pixels(quickstart):
+    folder, _ = quickstart
+    pixels, linear, diffeed = json.loads((folder / "compare.json").read_text())
+    assert [method["name"] for method in (pixels, linear, diffeed)] == ["Raw pixels", "Linear", "DifFeed"]
+    assert [len(method["runs"]) for method in (pixels, linear, diffeed)] == [2, 2, 1]
+    scores = [results_of(folder / f"linear-{seed}")["test"]["miou"] for seed in (0, 1)]
+    assert linear["interval"]["mean"] == pytest.approx(np.mean(scores))
+    assert scores[0] != scores[1]
+    assert pixels["against_first"] is None
+    assert diffeed["against_first"]["difference"]["mean"] == pytest.approx(
+        diffeed["interval"]["mean"] - pixels["interval"]["mean"]
+    )
+    page = (folder / "report.html").read_text()
+    assert all(title in page for title in ("Scenes: data", "Raw pixels", "DifFeed", "Training", "Images"))
+
+
+def test_a_quickstart_that_is_done_is_not_done_again(quickstart, monkeypatch, capsys):
+    folder, words = quickstart
+    before = (folder / "linear-1" / "state.pt").stat().st_mtime_ns
+    assert main(words) == 0
+    assert (folder / "linear-1" / "state.pt").stat().st_mtime_ns == before
+    assert main([*words[:-2], "--output", str(folder), "--k_shot", "2"]) == 1
+    assert "another quickstart" in capsys.readouterr().err
+    assert main(["quickstart", "--task", "segmentation"]) == 1
+    assert "give --data, the folder of images for the task segmentation" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["segmentation"])
+def test_the_quickstarts_own_recipe_is_whole(name, place):
+    """Every method of the file can be built for its backbone, without training it."""
+    folder, _ = place
+    file = read_yaml(RECIPES / f"{name}.yaml")
+    assert list(file["titles"]) == list(file["heads"])
+    for section in file["heads"].values():
+        recipe = build(Recipe, merged(merged(file["base"], section), {"data": {"root": str(folder / "data")}}))
+        classifier = outline_classifier(recipe, CLASSES)
+        assert classifier.head.num_classes == 3
+
+
+def test_raw_pixels_are_the_neighbourhood_of_each_pixel():
+    backbone = create_backbone("pixels", family="pixels")
+    images = torch.rand(2, 3, 32, 48) * 2 - 1
+    found = FeatureExtractor(backbone, taps=list(backbone.taps), timesteps=[0], clean=True)(images)
+    for key, maps in found.items():
+        spec = backbone.taps_at(32, 48)[key.tap]
+        assert maps.shape == (2, spec.channels, spec.height, spec.width)
+    patch = found[FeatureKey("patch", 0)].unflatten(1, (3, 7, 7))
+    torch.testing.assert_close(patch[:, :, 3, 3], images)
+    torch.testing.assert_close(patch[:, :, 0, 5, 10, 20], images[:, :, 7, 22])
+    # Beyond the edge, the pixels of the edge.
+    torch.testing.assert_close(patch[:, :, 0, 3, 0, 20], images[:, :, 0, 20])
+    half = found[FeatureKey("half", 0)].unflatten(1, (3, 3, 3))
+    torch.testing.assert_close(half[:, :, 1, 1, 4, 5], images[:, :, 8:10, 10:12].mean(dim=(2, 3)))
+    with pytest.raises(ValueError, match="multiples of 16, got 30×30"):
+        backbone.taps_at(30, 30)
+    with pytest.raises(ValueError, match="the family pixels has one backbone, pixels, got patch"):
+        create_backbone("patch", family="pixels")

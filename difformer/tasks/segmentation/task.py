@@ -1,5 +1,6 @@
 """Segmentation: a class for each pixel, from maps of logits."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -245,8 +246,10 @@ class Segmentation:
         seed: int,
     ) -> PairedDifference:
         """Of the mean IoU."""
-        sides = _stacked(kept), _stacked(others)
-        return paired_bootstrap_counts(*sides, _mean_of_models, resamples=resamples, seed=seed)
+        # As often as gives both sides the same number of models, which changes no mean.
+        count = math.lcm(len(kept), len(others))
+        one, other = (np.tile(_stacked(side), (1, count // len(side), 1, 1)) for side in (kept, others))
+        return paired_bootstrap_counts(one, other, _mean_of_models, resamples=resamples, seed=seed)
 
     def write(self, folder: Path, stem: str, picture: Any, prediction: Segmented, names: Sequence[str]) -> None:
         """Writes `masks/STEM.png`, a mask with a palette, and `overlays/STEM.jpg`."""

@@ -148,7 +148,7 @@ def _timestep(
     if found is not None:
         return found
     extractor, counts = _extractor(recipe, backbone, [t]), [len(dataset) for dataset in images.values()]
-    reading = {"batch_size": recipe.batch_size, "workers": recipe.workers}
+    reading: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers}
     if recipe.task == "segmentation":
         pixels = PixelsOfEveryTap(extractor, recipe.pixels, recipe.seed)
         on_main(accelerator, partial(check_memory, pixels.width, [recipe.pixels * count for count in counts]))
