@@ -82,7 +82,7 @@ class Reading:
         suited = fitting(
             ExtractorConfig(), backbone.taps, num_timesteps=backbone.schedule.num_timesteps, image_size=own
         )
-        tap = suited.taps[0] if self.tap is None else resolve_tap(self.tap, backbone.taps)
+        tap = resolve_tap(suited.taps[0] if self.tap is None else self.tap, backbone.taps)
         published = own == 256 and tuple(backbone.taps) == tap_names(LITERATURE_ENCODER_BLOCKS)
         t = _PUBLISHED_TIMESTEP if published else suited.timesteps[0]
         size = self.size
