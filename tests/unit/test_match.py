@@ -80,6 +80,11 @@ class TestKnownPlaces:
         between = np.abs(raster - np.floor(raster) - 0.5).max()
         assert (between > 1e-3) if subpixel else between < 1e-6
 
+    def test_a_long_and_thin_image(self):
+        """Its raster of 2 × 1024 has other ratios in both directions."""
+        found = match_images(Colours(), chart(3000, 5), chart(), [[750, 1.5], [2000, 3.75]], reading=CLEAR)
+        assert (np.abs(found.found - [[24, 19.2], [64, 48]]) <= 4.5).all(), found.found
+
     @pytest.mark.parametrize("tap", ["in01", "out06"])
     def test_random_weights_find_a_shifted_copy(self, tap):
         backbone = create_backbone(small_unet(), schedule="linear")

@@ -111,6 +111,15 @@ class TestScores:
             for other in others:
                 np.testing.assert_array_equal(one, other)
 
+    def test_the_maps_used_last_are_kept(self, spair, monkeypatch):
+        for name in ("e", "f"):
+            save(chart(), spair / f"JPEGImages/dog/{name}.png")
+        write_pairs(spair, [record("dog", "c.png", f"{name}.png", [[1, 2]], [[1, 2]], (9, 9)) for name in "def"])
+        reads, own = [], MapReader.read
+        monkeypatch.setattr(MapReader, "read", lambda reader, picture: reads.append(1) or own(reader, picture))
+        found_in(spair, keep_bytes=2 * 3 * 32 * 32 * 4)
+        assert len(reads) == 4
+
     def test_pairs_without_points_count_for_nothing(self, spair):
         expected = pair_scores(*found_in(spair))
         write_pairs(spair, [*PAIRS, record("cat", "b.png", "a.png", [], [], (9, 9))])
