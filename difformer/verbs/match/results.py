@@ -1,6 +1,7 @@
 """What was found on pairs of images, as a table, a page and files."""
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -20,8 +21,9 @@ from difformer.verbs.match.pairs import ALPHAS, Scores, right_points
 TABLE, PAGE, RECORD = "pairs.csv", "pairs.html", "results.json"
 FILES = (TABLE, PAGE, RECORD, "pair-*.png")
 
-# At which pairs are drawn, and tables have intervals.
+# At which pairs are drawn.
 _ALPHA = 0.1
+_KINDS = {"per image": attrgetter("per_image"), "per point": attrgetter("per_point")}
 _NOTE = (
     "Shares of points in %, in brackets bootstrap intervals of 95 % over pairs, which are rather too narrow, since "
     "pairs share images. Per image is the mean over pairs, per point over all points; papers report either."
@@ -29,10 +31,13 @@ _NOTE = (
 
 
 def text_table(scores: Sequence[Scores]) -> str:
-    """The scores in columns."""
-    rows = [_header(), *map(_cells, scores)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    """The scores in columns: per image, then per point."""
+    lines = []
+    for kind in _KINDS:
+        rows = [_header(kind), *(_cells(one, kind) for one in scores)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        lines.append("")
     return "\n".join([*lines, *wrap(_NOTE, 110)])
 
 
@@ -63,7 +68,8 @@ def write_results(
     write_table(folder / TABLE, header, map(lambda *one: _row(data, *one), places, found))
     content = {**record, "scores": [one.to_dict() for one in scores], "tables": table_digests(folder)}
     write_json(folder / RECORD, content)
-    sections = [Section("Percentage of correct keypoints", [Table(_header(), [*map(_cells, scores)], note=_NOTE)])]
+    tables = [Table(_header(kind), [_cells(one, kind) for one in scores]) for kind in _KINDS]
+    sections = [Section("Percentage of correct keypoints", [*tables, Paragraph(_NOTE)])]
     drawn = [(places[row], found[row]) for row in evenly_spaced(len(places), examples)] if examples else []
     if drawn:
         words = (
@@ -84,19 +90,16 @@ def _row(data: Pairs, place: int, found: NDArray[np.float64]) -> list[Any]:
     return [place + 1, category, source, target, len(found), *right]
 
 
-def _header() -> tuple[str, ...]:
-    kinds = (f"{kind} @{alpha:g}" for kind in ("per image", "per point") for alpha in ALPHAS)
-    return ("", "pairs", "points", *kinds)
+def _header(kind: str) -> tuple[str, ...]:
+    return (kind, "pairs", "points", *(f"@{alpha:g}" for alpha in ALPHAS))
 
 
-def _cells(scores: Scores) -> tuple[str, ...]:
-    numbers = (_share(alpha, kind[alpha]) for kind in (scores.per_image, scores.per_point) for alpha in ALPHAS)
-    return scores.name, f"{scores.pairs:,}", f"{scores.points:,}", *numbers
+def _cells(scores: Scores, kind: str) -> tuple[str, ...]:
+    return scores.name, f"{scores.pairs:,}", f"{scores.points:,}", *map(_share, _KINDS[kind](scores).values())
 
 
-def _share(alpha: float, found: Interval) -> str:
-    interval = f" ({100 * found.low:.1f} to {100 * found.high:.1f})" if alpha == _ALPHA else ""
-    return f"{100 * found.mean:.1f}{interval}"
+def _share(found: Interval) -> str:
+    return f"{100 * found.mean:.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def _draw(folder: Path, data: Pairs, place: int, found: NDArray[np.float64]) -> Picture:
