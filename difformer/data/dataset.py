@@ -160,6 +160,12 @@ class ImageDataset(Dataset[Sample | None]):
         shards = self._reader.source.shards
         return None if shards is None else shards[self._indices]
 
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether images stay as large as they are (`fit: keep`), so that a batch holds one."""
+        transform = self._reader.transform
+        return isinstance(transform, Whole) and transform.fit == "keep"
+
     def picture(self, index: int) -> "Image":
         """The RGB image at a place at its own size, upright, before any transform.
 

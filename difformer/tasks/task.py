@@ -426,6 +426,33 @@ def check_labels(task: Task, images: Any) -> None:
         )
 
 
+def interval_of(
+    task: DenseTask, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int
+) -> Interval | None:
+    """`DenseTask.interval`; None where fewer than half of the resamples have what the metric counts."""
+    try:
+        found = task.interval(kept, resamples=resamples, seed=seed)
+    except ValueError:
+        return None
+    return found if found.resamples >= resamples / 2 else None
+
+
+def difference_of(
+    task: DenseTask,
+    kept: Sequence[Mapping[str, NDArray[Any]]],
+    others: Sequence[Mapping[str, NDArray[Any]]],
+    *,
+    resamples: int,
+    seed: int,
+) -> PairedDifference | None:
+    """`DenseTask.difference`; None as for `interval_of`."""
+    try:
+        found = task.difference(kept, others, resamples=resamples, seed=seed)
+    except ValueError:
+        return None
+    return found if found.difference.resamples >= resamples / 2 else None
+
+
 def read_scores(folder: Path) -> dict[str, NDArray[Any]]:
     """What an evaluation of a dense task keeps of its images in the file `SCORES`.
 
@@ -455,11 +482,11 @@ def task_metric(task: Task, name: str, option: str) -> Metric:
         ImportError: its module cannot be imported.
     """
     if name not in task.metrics:
-        if ":" in name:
+        if ":" in name and not is_dense(task):
             return find_metric(name)
+        own = "" if is_dense(task) else ", or one of your own as package.module:Name"
         raise ValueError(
-            f"{option} must be a metric of the task, or one of your own as package.module:Name, got {name!r}; "
-            f"{did_you_mean(name, task.metrics)}"
+            f"{option} must be a metric of the task{own}, got {name!r}; {did_you_mean(name, task.metrics)}"
         )
     found: Any = task.metrics[name]
     if not isinstance(found, Metric):

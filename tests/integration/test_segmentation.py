@@ -18,10 +18,12 @@ from difformer.analysis.segmentation import class_counts, mean_iou
 from difformer.cli import main
 from difformer.config.reading import build, read_yaml
 from difformer.data import DataConfig, create_dataset
+from difformer.data.joint import Whole
 from difformer.diffusion import image_noise
 from difformer.engine.config.build import outline_classifier
 from difformer.engine.config.recipe import Recipe
 from difformer.tables import read_rows
+from difformer.tasks import Segmentation
 from difformer.verbs.quickstart.dense import quickstart_dense
 from difformer.verbs.quickstart.plan import RECIPES, QuickstartConfig
 from difformer.verbs.train.train import train
@@ -192,7 +194,7 @@ def test_predictions_resume_and_skip(run, place, tmp_path, monkeypatch):
     assert [row[0] for row in rows] == ["a.png", "b/c.png", "d.jpg", "d.png"]
     assert all(sum(map(float, row[1:4])) == pytest.approx(1) for row in rows)
     there = {str(path.relative_to(tmp_path / "out" / "masks")) for path in (tmp_path / "out" / "masks").rglob("*.png")}
-    assert there | {f"{stem}.png" for stem in seen} == {"a.png", "b/c.png", "d.jpg.png", "d.png.png"}
+    assert there | {f"{stem}.png" for stem in seen} == {"a.png.png", "b/c.png.png", "d.jpg.png", "d.png.png"}
     assert len(seen) == 2
     assert not {f"{stem}.png" for stem in seen} & there, "what was done is not done again"
     mask = Image.open(tmp_path / "out" / "masks" / "d.jpg.png")
@@ -502,3 +504,127 @@ def test_a_suite_chooses_by_the_tasks_metric(place, tmp_path):
     assert "Mean IoU of the test images in %".casefold() in table.casefold()
     with pytest.raises(ValueError, match=r"metrics must give one of miou, .*, got scenes: top1"):
         build(TransferRecipe, suite | {"metrics": {"scenes": "top1"}})
+
+
+def test_a_sweep_takes_a_recipe_of_training(place, tmp_path):
+    _, values = place
+    (tmp_path / "train.yaml").write_text(json.dumps(values | {"output": str(tmp_path / "run")}))
+    words = ["--timesteps", "10", "--taps", "in00", "--pixels", "16", "--validation", "val"]
+    assert main(["sweep", str(tmp_path / "train.yaml"), *words, "--output", str(tmp_path / "sweep")]) == 0
+    with (tmp_path / "sweep" / "scores.csv").open(newline="") as file:
+        assert "miou" in read_rows(file)[0]
+
+
+def test_a_saved_file_is_evaluated_on_data_that_is_named(run, place, tmp_path):
+    _, values = place
+    words = ["--data.name", "masks", "--data.root", values["data"]["root"], "--split", "test"]
+    words += ["--backbone.name", values["backbone"]["name"], "--output", str(tmp_path / "results")]
+    assert main(["eval", str(run / "classifier.safetensors"), *words]) == 0
+    found = json.loads((tmp_path / "results" / "metrics.json").read_text())["metrics"]
+    assert found["miou"] == pytest.approx(results_of(run)["test"]["miou"])
+
+
+def test_images_that_keep_their_sizes_are_measured_by_windows(run, place, tmp_path):
+    """Of images of two sizes, also where the fastest batch is looked for."""
+    _, values = place
+    write_scene(tmp_path / "data", "test", 0)
+    write_scene(tmp_path / "data", "test", 1, size=(33, 70))
+    write_scene(tmp_path / "data", "train", 0)
+    (tmp_path / "data" / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    changes = {
+        "task": {"arguments": {"window": 32}},
+        "data": {"root": str(tmp_path / "data"), "fit": "keep", "augmentation": "jitter"},
+        "training": {"epochs": 1, "batch_size": 1},
+        "evaluation": {"validation": None, "select": "last", "batch_size": "auto"},
+        "head": {"arguments": {"batch_norm": False}},
+    }
+    train(make_recipe(values, output=str(tmp_path / "run"), **changes))
+    assert results_of(tmp_path / "run")["test"]["num_images"] == 2
+
+
+def test_padding_is_no_part_of_a_windowed_mask(run, place):
+    """A wide image in a square input: by windows as large as the input, what one pass gives."""
+    classifier = opened(run)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 40, 3), dtype=np.uint8))
+    classifier.preprocessing = Whole(32, "pad")
+    (whole,) = classifier.predict(picture)
+    classifier.task.window = 32
+    (windowed,) = classifier.predict(picture)
+    torch.testing.assert_close(windowed.certainty, whole.certainty)
+    assert torch.equal(windowed.labels, whole.labels)
+
+
+def test_damaged_weights_are_seen_through_windows_too(run):
+    classifier = opened(run)
+    classifier.head.fc.bias.data.fill_(float("nan"))
+    picture = Image.new("RGB", (40, 40))
+    for window in (None, 32):
+        classifier.task.window = window
+        with pytest.raises(ValueError, match="logits are not finite"):
+            classifier.predict(picture)
+
+
+def test_too_few_images_have_no_interval(place, tmp_path):
+    """Each class in one image only: hardly a resample has them all."""
+    _, values = place
+    for split, count in (("train", 6), ("test", 6)):
+        for number in range(count):
+            mask = np.full((32, 32), number, dtype=np.uint8)
+            for kind, pixels in (("images", np.stack([mask * 40] * 3, axis=2)), ("masks", mask)):
+                path = tmp_path / "data" / kind / split / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    (tmp_path / "data" / "classes.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    for name in ("one", "other"):
+        changes = {"data": {"root": str(tmp_path / "data")}, "evaluation": {"validation": None, "select": "last"}}
+        train(make_recipe(values, output=str(tmp_path / name), training={"epochs": 1}, **changes))
+    words = ["compare", str(tmp_path / "one"), str(tmp_path / "other"), "--output", str(tmp_path / "compared")]
+    assert main(words) == 0
+    metrics = json.loads((tmp_path / "one" / "eval-test" / "metrics.json").read_text())["metrics"]
+    assert metrics["interval"] is None
+    first, second = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    assert first["interval"] is second["against_first"] is None
+
+
+def test_another_folder_is_not_taken_for_the_one_before(run, place, tmp_path, monkeypatch, capsys):
+    """What was predicted for a folder is not kept for another, nor for a file that was replaced."""
+    folder, _ = place
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in (0, 1):
+            Image.open(folder / f"data/images/test/{number}.png").save(tmp_path / name / f"{number}.png")
+    backbone = ["--backbone", str(folder / "backbone.safetensors"), "--output", str(tmp_path / "out")]
+    calls = []
+    write = Segmentation.write
+
+    def stopping(self, folder, stem, *rest):
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(stem)
+        write(self, folder, stem, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Segmentation, "write", stopping)
+        assert main(["predict", str(run), str(tmp_path / "a"), *backbone]) == 130
+    assert main(["predict", str(run), str(tmp_path / "b"), *backbone]) == 1
+    assert "of another folder" in capsys.readouterr().err
+    Image.new("RGB", (9, 7)).save(tmp_path / "a" / "0.png")
+    assert main(["predict", str(run), str(tmp_path / "a"), *backbone]) == 0
+    assert Image.open(tmp_path / "out" / "masks" / "0.png").size == (9, 7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"fit": "keep"}}, "data.fit: keep leaves images at their own sizes"),
+        ({"task": {"arguments": {"window": 32}}, "extractor": {"draws": 2}}, "sliding windows read one noise draw"),
+        ({"task": {"arguments": {"window": 31}}}, "image sides must be multiples of"),
+        ({"evaluation": {"criterion": "boundary_f"}}, "must be a metric of the task, got 'boundary_f'"),
+        ({"evaluation": {"criterion": "own:Metric"}}, "must be a metric of the task, got 'own:Metric'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(changes, message, place, tmp_path):
+    _, values = place
+    with pytest.raises(ValueError, match=message):
+        train(make_recipe(values, output=str(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run" / "state.pt").exists()

@@ -19,13 +19,14 @@ from difformer.backbones import (
 )
 from difformer.checkpoints import UnderspecifiedError
 from difformer.classifier import DiffusionClassifier
-from difformer.config import Size
+from difformer.config import Size, sides
 from difformer.data import DataConfig, ImageDataset, LabelSubset, Preprocessing, create_dataset
 from difformer.data.joint import Whole
 from difformer.engine.config.fitting import fitting
 from difformer.engine.config.recipe import BackboneConfig, ExtractorConfig, HeadConfig, Recipe
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.conditioning import check_conditioning, check_targets
+from difformer.features.images import check_multiples
 from difformer.features.sizes import taps_at
 from difformer.heads import HEADS, Head
 from difformer.registry import did_you_mean, path_of
@@ -232,6 +233,19 @@ def build_classifier(
         ValueError: as extractor, head, task and classifier.
     """
     task = task or build_task(recipe)
+    window = getattr(task, "window", None)
+    if is_dense(task) and recipe.data.fit == "keep" and window is None:
+        raise ValueError(
+            "data.fit: keep leaves images at their own sizes, for sliding windows: give task.arguments.window, such as "
+            f"{recipe.data.size}, with segmentation, or data.fit: pad or stretch"
+        )
+    if window is not None:
+        check_multiples(*sides(window), backbone.multiple)
+        if recipe.extractor.draws > 1:
+            raise ValueError(
+                "task.arguments.window: sliding windows read one noise draw of an image, got extractor.draws "
+                f"{recipe.extractor.draws}; set it to 1, or leave the window out"
+            )
     labels_are_classes = task.stand_in() is None
     if not labels_are_classes:
         check_targets(recipe.extractor.conditioning, recipe.task.name)

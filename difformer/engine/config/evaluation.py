@@ -8,7 +8,7 @@ from difformer.config.reading import check_keys
 from difformer.data import HOLDOUT as SET_ASIDE
 from difformer.data import DataConfig, canonical_name
 from difformer.data.subset import TEST
-from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig, Recipe
+from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig, Recipe, TaskConfig
 
 # Part of the training split, where a probe chooses on a holdout and the data section does not give its size.
 HOLDOUT = 0.1
@@ -34,6 +34,9 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
     """
     own, trained = get_type_hints(configuration), get_type_hints(Recipe)
     values, unread = _without_features(values, own)
+    if "task" in own and isinstance(values.get("task"), Mapping):
+        # A sweep takes a task by its name alone.
+        values = {**values, "task": values["task"].get("name", TaskConfig.name)}
     for key in values:
         if key not in own and key not in trained:
             raise unknown_key(str(key), list(dict.fromkeys([*own, *trained])))
@@ -55,6 +58,9 @@ def take_from_training(values: Mapping[str, Any], configuration: type, *, test_s
         "validation": validation,
         "test": test,
     }
+    if values.get("task") == "segmentation":
+        # Its sweep measures no test split.
+        found["test"] = None
     taken = {key: value for key, value in found.items() if key in own and value is not None}
     return taken | {key: value for key, value in values.items() if key in own and key != "output"}
 

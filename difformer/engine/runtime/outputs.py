@@ -60,7 +60,7 @@ def evaluate(
         collate: makes a batch of its samples, or None if none of the images can be read.
         accelerator: Accelerate's; every process gets the whole result.
         batch_size: images at once, over all processes; `auto` for the fastest size, which each process finds for
-            itself. Changes rounding only.
+            itself. Changes rounding only. Images that keep their sizes are read one by one.
         workers: of the data loader.
         progress: show a bar.
         title: of the bar.
@@ -119,7 +119,9 @@ class _Reading:
     def own_share(self, batch_size: BatchSize, workers: int, bar: Any) -> list[tuple[NDArray[Any], ...]]:
         """Values, labels and ids of this process's batches."""
         processes, device = self._accelerator.num_processes, self._accelerator.device
-        if batch_size == "auto":
+        if getattr(self._dataset, "keeps_sizes", False):
+            size = 1
+        elif batch_size == "auto":
             # Batches of one image, repeated: its content does not change the time, and reading many would take longer.
             first = next((sample for place in self._share if (sample := self._dataset[place]) is not None), None)
             most = most_at_once(len(self._share), device)

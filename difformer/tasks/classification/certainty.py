@@ -26,11 +26,18 @@ class Chooser:
         labels: (N,) of the images.
         split: name of their split.
         criterion: name of a metric.
+        of_images: whether the labels are the classes of the images; the numbers of pixels have no interval here.
     """
 
     labels: NDArray[Any]
     split: str
     criterion: str
+    of_images: bool = True
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether an interval is known for its numbers."""
+        return self.of_images and has_interval(self.criterion)
 
     @property
     def larger_is_better(self) -> bool:
@@ -39,7 +46,7 @@ class Chooser:
 
     def interval(self, value: float) -> tuple[float, float] | None:
         """The 95 % interval of a share in [0, 1]; too high for the best of many, see `caution`. None without one."""
-        return share_interval(value, _IMAGES[self.criterion](self.labels)) if has_interval(self.criterion) else None
+        return share_interval(value, _IMAGES[self.criterion](self.labels)) if self.has_interval else None
 
     def certain(self, value: float) -> str:
         """A number with its interval in %, or without one as `Metric.text` has it."""
@@ -50,7 +57,7 @@ class Chooser:
 
     def caution(self, tried: int) -> str:
         """A warning that the best of so many numbers is partly luck."""
-        intervals, less = (", with 95 % intervals", "less") if has_interval(self.criterion) else ("", "worse")
+        intervals, less = (", with 95 % intervals", "less") if self.has_interval else ("", "worse")
         return (
             f"by {self.criterion} of {len(self.labels):,} images of {self.split}{intervals}; the best of "
             f"{tried:,} is partly luck, so expect {less} on other images"

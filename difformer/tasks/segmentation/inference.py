@@ -57,6 +57,16 @@ def likeliest(classes: int, enlarged: Callable[[slice], Tensor], size: tuple[int
     return labels.to(torch.uint8), (best - total).exp().float()
 
 
+def finite(logits: Tensor) -> Tensor:
+    """Logits as they are; raises ValueError where one is not finite."""
+    if not logits.isfinite().all():
+        raise ValueError(
+            "logits are not finite: weights of the head are damaged, or the backbone's precision overflows (open it "
+            "with dtype float32)"
+        )
+    return logits
+
+
 def at_own_size(logits: Tensor, origin: Origin, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The likeliest class of each pixel of an image from logits of its input.
 
@@ -104,12 +114,13 @@ def by_windows(
     def each() -> Iterator[Tensor]:
         for place in range(len(windows.corners)):
             cropped = {t: windows.crop(eps, place) for t, eps in noise.items()}
-            yield classifier(windows.crop(padded, place), number, noise=cropped)[0]
+            yield finite(classifier(windows.crop(padded, place), number, noise=cropped))[0]
 
     strips = (strip for _, strip in average_windows(windows, each()))
     if origin.size == tuple(image.shape[1:]):
         found = [likeliest(len(strip), strip.__getitem__, (strip.shape[1], strip.shape[2])) for strip in strips]
         labels, certainty = (torch.cat(parts) for parts in zip(*found, strict=True))
         return labels, certainty
-    logits = torch.cat(list(strips), dim=1)
+    # Without the padding of the input.
+    logits = torch.cat(list(strips), dim=1)[:, : origin.shown[0], : origin.shown[1]]
     return likeliest(len(logits), lambda some: resize_logits(logits[some][None], *origin.size)[0], origin.size)

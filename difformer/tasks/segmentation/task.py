@@ -26,7 +26,7 @@ from difformer.config import Size, as_json_size, as_positive_number, as_size, as
 from difformer.data import IGNORE, ImageDataset, Mask, Origin, Target
 from difformer.registry import did_you_mean
 from difformer.report.page import Section
-from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows
+from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows, finite
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice
 from difformer.tasks.segmentation.pictures import as_palette, draw_segmentation, overlaid
 from difformer.tasks.segmentation.tables import TABLES, readable, sections, write_tables
@@ -88,7 +88,6 @@ class Segmentation:
     reads = "maps"
     counted: tuple[str, ...] = ()
     tables = TABLES
-    metrics = METRICS
 
     def __init__(
         self,
@@ -120,6 +119,11 @@ class Segmentation:
             "losses": self.weights, "auxiliary": self.auxiliary, "window": window, "stride": self.stride,
             "boundary": self.boundary,
         }  # fmt: skip
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Mean IoU and accuracies; with `boundary`, the boundary F too."""
+        return {name: metric for name, metric in METRICS.items() if self.boundary or name != "boundary_f"}
 
     def output_names(self, images: ImageDataset) -> tuple[str, ...]:
         """The names of the classes."""
@@ -175,12 +179,7 @@ class Segmentation:
             return found
         canvas = images.shape[2], images.shape[3]
         features = classifier.features(images, ids)
-        logits = classifier(features)
-        if not logits.isfinite().all():
-            raise ValueError(
-                "logits are not finite: weights of the head are damaged, or the backbone's precision overflows (open "
-                "it with dtype float32)"
-            )
+        logits = finite(classifier(features))
         unsure = classifier.head.uncertainty(features) if hasattr(classifier.head, "uncertainty") else None
         found = []
         for i, origin in enumerate(origins):
@@ -205,10 +204,8 @@ class Segmentation:
         """See `segmentation_metrics`.
 
         Raises:
-            ValueError: no pixel is labelled, or `extra` names a metric that is not measured here.
+            ValueError: no pixel is labelled.
         """
-        if "boundary_f" in extra and not self.boundary:
-            raise ValueError("boundary_f is measured with task.arguments.boundary: true only")
         return _measured(outputs, names)
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:

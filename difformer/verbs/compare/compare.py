@@ -60,7 +60,7 @@ def compare_runs(
     names = short_names(sources)
     methods = [read_method(source, split, name, trust) for source, name in zip(sources, names, strict=True)]
     runs = [run for method in methods for run in method.runs]
-    _check_same_images(runs)
+    check_same_images(runs)
     if (task := runs[0].task) is not None:
         dense = find_task(task["type"], task["arguments"], trust=[trust] if trust else ())
         if not is_dense(dense):
@@ -94,7 +94,8 @@ def short_names(sources: Sequence[str]) -> list[str]:
     raise ValueError(f"the runs must be different ones, got {', '.join(map(str, sources))}")
 
 
-def _check_same_images(runs: Sequence[Measured]) -> None:
+def check_same_images(runs: Sequence[Measured]) -> None:
+    """Raises ValueError where runs were not measured on the same images, or have other classes or tasks."""
     first = runs[0]
     for other in runs[1:]:
         if (other.task or {}).get("type") != (first.task or {}).get("type"):

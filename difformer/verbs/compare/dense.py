@@ -12,9 +12,12 @@ from difformer.report.intervals import Estimate, draw_intervals
 from difformer.report.learning import draw_learning
 from difformer.report.page import Picture, Section, Table, write_page
 from difformer.tasks import DenseTask
+from difformer.tasks.task import difference_of, interval_of
 from difformer.verbs.compare.measured import PAGE, RESULTS, Method
 
 _RESAMPLES = 2000
+# Of the tasks' intervals.
+_LEVEL = 0.95
 
 
 def write_dense_comparison(
@@ -44,28 +47,28 @@ def write_dense_comparison(
     """
     name, metric = next(iter(task.metrics.items()))
     options: dict[str, Any] = {"resamples": _RESAMPLES, "seed": seed}
-    intervals = [task.interval(_kept(method), **options) for method in methods]
+    intervals = [interval_of(task, _kept(method), **options) for method in methods]
     first, *others = methods
-    differences = [task.difference(_kept(method), _kept(first), **options) for method in others]
+    differences = [difference_of(task, _kept(method), _kept(first), **options) for method in others]
     against = [None, *differences]
     values = [
         {
             "name": method.name,
             "runs": [{"name": run.name, "metrics": run.metrics} for run in method.runs],
             "trained_parameters": method.runs[0].parameters,
-            "interval": asdict(interval),
+            "interval": None if interval is None else asdict(interval),
             "against_first": None if found is None else asdict(found),
         }
         for method, interval, found in zip(methods, intervals, against, strict=True)
     ]
     write_json(folder / RESULTS, values)
     estimates = {
-        method.name: Estimate(i.mean, i.low, i.high, method.scores(name) if len(method.runs) > 1 else ())
-        for method, i in zip(methods, intervals, strict=True)
+        method.name: _estimate(method.scores(name), interval)
+        for method, interval in zip(methods, intervals, strict=True)
     }
     n = f"{len(first.runs[0].ids):,} images of {first.runs[0].split}"
     measure = metric.title or name
-    caption = f"n = {n}; bars: {intervals[0].level:.0%} intervals over images."
+    caption = f"n = {n}; bars: {_LEVEL:.0%} intervals over images."
     draw_intervals(estimates, folder / "accuracies.png", caption=caption, label=measure, percent=metric.share)
     picture = Picture(folder / "accuracies.png", f"{measure} of each run with its interval")
     shown = [Section("Results", [_table(task.metrics, methods, intervals, against), picture])]
@@ -84,6 +87,16 @@ def write_dense_comparison(
     ]
 
 
+def _measured_by_all(name: str, methods: Sequence[Method]) -> bool:
+    return all(run.metrics.get(name) is not None for method in methods for run in method.runs)
+
+
+def _estimate(scores: Sequence[float], interval: Interval | None) -> Estimate:
+    value = mean(scores)
+    low, high = (value, value) if interval is None else (interval.low, interval.high)
+    return Estimate(value, low, high, scores if len(scores) > 1 else ())
+
+
 def _kept(method: Method) -> list[Mapping[str, Any]]:
     return [run.kept for run in method.runs]
 
@@ -91,10 +104,10 @@ def _kept(method: Method) -> list[Mapping[str, Any]]:
 def _table(
     metrics: Mapping[str, Metric],
     methods: Sequence[Method],
-    intervals: Sequence[Interval],
+    intervals: Sequence[Interval | None],
     differences: Sequence[PairedDifference | None],
 ) -> Table:
-    shown = {name: metric for name, metric in metrics.items() if methods[0].runs[0].metrics.get(name) is not None}
+    shown = {name: metric for name, metric in metrics.items() if _measured_by_all(name, methods)}
     first = next(iter(shown.values()))
     titles = [metric.title or name for name, metric in shown.items()]
     header = ("Run", titles[0], "95 % interval", *titles[1:], "Trained parameters", "Difference", "p")
@@ -106,7 +119,7 @@ def _table(
             [
                 method.name if len(method.runs) == 1 else f"{method.name} ({len(method.runs)} seeds)",
                 own,
-                f"{first.text(interval.low)} … {first.text(interval.high)}",
+                "-" if interval is None else f"{first.text(interval.low)} … {first.text(interval.high)}",
                 *more,
                 "-" if parameters is None else f"{parameters:,}",
                 "-" if found is None else _difference(first, found),

@@ -31,7 +31,7 @@ from difformer.features.conditioning import warn_of_labels
 from difformer.files import expand_user, sealed
 from difformer.registry import Registry
 from difformer.tasks import Outputs, Task
-from difformer.tasks.task import Measured, check_labels, is_dense, read_scores, task_metric
+from difformer.tasks.task import Measured, check_labels, interval_of, is_dense, read_scores, task_metric
 from difformer.verbs.eval.page import PAGE, PICTURES, write_evaluation_page
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
@@ -81,11 +81,13 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     folder.check(overwrite=overwrite)
     images = build_dataset(recipe.data, recipe.split, classes=names)
     check_labels(task, images)
+    if is_dense(task) and recipe.features == "cached":
+        raise ValueError(f"features: cached is not for {type(task).__name__}, whose maps are too large; use live")
     if task.stand_in() is None or is_dense(task):
         check_same_classes(task.output_names(images), names, "of the data set", "of the classifier")
     accelerator = create_accelerator(recipe.precision)
     backbone = build_backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
-    classifier = load_classifier(file, backbone=backbone, trust=recipe.trust or ())
+    classifier = load_classifier(file, backbone=backbone, device=accelerator.device, trust=recipe.trust or ())
     if accelerator.is_main_process:
         warn_of_labels(classifier.conditioning.values)
     outputs, seconds = _classify(recipe, classifier, images, accelerator)
@@ -95,11 +97,13 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
         with folder.write() as temporary:
             task.write_tables(temporary, measured, outputs, images)
             if is_dense(task):
-                kept = read_scores(temporary)
-                interval = task.interval([kept], resamples=_RESAMPLES, seed=0)
-                report["metrics"]["interval"] = asdict(interval)
+                interval = interval_of(task, [read_scores(temporary)], resamples=_RESAMPLES, seed=0)
+                report["metrics"]["interval"] = None if interval is None else asdict(interval)
                 report |= {"task": read_description(file)["task"], "outputs": list(names)}
-                write_evaluation_page(temporary, classifier, task, images, outputs, measured, interval, recipe.split)
+                with accelerator.autocast():
+                    write_evaluation_page(
+                        temporary, classifier, task, images, outputs, measured, interval, recipe.split
+                    )
             write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
         print("\n".join(_lines(report, folder, task)), flush=True)
     return measured
@@ -139,7 +143,9 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
     _check_trusted(FAMILIES, backbone.get("family"), trust)
     values = {"classifier": source, "backbone": backbone}
     preprocessing: Mapping[str, Any] | None = description["preprocessing"]
-    return values | ({"data": dict(preprocessing)} if preprocessing else {})
+    # Evaluation mirrors nothing.
+    read = {name: value for name, value in (preprocessing or {}).items() if name != "flip"}
+    return values | ({"data": read} if read else {})
 
 
 def _check_trusted(registry: Registry[Any], name: Any, trust: str | None) -> None:

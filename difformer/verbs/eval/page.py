@@ -28,7 +28,7 @@ def write_evaluation_page(
     images: ImageDataset,
     outputs: Outputs,
     measured: Measured,
-    interval: Interval,
+    interval: Interval | None,
     split: str,
 ) -> None:
     """Writes a page with the numbers, and with the images that are predicted worst, in the middle and best.
@@ -40,33 +40,39 @@ def write_evaluation_page(
         images: the split.
         outputs: of all images.
         measured: of these.
-        interval: of the first metric.
+        interval: of the first metric; None where there is none.
         split: its name.
 
     Raises:
         OSError: it cannot be written.
     """
     name, metric = next(iter(task.metrics.items()))
-    lead = (
-        f"{metric.title or name} {metric.text(interval.mean)} ({metric.text(interval.low)} … "
-        f"{metric.text(interval.high)}) on {measured.num_images:,} images of {split}."
-    )
-    note = Paragraph(
-        f"The interval is of a bootstrap over images with {interval.level:.0%} confidence; it says what other images "
-        "could change, and nothing of other training runs."
-    )
+    value = measured.value(name)
+    number = "-" if value is None else metric.text(value)
+    note = "There is no interval: too few images have what is counted."
+    if interval is not None:
+        number += f" ({metric.text(interval.low)} … {metric.text(interval.high)})"
+        note = (
+            f"The interval is of a bootstrap over images ({interval.resamples:,} resamples) with "
+            f"{interval.level:.0%} confidence; it says what other images could change, and nothing of other training "
+            "runs."
+        )
+    lead = f"{metric.title or name} {number} on {measured.num_images:,} images of {split}."
     chosen = _chosen([task.merit(score) for score in outputs.values])
     place = {number: index for index, number in enumerate(images.ids.tolist())}
     examples: list[Section] = []
+    rank = 0
     for title, numbers in chosen.items():
         pictures = []
         for number in numbers:
             image_id = int(outputs.ids[number])
-            path = folder / f"example-{len(examples)}-{number:06}.png"
+            # In the order in which they are shown.
+            path = folder / f"example-{rank:03}.png"
+            rank += 1
             caption = _draw(path, classifier, task, images, place[image_id])
             pictures.append(Picture(path, f"{title}: {caption}", caption))
         examples.append(Section(title, pictures))
-    sections = [Section("Result", [note]), *task.sections(measured, folder), *examples]
+    sections = [Section("Result", [Paragraph(note)]), *task.sections(measured, folder), *examples]
     write_page(folder / PAGE, "Evaluation", sections, lead=lead)
 
 

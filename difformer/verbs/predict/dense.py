@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,8 +52,12 @@ def predict_dense(
     check_target(output / TABLE, overwrite=overwrite)
     report, names = Report(len(paths), left_out=left_out), classifier.class_names
     stems = _stems([path.relative_to(folder).as_posix() for path in paths])
-    model = {"model": weights_digest(classifier.trained_state()), "task": task.arguments}
-    done = _finished(output / _PROGRESS, model, overwrite=overwrite)
+    model = {
+        "model": weights_digest(classifier.trained_state()), "task": task.arguments, "folder": str(folder.resolve()),
+    }  # fmt: skip
+    done = _finished(output / _PROGRESS, model, folder, overwrite=overwrite)
+    # What is left of earlier results is replaced image by image, and no longer belongs to a table.
+    (output / TABLE).unlink(missing_ok=True)
     with (output / _PROGRESS).open("a", encoding="utf-8") as progress:
         try:
             for path, (name, stem) in zip(tqdm(paths, unit="image"), stems.items(), strict=True):
@@ -67,7 +70,7 @@ def predict_dense(
                     (found,) = classifier.predict(picture)
                     task.write(output, stem, picture, found, names)
                     done[name] = task.rows(found, names)
-                    progress.write(json.dumps({"file": name, "rows": done[name]}) + "\n")
+                    progress.write(json.dumps({"file": name, "of": _state(path), "rows": done[name]}) + "\n")
                     progress.flush()
                 report.done += 1
         except KeyboardInterrupt:
@@ -85,27 +88,38 @@ def predict_dense(
 
 
 def _stems(names: Sequence[str]) -> dict[str, str]:
-    """By file name, what its results are called: the name without suffix, unless another file has the same."""
-    counts = Counter(os.path.splitext(name)[0] for name in names)
-    return {name: stem if counts[stem := os.path.splitext(name)[0]] == 1 else name for name in names}
+    """By file name, what its results are called: the name without suffix; the whole one for all files, where two would
+    be called the same."""
+    stems = {name: os.path.splitext(name)[0] for name in names}
+    return stems if len(set(stems.values())) == len(stems) else {name: name for name in names}
 
 
-def _finished(file: Path, model: dict[str, Any], *, overwrite: bool) -> dict[str, list[list[Any]]]:
-    """The rows of the images that an earlier call has finished, by file name; begins the file where there is none.
+def _state(path: Path) -> list[int]:
+    """By which a file is known that was not replaced: bytes and time of the last change."""
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _finished(file: Path, model: dict[str, Any], folder: Path, *, overwrite: bool) -> dict[str, list[list[Any]]]:
+    """The rows of the images that an earlier call has finished, by file name; begins the file anew with these.
 
     Raises:
-        ValueError: it is of another model.
+        ValueError: it is of another model or folder.
     """
     lines = list(_lines(file))
-    if lines and lines[0] == model:
-        return {line["file"]: line["rows"] for line in lines[1:] if isinstance(line, dict) and "rows" in line}
-    if lines and not overwrite:
+    if lines and lines[0] != model and not overwrite:
         raise ValueError(
-            f"{file} was left by another model, or with other settings of its task; {MADE_ANEW}, or give another "
-            "--output"
+            f"{file} was left by another model, by other settings of its task, or of another folder; {MADE_ANEW}, or "
+            "give another --output"
         )
-    file.write_text(json.dumps(model) + "\n", encoding="utf-8")
-    return {}
+    kept = [
+        line
+        for line in (lines[1:] if lines and lines[0] == model else ())
+        if (folder / line["file"]).exists() and line["of"] == _state(folder / line["file"])
+    ]
+    with write_atomically(file, overwrite=True) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in (model, *kept)), encoding="utf-8")
+    return {line["file"]: line["rows"] for line in kept}
 
 
 def _lines(file: Path) -> Iterator[Any]:

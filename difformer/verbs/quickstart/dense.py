@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,23 @@ import yaml
 from difformer.config.options import unknown_key
 from difformer.config.provenance import check_unchanged
 from difformer.config.reading import build, create_parser, overlay, plain, read_values, read_yaml
+from difformer.data import ImageDataset
 from difformer.data.subset import TEST
+from difformer.engine.config.build import outline_classifier
 from difformer.engine.config.recipe import Recipe
+from difformer.engine.runtime.batches import check_batch_statistics
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.progress import Stages
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.files import expand_user
 from difformer.report.page import Paragraph, Picture, Section
+from difformer.tasks import DenseTask
 from difformer.tasks.task import check_labels, find_task, is_dense
+from difformer.verbs.compare.compare import check_same_images
 from difformer.verbs.compare.dense import write_dense_comparison
 from difformer.verbs.compare.measured import Method, read_measured
-from difformer.verbs.quickstart.plan import RECIPES, QuickstartConfig
+from difformer.verbs.quickstart.plan import RECIPES, QuickstartConfig, drawn
 from difformer.verbs.train.train import train
 
 PAGE, RECORD = "report.html", "quickstart.yaml"
@@ -73,16 +79,12 @@ def quickstart_dense(config: QuickstartConfig, *, overwrite: bool = False) -> Pa
     folder = RunFolder(output, record=RECORD)
     folder.check()
     resources = Resources()
-    first = next(iter(recipes.values()))
-    task = find_task(first.task.name, first.task.arguments)
-    if not is_dense(task):
-        raise ValueError(f"task.name: {first.task.name} is not of masks, boxes or points; leave out --task")
-    images = resources.splits(first.data, ("train", TEST))
-    for split in images.values():
-        check_labels(task, split)
+    accelerator = create_accelerator("no")
+    task, images = _check(config, recipes, resources, accelerator)
     made_with = {
-        "recipes": _digest(json.dumps({name: plain(one) for name, one in recipes.items()}, sort_keys=True)),
-        "images": _digest(" ".join(split.digest for split in images.values())),
+        "recipes": _digest(json.dumps({name: _placeless(one) for name, one in recipes.items()}, sort_keys=True)),
+        "weights": _digest(" ".join(resources.backbone(one.backbone).digest for one in recipes.values())),
+        "images": _digest(" ".join(split.digest for split in images)),
     }
     record = plain(config) | {"made_with": made_with}
     if not overwrite and folder.recipe.exists():
@@ -90,11 +92,16 @@ def quickstart_dense(config: QuickstartConfig, *, overwrite: bool = False) -> Pa
         may_change = ("output", "seeds", "diffeed_seeds", "data", "recipe")
         check_unchanged(folder.path, "another quickstart", known, record, may_change=may_change)
     folder.claim()
-    accelerator = create_accelerator("no")
     try:
+        if overwrite:
+            # First, since they would be taken for results of what the record then says.
+            for name in recipes:
+                for run in output.glob(f"{name}-[0-9]*"):
+                    shutil.rmtree(run)
         folder.write_text(RECORD, yaml.safe_dump(record, sort_keys=False, allow_unicode=True))
         folder.write_json("environment.json", environment(1, accelerator.device))
-        methods = _measure(config, file, recipes, output, resources, overwrite=overwrite)
+        methods = _measure(config, file, recipes, output, resources)
+        check_same_images([run for method in methods for run in method.runs])
         title = file.title.replace("{name}", expand_user(config.data).resolve().name)
         shown = output / f"{SHOWN if SHOWN in recipes else list(recipes)[-1]}-0"
         extra = _sections(shown, file.titles)
@@ -106,6 +113,37 @@ def quickstart_dense(config: QuickstartConfig, *, overwrite: bool = False) -> Pa
     finally:
         folder.release()
         accelerator.end_training()
+
+
+def _check(
+    config: QuickstartConfig, recipes: Mapping[str, Recipe], resources: Resources, accelerator: Any
+) -> tuple[DenseTask, list[ImageDataset]]:
+    """The task, and training and test images, which must suit all methods, before the first is trained."""
+    first = next(iter(recipes.values()))
+    if not any(_count(config, recipe) for recipe in recipes.values()):
+        raise ValueError("all heads are DifFeed's and diffeed_seeds is 0, so nothing would be trained; give at least 1")
+    task = find_task(first.task.name, first.task.arguments)
+    if not is_dense(task):
+        raise ValueError(f"task.name: {first.task.name} is not of masks, boxes or points; leave out --task")
+    images = resources.splits(first.data, ("train", TEST))
+    for split in images.values():
+        check_labels(task, split)
+    for name, recipe in recipes.items():
+        if recipe.task.name != first.task.name or recipe.evaluation.test != TEST:
+            raise ValueError(f"heads.{name} must have the task {first.task.name} and evaluation.test: {TEST}, as all")
+        classifier = outline_classifier(recipe, images["train"].class_names)
+        check_batch_statistics(classifier, len(images["train"]), recipe.training, accelerator)
+    return task, list(images.values())
+
+
+def _count(config: QuickstartConfig, recipe: Recipe) -> int:
+    """Seeds of a method."""
+    return config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds
+
+
+def _placeless(recipe: Recipe) -> Any:
+    """A recipe without the places of its data and output."""
+    return plain(replace(recipe, output="", data=replace(recipe.data, root=None)))
 
 
 def _recipes(config: QuickstartConfig, file: _File) -> dict[str, Recipe]:
@@ -131,37 +169,27 @@ def _measure(
     recipes: Mapping[str, Recipe],
     output: Path,
     resources: Resources,
-    *,
-    overwrite: bool,
 ) -> list[Method]:
     """Trains and evaluates all seeds of all methods."""
-    counts = {
-        name: config.diffeed_seeds if recipe.extractor.feedback_taps else config.seeds
-        for name, recipe in recipes.items()
-    }
     # A pass through the backbone for each image and epoch, and of DifFeed four: forwards twice, and back.
     costs = [
         float(recipe.training.epochs * max(1, len(recipe.extractor.timesteps)))
         * (4 if recipe.extractor.feedback_taps else 1)
-        for name, recipe in recipes.items()
-        for _ in range(counts[name])
+        for recipe in recipes.values()
+        for _ in range(_count(config, recipe))
     ]
     methods = []
     stages = Stages("quickstart", costs)
     try:
         for name, recipe in recipes.items():
             runs = []
-            for seed in range(counts[name]):
+            for seed in range(_count(config, recipe)):
                 run = output / f"{name}-{seed}"
-                own = replace(
-                    recipe,
-                    output=str(run),
-                    data=replace(recipe.data, seed=recipe.data.seed + seed if recipe.data.k_shot else recipe.data.seed),
-                    training=replace(recipe.training, seed=seed),
-                )
+                training = replace(recipe.training, seed=seed)
+                own = replace(recipe, output=str(run), data=drawn(recipe.data, seed), training=training)
                 with stages.stage(f"{file.titles[name]}, seed {seed}"):
-                    if overwrite or RunFolder(run).finished() is None:
-                        train(own, overwrite=overwrite, more_to_come=True, resources=resources)
+                    if RunFolder(run).finished() is None:
+                        train(own, more_to_come=True, resources=resources)
                 runs.append(read_measured(str(run), TEST, f"{name}-{seed}"))
             if runs:
                 methods.append(Method(file.titles[name], tuple(runs)))

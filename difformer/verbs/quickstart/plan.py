@@ -166,7 +166,7 @@ def create_plan(config: QuickstartConfig) -> Plan:
         about=file.about,
         titles=file.titles,
         data=data,
-        draws={f"-{seed}": _drawn(data, seed) for seed in range(config.seeds)} if _is_drawn(data) else {"": data},
+        draws={f"-{seed}": drawn(data, seed) for seed in range(config.seeds)} if _isdrawn(data) else {"": data},
         knn=knn,
         heads=heads,
         runs=_runs(config, heads, output),
@@ -203,7 +203,7 @@ def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -
         for seed in range(_seeds(config, head)):
             recipe = replace(
                 head,
-                data=_drawn(head.data, seed),
+                data=drawn(head.data, seed),
                 output=str(output / f"{method}-{seed}"),
                 init=head.init and str(output / f"{head.init}-{seed}"),
                 cache=replace(head.cache, folder=str(output / "features")),
@@ -215,14 +215,14 @@ def _runs(config: QuickstartConfig, heads: Mapping[str, Recipe], output: Path) -
     return tuple(runs)
 
 
-def _is_drawn(data: DataConfig) -> bool:
+def _isdrawn(data: DataConfig) -> bool:
     """Whether only some training images of each class are kept, at random."""
     return data.k_shot is not None or data.percent is not None
 
 
-def _drawn(data: DataConfig, seed: int) -> DataConfig:
+def drawn(data: DataConfig, seed: int) -> DataConfig:
     """The images of a seed. The choice of images matters more than anything else that a seed decides."""
-    return replace(data, seed=data.seed + seed) if _is_drawn(data) else data
+    return replace(data, seed=data.seed + seed) if _isdrawn(data) else data
 
 
 def _read(config: QuickstartConfig) -> _File:

@@ -28,7 +28,7 @@ from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.taps import TapSpec
 from difformer.tasks import find_task
-from difformer.tasks.classification.certainty import Chooser, has_interval
+from difformer.tasks.classification.certainty import Chooser
 from difformer.verbs.probe.probe import open_splits, run_probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
@@ -73,7 +73,8 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     try:
         on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
         scores = [one for t in recipe.timesteps for one in _timestep(recipe, backbone, images, t, folder, accelerator)]
-        chooser = Chooser(images[recipe.validation].labels, recipe.validation, _criterion(recipe))
+        labels, of_images = images[recipe.validation].labels, recipe.task == "classification"
+        chooser = Chooser(labels, recipe.validation, _criterion(recipe), of_images)
         on_main(accelerator, partial(_conclude, recipe, taps_at(backbone, recipe.data.size), scores, folder, chooser))
     finally:
         folder.release()
@@ -211,7 +212,7 @@ def _conclude(
     recipe: SweepRecipe, taps: Mapping[str, TapSpec], scores: list[Score], folder: RunFolder, chooser: Chooser
 ) -> None:
     """Writes the table, the pictures and the recommended recipes, and prints the best scores."""
-    larger, shown = chooser.larger_is_better, None if has_interval(chooser.criterion) else chooser.criterion
+    larger, shown = chooser.larger_is_better, None if chooser.has_interval else chooser.criterion
     percent = find_metric(chooser.criterion).share
     folder.write_text("scores.csv", csv_table(scores, column=shown or "accuracy"))
     values = {(score.tap, score.t, score.pool): score.accuracy for score in scores}

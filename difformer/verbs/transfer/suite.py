@@ -169,8 +169,9 @@ class Suite:
         ]
         if len({run.name for run in planned}) < len(planned):
             raise ValueError("candidates must differ in more than punctuation, since their folders are named by them")
-        if len({run.recipe.task.name for run in planned}) > 1:
-            raise ValueError("all runs of a suite must have one task; give it as base.task")
+        task = build(TaskConfig, recipe.base.get("task") or {}).name
+        if other := {run.recipe.task.name for run in planned} - {task}:
+            raise ValueError(f"all runs of a suite must have the task of base.task, {task}, got {min(other)}")
         if len({run.recipe.training.precision for run in planned}) > 1:
             raise ValueError("training.precision must be the same for all runs of a suite")
 
