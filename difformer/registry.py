@@ -103,10 +103,11 @@ class Registry(Generic[T]):
         module = name.partition(":")[0]
         trusted = [trust] if isinstance(trust, str) else list(trust)
         if not any(module == one or module.startswith(f"{one}.") for one in trusted):
-            package = module.partition(".")[0]
+            packages = [*trusted, module.partition(".")[0]]
             raise UntrustedError(
                 f"the {self.kind} {name} is code that does not belong to this package, and using it would run this "
-                f"code: allow it with trust={package!r} (--trust {package}), or register it first"
+                f"code: allow it with trust={packages if trusted else packages[0]!r} (--trust {' '.join(packages)}), "
+                "or register it first"
             )
 
     def find_trusted(self, name: str, trust: str | Iterable[str] = ()) -> T:

@@ -93,7 +93,9 @@ def _kind(kind: Any) -> str:
     """What stands for a value in the help."""
     origin, inner = get_origin(kind), [one for one in get_args(kind) if one is not type(None)]
     if origin in (Union, types.UnionType):
-        return "|".join(dict.fromkeys(_kind(one) for one in inner)) if str not in inner else _kind(str)
+        if str in inner:
+            return _kind(next((one for one in inner if get_origin(one) in (list, tuple)), str))
+        return "|".join(dict.fromkeys(_kind(one) for one in inner))
     if origin is Literal:
         return f"{{{','.join(map(str, inner))}}}"
     if origin in (list, tuple):

@@ -212,7 +212,7 @@ def predict(
     batch_size: int = 32,
     device: str | None = None,
     download: bool = False,
-    trust: str | None = None,
+    trust: list[str] | str | None = None,
     overwrite: bool = False,
 ) -> int:
     """Classifies every image in a folder and its subfolders. Images that cannot be read are reported and skipped;
@@ -227,7 +227,7 @@ def predict(
         batch_size: images to classify at once.
         device: where to run, such as cuda; the CPU by default.
         download: allow the download of what is not on this machine.
-        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        trust: packages whose code may run, for a classifier with a head, task or backbone of one of them.
         overwrite: replace the table if it exists.
     """
     check_target(csv, overwrite=overwrite, ending=".csv")
@@ -254,7 +254,7 @@ def export(
     backbone: str | None = None,
     weights_folder: Path | None = None,
     download: bool = False,
-    trust: str | None = None,
+    trust: list[str] | str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a classifier together with its backbone into one folder, for somebody else to use as it is.
@@ -265,12 +265,12 @@ def export(
         backbone: where the classifier's backbone is, when it is not found by its name.
         weights_folder: where backbones lie, in place of the usual folders.
         download: allow the download of what is not on this machine.
-        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        trust: packages whose code may run, for a classifier with a head, task or backbone of one of them.
         overwrite: replace an earlier export.
     """
     folder = export_classifier(
         classifier, output,
-        backbone=backbone, weights_folder=weights_folder, download=download, trust=trust, overwrite=overwrite,
+        backbone=backbone, weights_folder=weights_folder, download=download, trust=trust or (), overwrite=overwrite,
     )  # fmt: skip
     print(f"wrote {folder}; `difformer predict {folder} IMAGES --csv out.csv` works with nothing else")
 

@@ -30,7 +30,7 @@ def compare_runs(
     split: str = "test",
     seed: int = 0,
     overwrite: bool = False,
-    trust: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Path:
     """Writes a page that lays runs side by side, each compared with the first on the same images.
 
@@ -41,7 +41,7 @@ def compare_runs(
         split: of runs; evaluations have their own.
         seed: of the bootstrap.
         overwrite: replace what is there.
-        trust: a package whose code may run, for runs with a head, data set or backbone of that package.
+        trust: a package, or several, whose code may run, for runs with a head, data set or backbone of theirs.
 
     Returns:
         The page.

@@ -1,6 +1,6 @@
 """Evaluation of a classifier on a split; the body of `difformer eval`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -96,14 +96,14 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     return measured
 
 
-def classifier_values(source: str, *, download: bool = False, trust: str | None = None) -> dict[str, Any]:
+def classifier_values(source: str, *, download: bool = False, trust: str | Iterable[str] = ()) -> dict[str, Any]:
     """The values of an `EvaluationRecipe` that follow from the first argument of `difformer eval`.
 
     Args:
         source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
             and say how images are read.
         download: whether it may be fetched when it is not on this machine.
-        trust: a package whose code may run, for a run on a data set or a family of backbones of that package.
+        trust: a package, or several, whose code may run, for a run on a data set or a family of backbones of theirs.
 
     Raises:
         FileNotFoundError: there is no such classifier, or the folder is no run.
@@ -133,10 +133,10 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
     return values | ({"data": dict(preprocessing)} if preprocessing else {})
 
 
-def _check_trusted(registry: Registry[Any], name: Any, trust: str | None) -> None:
+def _check_trusted(registry: Registry[Any], name: Any, trust: str | Iterable[str]) -> None:
     """Raises UntrustedError where a name that a folder or a file brought is code that was not allowed."""
     if isinstance(name, str) and ":" in name:
-        registry.find_trusted(name, trust or ())
+        registry.find_trusted(name, trust)
 
 
 def _classify(

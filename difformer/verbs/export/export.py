@@ -1,5 +1,6 @@
 """A classifier together with its backbone, for somebody else; the body of `difformer export`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from difformer.classifier import load_classifier, read_description
@@ -17,7 +18,7 @@ def export_classifier(
     backbone: str | None = None,
     weights_folder: str | Path | None = None,
     download: bool = False,
-    trust: str | None = None,
+    trust: str | Iterable[str] = (),
     overwrite: bool = False,
 ) -> Path:
     """Writes a folder with a classifier, its backbone and a model card. It loads from there without anything else:
@@ -29,7 +30,7 @@ def export_classifier(
         backbone: where the classifier's backbone is, when it is not found by its name.
         weights_folder: where named weights lie, in place of the usual folders.
         download: whether what is not on this machine may be fetched.
-        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        trust: a package, or several, whose code may run, for a classifier with a head, task or backbone of theirs.
         overwrite: replace an earlier export.
 
     Returns:
@@ -49,7 +50,7 @@ def export_classifier(
         # Where the run found it, which its name alone need not tell.
         backbone = value_at(recipe, "backbone.name")
         weights_folder = weights_folder or value_at(recipe, "backbone.folder")
-    classifier = load_classifier(file, backbone=backbone, folder=weights_folder, download=download, trust=trust or ())
+    classifier = load_classifier(file, backbone=backbone, folder=weights_folder, download=download, trust=trust)
     notes = dict(read_description(file)["metadata"])
     epoch = notes.pop("metrics", None)
     measured = run.read_results().get("test") if run.results.exists() else epoch
