@@ -27,7 +27,7 @@ from difformer.engine.runtime.locating import classifier_file
 from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
 from difformer.verbs.export.export import export_classifier
-from difformer.verbs.predict.predict import predict_folder
+from difformer.verbs.predict.predict import predict_folder, prediction_lines
 
 ScheduleName = Literal["linear", "cosine"]
 # With as many steps, rescaled timesteps are the timesteps.
@@ -206,7 +206,7 @@ def predict(
     model: str,
     folder: Path,
     *,
-    csv: Path,
+    csv: Path | None = None,
     backbone: str | None = None,
     weights_folder: Path | None = None,
     batch_size: int = 32,
@@ -215,13 +215,14 @@ def predict(
     trust: list[str] | str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Classifies every image in a folder and its subfolders. Images that cannot be read are reported and skipped;
-    the exit status is then 3.
+    """Classifies every image in a folder and its subfolders, or one image. Images that cannot be read are reported and
+    skipped; the exit status is then 3.
 
     Args:
         model: the folder of a run or of an export, a saved classifier, the name of one that ships, or hf://owner/name.
-        folder: the images.
-        csv: the table to write: file, label, probability, and the probability of each class.
+        folder: the images, or the file of one.
+        csv: the table to write: file, label, probability, and the probability of each class. Without it, the likeliest
+            classes of one image are printed.
         backbone: where the classifier's backbone is, when it is not found by its name.
         weights_folder: where backbones lie, in place of the usual folders.
         batch_size: images to classify at once.
@@ -230,11 +231,20 @@ def predict(
         trust: packages whose code may run, for a classifier with a head, task or backbone of one of them.
         overwrite: replace the table if it exists.
     """
-    check_target(csv, overwrite=overwrite, ending=".csv")
+    if csv is not None:
+        check_target(csv, overwrite=overwrite, ending=".csv")
+    elif folder.is_dir():
+        raise ValueError(f"give --csv, the table to write; without it, the file of one image is expected, not {folder}")
+    elif not folder.is_file():
+        raise FileNotFoundError(f"there is no image {folder}")
     file = classifier_file(model) if expand_user(model).is_dir() else model
     classifier = load_classifier(
         file, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
     )
+    if csv is None:
+        (prediction,) = classifier.predict(folder)
+        print("\n".join(prediction_lines(classifier, prediction)))
+        return 0
     report = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite)
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)

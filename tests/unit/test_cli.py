@@ -27,6 +27,8 @@ from difformer.cli.help import AIMS, described, options
 from difformer.cli.runs import RECIPE_VERBS
 from difformer.cli.verbs import VERBS
 from difformer.files import sha256
+from difformer.tasks import Prediction
+from difformer.verbs.predict.predict import prediction_lines
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ["--arch.image_size=32", "--arch.num_head_channels=16"]
@@ -201,7 +203,9 @@ def test_predict_reports_and_skips_unreadable_images(model, capsys):
     ("arguments", "message"),
     [
         (["images", "--csv", "missing/out.csv"], "missing does not exist"),
-        (["nothing", "--csv", "out.csv"], "there is no folder nothing"),
+        (["nothing", "--csv", "out.csv"], "there is no folder nothing, and no such image"),
+        (["nothing"], "there is no image nothing"),
+        (["images"], "give --csv, the table to write; without it, the file of one image is expected, not images"),
         (["checkpoints", "--csv", "out.csv"], "holds no image"),
         (["images", "--csv", "out.csv", "--batch_size=0"], "batch_size must be at least 1"),
         (["images", "--csv", "out.csv", "--backbone=nothing"], "nothing"),
@@ -211,6 +215,37 @@ def test_predict_reports_and_skips_unreadable_images(model, capsys):
 def test_predict_refuses_what_it_cannot_do(model, capsys, arguments, message):
     assert main(["predict", "model.safetensors", *arguments]) == 1
     assert message in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+def test_predict_takes_one_image(model, capsys):
+    Path("photo").write_bytes(Path("images/sub0/0.png").read_bytes())
+    (expected,) = model.predict("photo")
+    assert main(["predict", "model.safetensors", "photo"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        f"{probability:6.1%}  {name}"
+        for name, probability in sorted(expected.probabilities.items(), key=lambda pair: pair[1], reverse=True)
+    ]
+    assert main(["predict", "model.safetensors", "photo", "--csv", "out.csv"]) == 0
+    (row,) = rows("out.csv")
+    assert (row["file"], row["label"]) == ("photo", expected.label)
+    assert float(row["c"]) == pytest.approx(expected.probabilities["c"], abs=1e-5)
+
+
+def test_of_many_classes_the_likeliest_are_shown(model):
+    values = {f"class{number}": probability for number, probability in enumerate([0.01] * 6 + [0.2] + [0.07] * 10)}
+    lines = prediction_lines(model, Prediction("class6", 0.2, values))
+    assert lines[:2] == [" 20.0%  class6", "  7.0%  class7"]
+    assert lines[-2:] == ["  7.0%  class15", " 13.0%  7 other classes"]
+    assert len(lines) == 11
+
+
+def test_one_image_that_cannot_be_read_is_an_error(model, capsys):
+    Path("photo.png").write_bytes(b"broken")
+    for table in ([], ["--csv", "out.csv"]):
+        assert main(["predict", "model.safetensors", "photo.png", *table]) == 1
+        assert "photo.png cannot be read as an image" in capsys.readouterr().err
     assert not Path("out.csv").exists()
 
 
