@@ -23,10 +23,13 @@ from difformer import (
     save_classifier,
 )
 from difformer.cli import SKIPPED, main
+from difformer.cli.completion import choices
 from difformer.cli.help import AIMS, described, options
 from difformer.cli.runs import RECIPE_VERBS
 from difformer.cli.verbs import VERBS
+from difformer.data.dataset import canonical_name
 from difformer.files import sha256
+from difformer.heads import HEADS
 from difformer.tasks import Prediction
 from difformer.verbs.predict.predict import prediction_lines
 
@@ -395,14 +398,69 @@ def test_what_needs_no_torch_is_answered_without(arguments, status, said):
         ("predict --over", ["--overwrite"]),
         # Files are left to the shell.
         ("predict exa", []),
+        ("train --backbone.name exa", []),
+        ("train --head.name ml", ["mlp"]),
+        ("train --head.name = pi", ["pixel_mlp"]),
+        # As zsh has it.
+        ("train --head.name=pi", ["--head.name=pixel_mlp"]),
+        ("train --head.name --over", ["--overwrite"]),
+        ("probe --method k", ["knn"]),
+        ("sweep --method k", []),
+        ("train --backbone.name adm32", ["adm32_cifar10"]),
+        ("train --backbone.download t", ["true"]),
+        ("eval --metrics macro", ["macro_f1"]),
+        # A mapping from data sets to metrics.
+        ("transfer --metrics macro", []),
+        # A section.
+        ("train --backbone adm32", []),
+        ("predict model --backbone adm32", ["adm32_cifar10"]),
     ],
 )
-def test_bash_completes_verbs_options_and_files(line, offered, capsys):
+def test_bash_completes_verbs_options_values_and_files(line, offered, capsys):
     assert main(["completion", "bash"]) == 0
     words = ["difformer", *line.split()]
     asked = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _difformer; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(["bash", "-c", capsys.readouterr().out + asked], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == offered, done.stderr
+
+
+def test_bash_offers_all_values_after_an_equals_sign(capsys):
+    assert main(["completion", "bash"]) == 0
+    asked = 'COMP_WORDS=(difformer train --features =); COMP_CWORD=3; _difformer; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", capsys.readouterr().out + asked], capture_output=True, text=True)
+    assert done.stdout.split() == ["live", "cached"], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not here")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tr", {"train", "transfer"}),
+        ("train recipe.yaml --optimizer.l", {"--optimizer.lr"}),
+        ("train --head.name lin", {"linear", "linear_pixel"}),
+        ("train --head.name=up", {"--head.name=upernet"}),
+        ("sweep --method ", {"ridge", "logistic", "sgd"}),
+        # Names may stand beside files.
+        ("train --backbone.name READ", {"README.md"}),
+        ("predict READ", {"README.md"}),
+    ],
+)
+def test_fish_completes_verbs_options_values_and_files(line, offered, tmp_path, capsys):
+    assert main(["completion", "fish"]) == 0
+    (tmp_path / "difformer.fish").write_text(capsys.readouterr().out)
+    asked = f"source {tmp_path}/difformer.fish; complete -C {shlex.quote(f'difformer {line}')}"
+    done = subprocess.run(["fish", "--no-config", "-c", asked], capture_output=True, text=True, cwd=ROOT)
+    assert {words.split("\t")[0] for words in done.stdout.splitlines()} == offered, done.stderr
+
+
+def test_values_that_are_completed_are_taken():
+    """Every choice that the file of options names is one of the code's."""
+    keys = {key["name"]: key for key in options("train")}
+    assert {"linear", "upernet"} < set(choices(keys["head.name"])) <= set(HEADS)
+    for name in choices(keys["data.name"]):
+        assert canonical_name(name) == name
+    assert choices(keys["backbone.gradient_checkpointing"]) == ["true", "false", "auto"]
+    assert choices(keys["training.epochs"]) == []
 
 
 @pytest.mark.parametrize("name", RECIPE_VERBS)
