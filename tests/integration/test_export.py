@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -54,6 +55,10 @@ def test_an_export_works_where_nothing_else_is(place, tmp_path, monkeypatch, cap
     (result,) = card["model-index"][0]["results"]
     assert result["dataset"]["name"] == "folder"
     assert {"top1", "macro_f1"} <= {metric["name"] for metric in result["metrics"]}
+    text = (tmp_path / "elsewhere" / "README.md").read_text()
+    assert f"{len(rows)} images of folder:" in text
+    assert re.search(r"^\| top-1 \| +[\d.]+% \| .* … .* with 95% confidence \|$", text, re.M)
+    assert "3 classes: `class0`, `class1`, `class2`." in text
     assert not {"epoch", "lr", "seconds"} & {metric["name"] for metric in result["metrics"]}
     data = ["--data.name", "folder", "--data.root", "images", "--data.splits.test", ".", "--data.size", "16"]
     assert main(["eval", "elsewhere", *data, "--output", "measured"]) == 0

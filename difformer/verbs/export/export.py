@@ -55,8 +55,10 @@ def export_classifier(
     epoch = notes.pop("metrics", None)
     measured = run.read_results().get("test") if run.results.exists() else epoch
     # Of the record of an epoch, what was measured of images that it did not learn from.
-    metrics = {name: value for name, value in (measured or {}).items() if name in classifier.task.metrics}
+    told = {name for metric in classifier.task.metrics for name in (metric, f"{metric}_interval")}
+    metrics = {name: value for name, value in (measured or {}).items() if name in told}
     if metrics:
+        metrics |= {"num_images": measured["num_images"]} if "num_images" in measured else {}
         notes |= {"metrics": metrics, "dataset": value_at(recipe, "data.name") or "unknown"}
     with folder.write() as temporary:
         classifier.save_pretrained(temporary, with_backbone=True, **notes)
