@@ -23,7 +23,7 @@ from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.locating import classifier_file, warn_of_unfinished
 from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
 from difformer.verbs.export.export import export_classifier
@@ -238,6 +238,7 @@ def predict(
     elif not folder.is_file():
         raise FileNotFoundError(f"there is no image {folder}")
     file = classifier_file(model) if expand_user(model).is_dir() else model
+    warn_of_unfinished(model)
     classifier = load_classifier(
         file, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
     )

@@ -108,3 +108,23 @@ def test_a_backbone_that_cannot_be_written_is_said(place, tmp_path):
     with pytest.raises(ValueError, match="Mute has no `save`, so mute cannot lie beside its classifier"):
         classifier.save_pretrained(tmp_path / "gift", with_backbone=True)
     assert not (tmp_path / "gift").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "run", "--output", "gift"],
+        ["predict", "run", "images/test", "--csv", "out.csv", "--backbone", "backbone.safetensors"],
+        ["predict", "run/classifier.safetensors", "images/test/class0/0.png", "--backbone", "backbone.safetensors"],
+        ["eval", "run", "--output", "measured"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_run_that_has_not_ended_is_used_with_a_warning(words, finished, place, tmp_path, monkeypatch, caplog):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    if not finished:
+        (tmp_path / "run" / "results.json").unlink()
+    assert main(words) == 0
+    assert ("run is not finished; its classifier so far is used" in caplog.text) is not finished

@@ -1,7 +1,6 @@
 """Evaluation of a classifier on a split; the body of `difformer eval`."""
 
 from collections.abc import Iterable, Mapping
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.extraction.extract import open_or_extract
 from difformer.engine.loop.trainer import Clock
-from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.locating import classifier_file, warn_of_unfinished
 from difformer.engine.runtime.outputs import evaluate
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
@@ -32,8 +31,6 @@ from difformer.registry import Registry
 from difformer.tasks import Outputs, Task
 from difformer.tasks.task import Measured, check_labels, task_metric
 from difformer.verbs.eval.recipe import EvaluationRecipe
-
-_log = getLogger(__name__)
 
 METRICS = "metrics.json"
 # Only the user may set these: otherwise a folder could run its own code, or write anywhere.
@@ -67,9 +64,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     # Before anything is fetched; the other files of results are known only once the task is.
     ResultFolder(output, ("*",)).check(overwrite=overwrite or not (output / METRICS).exists())
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
-    run = RunFolder(recipe.classifier)
-    if run.recipe.exists() and not run.results.exists():
-        _log.warning("%s is not finished; what is measured is its classifier so far", run.path)
+    warn_of_unfinished(recipe.classifier)
     description = read_description(file)
     names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
     for name in recipe.metrics:

@@ -6,7 +6,7 @@ from pathlib import Path
 from difformer.classifier import load_classifier, read_description
 from difformer.classifier.hub import FILES
 from difformer.config.reading import read_yaml, value_at
-from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.locating import classifier_file, warn_of_unfinished
 from difformer.engine.runtime.result_folder import ResultFolder
 from difformer.engine.runtime.run_folder import RunFolder
 
@@ -45,6 +45,7 @@ def export_classifier(
     folder = ResultFolder(output, FILES)
     folder.check(overwrite=overwrite)
     file, run = classifier_file(source, download=download), RunFolder(source)
+    warn_of_unfinished(source)
     recipe = read_yaml(run.recipe) if run.recipe.exists() else {}
     if backbone is None:
         # Where the run found it, which its name alone need not tell.
