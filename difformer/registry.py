@@ -49,17 +49,18 @@ class Registry(Generic[T]):
 
         return add
 
-    def check(self, name: Any, option: str) -> None:
+    def check(self, name: Any, option: str, *, listed: Iterable[str] | None = None) -> None:
         """Raises ValueError for a value that cannot be the name of such a thing; nothing is imported.
 
         Args:
             name: a name, or `package.module:Name`.
             option: the option that has this value, for the message.
+            listed: the names that the message lists, where others do not suit; all when None.
         """
         if not isinstance(name, str) or (name not in self._things and not _is_path(name)):
+            known = ", ".join(self._things if listed is None else listed)
             raise ValueError(
-                f"{option} must be one of {', '.join(self._things)}, or one of your own as package.module:Name, got "
-                f"{name!r}"
+                f"{option} must be one of {known}, or one of your own as package.module:Name, got {name!r}"
             )
 
     def find(self, name: str) -> T:

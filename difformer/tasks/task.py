@@ -13,7 +13,7 @@ from torch import Tensor
 from difformer.analysis import Metric, find_metric
 from difformer.config import as_call
 from difformer.data import ImageDataset
-from difformer.heads import OUTPUTS, what_it_gives
+from difformer.heads import OUTPUTS, heads_that_give, what_it_gives
 from difformer.registry import Registry, did_you_mean
 
 
@@ -245,10 +245,12 @@ def check_head(task: Task, head: Any, name: str | None = None) -> None:
     suited = f"the task {reader}"
     if reader not in TASKS:
         suited = f"a task of your own with reads = {gives!r}, since the task {reader} is not built in yet"
+    fitting = heads_that_give(reads)
+    others = f" ({', '.join(fitting)})" if fitting else ""
     if name is None:
         subject, remedy = type(head).__name__, f"give DiffusionClassifier another head, or as its task {suited}"
     else:
-        subject, remedy = f"head.name: {name}", f"choose another head.name, or as task.name {suited}"
+        subject, remedy = f"head.name: {name}", f"choose another head.name{others}, or as task.name {suited}"
     raise ValueError(f"{subject} gives {given}, and the task {type(task).__name__} reads {read}; {remedy}")
 
 
