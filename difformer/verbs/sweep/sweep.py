@@ -27,7 +27,7 @@ from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.taps import TapSpec
 from difformer.tasks.classification.certainty import Chooser, has_interval
-from difformer.verbs.probe.probe import open_splits, run_probe
+from difformer.verbs.probe.probe import open_splits, probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommended_recipes
@@ -78,7 +78,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     if recipe.test is not None:
         chosen = best_score(scores, larger_is_better=chooser.larger_is_better)
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
-        run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
+        probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
     return scores
 
 
