@@ -1,44 +1,44 @@
 """How long an image takes, measured on a few batches."""
 
-import math
 from collections.abc import Callable
 
 from difformer.engine.loop.trainer import Clock
 
-_FIRST = 2
-_REPEATS = 3
+# Images of the first batch, and how many times as large the next ones are.
+_FIRST, _GROWTH = 2, 4
 
 
-def seconds_per_image(work: Callable[[int], object], most: int, *, budget: float = 10.0) -> float:
-    """Seconds that an image takes in a batch, as the fastest of a few batches shows.
+def seconds_per_image(work: Callable[[int], object], most: int, *, budget: float = 30.0) -> float:
+    """Seconds that an image takes in a batch of `most`.
 
-    A batch of another size than the one before comes with a pass that does not count: first passes choose algorithms
-    and allocate memory, which can take a hundred times as long. Two images come first; they say how many fit into the
-    time.
+    Batches grow while there is time. Of each size the fastest pass counts, and not the first, if there are others: it
+    chooses algorithms and allocates memory, which can take a hundred times as long. Where the time ends before batches
+    of `most` images, the last two sizes say what each further image takes: on a machine that does other work, a batch
+    takes long however small it is.
 
     Args:
         work: passes so many images through, and waits for the device.
         most: images of the batches that are meant, at least 1.
-        budget: seconds to spend. Two passes of two images are done in any case; with infinity, batches are of `most`
-            images, and their number is always the same.
+        budget: seconds in which all passes but the first should end. With infinity, the passes are always the same.
     """
     clock = Clock()
 
-    def timed(count: int) -> float:
-        lap = Clock()
-        work(count)
-        return lap.seconds / count
+    def fastest(count: int, passes: int) -> float:
+        times: list[float] = []
+        while not times or (len(times) < passes and clock.seconds + times[-1] <= budget):
+            lap = Clock()
+            work(count)
+            times.append(lap.seconds)
+        return min(times[1:] or times)
 
     count = min(_FIRST, most)
-    timed(count)
-    seconds = timed(count)
-    left = budget - clock.seconds
-    fitting = most if math.isinf(left) else int(left / max(seconds, 1e-9) / (_REPEATS + 1))
-    if count < min(most, fitting):
-        count = min(most, fitting)
-        timed(count)
-        seconds = timed(count)
-    for _ in range(_REPEATS - 1):
-        if clock.seconds + seconds * count < budget:
-            seconds = min(seconds, timed(count))
-    return seconds
+    seconds = fastest(count, 2)
+    each = seconds / count
+    while count < most:
+        larger = min(most, _GROWTH * count)
+        if clock.seconds + seconds + each * (larger - count) > budget:
+            break
+        longer = fastest(larger, 4 if larger == most else 2)
+        each = max(0.0, longer - seconds) / (larger - count)
+        count, seconds = larger, longer
+    return (seconds + each * (most - count)) / most

@@ -84,7 +84,7 @@ def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_siz
 
 
 def time_batches(
-    compute: Callable[[Any], object], dataset: Any, most: int, workers: int, *, budget: float = 10.0
+    compute: Callable[[Any], object], dataset: Any, most: int, workers: int, *, budget: float = 30.0
 ) -> float:
     """Seconds that one image takes to be read by so many workers, and to be computed in a batch.
 

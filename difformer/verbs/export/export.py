@@ -1,7 +1,8 @@
 """A classifier together with its backbone, for somebody else; the body of `difformer export`."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from difformer.classifier import load_classifier, read_description
 from difformer.classifier.hub import FILES
@@ -54,10 +55,10 @@ def export_classifier(
     classifier = load_classifier(file, backbone=backbone, folder=weights_folder, download=download, trust=trust)
     notes = dict(read_description(file)["metadata"])
     epoch = notes.pop("metrics", None)
-    measured = run.read_results().get("test") if run.results.exists() else epoch
+    measured: Mapping[str, Any] = (run.read_results().get("test") if run.results.exists() else epoch) or {}
     # Of the record of an epoch, what was measured of images that it did not learn from.
     told = {name for metric in classifier.task.metrics for name in (metric, f"{metric}_interval")}
-    metrics = {name: value for name, value in (measured or {}).items() if name in told}
+    metrics = {name: value for name, value in measured.items() if name in told}
     if metrics:
         metrics |= {"num_images": measured["num_images"]} if "num_images" in measured else {}
         notes |= {"metrics": metrics, "dataset": value_at(recipe, "data.name") or "unknown"}

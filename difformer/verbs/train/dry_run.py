@@ -237,7 +237,7 @@ def _head_seconds(run: Run) -> float:
         loss.item()
 
     # Processes whose heads share batch statistics must take the same steps.
-    return seconds_per_image(step, most, budget=5.0 if run.accelerator.num_processes == 1 else math.inf)
+    return seconds_per_image(step, most, budget=10.0 if run.accelerator.num_processes == 1 else math.inf)
 
 
 def _interval(seconds: float) -> str:
