@@ -49,17 +49,18 @@ class Registry(Generic[T]):
 
         return add
 
-    def check(self, name: Any, option: str) -> None:
+    def check(self, name: Any, option: str, *, listed: Iterable[str] | None = None) -> None:
         """Raises ValueError for a value that cannot be the name of such a thing; nothing is imported.
 
         Args:
             name: a name, or `package.module:Name`.
             option: the option that has this value, for the message.
+            listed: the names that the message lists, where others do not suit; all when None.
         """
         if not isinstance(name, str) or (name not in self._things and not _is_path(name)):
+            known = ", ".join(self._things if listed is None else listed)
             raise ValueError(
-                f"{option} must be one of {', '.join(self._things)}, or one of your own as package.module:Name, got "
-                f"{name!r}"
+                f"{option} must be one of {known}, or one of your own as package.module:Name, got {name!r}"
             )
 
     def find(self, name: str) -> T:
@@ -103,10 +104,11 @@ class Registry(Generic[T]):
         module = name.partition(":")[0]
         trusted = [trust] if isinstance(trust, str) else list(trust)
         if not any(module == one or module.startswith(f"{one}.") for one in trusted):
-            package = module.partition(".")[0]
+            packages = [*trusted, module.partition(".")[0]]
             raise UntrustedError(
                 f"the {self.kind} {name} is code that does not belong to this package, and using it would run this "
-                f"code: allow it with trust={package!r} (--trust {package}), or register it first"
+                f"code: allow it with trust={packages if trusted else packages[0]!r} (--trust {' '.join(packages)}), "
+                "or register it first"
             )
 
     def find_trusted(self, name: str, trust: str | Iterable[str] = ()) -> T:

@@ -18,6 +18,8 @@ class Visit:
         screenshot: a PNG of the whole page, one pixel a CSS pixel.
         images: of each `<img>`: `alt`, `complete`, `naturalWidth`, the drawn `width`, by how many pixels it is `cut`
             by what it lies in, and the width when that is `focused`.
+        tables: of each table: by how many pixels it is `cut` by what it lies in, how many are still cut at the end of
+            that, and the height of the `hint` that it scrolls.
         log: the browser's messages: `level`, `message`.
         requests: the addresses it asked for, without `data:` ones; the page's own is the first.
         width: of the viewport in CSS pixels, as the page sees it.
@@ -26,6 +28,7 @@ class Visit:
 
     screenshot: bytes
     images: list[dict[str, Any]]
+    tables: list[dict[str, float]]
     log: list[dict[str, Any]]
     requests: list[str]
     width: int
@@ -53,11 +56,20 @@ def open_page(path: Path, width: int, *, dark: bool = False) -> Visit:
             " naturalWidth: image.naturalWidth, width: width(image),"
             " cut: image.parentElement.scrollWidth - image.parentElement.clientWidth, focused: focused(image)}))"
         )
+        # A timeline follows what scrolls from one frame to the next.
+        tables = driver.execute_async_script(
+            "const done = arguments[0]; const next = then => requestAnimationFrame(() => requestAnimationFrame(then));"
+            "next(() => done(Array.from(document.querySelectorAll('.table .scroll'), card => {"
+            " const cut = card.scrollWidth - card.clientWidth, hint = getComputedStyle(card, '::after').height;"
+            " card.scrollLeft = 1e6; const left = cut - card.scrollLeft; card.scrollLeft = 0;"
+            " return {cut, left, hint: parseFloat(hint)}})))"
+        )
         seen, scroll_width = driver.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
         whole = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png", "captureBeyondViewport": True})
         return Visit(
             screenshot=base64.b64decode(whole["data"]),
             images=images,
+            tables=tables,
             log=driver.get_log("browser"),
             requests=_requests(driver.get_log("performance")),
             width=seen,

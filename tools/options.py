@@ -16,9 +16,15 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse
 
+from difformer.analysis import METRICS
+from difformer.checkpoints import PRESETS, shipped
 from difformer.cli.runs import RecipeVerb
 from difformer.cli.verbs import VERBS
 from difformer.config.reading import mapping_names
+from difformer.data.dataset import READERS
+from difformer.heads import HEADS
+from difformer.registry import Registry
+from difformer.tasks import TASKS
 
 FILE = Path(__file__).parents[1] / "difformer" / "cli" / "verbs.json"
 _WORDS = {int: "N", float: "X", str: "TEXT", Path: "PATH", bool: "{true,false}"}
@@ -30,7 +36,31 @@ def describe() -> dict[str, Any]:
         name: _of_recipe(verb) if isinstance(verb, RecipeVerb) else _of_function(verb) for name, verb in VERBS.items()
     }
     read = dict.fromkeys(verb.configuration for verb in VERBS.values() if isinstance(verb, RecipeVerb))
-    return {"verbs": verbs, "configurations": {kind.__name__: list(_keys(kind, "")) for kind in read}}
+    configurations = {kind.__name__: list(_keys(kind, "")) for kind in read}
+    return {"verbs": verbs, "configurations": configurations, "names": _names()}
+
+
+def _names() -> dict[str, list[str]]:
+    """The names of this package that options may hold, by option, for the shell to complete."""
+    backbones = [*PRESETS, *(name for name, entry in shipped().items() if entry.kind == "backbone")]
+    metrics = _ours(METRICS)
+    return {
+        "backbone": backbones,
+        "backbone.name": backbones,
+        "preset": list(PRESETS),
+        "data.name": sorted(_ours(READERS)),
+        "head.name": _ours(HEADS),
+        "task.name": _ours(TASKS),
+        "criterion": metrics,
+        "evaluation.criterion": metrics,
+        "metrics": metrics,
+    }
+
+
+def _ours(registry: Registry[Any]) -> list[str]:
+    """The names of a registry without those that others have registered."""
+    found = {name: registry.find(name) for name in registry}
+    return [name for name, thing in found.items() if getattr(thing, "func", thing).__module__.startswith("difformer.")]
 
 
 def _of_recipe(verb: RecipeVerb) -> dict[str, Any]:
@@ -93,7 +123,9 @@ def _kind(kind: Any) -> str:
     """What stands for a value in the help."""
     origin, inner = get_origin(kind), [one for one in get_args(kind) if one is not type(None)]
     if origin in (Union, types.UnionType):
-        return "|".join(dict.fromkeys(_kind(one) for one in inner)) if str not in inner else _kind(str)
+        if str in inner:
+            return _kind(next((one for one in inner if get_origin(one) in (list, tuple)), str))
+        return "|".join(dict.fromkeys(_kind(one) for one in inner))
     if origin is Literal:
         return f"{{{','.join(map(str, inner))}}}"
     if origin in (list, tuple):

@@ -11,11 +11,15 @@ from difformer.backbones import StoringBackbone, identity
 from difformer.checkpoints import locate_on_hub, push_folder, shipped
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier.files import Parts, describe, save_classifier
+from difformer.config import sides
+from difformer.data.images import enlarged
 from difformer.files import write_atomically
 
 CLASSIFIER_FILE, BACKBONE_FILE = "model.safetensors", "backbone.safetensors"
 # What `save_pretrained` writes.
 FILES = (CLASSIFIER_FILE, BACKBONE_FILE, "config.json", "README.md")
+# Classes that a model card names.
+_NAMED = 20
 
 
 def save_pretrained(
@@ -115,12 +119,10 @@ def _model_card(classifier: Parts, metadata: Mapping[str, Any], repo_id: str | N
     where = f"It is in `{BACKBONE_FILE}`, beside the classifier" if with_backbone else "It is not in this repository"
     card: dict[str, Any] = {"library_name": "difformer", "pipeline_tag": kind}
     # The hub shows metrics beside a model: https://huggingface.co/docs/hub/model-cards.
-    given = metadata.get("metrics")
-    numbers = given if isinstance(given, Mapping) else {}
+    numbers = _numbers(metadata)
     metrics = [
         {"type": {"top1": "accuracy", "macro_f1": "f1"}.get(metric, metric), "name": metric, "value": value}
         for metric, value in numbers.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     if metrics:
         data = str(metadata.get("dataset", "unknown"))
@@ -139,4 +141,56 @@ from difformer import DiffusionClassifier
 classifier = DiffusionClassifier.from_pretrained("{place}"{trust})
 print(classifier.predict("image.jpg"))
 ```
-"""
+
+{_inputs_and_outputs(classifier)}{_measured(classifier, metadata)}"""
+
+
+def _inputs_and_outputs(classifier: Parts) -> str:
+    """The sections about what goes in and what comes out."""
+    names = [f"`{' '.join(name.replace('`', chr(39)).split())}`" for name in classifier.class_names]
+    more = f" and {len(names) - _NAMED} more, in `config.json`" if len(names) > _NAMED else ""
+    if (how := classifier.preprocessing) is None:
+        read = "Tensors (3, height, width) in [-1, 1]; how images become such tensors is not stored."
+    else:
+        height, width = sides(how.size)
+        window = "×".join(map(str, sides(enlarged(how.size, how.resize))))
+        read = (
+            f"RGB images of {height}×{width} pixels (height × width), in [-1, 1]. Images are scaled, with "
+            f"antialiasing, until they just cover {window} pixels, and cropped in the centre."
+        )
+    what = "class" if classifier.task.stand_in() is None else "output"
+    plural = "" if len(names) == 1 else "es" if what == "class" else "s"
+    return f"## Input\n\n{read}\n\n## Outputs\n\n{len(names)} {what}{plural}: {', '.join(names[:_NAMED])}{more}.\n"
+
+
+def _measured(classifier: Parts, metadata: Mapping[str, Any]) -> str:
+    """The section about what was measured; empty where nothing is known of it."""
+    numbers = _numbers(metadata)
+    if not numbers:
+        return ""
+    given, rows = metadata["metrics"], []
+    for name, value in numbers.items():
+        metric = classifier.task.metrics.get(name)
+        title, text = (name, "{:.4g}".format) if metric is None else (metric.title or name, metric.text)
+        try:
+            interval = given[f"{name}_interval"]
+            ends = f"{text(interval['low'])} … {text(interval['high'])} with {interval['level']:.0%} confidence"
+        except (KeyError, TypeError, ValueError):
+            ends = ""
+        rows.append(f"| {title} | {text(value)} | {ends} |")
+    count = given.get("num_images")
+    images = f"{count:,} images" if isinstance(count, int) else "Images"
+    return "\n".join(
+        ["\n## Measured", "", f"{images} of {metadata.get('dataset', 'an unknown data set')}:", "",
+         "| metric | value | interval |", "|---|---|---|", *rows, ""]
+    )  # fmt: skip
+
+
+def _numbers(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are plain numbers, by name."""
+    given = metadata.get("metrics")
+    return {
+        str(name): value
+        for name, value in (given.items() if isinstance(given, Mapping) else ())
+        if isinstance(value, int | float) and not isinstance(value, bool) and name != "num_images"
+    }

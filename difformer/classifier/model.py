@@ -321,7 +321,9 @@ class DiffusionClassifier(nn.Module):
             branch: where the commit goes, created when needed; the main branch when left out.
             create_pr: propose the commit as a pull request.
             commit_message: first line of the commit.
-            metadata: as for `save_classifier`. `metrics={"top1": 0.84}` and `dataset="ELPV"` are shown by the hub.
+            metadata: as for `save_classifier`. `metrics={"top1": 0.84}` and `dataset="ELPV"` are shown by the hub. The
+                model card also shows what else is in `metrics`: `num_images`, and intervals such as
+                `top1_interval={"low": 0.81, "high": 0.87, "level": 0.95}`.
 
         Returns:
             The address of the commit.

@@ -11,7 +11,7 @@ def compare(
     output: Path,
     split: str = "test",
     seed: int = 0,
-    trust: str | None = None,
+    trust: list[str] | str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Compares runs on one page: numbers, differences from the first with their significance, curves.
@@ -22,7 +22,7 @@ def compare(
         output: folder for the page, its pictures and the numbers.
         split: on which runs are compared.
         seed: of the bootstrap.
-        trust: a package whose code may run, for runs with a head, data set or backbone of that package.
+        trust: packages whose code may run, for runs with a head, data set or backbone of one of them.
         overwrite: replace what is there.
     """
-    compare_runs(runs, output, split=split, seed=seed, overwrite=overwrite, trust=trust)
+    compare_runs(runs, output, split=split, seed=seed, overwrite=overwrite, trust=trust or ())

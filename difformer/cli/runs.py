@@ -1,10 +1,12 @@
 """The verbs that a recipe describes: from extract to transfer."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from difformer.config.options import with_lists
 from difformer.config.reading import Reader, create_parser, parse, read_yaml
 from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.config.fitting import fit_to_backbone
@@ -47,7 +49,7 @@ class RecipeVerb:
         shown: the keys that people use first, which `--help` shows; `--help all` shows the others too.
         read: gives the values of a YAML file.
         read_first: gives those of the first argument, where that is no YAML file. It is called with `download`,
-            whether the file may be fetched, and `trust`, a package whose code may run.
+            whether the file may be fetched, and `trust`, the packages whose code may run.
     """
 
     description: str
@@ -80,10 +82,11 @@ class RecipeVerb:
 
 def _allowed(arguments: Sequence[str]) -> dict[str, Any]:
     """What may be fetched and run for the first argument, which is read before the others are."""
-    values = dict(zip(arguments, [*arguments[1:], ""], strict=True))
-    values |= dict(word.split("=", 1) for word in arguments if word.startswith("--") and "=" in word)
-    download = "--download" in arguments or values.get("--backbone.download") == "true"
-    return {"download": download, "trust": values.get("--trust")}
+    words = with_lists(arguments, {"trust": tuple[str, ...]})
+    values = dict(zip(words, [*words[1:], ""], strict=True))
+    values |= dict(word.split("=", 1) for word in words if word.startswith("--") and "=" in word)
+    download = "--download" in words or values.get("--backbone.download") == "true"
+    return {"download": download, "trust": re.findall(r"[^\s,'\"\[\]]+", values.get("--trust", ""))}
 
 
 def _train(recipe: Recipe, *, dry_run: bool, fake_data: bool, overwrite: bool) -> None:

@@ -17,19 +17,20 @@ from difformer.classifier import (
     save_classifier,
     write_classifier,
 )
+from difformer.classifier.files import read_description, stored_task
 from difformer.classifier.published import PublishedOptions, is_published, read_published
 from difformer.cli.help import SKIPPED
 from difformer.cli.listing import classifier_table
 from difformer.config import UNetConfig
 from difformer.data.listing import in_words
 from difformer.diffusion import NoiseSchedule
-from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.locating import backbone_of_run, classifier_file, warn_of_unfinished
 from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
 from difformer.tasks.task import is_dense
 from difformer.verbs.export.export import export_classifier
 from difformer.verbs.predict.dense import predict_dense
-from difformer.verbs.predict.predict import predict_folder
+from difformer.verbs.predict.predict import predict_folder, prediction_lines
 
 ScheduleName = Literal["linear", "cosine"]
 # With as many steps, rescaled timesteps are the timesteps.
@@ -215,40 +216,61 @@ def predict(
     batch_size: int = 32,
     device: str | None = None,
     download: bool = False,
-    trust: str | None = None,
+    trust: list[str] | str | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Predicts for every image in a folder and its subfolders: classes, or masks, boxes or points at the images' own
-    sizes. Images that cannot be read are reported and skipped; the exit status is then 3.
+    """Predicts for every image in a folder and its subfolders, or for one image: classes, or masks, boxes or points at
+    the images' own sizes. Images that cannot be read are reported and skipped; the exit status is then 3.
 
     Args:
         model: the folder of a run or of an export, a saved classifier, the name of one that ships, or hf://owner/name.
-        folder: the images.
-        csv: the table to write, of classes: file, label, probability, and the probability of each class.
+        folder: the images, or the file of one.
+        csv: the table to write, of classes: file, label, probability, and the probability of each class. Without it,
+            the likeliest classes of one image are printed.
         output: the folder to write, of masks, boxes or points: predictions.csv, and masks, overlays, or objects in
             COCO's format. The same command resumes where it was stopped.
-        backbone: where the classifier's backbone is, when it is not found by its name.
+        backbone: where the classifier's backbone is, when it is not found by its name. Of a run, its own is taken.
         weights_folder: where backbones lie, in place of the usual folders.
         batch_size: images to classify at once.
         device: where to run, such as cuda; the CPU by default.
         download: allow the download of what is not on this machine.
-        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        trust: packages whose code may run, for a classifier with a head, task or backbone of one of them.
         overwrite: replace the table if it exists.
     """
     if csv is not None:
         check_target(csv, overwrite=overwrite, ending=".csv")
-    file = classifier_file(model) if expand_user(model).is_dir() else model
-    classifier = load_classifier(
-        file, backbone=backbone, folder=weights_folder, download=download, device=device, trust=trust or ()
+    if not folder.is_dir() and not folder.is_file():
+        raise FileNotFoundError(f"there is no folder and no image {folder}")
+    file = (
+        classifier_file(model)
+        if expand_user(model).is_dir()
+        else locate(model, folder=weights_folder, download=download)
     )
-    task, target = classifier.task, output if is_dense(classifier.task) else csv
-    if target is None or None not in (csv, output):
-        wanted, other = ("--output FOLDER", "--csv") if is_dense(task) else ("--csv FILE", "--output")
-        raise ValueError(f"{type(task).__name__} needs {wanted} for what it predicts, and no {other}")
-    if is_dense(task):
-        report = predict_dense(classifier, task, folder, target, overwrite=overwrite)
+    task = stored_task(read_description(file), trust or ())
+    if is_dense(task) and (output is None or csv is not None):
+        raise ValueError(f"{model} predicts masks, boxes or points: give --output, a folder, in place of --csv")
+    if not is_dense(task) and (output is not None or (csv is None and folder.is_dir())):
+        raise ValueError(
+            f"{model} predicts classes: give --csv, the table to write, in place of --output; or without it the file of "
+            f"one image, not {folder}"
+        )
+    warn_of_unfinished(model)
+    classifier = load_classifier(
+        file,
+        backbone=backbone or backbone_of_run(model),
+        folder=weights_folder,
+        download=download,
+        device=device,
+        trust=trust or (),
+    )
+    if is_dense(task) and output is not None:
+        report, target = predict_dense(classifier, task, folder, output, overwrite=overwrite), output
+    elif csv is not None:
+        report, target = predict_folder(classifier, folder, csv, batch_size=batch_size, overwrite=overwrite), csv
     else:
-        report = predict_folder(classifier, folder, target, batch_size=batch_size, overwrite=overwrite)
+        (prediction,) = classifier.predict(folder)
+        print("\n".join(prediction_lines(classifier, prediction)))
+        return 0
     for error in report.skipped:
         print(f"difformer: skipped: {error}", file=sys.stderr)
     if report.left_out:
@@ -267,7 +289,7 @@ def export(
     backbone: str | None = None,
     weights_folder: Path | None = None,
     download: bool = False,
-    trust: str | None = None,
+    trust: list[str] | str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a classifier together with its backbone into one folder, for somebody else to use as it is.
@@ -278,14 +300,16 @@ def export(
         backbone: where the classifier's backbone is, when it is not found by its name.
         weights_folder: where backbones lie, in place of the usual folders.
         download: allow the download of what is not on this machine.
-        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        trust: packages whose code may run, for a classifier with a head, task or backbone of one of them.
         overwrite: replace an earlier export.
     """
     folder = export_classifier(
         classifier, output,
-        backbone=backbone, weights_folder=weights_folder, download=download, trust=trust, overwrite=overwrite,
+        backbone=backbone, weights_folder=weights_folder, download=download, trust=trust or (), overwrite=overwrite,
     )  # fmt: skip
-    print(f"wrote {folder}; `difformer predict {folder} IMAGES --csv out.csv` works with nothing else")
+    dense = is_dense(stored_task(read_description(classifier_file(str(folder))), trust or ()))
+    written = "--output OUT" if dense else "--csv out.csv"
+    print(f"wrote {folder}; `difformer predict {folder} IMAGES {written}` works with nothing else")
 
 
 def _table(source: str, config: UNetConfig, schedule: NoiseSchedule) -> str:

@@ -254,6 +254,14 @@ def as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value)
 
 
+def as_names(name: str, value: Any) -> tuple[str, ...]:
+    """One name or a list of them as a tuple, empty for None; raises ValueError when it is anything else."""
+    names = (value,) if isinstance(value, str) else () if value is None else value
+    if not isinstance(names, list | tuple) or not all(isinstance(one, str) and one for one in names):
+        raise ValueError(f"{name} must be a name or a list of names, got {value!r}")
+    return tuple(names)
+
+
 def check_range(name: str, value: Any, fits: Callable[[float], bool], expected: str) -> None:
     """Raises ValueError when a value is no finite number, or does not fit."""
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or not fits(float(value)):

@@ -19,7 +19,7 @@ from difformer.data.checking import readable
 from difformer.data.elpv import read_elpv, read_elpv_levels
 from difformer.data.folder import read_folder, read_imagenet
 from difformer.data.huggingface import read_huggingface
-from difformer.data.identity import former_digest, last_change, samples_digest
+from difformer.data.identity import former_digest, last_change, same_images, samples_digest
 from difformer.data.images import Preprocessing
 from difformer.data.joint import JointTransform, Whole, check_mirrored, create_joint_transform
 from difformer.data.official import read_cub, read_dogs, read_nabirds
@@ -201,6 +201,15 @@ class ImageDataset(Dataset[Sample | None]):
     def last_change(self) -> float:
         """When a file of these images was last changed, in seconds since 1970; infinity where that is not known."""
         return last_change(self._reader.source, self._indices)
+
+    def also_in(self, other: "ImageDataset") -> NDArray[np.bool_]:
+        """(N,) whether each of the samples is also in another data set, by file name and content; see
+        `difformer.data.identity.same_images`.
+
+        Raises:
+            ImageError: an image cannot be read.
+        """
+        return same_images(self._reader.source, self._indices, other._reader.source, other._indices)
 
     @property
     def skipped(self) -> NDArray[np.int64]:

@@ -6,6 +6,7 @@ import os
 import time
 from logging import getLogger
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -74,6 +75,54 @@ def former_digest(source: Source, indices: NDArray[np.int64]) -> str:
     for image in each(look, indices.tolist(), "identifying images"):
         digest.update(image)
     return digest.hexdigest()
+
+
+def same_images(
+    source: Source, indices: NDArray[np.int64], other: Source, others: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """(n,) whether each of some samples is also among those of another split: with the same file name, and the same
+    content as it is stored.
+
+    Images without names are compared where their files, labels and ids are the same. A copy with another name is not
+    found. Only images with the same name and file size are read.
+
+    Args:
+        source: a full split.
+        indices: places in it.
+        other: another full split, or the same.
+        others: places in that.
+
+    Raises:
+        ImageError: an image cannot be read.
+    """
+    mine, theirs = np.arange(len(indices)), np.arange(len(others))
+    # From cheap to expensive: each is asked only of what the one before leaves.
+    for look in (_labelled_names, _file_sizes, _contents):
+        here, there = look(source, indices[mine]), look(other, others[theirs])
+        common = set(here).intersection(there)
+        mine = mine[[one in common for one in here]]
+        theirs = theirs[[one in common for one in there]]
+        if not common:
+            break
+    same = np.zeros(len(indices), dtype=bool)
+    same[mine] = True
+    return same
+
+
+def _labelled_names(source: Source, indices: NDArray[np.int64]) -> list[Any]:
+    if source.names is not None:
+        return [source.names[index].rpartition("/")[2] for index in indices]
+    files = source.files or (lambda _: ())
+    return [(files(index), int(source.labels[index]), int(source.ids[index])) for index in indices.tolist()]
+
+
+def _file_sizes(source: Source, indices: NDArray[np.int64]) -> list[int]:
+    sizes: list[int] = _stamps(source, indices)[:, 0].tolist()
+    return sizes
+
+
+def _contents(source: Source, indices: NDArray[np.int64]) -> list[bytes]:
+    return [digest.tobytes() for digest in _Known(source).contents(indices)]
 
 
 def last_change(source: Source, indices: NDArray[np.int64]) -> float:

@@ -8,7 +8,7 @@ from difformer.heads.linear_pixel import LinearPixelHead
 from difformer.heads.pixel_mlp import PixelMLPEnsemble
 from difformer.heads.probes import CNNHead, LinearHead, MLPHead
 from difformer.heads.pyramid import Pyramid
-from difformer.heads.registry import HEADS, OUTPUTS, Head, what_it_gives
+from difformer.heads.registry import HEADS, OUTPUTS, Head, heads_that_give, what_it_gives
 from difformer.heads.upernet import UperNetHead
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "PixelMLPEnsemble",
     "Pyramid",
     "UperNetHead",
+    "heads_that_give",
     "paste_masks",
     "what_it_gives",
 ]

@@ -52,6 +52,11 @@ OUTPUTS: Mapping[str, tuple[str, str]] = {
 }
 
 
+def heads_that_give(output: str) -> list[str]:
+    """The names of the registered heads that give an output, a key of `OUTPUTS`."""
+    return [name for name in HEADS if getattr(HEADS.find(name), "gives", "logits") == output]
+
+
 def what_it_gives(head: Any) -> str:
     """The key of `OUTPUTS` for a head or its class; "logits" where it has no attribute `gives`.
 

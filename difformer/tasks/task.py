@@ -17,7 +17,7 @@ from difformer.analysis import Interval, Metric, PairedDifference, find_metric
 from difformer.config import Size, as_call, sides
 from difformer.data import ImageDataset, Mask, Origin, Target
 from difformer.data.targets import as_example
-from difformer.heads import OUTPUTS, what_it_gives
+from difformer.heads import OUTPUTS, heads_that_give, what_it_gives
 from difformer.registry import Registry, did_you_mean
 from difformer.report.page import Section
 
@@ -391,10 +391,12 @@ def check_head(task: Task, head: Any, name: str | None = None) -> None:
     if gives == reads:
         return
     (given, reader), (read, _) = OUTPUTS[gives], OUTPUTS[reads]
+    fitting = heads_that_give(reads)
+    others = f" ({', '.join(fitting)})" if fitting else ""
     if name is None:
         subject, remedy = type(head).__name__, f"give DiffusionClassifier another head, or the task {reader}"
     else:
-        subject, remedy = f"head.name: {name}", f"choose another head.name, or task.name: {reader}"
+        subject, remedy = f"head.name: {name}", f"choose another head.name{others}, or task.name: {reader}"
     raise ValueError(f"{subject} gives {given}, and the task {type(task).__name__} reads {read}; {remedy}")
 
 

@@ -17,9 +17,10 @@ from difformer import create_backbone, load_classifier
 from difformer.checkpoints.weights import read_metadata
 from difformer.classifier import read_description
 from difformer.cli import main
-from difformer.data import create_dataset
+from difformer.data import DataConfig, create_dataset
 from difformer.registry import Registry, UntrustedError
 from difformer.verbs.eval.evaluate import classifier_values
+from difformer.verbs.eval.recipe import EvaluationRecipe
 
 
 @pytest.fixture(scope="module")
@@ -250,6 +251,44 @@ def test_a_run_folder_does_not_say_what_is_trusted(run, tmp_path, capsys):
     with pytest.raises(UntrustedError, match="is not of own_package"):
         classifier_values(str(folder), trust="own_package")
     assert "antigravity" not in sys.modules
+
+
+def test_several_packages_are_trusted_side_by_side(run, tmp_path, capsys, monkeypatch):
+    """The head is of one package, and the data set of another."""
+    (tmp_path / "other_data.py").write_text(
+        "import own_package.data\n\ndef reader(*words):\n    return own_package.data.halves(*words)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(run, tmp_path / "run")
+    recipe = tmp_path / "run" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("own_package.data:halves", "other_data:reader"))
+    command = ["eval", str(tmp_path / "run"), "--overwrite", "--trust"]
+    assert main([*command, "own_package"]) == 1
+    assert (
+        "allow it with trust=['own_package', 'other_data'] (--trust own_package other_data)" in capsys.readouterr().err
+    )
+    assert "other_data" not in sys.modules
+    for words in (["own_package", "other_data"], ["own_package,other_data"], ["[own_package, other_data]"]):
+        assert main([*command, *words]) == 0
+    (tmp_path / "trust.yaml").write_text("trust: [own_package, other_data]\n")
+    # A file cannot allow what the folder that is read before it names.
+    assert main([*command[:-1], "--config", str(tmp_path / "trust.yaml")]) == 1
+    for words in ([str(tmp_path / "run"), str(run)], [str(run), str(tmp_path / "run")]):
+        shutil.rmtree(tmp_path / "run" / "eval-test", ignore_errors=True)
+        options = ["--output", str(tmp_path / "page"), "--overwrite", "--trust", "other_data", "own_package"]
+        # The images of two readers are those of one split, whose digest does not depend on the reader.
+        assert main(["compare", *words, *options]) == 0
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, ()), ("one", ("one",)), (["one", "two"], ("one", "two")), ((), ())])
+def test_trust_is_one_name_or_several(given, kept):
+    assert EvaluationRecipe("run", DataConfig("folder"), trust=given).trust == kept
+
+
+@pytest.mark.parametrize("given", [3, [3], "", [""], {"a": 1}])
+def test_trust_is_nothing_else(given):
+    with pytest.raises(ValueError, match="trust must be a name or a list of names, got"):
+        EvaluationRecipe("run", DataConfig("folder"), trust=given)
 
 
 def test_what_could_not_be_saved_is_refused_before_training(run, capsys):

@@ -24,6 +24,12 @@ from difformer.tasks import TASKS, Measurements, Task, find_task
 from difformer.tasks.task import task_metric
 
 TASK = "own_package.tasks:Regression"
+ARGUMENTS = {"names": ["brightness"], "scale": 0.5}
+
+
+def named(task):
+    """Options for a task that takes the same arguments."""
+    return ["--task.name", task, "--task.arguments", json.dumps(ARGUMENTS)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +42,7 @@ def recipe(tmp_path_factory, installed):
         "backbone": {"name": str(folder / "backbone.safetensors")},
         "extractor": {"taps": ["in00"], "timesteps": [10]},
         "head": {"name": "linear"},
-        "task": {"name": TASK, "arguments": {"names": ["brightness"], "scale": 0.5}},
+        "task": {"name": TASK, "arguments": ARGUMENTS},
         "data": {"name": "own_package.data:shades", "size": 32, "holdout": 0.25, "augmentation": "none"},
         "optimizer": {"name": "adamw", "lr": 0.01},
         "schedule": {"name": "cosine"},
@@ -193,12 +199,12 @@ def test_training_starts_from_a_classifier_of_the_same_task_alone(recipe, run, c
             "evaluation.criterion must be a metric of the task, or one .*; known are mae, within",
         ),
         (["--evaluation.criterion", "withn"], "got 'withn'; did you mean 'within'"),
-        (["--task.name", "own_package.odd_tasks:Unmeasured"], "has no metrics; its metrics must name at least one"),
+        (named("own_package.odd_tasks:Unmeasured"), "has no metrics; its metrics must name at least one"),
         (
-            ["--task.name", "own_package.odd_tasks:OneLoss"],
+            named("own_package.odd_tasks:OneLoss"),
             r"OneLoss must give one loss an image, \(6,\), got .* \(1,\)",
         ),
-        (["--task.name", "own_package.odd_tasks:Miscounted"], "Miscounted must count .* within: 1 numbers, got 2"),
+        (named("own_package.odd_tasks:Miscounted"), "Miscounted must count .* within: 1 numbers, got 2"),
         (["--training.mixup", "0.2"], "training.mixup is for the task classification, but the task here is own_pack"),
         (["--training.label_smoothing", "0.1"], "training.label_smoothing is for the task classification"),
     ],
@@ -215,7 +221,7 @@ def test_targets_without_their_task_and_classes_without_theirs(recipe, capsys):
     assert "has classes and no targets, and the task Regression predicts (1,)" in capsys.readouterr().err
     assert main(["train", str(recipe), "--task.arguments", "{names: [a, b]}", *words]) == 1
     assert "has targets of shape (1,), and the task Regression predicts (2,)" in capsys.readouterr().err
-    words += ["--task.name", "classification", "--task.arguments", "{}"]
+    words += ["--task.name", "classification"]
     assert main(["train", str(recipe), *words]) == 1
     assert "has targets of shape (1,), and the task Classification predicts classes" in capsys.readouterr().err
 
@@ -248,7 +254,7 @@ def test_verbs_that_fit_classes_refuse_targets_before_an_image_is_read(verb, rec
 
 def test_fractional_counts_and_rates_that_are_no_metrics(recipe):
     folder = recipe.parent / "graded"
-    words = ["--task.name", "own_package.odd_tasks:Graded", "--training.epochs", "1", "--output", str(folder)]
+    words = [*named("own_package.odd_tasks:Graded"), "--training.epochs", "1", "--output", str(folder)]
     assert main(["train", str(recipe), *words]) == 0
     assert records(folder)[0]["train_grade"] == pytest.approx(0.25)
 
@@ -265,9 +271,9 @@ def test_whole_counts_stay_whole():
 def test_a_task_under_a_shorter_name_starts_from_its_own_run(recipe, run, capsys, monkeypatch):
     # As where nothing has registered it.
     monkeypatch.delitem(TASKS._things, "own_regression")
-    words = ["--task.name", "own_package_short:Regression", "--training.epochs", "1", "--init", str(run)]
+    words = [*named("own_package_short:Regression"), "--training.epochs", "1", "--init", str(run)]
     assert main(["train", str(recipe), *words, "--output", str(recipe.parent / "short")]) == 0
-    words = ["--task.name", "classification", "--task.arguments", "{}", "--data.name", "own_package.data:halves"]
+    words = ["--task.name", "classification", "--data.name", "own_package.data:halves"]
     words += ["--init", str(run), "--output", str(recipe.parent / "classes")]
     assert main(["train", str(recipe), *words]) == 1
     error = capsys.readouterr().err
@@ -277,8 +283,7 @@ def test_a_task_under_a_shorter_name_starts_from_its_own_run(recipe, run, capsys
 
 def test_an_evaluation_compares_no_names_of_outputs_and_looks_at_its_folder_first(recipe, tmp_path, capsys):
     words = [
-        "--task.name",
-        "own_package.odd_tasks:Counting",
+        *named("own_package.odd_tasks:Counting"),
         "--training.epochs",
         "1",
         "--output",

@@ -201,7 +201,7 @@ def test_a_dry_run_counts_and_tries_it(workplace, told, capsys):
 
 
 VERBS = {
-    "sweep": ["--test", "null", "--timesteps", "[90]", "--pools", "[1]", "--taps", '["mid", "out02"]'],
+    "sweep": ["--timesteps", "[90]", "--pools", "[1]", "--taps", '["mid", "out02"]'],
     "select": ["--timesteps", "[90]", "--taps", '["mid", "out02"]', "--pools", "[1]"],
     "look": ["--timesteps", "[90]", "--taps", '["mid"]', "--ks", "[1]", "--projection", "none"],
     "cka": ["--timesteps", "[90]", "--taps", '["mid", "out02"]'],

@@ -14,9 +14,10 @@ from training import make_recipe, merged, write_workplace
 from difformer import UNet, UNetConfig, create_backbone
 from difformer.cli import main
 from difformer.config.reading import dump
-from difformer.data import DataConfig
+from difformer.data import DataConfig, Sample, collate
 from difformer.data.fake import KNOWN, FakeImages
 from difformer.engine.config.build import build_dataset
+from difformer.engine.extraction.estimate import time_batches
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.verbs.train import dry_run
 from difformer.verbs.train.dry_run import try_out
@@ -140,6 +141,53 @@ def test_a_head_alone_is_timed(workplace, empty):
     assert 0 < dry_run._head_seconds(run) < 1
 
 
+FEEDBACK = {"feedback_taps": ["out03"], "taps": ["out02"], "timesteps": [90]}
+
+
+@pytest.mark.parametrize("changes", [{}, {"extractor": FEEDBACK}], ids=["features", "feedback"])
+def test_steps_are_timed_with_the_batches_of_the_recipe(changes, workplace, empty, monkeypatch, capsys):
+    asked = []
+
+    def time_batches(compute, dataset, most, workers):
+        asked.append((most, workers))
+        samples = [dataset[place] for place in range(most)]
+        before = {name: tensor.clone() for name, tensor in run[-1].classifier.trained_state().items()}
+        compute(collate(samples))
+        after = run[-1].classifier.trained_state()
+        assert any(not after[name].equal(tensor) for name, tensor in before.items()), "a step trains"
+        return 0.5
+
+    run = []
+    build = Run.__init__
+    monkeypatch.setattr(
+        Run, "__init__", lambda self, *args, **options: run.append(self) or build(self, *args, **options)
+    )
+    monkeypatch.setattr(dry_run, "time_batches", time_batches)
+    try_out(make_recipe(workplace[1], **changes))
+    # Of 24 images in batches of 8.
+    assert lines_of(capsys.readouterr().out)["time"] == "00:12 an epoch of training, at 2 images a second"
+    try_out(make_recipe(workplace[1], **changes, training={"batch_size": 64, "accumulation": 3, "workers": 2}))
+    assert asked == [(8, 0), (8, 2)]
+
+
+def test_no_more_images_are_timed_than_fit_into_the_memory(workplace, empty, monkeypatch):
+    asked = []
+    monkeypatch.setattr(dry_run, "time_batches", lambda *arguments: asked.append(arguments[2]) or 1.0)
+    monkeypatch.setattr(dry_run, "step_bytes", lambda *arguments, **options: 100 * arguments[2])
+    monkeypatch.setattr(dry_run, "free_memory", lambda _: 250)
+    try_out(make_recipe(workplace[1]))
+    assert asked == [2]
+
+
+def test_an_image_that_cannot_be_read_is_not_timed():
+    images = [None, Sample(torch.zeros(3, 8, 8), 0, 5), None]
+    sizes = []
+    seconds = time_batches(lambda batch: sizes.append(batch.ids.tolist()), images, 3, 0, budget=0)
+    assert seconds > 0
+    assert sizes == [[5, 5]]
+    assert time_batches(lambda _: pytest.fail("there is no image"), [None], 1, 0) > 0
+
+
 def test_memory_is_that_of_a_process(workplace, empty, capsys):
     """64 images are more than there are, and go through in three parts."""
     try_out(make_recipe(workplace[1], training={"batch_size": 64, "accumulation": 3}))
@@ -148,8 +196,7 @@ def test_memory_is_that_of_a_process(workplace, empty, capsys):
 
 
 def test_feedback_is_tried_out(workplace, empty, capsys):
-    changes = {"extractor": {"feedback_taps": ["out03"], "taps": ["out02"], "timesteps": [90]}}
-    found = try_out(make_recipe(workplace[1], **changes))
+    found = try_out(make_recipe(workplace[1], extractor=FEEDBACK))
     assert found.costs.feedback > 0
     assert "gradients through the backbone about" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -54,6 +55,10 @@ def test_an_export_works_where_nothing_else_is(place, tmp_path, monkeypatch, cap
     (result,) = card["model-index"][0]["results"]
     assert result["dataset"]["name"] == "folder"
     assert {"top1", "macro_f1"} <= {metric["name"] for metric in result["metrics"]}
+    text = (tmp_path / "elsewhere" / "README.md").read_text()
+    assert f"{len(rows)} images of folder:" in text
+    assert re.search(r"^\| top-1 \| +[\d.]+% \| .* … .* with 95% confidence \|$", text, re.M)
+    assert "3 classes: `class0`, `class1`, `class2`." in text
     assert not {"epoch", "lr", "seconds"} & {metric["name"] for metric in result["metrics"]}
     data = ["--data.name", "folder", "--data.root", "images", "--data.splits.test", ".", "--data.size", "16"]
     assert main(["eval", "elsewhere", *data, "--output", "measured"]) == 0
@@ -103,3 +108,23 @@ def test_a_backbone_that_cannot_be_written_is_said(place, tmp_path):
     with pytest.raises(ValueError, match="Mute has no `save`, so mute cannot lie beside its classifier"):
         classifier.save_pretrained(tmp_path / "gift", with_backbone=True)
     assert not (tmp_path / "gift").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "run", "--output", "gift"],
+        ["predict", "run", "images/test", "--csv", "out.csv", "--backbone", "backbone.safetensors"],
+        ["predict", "run/classifier.safetensors", "images/test/class0/0.png", "--backbone", "backbone.safetensors"],
+        ["eval", "run", "--output", "measured"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_a_run_that_has_not_ended_is_used_with_a_warning(words, finished, place, tmp_path, monkeypatch, caplog):
+    shutil.copytree(place, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    if not finished:
+        (tmp_path / "run" / "results.json").unlink()
+    assert main(words) == 0
+    assert ("run is not finished; its classifier so far is used" in caplog.text) is not finished

@@ -26,7 +26,9 @@ DATA = [
     "--data.size",
     "32",
     "--data.splits",
-    '{"train": ".", "test": "."}',
+    '{"train": "."}',
+    "--data.test_fraction",
+    "0.5",
 ]
 RECIPE = [*DATA, "--backbone.name", HUB]
 PRESET = [*DATA, "--backbone.name", "adm256_uncond"]
@@ -35,7 +37,9 @@ NEITHER = "allow the download"
 MODEL = ["--model.image_size=32", "--model.model_channels=32", "--model.channel_mult=[1,2]"]
 MODEL += ["--model.num_res_blocks=1", "--model.attention_resolutions=[16]", "--data.size=32", "--output", "out"]
 SUITE = {
-    "datasets": {"images": {"name": "folder", "root": "images", "size": 32, "splits": {"train": ".", "test": "."}}},
+    "datasets": {
+        "images": {"name": "folder", "root": "images", "size": 32, "splits": {"train": "."}, "test_fraction": 0.5}
+    },
     "heads": {"linear": {"head": {"name": "linear"}, "extractor": {"taps": ["mid"], "timesteps": [90]}}},
     "base": {"backbone": {"name": HUB}},
     "output": "out",
@@ -106,11 +110,11 @@ def attempts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DIFFORMER_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("DIFFORMER_CHECKPOINTS", raising=False)
-    for kind in "ab":
-        for number in range(6):
+    for blue, kind in ((90, "a"), (0, "b")):
+        for number in range(12):
             path = tmp_path / "images" / kind / f"{number}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (32, 32), (40 * number, 0, 90)).save(path)
+            Image.new("RGB", (32, 32), (20 * number, 0, blue)).save(path)
     (tmp_path / "empty").mkdir()
     UNetBackbone(tiny_unet(), NoiseSchedule.linear(), name="small").save("small.safetensors")
     write_json(tmp_path / "pairs/PairAnnotation/test/1.json", PAIR)

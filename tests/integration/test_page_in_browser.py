@@ -46,6 +46,16 @@ def test_small_examples_are_enlarged_and_wide_pictures_fit_until_they_are_clicke
     assert all(image["cut"] == 0 for image in images.values())
 
 
+def test_a_table_that_is_wider_than_the_page_scrolls_and_says_so(tmp_path):
+    page = write_example_page(tmp_path)
+    wide, narrow = open_page(page, 400).tables
+    assert wide["cut"] > 100
+    assert wide["left"] == pytest.approx(0, abs=1)
+    assert wide["hint"] > 10
+    assert (narrow["cut"], narrow["hint"]) == (0, 0)
+    assert [(table["cut"], table["hint"]) for table in open_page(page, 1400).tables] == [(0, 0), (0, 0)]
+
+
 @pytest.mark.parametrize("classes", [2, 12, 200])
 def test_pictures_of_any_number_of_classes_fit_their_cards(classes, tmp_path):
     page = write_confusion_page(tmp_path, classes)

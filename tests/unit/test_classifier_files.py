@@ -304,6 +304,43 @@ def test_the_hub_shows_metrics(backbone, tmp_path):
     assert huggingface_hub.ModelCard.load(plain / "README.md").data.eval_results is None
 
 
+def test_a_card_says_what_goes_in_and_what_comes_out(backbone, tmp_path):
+    few = linear(backbone, class_names=["cat", "`dog`\nor wolf", "bird"])
+    text = (few.save_pretrained(tmp_path / "few") / "README.md").read_text()
+    assert "3 classes: `cat`, `'dog' or wolf`, `bird`." in text
+    assert "RGB images of 32×32 pixels (height × width), in [-1, 1]." in text
+    assert "until they just cover 32×32 pixels" in text
+    assert "Measured" not in text
+    extractor = plain(backbone, ["out02"], [90])
+    names = [f"class{number}" for number in range(25)]
+    how = Preprocessing((32, 48), resize=40)
+    many = DiffusionClassifier(extractor, LinearHead(extractor.specs, 25), class_names=names, preprocessing=how)
+    text = (many.save_pretrained(tmp_path / "many") / "README.md").read_text()
+    assert "25 classes: `class0`, " in text
+    assert "`class19` and 5 more, in `config.json`." in text
+    assert "`class20`" not in text
+    assert "RGB images of 32×48 pixels" in text
+    assert "cover 40×60 pixels" in text
+
+
+def test_a_card_says_what_was_measured(backbone, tmp_path):
+    metrics = {
+        "top1": 0.84, "loss": 0.378, "own": 2.0, "num_images": 1656,
+        "top1_interval": {"low": 0.809, "high": 0.867, "level": 0.95}, "loss_interval": {"low": "?"},
+    }  # fmt: skip
+    folder = linear(backbone).save_pretrained(tmp_path / "saved", metrics=metrics, dataset="elpv")
+    text = (folder / "README.md").read_text()
+    table = text.partition("## Measured")[2].split("\n\n")
+    assert table[1] == "1,656 images of elpv:"
+    assert table[2].splitlines()[2:] == [
+        "| top-1 | 84.0% | 80.9% … 86.7% with 95% confidence |",
+        "| cross-entropy | 0.378 |  |",
+        "| own | 2 |  |",
+    ]
+    card = huggingface_hub.ModelCard.load(folder / "README.md").data
+    assert {result.metric_name for result in card.eval_results} == {"top1", "loss", "own"}
+
+
 def test_backbones_on_the_hub(backbone, tmp_path, monkeypatch):
     class Hub:
         def __init__(self, token=None):

@@ -23,10 +23,15 @@ from difformer import (
     save_classifier,
 )
 from difformer.cli import SKIPPED, main
+from difformer.cli.completion import choices
 from difformer.cli.help import AIMS, described, options
 from difformer.cli.runs import RECIPE_VERBS
 from difformer.cli.verbs import VERBS
+from difformer.data.dataset import canonical_name
 from difformer.files import sha256
+from difformer.heads import HEADS
+from difformer.tasks import Prediction
+from difformer.verbs.predict.predict import prediction_lines
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ["--arch.image_size=32", "--arch.num_head_channels=16"]
@@ -201,7 +206,9 @@ def test_predict_reports_and_skips_unreadable_images(model, capsys):
     ("arguments", "message"),
     [
         (["images", "--csv", "missing/out.csv"], "missing does not exist"),
-        (["nothing", "--csv", "out.csv"], "there is no folder nothing"),
+        (["nothing", "--csv", "out.csv"], "there is no folder nothing, and no such image"),
+        (["nothing"], "there is no image nothing"),
+        (["images"], "give --csv, the table to write; without it, the file of one image is expected, not images"),
         (["checkpoints", "--csv", "out.csv"], "holds no image"),
         (["images", "--csv", "out.csv", "--batch_size=0"], "batch_size must be at least 1"),
         (["images", "--csv", "out.csv", "--backbone=nothing"], "nothing"),
@@ -211,6 +218,37 @@ def test_predict_reports_and_skips_unreadable_images(model, capsys):
 def test_predict_refuses_what_it_cannot_do(model, capsys, arguments, message):
     assert main(["predict", "model.safetensors", *arguments]) == 1
     assert message in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+def test_predict_takes_one_image(model, capsys):
+    Path("photo").write_bytes(Path("images/sub0/0.png").read_bytes())
+    (expected,) = model.predict("photo")
+    assert main(["predict", "model.safetensors", "photo"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        f"{probability:6.1%}  {name}"
+        for name, probability in sorted(expected.probabilities.items(), key=lambda pair: pair[1], reverse=True)
+    ]
+    assert main(["predict", "model.safetensors", "photo", "--csv", "out.csv"]) == 0
+    (row,) = rows("out.csv")
+    assert (row["file"], row["label"]) == ("photo", expected.label)
+    assert float(row["c"]) == pytest.approx(expected.probabilities["c"], abs=1e-5)
+
+
+def test_of_many_classes_the_likeliest_are_shown(model):
+    values = {f"class{number}": probability for number, probability in enumerate([0.01] * 6 + [0.2] + [0.07] * 10)}
+    lines = prediction_lines(model, Prediction("class6", 0.2, values))
+    assert lines[:2] == [" 20.0%  class6", "  7.0%  class7"]
+    assert lines[-2:] == ["  7.0%  class15", " 13.0%  7 other classes"]
+    assert len(lines) == 11
+
+
+def test_one_image_that_cannot_be_read_is_an_error(model, capsys):
+    Path("photo.png").write_bytes(b"broken")
+    for table in ([], ["--csv", "out.csv"]):
+        assert main(["predict", "model.safetensors", "photo.png", *table]) == 1
+        assert "photo.png cannot be read as an image" in capsys.readouterr().err
     assert not Path("out.csv").exists()
 
 
@@ -360,14 +398,69 @@ def test_what_needs_no_torch_is_answered_without(arguments, status, said):
         ("predict --over", ["--overwrite"]),
         # Files are left to the shell.
         ("predict exa", []),
+        ("train --backbone.name exa", []),
+        ("train --head.name ml", ["mlp"]),
+        ("train --head.name = pi", ["pixel_mlp"]),
+        # As zsh has it.
+        ("train --head.name=pi", ["--head.name=pixel_mlp"]),
+        ("train --head.name --over", ["--overwrite"]),
+        ("probe --method k", ["knn"]),
+        ("sweep --method k", []),
+        ("train --backbone.name adm32", ["adm32_cifar10"]),
+        ("train --backbone.download t", ["true"]),
+        ("eval --metrics macro", ["macro_f1"]),
+        # A mapping from data sets to metrics.
+        ("transfer --metrics macro", []),
+        # A section.
+        ("train --backbone adm32", []),
+        ("predict model --backbone adm32", ["adm32_cifar10"]),
     ],
 )
-def test_bash_completes_verbs_options_and_files(line, offered, capsys):
+def test_bash_completes_verbs_options_values_and_files(line, offered, capsys):
     assert main(["completion", "bash"]) == 0
     words = ["difformer", *line.split()]
     asked = f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; _difformer; echo ${{COMPREPLY[@]}}"
     done = subprocess.run(["bash", "-c", capsys.readouterr().out + asked], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.split() == offered, done.stderr
+
+
+def test_bash_offers_all_values_after_an_equals_sign(capsys):
+    assert main(["completion", "bash"]) == 0
+    asked = 'COMP_WORDS=(difformer train --features =); COMP_CWORD=3; _difformer; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", capsys.readouterr().out + asked], capture_output=True, text=True)
+    assert done.stdout.split() == ["live", "cached"], done.stderr
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not here")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("tr", {"train", "transfer"}),
+        ("train recipe.yaml --optimizer.l", {"--optimizer.lr"}),
+        ("train --head.name lin", {"linear", "linear_pixel"}),
+        ("train --head.name=up", {"--head.name=upernet"}),
+        ("sweep --method ", {"ridge", "logistic", "sgd"}),
+        # Names may stand beside files.
+        ("train --backbone.name READ", {"README.md"}),
+        ("predict READ", {"README.md"}),
+    ],
+)
+def test_fish_completes_verbs_options_values_and_files(line, offered, tmp_path, capsys):
+    assert main(["completion", "fish"]) == 0
+    (tmp_path / "difformer.fish").write_text(capsys.readouterr().out)
+    asked = f"source {tmp_path}/difformer.fish; complete -C {shlex.quote(f'difformer {line}')}"
+    done = subprocess.run(["fish", "--no-config", "-c", asked], capture_output=True, text=True, cwd=ROOT)
+    assert {words.split("\t")[0] for words in done.stdout.splitlines()} == offered, done.stderr
+
+
+def test_values_that_are_completed_are_taken():
+    """Every choice that the file of options names is one of the code's."""
+    keys = {key["name"]: key for key in options("train")}
+    assert {"linear", "upernet"} < set(choices(keys["head.name"])) <= set(HEADS)
+    for name in choices(keys["data.name"]):
+        assert canonical_name(name) == name
+    assert choices(keys["backbone.gradient_checkpointing"]) == ["true", "false", "auto"]
+    assert choices(keys["training.epochs"]) == []
 
 
 @pytest.mark.parametrize("name", RECIPE_VERBS)

@@ -31,7 +31,7 @@ from difformer.classifier.files import read_classifier, write_classifier
 from difformer.cli import main
 from difformer.data import DataConfig
 from difformer.engine.config.build import build_head, build_task
-from difformer.engine.config.recipe import HeadConfig, Recipe
+from difformer.engine.config.recipe import HeadConfig, Recipe, TaskConfig
 from difformer.heads import (
     DenseDifFormerHead,
     DetectionHead,
@@ -43,7 +43,7 @@ from difformer.heads import (
     what_it_gives,
 )
 from difformer.taps import TapSpec
-from difformer.tasks import Classification
+from difformer.tasks import TASKS, Classification
 from difformer.tasks.task import check_head
 
 SIDES = {"upernet of one block": (16, 24), "upernet group": (16, 24), "linear pixel plain": (16, 24),
@@ -209,13 +209,35 @@ def test_a_classification_recipe_with_a_dense_head_is_refused_before_anything_is
     given, task = difformer_heads.OUTPUTS[gives]
     message = (
         f"head.name: {name} gives {given}, and the task Classification reads logits (B, num_classes); choose another "
-        f"head.name, or task.name: {task}"
+        f"head.name ({', '.join(difformer_heads.heads_that_give('logits'))}), or task.name: {task}"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         build_task(recipe)
     words = ["train", "--data.name", "folder", "--data.root", str(tmp_path / "nowhere"), "--head.name", name]
     assert main([*words, "--output", str(tmp_path / "run")]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_an_unknown_head_is_answered_with_those_that_give_what_the_task_reads(monkeypatch):
+    data = DataConfig(name="folder", root="nowhere")
+
+    def listed(head, task="classification"):
+        with pytest.raises(ValueError, match=r"head\.name must be one of") as error:
+            Recipe(data=data, head=HeadConfig(name=head), task=TaskConfig(name=task))
+        return set(re.search("one of (.*), or one of your own", str(error.value))[1].split(", "))
+
+    logits = {"linear", "mlp", "cnn", "attention", "difformer"}
+    assert logits <= listed("upernt")
+    assert not {"upernet", "detection", "heatmap"} & listed("upernt")
+
+    class Segmentation(Classification):
+        reads = "maps"
+
+    monkeypatch.setitem(TASKS._things, "test_segmentation", Segmentation)
+    assert {"upernet", "linear_pixel"} <= listed("upernt", "test_segmentation")
+    assert not logits & listed("upernt", "test_segmentation")
+    # What a task of one's own reads is not known yet.
+    assert logits | {"upernet", "detection"} <= listed("upernt", "own.tasks:Depth")
 
 
 def test_a_task_says_what_it_reads():
@@ -225,7 +247,7 @@ def test_a_task_says_what_it_reads():
     check_head(Segmentation(), UperNetHead, "upernet")
     with pytest.raises(
         ValueError,
-        match=r"difformer gives logits .* Segmentation reads maps .* or task.name: classification$",
+        match=r"gives logits .* Segmentation reads maps .* head.name \(.*upernet.*\), or task.name: classification$",
     ):
         check_head(Segmentation(), DifFormerHead, "difformer")
     assert what_it_gives(object()) == what_it_gives(torch.nn.Linear(1, 1)) == "logits"

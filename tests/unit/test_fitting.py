@@ -150,3 +150,57 @@ def test_weights_that_do_not_say_all_are_to_be_converted(tmp_path, capsys):
     arguments = ["--data.name", "cub", "--backbone.name", str(tmp_path / "own.pt"), "--dry_run", "--fake_data"]
     assert main(["train", *arguments, "--output", str(tmp_path / "run")]) == 1
     assert f"--backbone.name {tmp_path / 'own.safetensors'}" in capsys.readouterr().err
+
+
+class TestArgumentsOfAnotherHead:
+    """Arguments of a head that a later file or an option replaces are left out, and the log names them."""
+
+    OURS = CONFIGS / "cifar10_attention.yaml"
+
+    @pytest.fixture
+    def arguments(self, read, tmp_path):
+        def of(*options, **files):
+            words = []
+            for name, text in files.items():
+                (tmp_path / f"{name}.yaml").write_text(text)
+                words += ["--config", tmp_path / f"{name}.yaml"]
+            head = read(self.OURS, *words, *options).head
+            return head.name, dict(head.arguments)
+
+        return of
+
+    def test_an_option_that_names_another_head_drops_them(self, arguments, caplog):
+        name, given = arguments()
+        assert name == "attention"
+        assert {"width", "heads"} <= given.keys()
+        assert not caplog.text
+        assert arguments("--head.name", "mlp") == ("mlp", {})
+        assert f"head.arguments {', '.join(given)} of the recipe are those of attention" in caplog.text
+        assert "left out for mlp" in caplog.text
+
+    def test_those_that_are_given_for_the_new_head_stay(self, arguments):
+        assert arguments("--head.name=mlp", "--head.arguments.pool", "2") == ("mlp", {"pool": 2})
+        assert arguments("--head.name", "mlp", "--head.arguments", '{"pool": 3}') == ("mlp", {"pool": 3})
+        assert arguments(own="head: {name: mlp, arguments: {pool: 4}}") == ("mlp", {"pool": 4})
+        assert arguments(own="head: {name: mlp}", more="head: {arguments: {pool: 5}}") == ("mlp", {"pool": 5})
+
+    def test_a_later_file_drops_them_too(self, arguments):
+        assert arguments(own="head: {name: mlp}") == ("mlp", {})
+        assert arguments("--head.arguments.pool", "2", own="head: {name: mlp}") == ("mlp", {"pool": 2})
+
+    def test_the_same_head_keeps_its_own(self, arguments, caplog):
+        ours = arguments()
+        assert arguments("--head.name", "attention") == ours
+        assert arguments("--head.arguments.width", "64") == ("attention", ours[1] | {"width": 64})
+        assert "left out" not in caplog.text
+
+    def test_those_of_a_file_without_a_name_belong_to_what_is_named(self, read, tmp_path):
+        (tmp_path / "own.yaml").write_text("data: {name: folder}\nhead: {arguments: {pool: 2}}")
+        assert read(tmp_path / "own.yaml", "--head.name", "mlp").head.arguments == {"pool": 2}
+
+    def test_a_task_is_as_a_head(self, read, tmp_path, caplog):
+        (tmp_path / "own.yaml").write_text("data: {name: folder}\ntask: {name: 'my.tasks:Depth', arguments: {beta: 2}}")
+        assert read(tmp_path / "own.yaml").task.arguments == {"beta": 2}
+        task = read(tmp_path / "own.yaml", "--task.name", "classification").task
+        assert (task.name, task.arguments) == ("classification", {})
+        assert "task.arguments beta of the recipe are those of my.tasks:Depth" in caplog.text

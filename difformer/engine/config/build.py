@@ -189,8 +189,8 @@ def build_head(
         if name not in known and not takes_any:
             hint = did_you_mean(str(name), known)
             raise ValueError(
-                f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}. Arguments that are those of "
-                "another head of the recipe are dropped by --head.arguments '{}'"
+                f"unknown key 'head.arguments.{name}' for the {config.name} head; {hint}. Arguments of another head, "
+                "which the recipe's file has, are dropped by --head.arguments '{}'"
             )
     told = {"image_size": image_size} if "image_size" in known and image_size is not None else {}
     arguments = {**told, **config.arguments}

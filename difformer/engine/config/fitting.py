@@ -99,7 +99,8 @@ def fit_to_backbone(
     """A configuration's values, as files and options give them, for the backbone and the data set that they name.
 
     Image size, taps and timesteps follow from the backbone where nothing gives them. A file's classes and splits are
-    left out when another data set replaces the file's, and its family when another backbone replaces the file's.
+    left out when another data set replaces the file's, its family when another backbone replaces the file's, and the
+    arguments of its head or task when another one replaces it.
 
     Args:
         values: of the configuration.
@@ -117,6 +118,9 @@ def fit_to_backbone(
     # A classifier's backbone keeps its family too, wherever its weights are.
     if isinstance(fitted.get("backbone"), Mapping) and "classifier" not in fitted:
         fitted["backbone"] = _own_backbone(fitted["backbone"], options, files)
+    for key in ("head", "task"):
+        if isinstance(fitted.get(key), Mapping):
+            fitted[key] = _own_arguments(key, fitted[key], options, files)
     backbone = fitted.get("backbone")
     found = _described(backbone) if isinstance(backbone, Mapping) else None
     if found is None or not isinstance(backbone, Mapping):
@@ -211,6 +215,32 @@ def _own_backbone(
                 family, name, backbone.get("name"),
             )  # fmt: skip
     return kept
+
+
+def _own_arguments(
+    key: str, section: Mapping[str, Any], options: Collection[str], files: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """The section of a head or a task without the arguments of one that a later file or an option replaces.
+
+    Arguments that a file gives without a name belong to whatever is named.
+    """
+    name, owner = None, None
+    left: Mapping[str, Any] = {}
+    for file in [*files, {key: {"name": section["name"]}}]:
+        named, arguments = value_at(file, f"{key}.name") or name, value_at(file, f"{key}.arguments")
+        if arguments is not None:
+            left, owner = arguments, named
+        name = named
+    replaced = {key, f"{key}.arguments"}.intersection(options)
+    kept = {option[len(f"{key}.arguments.") :].partition(".")[0] for option in options if option.startswith(f"{key}.")}
+    dropped = [] if replaced or owner in (None, name) else [one for one in left if one not in kept]
+    if not dropped:
+        return section
+    _log.warning(
+        "%s.arguments %s of the recipe are those of %s, so they are left out for %s; give them as options if they are "
+        "meant", key, ", ".join(dropped), owner, name,
+    )  # fmt: skip
+    return {**section, "arguments": {one: value for one, value in section["arguments"].items() if one not in dropped}}
 
 
 def _check_taps(

@@ -21,7 +21,7 @@ from difformer.data import DataConfig
 from difformer.features.conditioning import LABEL, as_conditioning
 from difformer.features.dtypes import DtypeName
 from difformer.features.planning import CacheConfig
-from difformer.heads import HEADS
+from difformer.heads import HEADS, heads_that_give
 from difformer.tasks import TASKS
 
 FeatureSource = Literal["live", "cached"]
@@ -167,7 +167,6 @@ class HeadConfig:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        HEADS.check(self.name, "head.name")
         object.__setattr__(self, "arguments", _as_arguments("head.arguments", self.arguments))
 
 
@@ -401,6 +400,9 @@ class Recipe:
     seeds: tuple[int, ...] = field(default=(), metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
+        # Of a task of one's own, what it reads is not known before it is imported.
+        reads = getattr(TASKS.find(self.task.name), "reads", "logits") if ":" not in self.task.name else None
+        HEADS.check(self.head.name, "head.name", listed=None if reads is None else heads_that_give(reads))
         object.__setattr__(self, "seeds", as_tuple("seeds", self.seeds))
         if self.seeds:
             check_different("seeds", self.seeds)

@@ -1,10 +1,11 @@
 """Time and disk space that an extraction will take."""
 
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -12,10 +13,11 @@ from difformer.backbones import device_of
 from difformer.classifier import DiffusionClassifier
 from difformer.data import Batch, ImageDataset, Sample, collate
 from difformer.engine.cost.costs import human_bytes
+from difformer.engine.cost.timing import seconds_per_image
 from difformer.features.planning import CachePlan
 
 _MARGIN_BYTES = 64 << 20
-_TIMED_ON_CPU = 2
+_READ = 64
 
 
 @dataclass(frozen=True)
@@ -69,23 +71,41 @@ def estimate(
 
 
 def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int) -> float:
-    """Seconds that one image takes, reading included, measured on a second pass after one to warm up."""
+    """Seconds that one image takes in an extraction, reading included; see `seconds_per_image`."""
     device = device_of(classifier.backbone)
-    count = min(batch_size if device.type == "cuda" else _TIMED_ON_CPU, len(dataset))
-    start = time.perf_counter()
-    samples = [dataset[place] for place in range(count)]
-    reading = (time.perf_counter() - start) / count
-    batch = collate_readable(samples)
-    if batch is None:
-        return reading
-    images = batch.images.to(device)
-    for _ in range(2):
-        start = time.perf_counter()
+
+    def compute(batch: Batch) -> None:
         told = classifier.conditioning.by_label(batch.labels)
-        features = classifier.extractor(images, batch.ids, **told)
+        features = classifier.extractor(batch.images.to(device), batch.ids, **told)
         # Copies to the CPU wait for the device.
         next(iter(features.values())).sum().item()
-    computing = (time.perf_counter() - start) / len(images)
+
+    return time_batches(compute, dataset, min(batch_size, len(dataset)), workers)
+
+
+def time_batches(
+    compute: Callable[[Any], object], dataset: Any, most: int, workers: int, *, budget: float = 30.0
+) -> float:
+    """Seconds that one image takes to be read by so many workers, and to be computed in a batch.
+
+    Args:
+        compute: passes a batch through, and waits for the device.
+        dataset: gives the images; a batch repeats one of them.
+        most: images of a batch, at least 1.
+        workers: that read while others are computed; none with 0.
+        budget: seconds for computing.
+    """
+    places = range(len(dataset))
+    reading = seconds_per_image(lambda count: [dataset[place] for place in places[:count]], min(most, _READ), budget=2)
+    sample = next((sample for sample in map(dataset.__getitem__, places) if sample is not None), None)
+    if sample is None:
+        return reading
+
+    @cache
+    def batch(count: int) -> Batch:
+        return collate([sample] * count)
+
+    computing = seconds_per_image(lambda count: compute(batch(count)), most, budget=budget)
     return max(computing, reading / workers) if workers else computing + reading
 
 

@@ -1,11 +1,16 @@
 """The classifier file that a run, a folder, a file or a name refers to."""
 
+from logging import getLogger
 from pathlib import Path
 
 from difformer.checkpoints import locate, shipped
 from difformer.checkpoints.hub import HUB
 from difformer.classifier.hub import CLASSIFIER_FILE
+from difformer.config.reading import read_yaml, value_at
 from difformer.engine.runtime.run_folder import RunFolder
+from difformer.files import expand_user
+
+_log = getLogger(__name__)
 
 
 def classifier_file(source: str, *, download: bool = False) -> Path:
@@ -43,3 +48,22 @@ def classifier_file(source: str, *, download: bool = False) -> Path:
     if not folder.classifier.exists():
         raise FileNotFoundError(f"the run in {source} has no {folder.classifier.name} yet; train it further")
     return folder.classifier
+
+
+def warn_of_unfinished(source: str) -> None:
+    """Logs a warning if a classifier is that of a run that has not ended.
+
+    Args:
+        source: as for `classifier_file`.
+    """
+    path = expand_user(source)
+    run = RunFolder(path.parent if path.is_file() else path)
+    if path in (run.path, run.classifier, run.latest) and run.recipe.exists() and not run.results.exists():
+        _log.warning("%s is not finished; its classifier so far is used", run.path)
+
+
+def backbone_of_run(source: str) -> str | None:
+    """The file of the backbone that a run's recipe names; None where it names none, or `source` is no run."""
+    recipe = RunFolder(source).recipe
+    name = value_at(read_yaml(recipe), "backbone.name") if recipe.exists() else None
+    return name if isinstance(name, str) and expand_user(name).is_file() else None

@@ -8,6 +8,7 @@ import torch
 
 from difformer.backbones import Backbone
 from difformer.data import DataConfig, ImageDataset
+from difformer.data.apart import check_apart
 from difformer.data.classes import check_same_classes
 from difformer.engine.config.build import build_backbone, build_dataset, torso_dtype
 from difformer.engine.config.recipe import BackboneConfig
@@ -20,6 +21,8 @@ class Resources:
     def __init__(self) -> None:
         self._backbone: tuple[str, Backbone] | None = None
         self._datasets: dict[str, ImageDataset] = {}
+        # Splits that were found to be apart, or warned of.
+        self._compared: set[str] = set()
 
     def backbone(
         self, config: BackboneConfig, *, precision: str = "no", device: torch.device | str = "cpu"
@@ -56,7 +59,7 @@ class Resources:
             augment: whether `train` is for training.
 
         Raises:
-            ValueError: a split has other classes than the first; and as `build_dataset`.
+            ValueError: a split has other classes than the first, or as `check_apart`; and as `build_dataset`.
         """
         found: dict[str, ImageDataset] = {}
         for name in sorted(filter(None, dict.fromkeys(names)), key=lambda name: name != "train"):
@@ -64,6 +67,10 @@ class Resources:
             found[name] = self.dataset(config, name, augment=augment and name == "train", classes=known)
             if known is not None:
                 check_same_classes(found[name].class_names, known, f"of {name}", f"of {next(iter(found))}")
+        compared = repr((config, list(found)))
+        if "train" in found and compared not in self._compared:
+            check_apart(found)
+            self._compared.add(compared)
         return found
 
 

@@ -117,17 +117,17 @@ def cases(subject: Subject, setting: Setting) -> dict[str, Callable[[], Case]]:
         "detection by Faster R-CNN": (DetectionHead, {"width": width, **finest}),
         "landmarks by heat maps": (HeatmapHead, {"width": width, "stride": max(2, subject.finest_stride)}),
     }
-    return {
+    found: dict[str, Callable[[], Case]] = {
         f"features, block {subject.block}": lambda: FeatureCase(setting, [subject.block], [middle]),
         f"DifFormer features, {len(subject.fused)} blocks × {len(subject.timesteps)} timesteps": lambda: FeatureCase(
             setting, subject.fused, subject.timesteps
         ),
         TRAINING: lambda: TrainingCase(setting, subject.fused, subject.timesteps, subject.head),
         "DifFeed training step": lambda: FeedbackCase(setting, subject.fed_back, subject.block, middle, subject.head),
-    } | {
-        name: partial(DenseCase, setting, subject.dense, middle, head, arguments)
-        for name, (head, arguments) in dense.items()
     }
+    for name, (head, arguments) in dense.items():
+        found[name] = partial(DenseCase, setting, subject.dense, middle, head, arguments)
+    return found
 
 
 def count_demands(subject: Subject, batch_size: int | None) -> dict[str, tuple[Demand, Demand]]:

@@ -32,7 +32,7 @@ def compare_runs(
     split: str = "test",
     seed: int = 0,
     overwrite: bool = False,
-    trust: str | None = None,
+    trust: str | Sequence[str] = (),
 ) -> Path:
     """Writes a page that lays runs side by side, each compared with the first on the same images.
 
@@ -43,7 +43,7 @@ def compare_runs(
         split: of runs; evaluations have their own.
         seed: of the bootstrap.
         overwrite: replace what is there.
-        trust: a package whose code may run, for runs with a head, data set or backbone of that package.
+        trust: a package, or several, whose code may run, for runs with a head, data set or backbone of theirs.
 
     Returns:
         The page.
@@ -62,7 +62,7 @@ def compare_runs(
     runs = [run for method in methods for run in method.runs]
     check_same_images(runs)
     if (task := runs[0].task) is not None:
-        dense = find_task(task["type"], task["arguments"], trust=[trust] if trust else ())
+        dense = find_task(task["type"], task["arguments"], trust=[trust] if isinstance(trust, str) else trust or ())
         if not is_dense(dense):
             raise ValueError(f"the task {task['type']} keeps nothing of its images to compare")
         with folder.write() as temporary:

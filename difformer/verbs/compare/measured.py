@@ -77,7 +77,7 @@ class Method:
         return [run.metrics[metric] for run in self.runs]
 
 
-def read_method(source: str, split: str, name: str, trust: str | None = None) -> Method:
+def read_method(source: str, split: str, name: str, trust: str | Sequence[str] = ()) -> Method:
     """The measurements of a run, of an evaluation, or of a folder with a run for each seed (`seed0`, `seed1`, …).
 
     Args:
@@ -99,7 +99,7 @@ def read_method(source: str, split: str, name: str, trust: str | None = None) ->
     return Method(name, tuple(read_measured(str(run), split, f"{name}/{run.name}", trust) for run in seeds))
 
 
-def read_measured(source: str, split: str, name: str, trust: str | None = None) -> Measured:
+def read_measured(source: str, split: str, name: str, trust: str | Sequence[str] = ()) -> Measured:
     """The measurements of a run, which are made where they are missing or of other weights than the run has now, or
     those that `difformer eval` has left.
 

@@ -1,8 +1,7 @@
 """Evaluation of a classifier on a split; the body of `difformer eval`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from difformer.engine.config.evaluation import take_from_training
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.extraction.extract import open_or_extract
 from difformer.engine.loop.trainer import Clock
-from difformer.engine.runtime.locating import classifier_file
+from difformer.engine.runtime.locating import classifier_file, warn_of_unfinished
 from difformer.engine.runtime.outputs import evaluate
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
@@ -34,8 +33,6 @@ from difformer.tasks import Outputs, Task
 from difformer.tasks.task import Measured, check_labels, interval_of, is_dense, read_scores, task_metric
 from difformer.verbs.eval.page import PAGE, PICTURES, write_evaluation_page
 from difformer.verbs.eval.recipe import EvaluationRecipe
-
-_log = getLogger(__name__)
 
 METRICS = "metrics.json"
 # Only the user may set these: otherwise a folder could run its own code, or write anywhere.
@@ -70,9 +67,7 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     # Before anything is fetched; the other files of results are known only once the task is.
     ResultFolder(output, ("*",)).check(overwrite=overwrite or not (output / METRICS).exists())
     file = classifier_file(recipe.classifier, download=recipe.backbone.download)
-    run = RunFolder(recipe.classifier)
-    if run.recipe.exists() and not run.results.exists():
-        _log.warning("%s is not finished; what is measured is its classifier so far", run.path)
+    warn_of_unfinished(recipe.classifier)
     description = read_description(file)
     names, task = tuple(description["class_names"]), stored_task(description, recipe.trust or ())
     for name in recipe.metrics:
@@ -109,14 +104,14 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
     return measured
 
 
-def classifier_values(source: str, *, download: bool = False, trust: str | None = None) -> dict[str, Any]:
+def classifier_values(source: str, *, download: bool = False, trust: str | Iterable[str] = ()) -> dict[str, Any]:
     """The values of an `EvaluationRecipe` that follow from the first argument of `difformer eval`.
 
     Args:
         source: folder of a run, whose recipe is taken; or a classifier file or hf://owner/name, which name the backbone
             and say how images are read.
         download: whether it may be fetched when it is not on this machine.
-        trust: a package whose code may run, for a run on a data set or a family of backbones of that package.
+        trust: a package, or several, whose code may run, for a run on a data set or a family of backbones of theirs.
 
     Raises:
         FileNotFoundError: there is no such classifier, or the folder is no run.
@@ -148,10 +143,10 @@ def classifier_values(source: str, *, download: bool = False, trust: str | None 
     return values | ({"data": read} if read else {})
 
 
-def _check_trusted(registry: Registry[Any], name: Any, trust: str | None) -> None:
+def _check_trusted(registry: Registry[Any], name: Any, trust: str | Iterable[str]) -> None:
     """Raises UntrustedError where a name that a folder or a file brought is code that was not allowed."""
     if isinstance(name, str) and ":" in name:
-        registry.find_trusted(name, trust or ())
+        registry.find_trusted(name, trust)
 
 
 def _classify(

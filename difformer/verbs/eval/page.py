@@ -62,10 +62,10 @@ def write_evaluation_page(
     place = {number: index for index, number in enumerate(images.ids.tolist())}
     examples: list[Section] = []
     rank = 0
-    for title, numbers in chosen.items():
+    for title, rows in chosen.items():
         pictures = []
-        for number in numbers:
-            image_id = int(outputs.ids[number])
+        for row in rows:
+            image_id = int(outputs.ids[row])
             # In the order in which they are shown.
             path = folder / f"example-{rank:03}.png"
             rank += 1

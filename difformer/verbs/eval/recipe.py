@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import get_args
 
-from difformer.config import as_tuple, check_choice
+from difformer.config import as_names, as_tuple, check_choice
 from difformer.data import DataConfig
 from difformer.engine.config.recipe import (
     BackboneConfig,
@@ -33,7 +33,7 @@ class EvaluationRecipe:
         workers: of each process's data loader.
         metrics: further ones: names of `difformer.analysis.METRICS` or of the classifier's task, or your own as
             package.module:Name.
-        trust: a package whose code may run, for a classifier with a head, task or backbone of that package.
+        trust: packages whose code may run, for a classifier with a head, task, data set or backbone of one of them.
     """
 
     classifier: str
@@ -47,7 +47,7 @@ class EvaluationRecipe:
     batch_size: BatchSize = 128
     workers: int = 2
     metrics: tuple[str, ...] = ()
-    trust: str | None = None
+    trust: tuple[str, ...] | str | None = ()
 
     def __post_init__(self) -> None:
         check_choice("features", self.features, get_args(FeatureSource))
@@ -56,4 +56,5 @@ class EvaluationRecipe:
         for metric in self.metrics:
             if not isinstance(metric, str):
                 raise ValueError(f"metrics must be names, got {metric!r}")
+        object.__setattr__(self, "trust", as_names("trust", self.trust))
         object.__setattr__(self, "batch_size", as_batch_size("batch_size", self.batch_size))

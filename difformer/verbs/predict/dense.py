@@ -45,8 +45,10 @@ def predict_dense(
     """
     classifier.conditioning.check_unlabelled()
     paths, left_out = list_images(folder)
+    # Of a single image, its folder.
+    folder = folder if folder.is_dir() else folder.parent
     output = expand_user(output)
-    if output.resolve().is_relative_to(folder.resolve()):
+    if len(paths) > 1 and output.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"the output {output} lies in the folder of the images, {folder}; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
     check_target(output / TABLE, overwrite=overwrite)

@@ -1,10 +1,10 @@
-"""Predictions for a folder of images, as a table."""
+"""Predictions for a folder of images, as a table, or for one image, in lines."""
 
 import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 from tqdm import tqdm
 
@@ -13,7 +13,9 @@ from difformer.data import IMAGE_SUFFIXES, ImageError
 from difformer.data.listing import find_images, in_words
 from difformer.files import check_target, expand_user
 from difformer.tables import write_rows
-from difformer.tasks import RowTask
+from difformer.tasks import Prediction, RowTask
+
+_SHOWN = 10
 
 
 @dataclass
@@ -38,12 +40,12 @@ class Report:
 def predict_folder(
     classifier: DiffusionClassifier, folder: Path, table: Path, *, batch_size: int = 32, overwrite: bool = False
 ) -> Report:
-    """Classifies every image in a folder and its subfolders, with a progress bar, and writes a CSV file.
+    """Classifies every image in a folder and its subfolders, or one image, with a progress bar, and writes a CSV file.
 
     Args:
         classifier: with a preprocessing.
         folder: searched for files with an image's suffix, also through links, but not in hidden entries and those of
-            the system (`.cache`, `@eaDir`, `__MACOSX`).
+            the system (`.cache`, `@eaDir`, `__MACOSX`). Or the file of one image, whatever its suffix.
         table: the file to write: file (relative to the folder), label, probability, and one column a class; for another
             task than classification, its own columns. A leading `~` is the home folder; a symbolic link is followed.
             Rows are collected beside the table, in `.partial`, which becomes the table at the end.
@@ -82,14 +84,27 @@ def predict_folder(
     return report
 
 
+def prediction_lines(classifier: DiffusionClassifier, prediction: Any) -> list[str]:
+    """What the console shows of one image's prediction: the likeliest classes with their probabilities; for another
+    task than classification, its columns.
+    """
+    if not isinstance(prediction, Prediction):
+        columns = classifier.task.columns(classifier.class_names)
+        row = cast(RowTask, classifier.task).row(prediction)
+        return [f"{name:<15}{value}" for name, value in zip(columns, row, strict=True)]
+    # Of equal ones the first, as the label is chosen.
+    ranked = sorted(prediction.probabilities.items(), key=lambda pair: -pair[1])
+    lines = [f"{probability:6.1%}  {name}" for name, probability in ranked[:_SHOWN]]
+    left = len(ranked) - len(lines)
+    return [*lines, f"{sum(value for _, value in ranked[_SHOWN:]):6.1%}  {left} other classes"] if left else lines
+
+
 def list_images(folder: Path) -> tuple[list[Path], Counter[str]]:
     """The images below a folder in the order of their paths, and how many other files there are by suffix."""
     if folder.is_file():
-        raise NotADirectoryError(
-            f"{folder} is a file; give its folder, or in Python load_classifier(MODEL).predict({str(folder)!r})"
-        )
+        return [folder], Counter()
     if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
+        raise FileNotFoundError(f"there is no folder {folder}, and no such image")
     found = find_images(folder)
     if not found.images:
         other = f"; its files are {in_words(found.left_out)}" if found.left_out else ""
@@ -110,6 +125,7 @@ def _predict(
                 except ImageError as error:
                     report.skipped.append(error)
             for path, found in zip(readable, classifier.predict(images, batch_size=size), strict=True):
-                write_rows(file, [[path.relative_to(folder), *cast(RowTask, classifier.task).row(found)]])
+                name = path.name if path == folder else path.relative_to(folder)
+                write_rows(file, [[name, *cast(RowTask, classifier.task).row(found)]])
                 report.done += 1
             bar.update(min(size, len(paths) - start))

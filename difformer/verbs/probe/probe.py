@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from difformer.engine.config.evaluation import choice_note
 from difformer.engine.extraction.estimate import collate_readable
 from difformer.engine.loop.trainer import Clock
 from difformer.engine.runtime.outputs import evaluate
-from difformer.engine.runtime.processes import create_accelerator, solver_device
+from difformer.engine.runtime.processes import create_accelerator, on_main, solver_device
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.result_folder import ResultFolder, describe_split, table_digests, write_json
 from difformer.engine.runtime.run_folder import environment
@@ -84,7 +85,8 @@ class Probed:
 def run_probe(
     recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources | None = None
 ) -> dict[str, Any] | None:
-    """As `probe`, but returns the results only."""
+    """As `probe`, but warns if features are told the labels, and returns the results only."""
+    on_main(create_accelerator(recipe.precision), partial(warn_of_labels, recipe.extractor.conditioning))
     found = probe(recipe, overwrite=overwrite, resources=resources)
     return None if found is None else found.results
 
@@ -112,8 +114,6 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
     accelerator = create_accelerator(recipe.precision)
     backbone = resources.backbone(recipe.backbone, precision=recipe.precision, device=accelerator.device)
     extractor = build_extractor(recipe.extractor, backbone, recipe.data.size, len(images["train"].class_names))
-    if accelerator.is_main_process:
-        warn_of_labels(recipe.extractor.conditioning)
     model = PooledFeatures(extractor, recipe.pool, normalize=recipe.normalize)
     clock = Clock()
     splits = {name: _read(recipe, model, name, dataset, accelerator) for name, dataset in images.items()}

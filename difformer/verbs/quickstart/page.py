@@ -155,7 +155,7 @@ def _next(plan: Plan, run: PlannedRun, backbone: Backbone, folder: RunFolder) ->
         name = str(own.resolve()) if own.is_file() else name
         option, argument = f" --backbone {shlex.quote(name)}", f", backbone={name!r}"
     if packages := run.recipe.own_packages:
-        option += "".join(f" --trust {package}" for package in packages)
+        option += f" --trust {' '.join(packages)}"
         argument += f", trust={packages!r}"
     load = f"""from difformer import load_classifier
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from difformer.backbones import Backbone
 from difformer.data import ImageDataset
+from difformer.data.apart import check_apart
 from difformer.engine.config.build import build_dataset
 from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.engine.runtime.processes import on_main
@@ -32,8 +33,8 @@ class Parts:
         images: by split: `train`, and with labels the validation split.
 
     Raises:
-        ValueError: a timestep that the backbone does not have, targets in place of labels, or features that do not fit
-            into memory.
+        ValueError: a timestep that the backbone does not have, targets in place of labels, features that do not fit
+            into memory; or as `check_apart`.
     """
 
     def __init__(self, recipe: SelectRecipe, backbone: Backbone, taps: Sequence[str], accelerator: Any) -> None:
@@ -49,6 +50,7 @@ class Parts:
             )
             for images in self.images.values():
                 check_labels(Classification(), images)
+            check_apart(self.images)
         check_conditioning(recipe.extractor.conditioning, backbone, len(train.class_names))
         if accelerator.is_main_process:
             warn_of_labels(recipe.extractor.conditioning)

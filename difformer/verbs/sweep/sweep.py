@@ -29,7 +29,7 @@ from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.taps import TapSpec
 from difformer.tasks import find_task
 from difformer.tasks.classification.certainty import Chooser
-from difformer.verbs.probe.probe import open_splits, run_probe
+from difformer.verbs.probe.probe import open_splits, probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
 from difformer.verbs.sweep.recommending import recommended_recipes, recommended_segmentation
@@ -81,7 +81,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     if recipe.test is not None:
         chosen = best_score(scores, larger_is_better=chooser.larger_is_better)
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
-        run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
+        probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
     return scores
 
 

@@ -1,5 +1,6 @@
 """Trying a recipe out: everything is built and two steps run, and nothing is written."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +13,11 @@ from difformer.config import shown, sides
 from difformer.engine.config.recipe import Recipe
 from difformer.engine.cost.costs import Costs, cache_bytes, costs, human_bytes, human_flops
 from difformer.engine.cost.step_memory import free_memory, images_at_once, step_bytes
+from difformer.engine.cost.timing import seconds_per_image
 from difformer.engine.cost.trial import STEPS, memory_in_use, peak_memory, trial_batch, two_steps
-from difformer.engine.extraction.estimate import time_image
+from difformer.engine.extraction.estimate import time_batches, time_image
 from difformer.engine.extraction.extract import BATCH_SIZE
-from difformer.engine.loop.trainer import Clock
+from difformer.engine.loop.trainer import Place
 from difformer.engine.runtime.batches import check_batch_statistics
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder
@@ -112,8 +114,7 @@ def _check_memory(run: Run, batch: int) -> None:
     recipe, device = run.recipe, run.accelerator.device
     images = _at_once(recipe, batch, run)
     backbone = run.classifier.backbone
-    checkpointing = isinstance(backbone, CheckpointingBackbone) and backbone.gradient_checkpointing
-    needed = step_bytes(recipe, run.classifier.class_names, images, checkpointing=checkpointing)
+    needed = step_bytes(recipe, run.classifier.class_names, images, checkpointing=_checkpointing(run))
     free = free_memory(device)
     run.accelerator.print(
         f"a step        about {human_bytes(needed)} with {images} images at once; {human_bytes(free)} are free",
@@ -126,6 +127,11 @@ def _check_memory(run: Run, batch: int) -> None:
             f"and {human_bytes(free)} are free; give a smaller data.size{own}, a lower extractor.chunk_size, or for "
             "DifFeed backbone.gradient_checkpointing: true"
         )
+
+
+def _checkpointing(run: Run) -> bool:
+    backbone = run.classifier.backbone
+    return isinstance(backbone, CheckpointingBackbone) and bool(backbone.gradient_checkpointing)
 
 
 def _at_once(recipe: Recipe, batch: int, run: Run) -> int:
@@ -154,13 +160,42 @@ def _demands(recipe: Recipe, run: Run, found: Trial, activations: float, seconds
         f"disk          classifier {human_bytes(trained)}"
         f"{' (and the latest)' if best else ''}, training state (and the one before) "
         f"{human_bytes(copies * trained + optimizer)} each",
-        f"time          {_time_cached(run, found) if cached else _time_live(found, seconds)}",
+        f"time          {_time_cached(run, found) if cached else _time_live(run, found, seconds)}",
     ]
 
 
-def _time_live(found: Trial, seconds: float) -> str:
+def _time_live(run: Run, found: Trial, seconds: float) -> str:
+    # Processes that measured different numbers of steps would wait for each other.
+    if run.accelerator.num_processes == 1:
+        seconds = _step_seconds(run)
     epoch = _interval(seconds * found.images["train"])
-    return f"{epoch} an epoch of training, at the last step's speed of {1 / seconds:.3g} images a second"
+    return f"{epoch} an epoch of training, at {1 / seconds:.3g} images a second"
+
+
+def _step_seconds(run: Run) -> float:
+    """Of an image of a training step of the recipe's batches, as far as these fit into the memory; of one process."""
+    trainer, recipe, place = run.trainer, run.recipe, Place(STEPS, 0, 0)
+
+    def step(batch: Any) -> None:
+        trainer.optimizer.zero_grad(set_to_none=True)
+        losses, _ = run.objective.losses(trainer.model, batch, run.accelerator.device, place)
+        run.accelerator.backward(losses.mean())
+        trainer.optimizer.step()
+        # Waits for a GPU.
+        losses.sum().item()
+
+    most = _fitting(run, _at_once(recipe, recipe.training.batch_size, run))
+    return time_batches(step, run.images["train"], most, recipe.training.workers)
+
+
+def _fitting(run: Run, most: int) -> int:
+    """So many images, or as many as fit into the memory at once."""
+    checkpointing, device = _checkpointing(run), run.accelerator.device
+    while most > 1 and step_bytes(
+        run.recipe, run.classifier.class_names, most, checkpointing=checkpointing
+    ) > free_memory(device):
+        most //= 2
+    return most
 
 
 def _time_cached(run: Run, found: Trial) -> str:
@@ -168,9 +203,8 @@ def _time_cached(run: Run, found: Trial) -> str:
     recipe, processes = run.recipe, run.accelerator.num_processes
     views = {split: recipe.cache.views if split == "train" else 1 for split in found.images}
     images = sum(views[split] * count for split, count in found.images.items())
-    extraction = (
-        images / processes * time_image(run.classifier, run.images["train"], BATCH_SIZE, recipe.training.workers)
-    )
+    at_once = _fitting(run, min(BATCH_SIZE, found.images["train"]))
+    extraction = images / processes * time_image(run.classifier, run.images["train"], at_once, recipe.training.workers)
     epoch = found.images["train"] / processes * _head_seconds(run)
     everything = _interval(extraction + recipe.training.epochs * epoch)
     return (
@@ -183,24 +217,26 @@ def _head_seconds(run: Run) -> float:
     """Of an image of a step that reads cached features: the head forwards and backwards, and the optimiser."""
     classifier, device = run.classifier, run.accelerator.device
     head: Any = classifier.head
-    count = _at_once(run.recipe, run.recipe.training.batch_size, run)
+    most = _at_once(run.recipe, run.recipe.training.batch_size, run)
     features = {}
     for key, spec in head.specs.items():
         height, width = sides(head.map_sizes[key] or spec.size)
         cells = min(height, spec.height), min(width, spec.width)
-        features[key] = torch.zeros(count, spec.channels, *cells, device=device)
-    labels = stand_in_labels(classifier.task, count, run.recipe.data.size, len(classifier.class_names)).to(device)
-    clock = Clock()
-    for _ in range(STEPS):
-        clock.lap()
+        features[key] = torch.zeros(most, spec.channels, *cells, device=device)
+    labels = stand_in_labels(classifier.task, most, run.recipe.data.size, len(classifier.class_names)).to(device)
+
+    def step(count: int) -> None:
         with run.accelerator.autocast():
-            loss = classifier.task.losses(head(features), labels).mean()
+            outputs = head({key: maps[:count] for key, maps in features.items()})
+            loss = classifier.task.losses(outputs, labels[:count]).mean()
         run.accelerator.backward(loss)
         run.trainer.optimizer.step()
         run.trainer.optimizer.zero_grad()
         # Waits for a GPU.
         loss.item()
-    return clock.lap() / count
+
+    # Processes whose heads share batch statistics must take the same steps.
+    return seconds_per_image(step, most, budget=10.0 if run.accelerator.num_processes == 1 else math.inf)
 
 
 def _interval(seconds: float) -> str:

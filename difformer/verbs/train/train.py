@@ -77,7 +77,7 @@ def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
         ]
     written = "--output OUT" if is_dense(task) else "--csv out.csv"
     run, classifier, backbone = map(shlex.quote, (str(folder.path), str(folder.classifier), recipe.backbone.name))
-    trust = "".join(f" --trust {package}" for package in recipe.own_packages)
+    trust = f" --trust {' '.join(recipe.own_packages)}" if recipe.own_packages else ""
     return [
         *lines,
         f"{'results in':<15}{folder.path}",
