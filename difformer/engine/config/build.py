@@ -231,7 +231,9 @@ def build_classifier(
         ValueError: as extractor, head, task and classifier.
     """
     task = task or build_task(recipe)
-    labels_are_classes = task.stand_in() is None
+    # An outline is built on the meta device, where targets could not check their numbers.
+    with torch.device("cpu"):
+        labels_are_classes = task.stand_in() is None
     if not labels_are_classes:
         check_targets(recipe.extractor.conditioning, recipe.task.name)
     with torch.random.fork_rng(devices=[]):

@@ -51,6 +51,8 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
     switch_checkpointing(backbone, checkpointing)
     classifier = outline_classifier(recipe, class_names, backbone)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
+    # Made of tensors with data: targets check theirs.
+    labels = stand_in_labels(classifier.task, count, recipe.data.size, len(class_names))
     with FakeTensorMode(allow_non_fake_inputs=True):
         classifier.to_empty(device="cpu")
         classifier.train()
@@ -61,7 +63,6 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
             if recipe.extractor.clean
             else dict.fromkeys(classifier.extractor.noising.timesteps, torch.empty_like(x_0))
         )
-        labels = stand_in_labels(classifier.task, count, recipe.data.size, len(class_names))
         with TensorMemory() as memory:
             with torch.autocast("cpu", dtype=half, enabled=half is not None):
                 told = classifier.conditioning.by_label(labels)
