@@ -124,11 +124,18 @@ def test_a_stopped_run_resumes_to_the_bit(workplace, tmp_path, feedback):
     extractor = {"taps": ["in00", "out03"], "timesteps": [5]}
     if feedback:
         extractor = {"taps": ["out02"], "timesteps": [5], "feedback_taps": ["out03"]}
-    recipes = [short(workplace[1], tmp_path / name, extractor=extractor) for name in ("whole", "stopped")]
+    evaluation = {"select": "best"}
+    recipes = [
+        short(workplace[1], tmp_path / name, extractor=extractor, evaluation=evaluation)
+        for name in ("whole", "stopped")
+    ]
     train(recipes[0])
     interrupt_after(lambda: train(recipes[1]), 4)
     train(recipes[1])
     assert_same_run(*(tmp_path / name / "run" for name in ("whole", "stopped")))
+    results = json.loads((tmp_path / "whole" / "run" / "results.json").read_text())
+    errors = [record["validation_nme"] for record in records_of(tmp_path / "whole" / "run")]
+    assert results["best"]["epoch"] == 1 + int(np.argmin(errors)), "smaller errors are better"
     weights = load_file(tmp_path / "whole" / "run" / "classifier.safetensors")
     learned = {name.partition(".")[0] for name in weights}
     assert learned == ({"head", "feedback"} if feedback else {"head"})

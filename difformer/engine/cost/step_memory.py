@@ -72,18 +72,23 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
                 else:
                     outputs = classifier(x_0, noise=noise, **told)
             loss = (
-                _stand_in_loss(outputs, x_0) if is_dense(classifier.task) else classifier.task.losses(outputs, labels)
+                _stand_in_loss(outputs, x_0, classifier.task.reads)
+                if is_dense(classifier.task)
+                else classifier.task.losses(outputs, labels)
             )
             if loss.requires_grad:
                 loss.mean().backward()
     return memory.peak
 
 
-def _stand_in_loss(outputs: Any, x_0: Tensor) -> Tensor:
-    """As large as a loss of maps at the images' size; those of dense tasks check the values of labels."""
+def _stand_in_loss(outputs: Any, x_0: Tensor, reads: str) -> Tensor:
+    """As large as a loss of maps at the images' size, or of heat maps at their own; those of dense tasks check the
+    values of labels."""
     maps = outputs if isinstance(outputs, list | tuple) else [outputs]
     if isinstance(outputs, list):
         return torch.stack([one.float().mean() for one in maps])
+    if reads == "points":
+        return torch.stack([one.float().square().mean() for one in maps])
     return torch.stack([resize_logits(one, *x_0.shape[2:]).log_softmax(dim=1).mean() for one in maps])
 
 

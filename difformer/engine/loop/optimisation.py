@@ -65,6 +65,7 @@ def create_schedule(
             decay_rate=config.gamma,
             warmup_t=config.warmup_epochs * steps,
             warmup_lr_init=0.0,
+            warmup_prefix=False,
             t_in_epochs=False,
         )
         return partial(_set_rate, scheduler, config.warmup_epochs * steps)

@@ -39,8 +39,11 @@ def marked(picture: Any, points: Tensor, names: Sequence[str]) -> Any:
         x, y, colour = x - 0.5, y - 0.5, _COLOURS[number % len(_COLOURS)]
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(0, 0, 0))
         if len(names) <= _MOST_NAMES:
-            where = (x + 1.5 * radius, y - radius)
-            canvas.text(where, name, fill=colour, font=font, stroke_width=1, stroke_fill=(0, 0, 0))
+            # To the left of the point where it would reach over the right edge.
+            left = x + 1.5 * radius + canvas.textlength(name, font) > image.width
+            place = (x - 1.5 * radius, y) if left else (x + 1.5 * radius, y)
+            edge = {"stroke_width": 1, "stroke_fill": (0, 0, 0), "anchor": "rm" if left else "lm"}
+            canvas.text(place, name, fill=colour, font=font, **edge)
     return image
 
 
@@ -78,7 +81,7 @@ def draw_keypoints(path: Path, picture: Any, truth: Points, found: Landmarks, na
     if len(errors):
         from matplotlib.collections import LineCollection
 
-        lines = LineCollection(np.stack([true, points[seen]], axis=1), cmap="plasma", linewidths=1.8)
+        lines = LineCollection(list(np.stack([true, points[seen]], axis=1)), cmap="plasma", linewidths=1.8)
         lines.set_array(errors)
         lines.set_clim(0, max(float(errors.max()), 1e-6))
         panels[3].add_collection(lines)
