@@ -171,11 +171,7 @@ def _read(features: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
 def _most_similar(queries: Tensor, features: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """(P, 2) centres of the pixels that are most similar to the queries, and (P,) float32 how similar they are."""
     step = max(1, _CHUNK_ELEMENTS // math.prod(size))
-    squares = queries.new_zeros(size)
-    for channels in features.split(step):
-        squares += _enlarged(channels, size).square().sum(dim=0)
-    # As F.normalize does: nothing is divided by 0.
-    lengths = squares.sqrt().clamp(min=1e-12)
+    lengths = _lengths(features, size)
     best = [torch.zeros(0, device=queries.device)]
     places = [torch.zeros(0, dtype=torch.int64, device=queries.device)]
     for some in queries.split(step) if len(queries) else ():
@@ -186,6 +182,29 @@ def _most_similar(queries: Tensor, features: Tensor, size: tuple[int, int]) -> t
     place = torch.cat(places)
     centres = torch.stack([place % size[1], place // size[1]], dim=1).to(queries) + 0.5
     return centres, torch.cat(best).clamp(-1, 1)
+
+
+def _lengths(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """(H, W) lengths of the enlarged map's features, above 0.
+
+    Only the rows are enlarged: along a row, a feature is a (1 - p) + b p of two neighbours, and its square
+    (1 - p)² a·a + p² b·b + 2 p (1 - p) a·b.
+    """
+    (height, width), columns = size, features.shape[2]
+    squares, products = features.new_zeros(height, columns), features.new_zeros(height, columns)
+    for channels in features.split(max(1, _CHUNK_ELEMENTS // (height * columns))):
+        rows = _enlarged(channels, (height, columns))
+        squares += rows.square().sum(dim=0)
+        products[:, :-1] += (rows[..., :-1] * rows[..., 1:]).sum(dim=0)
+    # As F.interpolate has it: half a pixel, and nothing beyond the first and the last centre.
+    place = (torch.arange(width).to(squares) + 0.5) * columns / width - 0.5
+    place = place.clamp(0, columns - 1)
+    left = place.long()
+    right, p = (left + 1).clamp(max=columns - 1), place - left
+    apart = (1 - p) ** 2 * squares[:, left] + p**2 * squares[:, right]
+    whole = apart + 2 * p * (1 - p) * products[:, left]
+    # Where neighbours cancel out, rounding is all that is left. Nothing is divided by 0, as in F.normalize.
+    return torch.maximum(whole, 1e-14 * apart).sqrt().clamp(min=1e-12)
 
 
 def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -365,6 +365,14 @@ def _own(name: str) -> Callable[[NDArray[Any], NDArray[Any]], float]:
     return compute
 
 
+def _mean_iou(logits: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Mean over the classes of intersection over union, as of pixels."""
+    confusion = confusion_matrix(logits.argmax(axis=1), labels, logits.shape[1])
+    right = confusion.diagonal()
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+    return float((right[union > 0] / union[union > 0]).mean())
+
+
 # The numbers of ClassificationMetrics.
 _OWN = {
     "top1": Metric(_own("top1"), share=True, title="top-1"),
@@ -376,3 +384,4 @@ _OWN = {
 }
 for _name, _metric in _OWN.items():
     METRICS.register(_name)(_metric)
+METRICS.register("miou")(Metric(_mean_iou, share=True, title="mean IoU"))

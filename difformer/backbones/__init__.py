@@ -4,6 +4,7 @@ from difformer.backbones.adm import UNetBackbone
 from difformer.backbones.create import build_random, create_backbone, outline_backbone
 from difformer.backbones.encoder import Encoder, FeatureInfo
 from difformer.backbones.families import ADM, FAMILIES, BackboneFamily, find_family, identity
+from difformer.backbones.pixels import PixelBackbone
 from difformer.backbones.protocol import (
     Backbone,
     CheckpointingBackbone,
@@ -27,6 +28,7 @@ __all__ = [
     "DenoisingBackbone",
     "Encoder",
     "FeatureInfo",
+    "PixelBackbone",
     "ResumableBackbone",
     "SizedBackbone",
     "StoringBackbone",

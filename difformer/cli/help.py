@@ -13,9 +13,9 @@ SKIPPED = 3
 # What people want to do, and the verbs that do it; together they are all verbs.
 AIMS = {
     "see it work": ("quickstart", "info", "bench"),
-    "train and measure": ("train", "eval", "probe", "transfer", "compare", "extract"),
+    "train and measure": ("train", "eval", "probe", "match-pairs", "transfer", "compare", "extract"),
     "find out which features to use": ("sweep", "select", "look", "cka"),
-    "use what is trained": ("predict", "export", "sample", "fid"),
+    "use what is trained": ("predict", "export", "match", "sample", "fid"),
     "bring or train a backbone": ("convert", "pretrain"),
     "have the shell complete all this": ("completion",),
 }

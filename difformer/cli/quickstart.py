@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
-from difformer.verbs.quickstart.plan import QuickstartConfig
+from difformer.verbs.quickstart.dense import quickstart_dense
+from difformer.verbs.quickstart.plan import QuickstartConfig, QuickstartTask
 from difformer.verbs.quickstart.quickstart import quickstart as carry_out
 
 
 def quickstart(
     *,
+    task: QuickstartTask = "classification",
     data: Path | None = None,
     recipe: Path | None = None,
     levels: bool = False,
@@ -22,6 +24,8 @@ def quickstart(
     By default: the solar cells of ELPV, with the weights adm_elpv. The same command resumes after an interruption.
 
     Args:
+        task: segmentation takes a folder of images and masks, detection one with COCO's annotations; both compare heads
+            on raw pixels with linear, ensemble, UperNet, dense DifFormer and DifFeed, or detectors, and need data.
         data: a folder of your own images, with one folder a class, or such folders in train and in test (or val, where
             there is no test). It uses the weights adm32_cifar10; without a test folder, a quarter of each class is set
             aside. With a recipe, the root of its data set.
@@ -36,8 +40,10 @@ def quickstart(
             on a tenth of the training images.
         overwrite: start anew although there is a quickstart in the folder.
     """
-    carry_out(
+    follow = carry_out if task == "classification" else quickstart_dense
+    follow(
         QuickstartConfig(
+            task=task,
             data=None if data is None else str(data),
             recipe=None if recipe is None else str(recipe),
             levels=levels,

@@ -14,6 +14,7 @@ from difformer.cli.compare import compare
 from difformer.cli.completion import completion
 from difformer.cli.fid import fid
 from difformer.cli.listing import list_weights
+from difformer.cli.matching import match, match_pairs
 from difformer.cli.quickstart import quickstart
 from difformer.cli.runs import RECIPE_VERBS, RecipeVerb
 from difformer.cli.sampling import sample
@@ -29,6 +30,8 @@ VERBS: dict[str, Callable[..., int | None] | RecipeVerb] = {
     "export": export,
     "sample": sample,
     "fid": fid,
+    "match": match,
+    "match-pairs": match_pairs,
     "bench": bench,
     "compare": compare,
     "completion": completion,

@@ -90,8 +90,8 @@ class FakeImages(Dataset[Sample | DenseSample]):
         self.labels: NDArray[np.int64] = np.arange(count) % len(self.class_names)
         self.ids: NDArray[np.int64] = np.arange(count)
         self.digest = "fake"
-        dense = label is not None and not isinstance(label, Tensor)
-        self._label = as_example(label, self.sides, len(self.class_names)) if dense else label
+        dense = isinstance(label, Mask | Boxes | Points)
+        self._label = as_example(label, self.sides, len(self.class_names)) if dense else label  # type: ignore[arg-type]
 
     @property
     def targets(self) -> NDArray[np.float32] | None:

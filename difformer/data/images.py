@@ -191,7 +191,10 @@ def as_rgb(image: "Image") -> "Image":
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         converted = converted.transpose(images.Transpose[turn])
-    return converted.convert("RGB")
+    upright: Image = converted.convert("RGB")
+    # Pillow copies the notes of a file, by which the result would be turned again when it is given on.
+    upright.info = {}
+    return upright
 
 
 def _orientation(image: "Image") -> int:

@@ -3,7 +3,8 @@
 from difformer.tasks.classification.task import Classification, Prediction
 from difformer.tasks.keypoints.scores import Landmarks
 from difformer.tasks.keypoints.task import Keypoints
-from difformer.tasks.segmentation.task import Segmentation, Segmented
+from difformer.tasks.segmentation.inference import Segmented
+from difformer.tasks.segmentation.task import Segmentation
 from difformer.tasks.task import TASKS, DenseTask, Measurements, Outputs, RowTask, Task, find_task
 
 __all__ = [

@@ -248,19 +248,25 @@ class DenseTask(Task, Protocol):
         """How good one image's score is, to find the best and the worst images; larger is better."""
         ...
 
-    def interval(self, kept: Mapping[str, NDArray[Any]], *, resamples: int, seed: int) -> Interval:
+    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
         """The first metric, with a bootstrap interval over images.
 
         Args:
-            kept: what `write_tables` put into the file `SCORES`.
+            kept: what `write_tables` put into the file `SCORES`; of several models for the same images, the mean of
+                their numbers is meant, and the images are resampled together.
             resamples, seed: of the bootstrap.
         """
         ...
 
     def difference(
-        self, kept: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], *, resamples: int, seed: int
+        self,
+        kept: Sequence[Mapping[str, NDArray[Any]]],
+        others: Sequence[Mapping[str, NDArray[Any]]],
+        *,
+        resamples: int,
+        seed: int,
     ) -> PairedDifference:
-        """The first metric less that of another model for the same images, which are resampled together."""
+        """The first metric less that of other models for the same images, which are resampled together."""
         ...
 
     def rows(self, prediction: Any, names: Sequence[str]) -> list[list[Any]]:
@@ -409,7 +415,7 @@ def check_labels(task: Task, images: Any) -> None:
         raise ValueError(f"{images} {problem}; choose another data set, or train with another task.name")
     if dense is not None:
         return
-    wanted = None if stand_in is None else tuple(stand_in.shape)
+    wanted = tuple(stand_in.shape) if isinstance(stand_in, Tensor) else None
     found = None if images.targets is None else images.targets.shape[1:]
     if found != wanted:
         has = "classes and no targets" if found is None else f"targets of shape {found}"

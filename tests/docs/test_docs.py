@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_sets import make_masks
 from PIL import Image
 
 from difformer.cli import main
@@ -54,7 +55,7 @@ def runs_commands(page):
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A working folder as a reader has it: recipes, and a few images of two classes."""
+    """A working folder as a reader has it: recipes, a few images of two classes, and some with masks."""
     folder = tmp_path_factory.mktemp("desk")
     for name in ("train", "eval"):
         (folder / name).symlink_to(ROOT / name)
@@ -66,6 +67,7 @@ def desk(tmp_path_factory):
                 pixels = np.clip(rng.normal(colour, 40, (40, 48, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / "pets" / split / label / f"{number}.jpg")
     Image.fromarray(pixels).save(folder / "photo.jpg")
+    make_masks(folder / "roads", {"train": 6, "test": 3})
     before = os.getcwd()
     os.chdir(folder)
     yield folder

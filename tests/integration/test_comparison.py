@@ -45,16 +45,18 @@ def test_two_runs_on_one_page(runs, tmp_path, capsys):
     }  # fmt: skip
     assert (folder / "accuracies.pdf").read_bytes().startswith(b"%PDF")
     one, other = (read_measured(str(runs / name), "test", name) for name in ("good", "bad"))
-    expected = paired_bootstrap(other.correct, one.correct, resamples=10_000)
+    expected = paired_bootstrap(other.kept["correct"], one.kept["correct"], resamples=10_000)
     first, second = json.loads((folder / "compare.json").read_text())
     assert "against_first" not in first
     assert second["against_first"]["p_value"] == expected.p_value
-    assert second["against_first"]["difference"]["mean"] == pytest.approx(other.correct.mean() - one.correct.mean())
+    assert second["against_first"]["difference"]["mean"] == pytest.approx(
+        other.kept["correct"].mean() - one.kept["correct"].mean()
+    )
     for name, m in (("good", one), ("bad", other)):
         results = json.loads((runs / name / "results.json").read_text())
         assert m.metrics["top1"] == pytest.approx(results["test"]["top1"])
-        assert m.correct.mean() == pytest.approx(results["test"]["top1"])
-        assert np.trace(m.confusion) == m.correct.sum()
+        assert m.kept["correct"].mean() == pytest.approx(results["test"]["top1"])
+        assert np.trace(m.kept["confusion"]) == m.kept["correct"].sum()
         assert m.parameters == results["trained_parameters"]
         assert len(m.history) == 3
     page = (folder / "compare.html").read_text(encoding="utf-8")
@@ -162,7 +164,7 @@ def test_a_run_that_was_trained_anew_is_measured_anew(runs, tmp_path):
     shutil.copy(runs / "good" / "classifier.safetensors", copy)
     anew = read_measured(str(copy), "test", "anew")
     assert anew.metrics["top1"] == good.metrics["top1"]
-    np.testing.assert_array_equal(anew.correct, good.correct)
+    np.testing.assert_array_equal(anew.kept["correct"], good.kept["correct"])
     (copy / "classifier.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no classifier\.safetensors yet"):
         read_measured(str(copy), "test", "unfinished")

@@ -5,6 +5,7 @@ import socket
 import pytest
 import timm
 import yaml
+from data_sets import write_json, write_lines
 from PIL import Image
 from safetensors.torch import save_file
 from support import tiny_unet
@@ -40,6 +41,11 @@ SUITE = {
     "output": "out",
 }
 
+PAIR = {
+    "category": "a", "src_imname": "0.png", "trg_imname": "1.png", "kps_ids": ["0"], "src_kps": [[1, 2]],
+    "trg_kps": [[3, 4]], "src_bndbox": [0, 0, 9, 9], "trg_bndbox": [0, 0, 9, 9],
+}  # fmt: skip
+
 # What each verb would have to fetch, and what it says instead.
 COMMANDS = [
     (["info", HUB], NEITHER),
@@ -48,6 +54,9 @@ COMMANDS = [
     (["predict", HUB, "images", "--csv", "out.csv"], NEITHER),
     (["export", HUB, "--output", "exported"], NEITHER),
     (["fid", "images/a", "images/b", "--backbone", HUB, "--tap", "mid", "--t", "50"], NEITHER),
+    (["match", "images/a/0.png", "images/a/1.png", "--backbone", HUB], NEITHER),
+    (["match", "images/a/0.png", "images/a/1.png"], NEITHER),
+    (["match-pairs", "pairs", "--backbone", HUB], NEITHER),
     (["sample", HUB, "grid.png"], NEITHER),
     (["sample", "lsun_cat", "grid.png"], NEITHER),
     (["compare", HUB, f"{HUB}2", "--output", "out"], "neither the folder of a run"),
@@ -104,6 +113,9 @@ def attempts(tmp_path, monkeypatch):
             Image.new("RGB", (32, 32), (40 * number, 0, 90)).save(path)
     (tmp_path / "empty").mkdir()
     UNetBackbone(tiny_unet(), NoiseSchedule.linear(), name="small").save("small.safetensors")
+    write_json(tmp_path / "pairs/PairAnnotation/test/1.json", PAIR)
+    write_lines(tmp_path / "pairs/Layout/large/test.txt", ["1"])
+    (tmp_path / "pairs/JPEGImages").symlink_to(tmp_path / "images")
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(SUITE))
     values = read_yaml(RECIPES / "folder.yaml")
     values["base"]["backbone"]["name"] = HUB

@@ -135,7 +135,7 @@ def test_another_sweep_in_the_folder_is_refused(values):
     [
         ({"test": "nowhere"}, "nowhere"),
         ({"timesteps": [50, 1000]}, "1000"),
-        ({}, r"30 images of 480 numbers each need about 104 kB of memory, and 1 kB are free; give fewer taps"),
+        ({}, r"30 vectors of 480 numbers each need about 104 kB of memory, and 1 kB are free; give fewer taps"),
     ],
 )
 def test_what_cannot_end_well_is_refused_before_anything_is_read(values, changes, message, monkeypatch):

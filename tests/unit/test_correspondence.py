@@ -114,6 +114,14 @@ class TestMatch:
         assert found.points.tolist() == [[3.5, 0.5], [3.5, 0.5]]
         assert found.mutual.tolist() == [False, True]
 
+    def test_where_neighbours_cancel_out_rounding_is_no_likeness(self):
+        """At 1.5, a quarter on the way from f to -3 f, nothing is left but 1e-10 of -f."""
+        f = noise(4, 1, 1).double()
+        b = torch.cat([f, -3 * (1 + 1e-10) * f], dim=2)
+        found = match(-f, b, torch.full((1, 2), 0.5), size_a=1, size_b=(1, 4))
+        assert found.points.tolist() == [[2.5, 0.5]]
+        assert match(f, b, torch.full((1, 2), 0.5), size_a=1, size_b=(1, 4)).points.tolist() == [[0.5, 0.5]]
+
     def test_features_of_zeros_are_like_nothing(self):
         found = match(torch.zeros(3, 2, 2), noise(3, 2, 2), torch.full((1, 2), 1.0), size_a=4, size_b=4)
         assert (found.points.tolist(), found.similarity.tolist()) == ([[0.5, 0.5]], [0])

@@ -5,7 +5,7 @@ import pytest
 from data_sets import check_samples, opened, pixels
 from PIL import Image, ImageOps
 
-from difformer.data import ImageError, read_image
+from difformer.data import ImageError, as_rgb, read_image
 
 
 class TestPixelFormats:
@@ -46,6 +46,14 @@ class TestPixelFormats:
         path = self.saved(tmp_path, "x.png", Image.fromarray(pixels(0)), exif=exif)
         with Image.open(path) as image:
             assert np.array_equal(read_image(path), ImageOps.exif_transpose(image))
+
+    @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif", "x.webp"])
+    def test_what_is_upright_is_not_turned_again(self, tmp_path, name):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        upright = read_image(self.saved(tmp_path, name, Image.fromarray(pixels(0)), exif=exif))
+        assert upright.size == (24, 30)
+        assert np.array_equal(as_rgb(upright), upright)
 
     def test_a_damaged_exif_block_spoils_no_image(self, tmp_path):
         exif = Image.Exif()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import jaccard_score
 from torchmetrics import functional as tm
 
 from difformer.analysis import (
@@ -159,13 +160,19 @@ def test_every_number_is_a_metric_with_its_direction():
     found = metrics()
     assert {name: METRICS.find(name).larger_is_better for name in METRICS} == {
         "top1": True, "top5": True, "mean_per_class": True, "macro_f1": True, "loss": False, "ece": False,
+        "miou": True,
     }  # fmt: skip
-    for name in METRICS:
+    for name in set(METRICS) - {"miou"}:
         value = found.value(name)
         alone = METRICS.find(name).compute(LOGITS, LABELS)
         assert alone == value if value is not None else np.isnan(alone)
     with pytest.raises(ValueError, match=r"must be a difformer\.analysis\.Metric, got module"):
         find_metric("difformer.analysis:metrics")
+
+
+def test_mean_iou_is_scikit_learns_jaccard_score():
+    expected = jaccard_score(LABELS, LOGITS.argmax(axis=1), average="macro")
+    assert METRICS.find("miou").compute(LOGITS, LABELS) == pytest.approx(expected)
 
 
 def test_the_seed_reaches_the_interval_only():

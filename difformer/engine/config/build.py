@@ -148,8 +148,9 @@ def build_extractor(
         "seed": config.seed,
         "draws": config.draws,
         "clean": config.clean,
-        # For squares of any size, heads are built for maps of the backbone's own size, as in earlier versions.
-        "image_size": size if isinstance(size, tuple) or isinstance(own, tuple) else None,
+        # For squares of any size, heads are built for maps of the backbone's own size, if it has one, as in earlier
+        # versions.
+        "image_size": size if isinstance(size, tuple) or not isinstance(own, int) else None,
         "conditioning": config.conditioning,
     }
     if not config.feedback_taps:

@@ -66,7 +66,8 @@ class BackboneConfig:
             not fit otherwise.
         compile: build its passes with torch.compile, which takes half a minute or more for the first images of each
             shape; without a compiler, it runs uncompiled.
-        family: the kind of network: adm (guided-diffusion's U-Nets), or your own as package.module:Name.
+        family: the kind of network: adm (guided-diffusion's U-Nets), pixels (none: a baseline), or your own as
+            package.module:Name.
     """
 
     name: str = "adm256_uncond"

@@ -75,24 +75,24 @@ class SplitFeatures:
         return torch.from_numpy(self.vectors[:, self.places[tap, pool]])
 
 
-def check_memory(model: PooledInEveryWay, counts: Sequence[int]) -> None:
+def check_memory(width: int, counts: Sequence[int]) -> None:
     """Checks that the vectors fit into memory, before splits are read.
 
     Args:
-        model: gives the vectors.
-        counts: images of each split.
+        width: of a vector.
+        counts: vectors of each split.
 
     Raises:
         ValueError: they need more memory than is free.
     """
     # The batches of a split are still in memory while they are joined; every process here holds all vectors.
-    needed = (sum(counts) + max(counts)) * model.width * torch.float32.itemsize
+    needed = (sum(counts) + max(counts)) * width * torch.float32.itemsize
     free = free_memory(torch.device("cpu"))
     if needed > free:
         raise ValueError(
-            f"{sum(counts):,} images of {model.width:,} numbers each need about {human_bytes(needed)} of memory, and "
-            f"{human_bytes(free)} are free; give fewer taps or smaller pools, or limit the training images with "
-            "data.k_shot or data.percent"
+            f"{sum(counts):,} vectors of {width:,} numbers each need about {human_bytes(needed)} of memory, and "
+            f"{human_bytes(free)} are free; give fewer taps, smaller pools or fewer pixels, or limit the training "
+            "images with data.k_shot or data.percent"
         )
 
 

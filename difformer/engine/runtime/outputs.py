@@ -132,6 +132,7 @@ class _Reading:
         for batch in create_loader(self._dataset, batches, self._collate, workers, pin=device.type == "cuda"):
             if batch is None:
                 continue
+            values: NDArray[Any]
             if self._task is None:
                 values, labels = self._values(batch), batch.labels.numpy()
             else:

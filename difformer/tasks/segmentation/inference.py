@@ -89,7 +89,7 @@ def by_windows(
     Raises:
         ValueError: the extractor averages several noise draws.
     """
-    windows = windows_of(*image.shape[1:], window, stride=stride)
+    windows = windows_of(image.shape[1], image.shape[2], window, stride=stride)
     padded = windows.pad(image)[None]
     extractor, noising = classifier.extractor, classifier.extractor.noising
     if noising.draws > 1:
@@ -108,7 +108,7 @@ def by_windows(
 
     strips = (strip for _, strip in average_windows(windows, each()))
     if origin.size == tuple(image.shape[1:]):
-        found = [likeliest(len(strip), strip.__getitem__, tuple(strip.shape[1:])) for strip in strips]
+        found = [likeliest(len(strip), strip.__getitem__, (strip.shape[1], strip.shape[2])) for strip in strips]
         labels, certainty = (torch.cat(parts) for parts in zip(*found, strict=True))
         return labels, certainty
     logits = torch.cat(list(strips), dim=1)

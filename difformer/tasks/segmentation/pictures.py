@@ -84,7 +84,9 @@ def draw_segmentation(path: Path, picture: Any, truth: Tensor, found: Segmented,
     if len(there) <= _MOST_IN_LEGEND:
         from matplotlib.patches import Patch
 
-        colours = palette() / 255
-        handles = [Patch(facecolor=colours[number], edgecolor="0.5", label=short(names[number])) for number in there]
+        shades = palette() / 255
+        handles = [
+            Patch(facecolor=tuple(shades[number]), edgecolor="0.5", label=short(names[number])) for number in there
+        ]
         figure.legend(handles=handles, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
     save_figure(figure, path)

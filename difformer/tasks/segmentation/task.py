@@ -1,5 +1,6 @@
 """Segmentation: a class for each pixel, from maps of logits."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -232,15 +233,23 @@ class Segmentation:
         found = float(mean_iou(class_counts(score.confusion)))
         return 0.0 if np.isnan(found) else found
 
-    def interval(self, kept: Mapping[str, NDArray[Any]], *, resamples: int, seed: int) -> Interval:
+    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
         """Of the mean IoU."""
-        return bootstrap_counts(kept["counts"], mean_iou, resamples=resamples, seed=seed)
+        return bootstrap_counts(_stacked(kept), _mean_of_models, resamples=resamples, seed=seed)
 
     def difference(
-        self, kept: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], *, resamples: int, seed: int
+        self,
+        kept: Sequence[Mapping[str, NDArray[Any]]],
+        others: Sequence[Mapping[str, NDArray[Any]]],
+        *,
+        resamples: int,
+        seed: int,
     ) -> PairedDifference:
         """Of the mean IoU."""
-        return paired_bootstrap_counts(kept["counts"], other["counts"], mean_iou, resamples=resamples, seed=seed)
+        # As often as gives both sides the same number of models, which changes no mean.
+        count = math.lcm(len(kept), len(others))
+        one, other = (np.tile(_stacked(side), (1, count // len(side), 1, 1)) for side in (kept, others))
+        return paired_bootstrap_counts(one, other, _mean_of_models, resamples=resamples, seed=seed)
 
     def write(self, folder: Path, stem: str, picture: Any, prediction: Segmented, names: Sequence[str]) -> None:
         """Writes `masks/STEM.png`, a mask with a palette, and `overlays/STEM.jpg`."""
@@ -271,3 +280,14 @@ def _measured(scores: NDArray[Any], names: Sequence[str]) -> SegmentationMetrics
     edges = [score.boundary for score in scores]
     boundary = None if any(one is None for one in edges) else np.stack(edges)
     return segmentation_metrics(total, names, num_images=len(scores), boundary=boundary)
+
+
+def _stacked(kept: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.int64]:
+    """(N, M, K, 3) counts of the images by M models."""
+    return np.stack([one["counts"] for one in kept], axis=1)
+
+
+def _mean_of_models(counts: NDArray[Any], *, whole: NDArray[Any] | None = None) -> NDArray[np.float64]:
+    """(R,) the models' mean IoU, from sums over images (R, M, K, 3)."""
+    found: NDArray[np.float64] = mean_iou(counts, whole=whole).mean(axis=-1)
+    return found

@@ -15,10 +15,12 @@ from difformer.report.confusion import draw_confusion
 from difformer.report.intervals import Estimate, draw_intervals
 from difformer.report.learning import draw_learning
 from difformer.report.page import Block, Picture, Row, Section, Table, write_page
-from difformer.verbs.compare.measured import Measured, Method, read_method
+from difformer.tasks import find_task
+from difformer.tasks.task import is_dense
+from difformer.verbs.compare.dense import write_dense_comparison
+from difformer.verbs.compare.measured import PAGE, RESULTS, Measured, Method, read_method
 
-PAGE = "compare.html"
-_RESULTS, _CURVES, _ACCURACIES = "compare.json", "learning.png", "accuracies.png"
+_CURVES, _ACCURACIES = "learning.png", "accuracies.png"
 _LEVEL = 0.95
 _RESAMPLES = 10_000
 
@@ -53,11 +55,20 @@ def compare_runs(
     if len(sources) < 2:
         raise ValueError("give at least two runs to compare")
     # There may have been more runs before, so any number of confusions.
-    folder = ResultFolder(output, (PAGE, _RESULTS, _CURVES, _ACCURACIES, "accuracies.pdf", "confusion-*.png"))
+    folder = ResultFolder(output, (PAGE, RESULTS, _CURVES, _ACCURACIES, "accuracies.pdf", "confusion-*.png"))
     folder.check(overwrite=overwrite)
     names = short_names(sources)
     methods = [read_method(source, split, name, trust) for source, name in zip(sources, names, strict=True)]
-    _check_same_images([run for method in methods for run in method.runs])
+    runs = [run for method in methods for run in method.runs]
+    _check_same_images(runs)
+    if (task := runs[0].task) is not None:
+        dense = find_task(task["type"], task["arguments"], trust=[trust] if trust else ())
+        if not is_dense(dense):
+            raise ValueError(f"the task {task['type']} keeps nothing of its images to compare")
+        with folder.write() as temporary:
+            lines = write_dense_comparison(temporary, dense, methods, seed=seed)
+        print("\n".join([*lines, str(folder.path / PAGE)]), flush=True)
+        return folder.path / PAGE
     first, *others = methods
     differences = [paired_bootstrap(m.correct, first.correct, resamples=_RESAMPLES, seed=seed) for m in others]
     with folder.write() as temporary:
@@ -86,6 +97,8 @@ def short_names(sources: Sequence[str]) -> list[str]:
 def _check_same_images(runs: Sequence[Measured]) -> None:
     first = runs[0]
     for other in runs[1:]:
+        if (other.task or {}).get("type") != (first.task or {}).get("type"):
+            raise ValueError(f"{first.name} and {other.name} are of different tasks, so they cannot be compared")
         if other.class_names != first.class_names:
             raise ValueError(f"{first.name} and {other.name} have different classes, so they cannot be compared")
         if other.digest != first.digest or not np.array_equal(other.ids, first.ids):
@@ -101,7 +114,7 @@ def _write(folder: Path, methods: Sequence[Method], differences: Sequence[Paired
         _numbers(method) | ({} if number == 0 else {"against_first": asdict(differences[number - 1])})
         for number, method in enumerate(methods)
     ]
-    write_json(folder / _RESULTS, values)
+    write_json(folder / RESULTS, values)
     estimates = {m.name: _estimate(m, seed) for m in methods}
     first = methods[0].runs[0]
     n = f"n = {len(first.ids):,} images of {first.split}; bars: {_LEVEL:.0%} intervals over images"
@@ -117,7 +130,7 @@ def _write(folder: Path, methods: Sequence[Method], differences: Sequence[Paired
     blocks: list[Block] = []
     for number, m in enumerate(methods):
         path = folder / f"confusion-{number}.png"
-        draw_confusion(np.sum([run.confusion for run in m.runs], axis=0), m.runs[0].class_names, path)
+        draw_confusion(np.sum([run.kept["confusion"] for run in m.runs], axis=0), m.runs[0].class_names, path)
         of_seeds = f", {len(m.runs)} seeds together" if len(m.runs) > 1 else ""
         blocks.append(Picture(path, f"Confusion matrix of {m.name}{of_seeds}", m.name))
     sections.append(Section("Confusion matrices", [Row(blocks)]))

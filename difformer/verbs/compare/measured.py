@@ -15,9 +15,12 @@ from difformer.engine.runtime.result_folder import read_measurements
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import expand_user
 from difformer.tables import read_rows
+from difformer.tasks.task import SCORES, read_scores
 from difformer.verbs.eval.evaluate import METRICS, classifier_values, evaluate_classifier
 from difformer.verbs.eval.recipe import EvaluationRecipe
 
+# The files of a comparison.
+PAGE, RESULTS = "compare.html", "compare.json"
 _PREDICTIONS = "predictions.csv"
 _REMEDY = "`difformer eval … --overwrite` makes it again"
 
@@ -32,8 +35,9 @@ class Measured:
         split: whose images they are of.
         digest: of the split.
         ids: (N,) of the images, ascending.
-        correct: (N,) whether each was recognised.
-        confusion: (C, C) counts.
+        kept: of each image: of a classification `correct`, (N,) whether it was recognised, and `confusion`, the (C, C)
+            counts of all; of a dense task the arrays of its file `SCORES`.
+        task: `type` and `arguments` of a dense task; None of a classification.
         class_names: C.
         parameters: that were trained; None where no run says so.
         history: records of the run's epochs; empty where there is no run.
@@ -44,8 +48,8 @@ class Measured:
     split: str
     digest: str
     ids: NDArray[np.int64]
-    correct: NDArray[np.bool_]
-    confusion: NDArray[np.int64]
+    kept: Mapping[str, NDArray[Any]]
+    task: Mapping[str, Any] | None
     class_names: tuple[str, ...]
     parameters: int | None
     history: Sequence[Mapping[str, Any]]
@@ -66,7 +70,7 @@ class Method:
     @property
     def correct(self) -> NDArray[np.float64]:
         """(N,) the share of the runs that recognised each image."""
-        return np.mean([run.correct for run in self.runs], axis=0)
+        return np.mean([run.kept["correct"] for run in self.runs], axis=0)
 
     def scores(self, metric: str) -> list[float]:
         """The number of a metric for each run."""
@@ -123,14 +127,14 @@ def read_measured(source: str, split: str, name: str, trust: str | None = None) 
     parameters = run.read_results().get("trained_parameters") if run.results.exists() else None
     history = run.read_history() if run.metrics.exists() else []
     report = read_measurements(results, METRICS, _REMEDY)
-    if "top1" not in report.get("metrics", {}):
+    if "top1" not in report.get("metrics", {}) and not (results / SCORES).exists():
         raise ValueError(
-            f"{source} is an evaluation of a task without classes, and compared is which images are classified right; "
-            "give evaluations of classifiers"
+            f"{source} is an evaluation of a task whose images cannot be compared one by one; give evaluations of "
+            "classifications, segmentations, detections or keypoints"
         )
     try:
         return _read(results, report, name, parameters, history)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, FileNotFoundError) as error:
         raise ValueError(f"{results} is damaged ({error!r}); {_REMEDY}") from error
 
 
@@ -150,20 +154,21 @@ def _read(
     parameters: int | None,
     history: Sequence[Mapping[str, Any]],
 ) -> Measured:
+    common: dict[str, Any] = {
+        "name": name, "metrics": report["metrics"], "split": report["data"]["split"],
+        "digest": report["data"]["digest"], "parameters": parameters, "history": history,
+    }  # fmt: skip
+    if (task := report.get("task")) is not None:
+        scores = read_scores(results)
+        return Measured(ids=scores["ids"], kept=scores, class_names=tuple(report["outputs"]), task=task, **common)
     with (results / _PREDICTIONS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         columns, *cells = read_rows(file)
     with (results / "confusion.csv").open(newline="", encoding="utf-8") as file:
         header, *counts = read_rows(file)
     rows = sorted((dict(zip(columns, row, strict=True)) for row in cells), key=lambda row: int(row["id"]))
-    return Measured(
-        name=name,
-        metrics=report["metrics"],
-        split=report["data"]["split"],
-        digest=report["data"]["digest"],
-        ids=np.array([int(row["id"]) for row in rows]),
-        correct=np.array([row["label"] == row["predicted"] for row in rows]),
-        confusion=np.array([[int(cell) for cell in line[1:]] for line in counts]),
-        class_names=tuple(header[1:]),
-        parameters=parameters,
-        history=history,
-    )
+    kept = {
+        "correct": np.array([row["label"] == row["predicted"] for row in rows]),
+        "confusion": np.array([[int(cell) for cell in line[1:]] for line in counts]),
+    }
+    ids = np.array([int(row["id"]) for row in rows])
+    return Measured(ids=ids, kept=kept, class_names=tuple(header[1:]), task=None, **common)

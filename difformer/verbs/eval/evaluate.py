@@ -96,8 +96,9 @@ def evaluate_classifier(recipe: EvaluationRecipe, *, overwrite: bool = False) ->
             task.write_tables(temporary, measured, outputs, images)
             if is_dense(task):
                 kept = read_scores(temporary)
-                interval = task.interval(kept, resamples=_RESAMPLES, seed=0)
+                interval = task.interval([kept], resamples=_RESAMPLES, seed=0)
                 report["metrics"]["interval"] = asdict(interval)
+                report |= {"task": read_description(file)["task"], "outputs": list(names)}
                 write_evaluation_page(temporary, classifier, task, images, outputs, measured, interval, recipe.split)
             write_json(temporary / METRICS, sealed(report | {"tables": table_digests(temporary)}))
         print("\n".join(_lines(report, folder, task)), flush=True)

@@ -57,7 +57,7 @@ def write_evaluation_page(
     )
     chosen = _chosen([task.merit(score) for score in outputs.values])
     place = {number: index for index, number in enumerate(images.ids.tolist())}
-    examples = []
+    examples: list[Section] = []
     for title, numbers in chosen.items():
         pictures = []
         for number in numbers:

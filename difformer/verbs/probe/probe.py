@@ -38,7 +38,7 @@ from difformer.engine.runtime.run_folder import environment
 from difformer.features.conditioning import warn_of_labels
 from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
-from difformer.tasks import Classification, Outputs
+from difformer.tasks import Classification, Outputs, Task
 from difformer.tasks.classification.tables import TABLES, readable, write_tables
 from difformer.tasks.task import check_labels
 from difformer.verbs.probe.recipe import ProbeRecipe
@@ -130,7 +130,7 @@ def probe(recipe: ProbeRecipe, *, overwrite: bool = False, resources: Resources 
     return Probed(results, None if test is None else test.metrics)
 
 
-def open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDataset]:
+def open_splits(recipe: ProbeRecipe, resources: Resources, task: Task | None = None) -> dict[str, ImageDataset]:
     """All splits without augmentation, `train` first, checked before the first image is read.
 
     Raises:
@@ -141,7 +141,7 @@ def open_splits(recipe: ProbeRecipe, resources: Resources) -> dict[str, ImageDat
     find_criterion(recipe.criterion, recipe.method)
     images = resources.splits(recipe.data, ("train", recipe.validation, recipe.test))
     for dataset in images.values():
-        check_labels(Classification(), dataset)
+        check_labels(task or Classification(), dataset)
     check_criterion(recipe.criterion, len(images["train"].class_names))
     most = max(recipe.ks or (0,))
     if recipe.method == "knn" and most > len(images["train"]):

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from logging import getLogger
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from difformer.config import as_integer, as_positive_integer
+from difformer.config import as_integer, as_positive_integer, check_choice
 from difformer.config.options import unknown_key
-from difformer.config.reading import build, create_parser, overlay, read_values, read_yaml
+from difformer.config.reading import ADDED_LATER, build, create_parser, overlay, read_values, read_yaml
 from difformer.data import DataConfig
 from difformer.data.subset import TEST
 from difformer.engine.config.recipe import ExtractorConfig, Recipe
@@ -18,6 +18,7 @@ from difformer.verbs.quickstart.folders import check_output, with_splits
 
 _log = getLogger(__name__)
 
+QuickstartTask = Literal["classification", "segmentation", "detection"]
 SVM, KNN = "svm", "knn"
 RECIPES = Path(__file__).parent
 # Sections that all methods must share, so that their numbers can be compared.
@@ -31,6 +32,7 @@ class QuickstartConfig:
     """What a user sets for a quickstart.
 
     Attributes:
+        task: classification, segmentation or detection.
         data: a folder of images with one folder for each class, or with such folders in `train` and `test`; ELPV when
             None. With `recipe`, the root of its data set.
         recipe: a YAML file with the same keys as those beside this file, to use in place of them.
@@ -45,6 +47,7 @@ class QuickstartConfig:
         ValueError: a number out of range, or levels of a folder.
     """
 
+    task: QuickstartTask = field(default="classification", metadata=ADDED_LATER)
     data: str | None = None
     recipe: str | None = None
     levels: bool = False
@@ -54,6 +57,7 @@ class QuickstartConfig:
     k_shot: int | None = None
 
     def __post_init__(self) -> None:
+        check_choice("task", self.task, get_args(QuickstartTask))
         as_positive_integer("seeds", self.seeds)
         if as_integer("diffeed_seeds", self.diffeed_seeds) < 0:
             raise ValueError(f"diffeed_seeds must be at least 0, got {self.diffeed_seeds}")

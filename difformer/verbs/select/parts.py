@@ -55,7 +55,7 @@ class Parts:
         # Refuses now a timestep that the backbone does not have, before any is read.
         FeatureExtractor(backbone, taps=taps, timesteps=recipe.timesteps, image_size=recipe.data.size)
         counts = [len(images) for images in self.images.values()]
-        on_main(accelerator, partial(check_memory, self._model(recipe.timesteps[0], recipe.seed), counts))
+        on_main(accelerator, partial(check_memory, self._model(recipe.timesteps[0], recipe.seed).width, counts))
 
     def read(self, images: ImageDataset, t: int, *, title: str, seed: int | None = None) -> SplitFeatures:
         """Reads images on all processes together; `seed` is of the noise, the recipe's when None."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from difformer.config import as_tuple, check_choice, check_different, check_pools
+from difformer.config import as_positive_integer, as_tuple, check_choice, check_different, check_pools
 from difformer.config.reading import ADDED_LATER
 from difformer.engine.config.recipe import ExtractorConfig, ReadingConfig
 from difformer.verbs.probe.recipe import FeatureRecipe, ProbeRecipe
@@ -23,12 +23,14 @@ class SweepRecipe(FeatureRecipe):
         taps: tap names or block numbers; all when empty.
         timesteps: noise timesteps in [0, 1000).
         pools: sides to which maps are averaged.
-        seed: of the noise.
+        task: classification, or segmentation: then a probe classifies single pixels.
+        pixels: of an image, drawn from those that are labelled, for segmentation.
+        seed: of the noise, and of the pixels.
         method: ridge (closed form), logistic, or sgd (all settings of a probe trained at once).
         strengths: of the L2 penalty, to choose from for each probe; several decades when null.
         rates: learning rates of sgd, to choose from for each probe.
-        criterion: metric to choose by on the validation split: top1, mean_per_class, another of
-            `difformer.analysis.METRICS`, or your own as package.module:Name.
+        criterion: metric to choose by on the validation split: top1, mean_per_class, miou, another of
+            `difformer.analysis.METRICS`, or your own as package.module:Name. When null top1, and miou for segmentation.
         validation: the only split by which features and settings are chosen.
         test: split that the best probe is measured on, once, after the choice; none when null.
     """
@@ -38,11 +40,13 @@ class SweepRecipe(FeatureRecipe):
     taps: tuple[int | str, ...] = ()
     timesteps: tuple[int, ...] = (10, 30, 50, 90, 150, 200, 300, 500)
     pools: tuple[int, ...] = (1, 2, 4)
+    task: Literal["classification", "segmentation"] = field(default="classification", metadata=ADDED_LATER)
+    pixels: int = field(default=256, metadata=ADDED_LATER)
     seed: int = 0
     method: SweepMethod = "ridge"
     strengths: tuple[float, ...] | None = None
     rates: tuple[float, ...] | None = None
-    criterion: str = "top1"
+    criterion: str | None = None
     validation: str = "holdout"
     test: str | None = None
 
@@ -53,6 +57,19 @@ class SweepRecipe(FeatureRecipe):
         check_different("timesteps", self.timesteps)
         check_pools(self.pools)
         check_choice("method", self.method, get_args(SweepMethod))
+        check_choice("task", self.task, ("classification", "segmentation"))
+        object.__setattr__(self, "pixels", as_positive_integer("pixels", self.pixels))
+        if self.criterion is None:
+            object.__setattr__(self, "criterion", "top1" if self.task == "classification" else "miou")
+        if self.task == "segmentation":
+            # There is nothing to average: each pixel is read where it lies.
+            object.__setattr__(self, "pools", (1,))
+            if self.test is not None:
+                raise ValueError(
+                    "test is for classification; for segmentation train the recommended recipe with evaluation.test"
+                )
+            if self.data.fit != "stretch":
+                raise ValueError(f"a sweep for segmentation reads images with data.fit: stretch, got {self.data.fit}")
         # A probe's recipe checks the other values, and sets the same holdout.
         alone = self.probe(1, 0, 1)
         for name in ("data", "strengths", "rates"):
@@ -77,7 +94,7 @@ class SweepRecipe(FeatureRecipe):
             method=self.method,
             strengths=(settings["l2"],) if "l2" in settings else self.strengths,
             rates=(settings["rate"],) if "rate" in settings else self.rates,
-            criterion=self.criterion,
+            criterion=self.criterion or "top1",
             validation=self.validation,
             test=self.test,
             precision=self.precision,

@@ -48,6 +48,30 @@ def recommended_recipes(
     return {"recommended.yaml": text, "recommended_diffeed.yaml": _diffeed(decoder, taps, chooser, told)}
 
 
+def recommended_segmentation(
+    scores: Sequence[Score],
+    taps: Mapping[str, TapSpec],
+    chooser: Chooser,
+    conditioning: Mapping[str, int | str] | None = None,
+) -> dict[str, str]:
+    """As `recommended_recipes`, for maps of classes: one for a dense DifFormer, and one for UperNet at one timestep."""
+    told = {"conditioning": dict(conditioning)} if conditioning else {}
+    blocks, timesteps = recommend(scores, taps, larger_is_better=chooser.larger_is_better)
+    found = {}
+    for name, head, steps in (
+        ("recommended.yaml", "dense_difformer", timesteps),
+        ("recommended_upernet.yaml", "upernet", [best_score(scores, larger_is_better=chooser.larger_is_better).t]),
+    ):
+        gflop = len(steps) * max(taps[tap].flops for tap in blocks) / 1e9
+        values = {
+            "task": {"name": "segmentation"},
+            "extractor": {"taps": blocks, "timesteps": steps, "feedback_taps": [], **told},
+            "head": {"name": head, "arguments": {}},
+        }
+        found[name] = _described(scores, chooser, f"These together take {gflop:.3g} GFLOP an image.", values)
+    return found
+
+
 def recommend(
     scores: Sequence[Score], taps: Mapping[str, TapSpec], count: int = _COUNT, *, larger_is_better: bool = True
 ) -> tuple[list[str], list[int]]:

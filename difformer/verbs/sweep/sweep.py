@@ -16,6 +16,7 @@ from difformer.config.provenance import check_unchanged
 from difformer.config.reading import dump, plain, read_yaml
 from difformer.data import ImageDataset
 from difformer.engine.config.evaluation import choice_note
+from difformer.engine.extraction.pixels import PixelsOfEveryTap, read_pixels
 from difformer.engine.extraction.pooled import PooledInEveryWay, SplitFeatures, check_memory, read_split
 from difformer.engine.runtime.processes import create_accelerator, on_main, solver_device
 from difformer.engine.runtime.resources import Resources
@@ -26,11 +27,12 @@ from difformer.features.sizes import taps_at
 from difformer.files import MADE_ANEW, read_json, sealed
 from difformer.report.sweep import draw_pareto, draw_sweep
 from difformer.taps import TapSpec
+from difformer.tasks import find_task
 from difformer.tasks.classification.certainty import Chooser, has_interval
 from difformer.verbs.probe.probe import open_splits, run_probe
 from difformer.verbs.sweep.fitting import fit_places
 from difformer.verbs.sweep.recipe import SweepRecipe
-from difformer.verbs.sweep.recommending import recommended_recipes
+from difformer.verbs.sweep.recommending import recommended_recipes, recommended_segmentation
 from difformer.verbs.sweep.scores import Score, best_score, csv_table, pareto_front, ranked
 
 # The keys whose values may change when a sweep resumes.
@@ -57,7 +59,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     """
     resources = Resources()
     # All probes have the same splits; the test split is only checked here.
-    opened = open_splits(recipe.probe(1, 0, 1), resources)
+    opened = open_splits(recipe.probe(1, 0, 1), resources, find_task(recipe.task))
     images = {split: opened[split] for split in ("train", recipe.validation)}
     folder = RunFolder(recipe.output, record="sweep.yaml")
     folder.check()
@@ -71,7 +73,7 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
     try:
         on_main(accelerator, partial(_prepare, folder, recipe, backbone, images, accelerator, overwrite))
         scores = [one for t in recipe.timesteps for one in _timestep(recipe, backbone, images, t, folder, accelerator)]
-        chooser = Chooser(images[recipe.validation].labels, recipe.validation, recipe.criterion)
+        chooser = Chooser(images[recipe.validation].labels, recipe.validation, _criterion(recipe))
         on_main(accelerator, partial(_conclude, recipe, taps_at(backbone, recipe.data.size), scores, folder, chooser))
     finally:
         folder.release()
@@ -80,6 +82,11 @@ def sweep(recipe: SweepRecipe, *, overwrite: bool = False) -> list[Score]:
         alone = recipe.probe(chosen.tap, chosen.t, chosen.pool, chosen.settings)
         run_probe(replace(alone, output=str(folder.path / "best")), overwrite=True, resources=resources)
     return scores
+
+
+def _criterion(recipe: SweepRecipe) -> str:
+    assert recipe.criterion is not None, "set where the recipe is checked"
+    return recipe.criterion
 
 
 def _extractor(recipe: SweepRecipe, backbone: Backbone, timesteps: Sequence[int]) -> FeatureExtractor:
@@ -140,17 +147,18 @@ def _timestep(
     found: list[Score] | None = on_main(accelerator, partial(_read_scores, file, taps_at(backbone, recipe.data.size)))
     if found is not None:
         return found
-    model = PooledInEveryWay(_extractor(recipe, backbone, [t]), recipe.pools)
-    on_main(accelerator, partial(check_memory, model, [len(dataset) for dataset in images.values()]))
+    extractor, counts = _extractor(recipe, backbone, [t]), [len(dataset) for dataset in images.values()]
+    reading: dict[str, Any] = {"batch_size": recipe.batch_size, "workers": recipe.workers}
+    if recipe.task == "segmentation":
+        pixels = PixelsOfEveryTap(extractor, recipe.pixels, recipe.seed)
+        on_main(accelerator, partial(check_memory, pixels.width, [recipe.pixels * count for count in counts]))
+        read = partial(read_pixels, pixels)
+    else:
+        pooled = PooledInEveryWay(extractor, recipe.pools)
+        on_main(accelerator, partial(check_memory, pooled.width, counts))
+        read = partial(read_split, pooled)
     splits = {
-        split: read_split(
-            model,
-            dataset,
-            accelerator,
-            batch_size=recipe.batch_size,
-            workers=recipe.workers,
-            title=f"t = {t}, reading {split}",
-        )
+        split: read(dataset, accelerator, title=f"t = {t}, reading {split}", **reading)
         for split, dataset in images.items()
     }
     device = solver_device(accelerator.device)
@@ -185,14 +193,15 @@ def _fit(
     """Probes of every block and pooling at one timestep, with the settings that are best on the validation images."""
     train, validation = splits["train"], splits[recipe.validation]
     labels = torch.from_numpy(validation.labels)
-    larger = find_metric(recipe.criterion).larger_is_better
+    criterion = _criterion(recipe)
+    larger = find_metric(criterion).larger_is_better
     probe = create_probe(recipe.method, strengths=recipe.strengths, rates=recipe.rates)
     fits = fit_places(probe, train, len(images["train"].class_names), device)
     offered = taps_at(backbone, recipe.data.size)
     found = {}
     for (tap, pool), scorer in tqdm(fits, total=len(train.places), desc=f"t = {t}, probes", leave=False):
         unseen = Labelled(validation.of(tap, pool).to(device), labels)
-        chosen = best(judge(scorer, unseen, criterion=recipe.criterion), larger_is_better=larger)
+        chosen = best(judge(scorer, unseen, criterion=criterion), larger_is_better=larger)
         spec = offered[tap]
         found[tap, pool] = Score(tap, spec.block, t, pool, dict(chosen.settings), chosen.accuracy, spec.flops / 1e9)
     return [found[place] for place in train.places]
@@ -202,8 +211,8 @@ def _conclude(
     recipe: SweepRecipe, taps: Mapping[str, TapSpec], scores: list[Score], folder: RunFolder, chooser: Chooser
 ) -> None:
     """Writes the table, the pictures and the recommended recipes, and prints the best scores."""
-    larger, shown = chooser.larger_is_better, None if has_interval(recipe.criterion) else recipe.criterion
-    percent = find_metric(recipe.criterion).share
+    larger, shown = chooser.larger_is_better, None if has_interval(chooser.criterion) else chooser.criterion
+    percent = find_metric(chooser.criterion).share
     folder.write_text("scores.csv", csv_table(scores, column=shown or "accuracy"))
     values = {(score.tap, score.t, score.pool): score.accuracy for score in scores}
     first = best_score(scores, larger_is_better=larger)
@@ -226,7 +235,8 @@ def _conclude(
         percent=percent,
         caption=caption,
     )
-    recipes = recommended_recipes(scores, taps, chooser, recipe.extractor.conditioning)
+    recommend = recommended_recipes if recipe.task == "classification" else recommended_segmentation
+    recipes = recommend(scores, taps, chooser, recipe.extractor.conditioning)
     note = choice_note(recipe.data, recipe.validation)
     for name, text in recipes.items():
         folder.write_text(name, text if note is None else f"# {note}\n{text}")

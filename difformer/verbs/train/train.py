@@ -11,6 +11,7 @@ from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.course import carry_out
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
+from difformer.tasks.task import is_dense
 from difformer.verbs.train.run import Run
 
 # What a run may resume with another value of: none of it changes the result.
@@ -74,11 +75,12 @@ def closing_lines(recipe: Recipe, results: Mapping[str, Any]) -> list[str]:
             f"{scores[key]:<15}{score} in epoch {record['epoch']}",
             f"{'test':<15}not measured: give evaluation.test, or `difformer eval`",
         ]
+    written = "--output OUT" if is_dense(task) else "--csv out.csv"
     run, classifier, backbone = map(shlex.quote, (str(folder.path), str(folder.classifier), recipe.backbone.name))
     trust = "".join(f" --trust {package}" for package in recipe.own_packages)
     return [
         *lines,
         f"{'results in':<15}{folder.path}",
         f"{'next':<15}difformer eval {run}{trust}",
-        f"{'':<15}difformer predict {classifier} FOLDER --csv out.csv --backbone {backbone}{trust}",
+        f"{'':<15}difformer predict {classifier} FOLDER {written} --backbone {backbone}{trust}",
     ]
