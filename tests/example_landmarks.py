@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from data_sets import write_json
 from PIL import Image
 from support import tiny_unet
+from torch import nn
 
 from difformer import create_backbone
 
@@ -81,6 +82,23 @@ def write_landmarks(folder: Path) -> dict[str, Any]:
         "evaluation": {"validation": "val", "every": 15, "test": "test"},
         "trackers": [],
     }
+
+
+class OwnHead(nn.Module):
+    """A head of one's own, which says no more than that it gives heat maps: a convolution of the first feature."""
+
+    gives = "points"
+
+    def __init__(self, specs: Any, num_classes: int) -> None:
+        super().__init__()
+        self.specs, self.num_classes = dict(specs), num_classes
+        self.arguments: dict[str, Any] = {}
+        self.map_sizes = dict.fromkeys(self.specs)
+        self.key = next(iter(self.specs))
+        self.conv = nn.Conv2d(self.specs[self.key].channels, num_classes, 3, padding=1)
+
+    def forward(self, features: Any) -> Any:
+        return self.conv(features[self.key])
 
 
 class Seeing:

@@ -200,6 +200,30 @@ def test_it_is_saved_with_its_arguments_and_predicts_files(workplace, evaluated,
     assert Path(tmp_path / "found" / "overlays" / "deep" / "turned.jpg").exists()
 
 
+def test_a_head_of_ones_own_needs_no_more_than_heat_maps(workplace, tmp_path):
+    values = {**workplace[1], "head": {"name": "example_landmarks:OwnHead"}}
+    train(short(values, tmp_path))
+    losses = [record["train_loss"] for record in records_of(tmp_path / "run")]
+    assert losses[1] < losses[0]
+    assert main(["eval", str(tmp_path / "run"), "--trust", "example_landmarks"]) == 0
+    assert len(rows_of(tmp_path / "run" / "eval-test" / "points.csv")) == 21
+
+
+def test_runs_are_compared_with_a_paired_interval(workplace, tmp_path):
+    """The one that learned for two epochs has the larger errors."""
+    train(short(workplace[1], tmp_path))
+    runs = [workplace[0] / "run", tmp_path / "run"]
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "compared")]) == 0
+    better, worse = json.loads((tmp_path / "compared" / "compare.json").read_text())
+    errors = [json.loads((run / "results.json").read_text())["test"]["nme"] for run in runs]
+    assert [one["interval"]["mean"] for one in (better, worse)] == pytest.approx(errors, rel=1e-5)
+    difference = worse["against_first"]["difference"]
+    assert difference["mean"] == pytest.approx(errors[1] - errors[0], rel=1e-4)
+    assert difference["low"] > 0
+    assert worse["against_first"]["p_value"] < 0.05
+    assert "NME" in (tmp_path / "compared" / "compare.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -307,11 +307,16 @@ class TestNumbers:
         one, other = rng.random(40), rng.random(40)
         one[:5], other[3:8] = np.nan, np.nan
         task, how = Keypoints(), {"resamples": 200, "seed": 0}
-        found = task.interval({"nme": one}, **how)
+        found = task.interval([{"nme": one}], **how)
         assert found.mean == pytest.approx(np.nanmean(one))
         assert found.low < found.mean < found.high
-        both = task.difference({"nme": one}, {"nme": other}, **how)
+        both = task.difference([{"nme": one}], [{"nme": other}], **how)
         assert both.difference.mean == pytest.approx((one - other)[8:].mean())
+        two = task.interval([{"nme": one}, {"nme": one + 2}], **how)
+        assert two.mean == pytest.approx(np.nanmean(one) + 1)
+        assert two.high - two.low == pytest.approx(found.high - found.low)
+        several = task.difference([{"nme": one}, {"nme": one + 2}], [{"nme": other}], **how)
+        assert several.difference.mean == pytest.approx(both.difference.mean + 1)
 
 
 LARGEST = Metric(lambda scores, labels: float(max(np.nanmax(one.errors, initial=0) for one in scores)))
@@ -364,7 +369,7 @@ class TestFiles:
         kept = read_scores(folder)
         assert kept["ids"].tolist() == outputs.ids.tolist()
         np.testing.assert_allclose(kept["nme"], [one.nme for one in outputs.values])
-        assert task.interval(kept, resamples=50, seed=0).mean == pytest.approx(np.nanmean(kept["nme"]))
+        assert task.interval([kept], resamples=50, seed=0).mean == pytest.approx(np.nanmean(kept["nme"]))
 
     def test_sections_of_a_page(self, tables):
         folder, task, outputs = tables

@@ -233,17 +233,23 @@ class Keypoints:
         """Minus the image's NME; minus infinity where nothing can be measured."""
         return float("-inf") if np.isnan(score.nme) else -score.nme
 
-    def interval(self, kept: Mapping[str, NDArray[Any]], *, resamples: int, seed: int) -> Interval:
+    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
         """Of the mean NME, over the images that have one."""
-        nme = kept["nme"]
-        return bootstrap_mean(nme[~np.isnan(nme)], resamples=resamples, seed=seed)
+        errors = _mean_of_models(kept)
+        return bootstrap_mean(errors[~np.isnan(errors)], resamples=resamples, seed=seed)
 
     def difference(
-        self, kept: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], *, resamples: int, seed: int
+        self,
+        kept: Sequence[Mapping[str, NDArray[Any]]],
+        others: Sequence[Mapping[str, NDArray[Any]]],
+        *,
+        resamples: int,
+        seed: int,
     ) -> PairedDifference:
-        """Of the mean NME, over the images that have one in both."""
-        both = ~np.isnan(kept["nme"]) & ~np.isnan(other["nme"])
-        return paired_bootstrap(kept["nme"][both], other["nme"][both], resamples=resamples, seed=seed)
+        """Of the mean NME, over the images that have one on both sides."""
+        one, other = _mean_of_models(kept), _mean_of_models(others)
+        both = ~np.isnan(one) & ~np.isnan(other)
+        return paired_bootstrap(one[both], other[both], resamples=resamples, seed=seed)
 
     def write(self, folder: Path, stem: str, picture: Any, prediction: Landmarks, names: Sequence[str]) -> None:
         """Writes `overlays/STEM.jpg`, the image with the points."""
@@ -268,6 +274,12 @@ class Keypoints:
         if pairs is None and tuple(names) == WFLW_NAMES:
             pairs = WFLW_PAIRS
         return _swap(tuple(names), None if pairs is None else tuple(pairs.items()))
+
+
+def _mean_of_models(kept: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float64]:
+    """(N,) NME of each image; not a number where a model has none."""
+    found: NDArray[np.float64] = np.mean([one["nme"] for one in kept], axis=0)
+    return found
 
 
 @cache
