@@ -25,6 +25,7 @@ from difformer.tables import read_rows
 from difformer.verbs.quickstart.dense import quickstart_dense
 from difformer.verbs.quickstart.plan import RECIPES, QuickstartConfig
 from difformer.verbs.train.train import train
+from difformer.verbs.transfer.suite import TransferRecipe
 
 CLASSES = ("background", "red", "blue")
 COLOURS = np.array([[40, 160, 40], [220, 30, 30], [30, 30, 220]])
@@ -475,3 +476,29 @@ def test_raw_pixels_are_the_neighbourhood_of_each_pixel():
         backbone.taps_at(30, 30)
     with pytest.raises(ValueError, match="the family pixels has one backbone, pixels, got patch"):
         create_backbone("patch", family="pixels")
+
+
+def test_a_suite_chooses_by_the_tasks_metric(place, tmp_path):
+    folder, values = place
+    base = {name: values[name] for name in ("backbone", "extractor", "task", "trackers")}
+    base |= {"optimizer": {"name": "adamw"}, "training": {"epochs": 2, "batch_size": 5, "workers": 0}}
+    suite = {
+        "datasets": {"scenes": {"name": "masks", "root": str(folder / "data"), "size": 32}},
+        "heads": {"linear": {"head": {"name": "linear_pixel"}}},
+        "base": base,
+        "candidates": {"optimizer.lr": [1e-9, 0.03]},
+        "holdout": 0.4,
+        "seeds": [0, 1],
+        "output": str(tmp_path / "suite"),
+    }
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    assert main(["transfer", str(tmp_path / "suite.yaml")]) == 0
+    (row,) = json.loads((tmp_path / "suite" / "results.json").read_text())["rows"]
+    assert row["metric"] == "miou"
+    assert row["chosen"] == {"optimizer.lr": 0.03}
+    assert len(row["scores"]["miou"]) == 2
+    assert "boundary_f" not in row["scores"] or row["scores"]["boundary_f"] == []
+    table = (tmp_path / "suite" / "table.md").read_text()
+    assert "Mean IoU of the test images in %".casefold() in table.casefold()
+    with pytest.raises(ValueError, match=r"metrics must give one of miou, .*, got scenes: top1"):
+        build(TransferRecipe, suite | {"metrics": {"scenes": "top1"}})

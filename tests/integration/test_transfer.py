@@ -12,6 +12,7 @@ from support import tiny_unet
 from training import write_images
 
 from difformer import create_backbone
+from difformer.analysis import METRICS
 from difformer.cli import main
 from difformer.config.reading import create_parser, dump, parse, read_values
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
@@ -360,11 +361,12 @@ def test_numbers_are_rounded_and_missing_ones_shown():
         TransferRow("b", "x", "top1", {"optimizer.lr": 0.1}, {"top1": [0.98765], "mean_per_class": [0.5]}, 3),
         TransferRow("b", "y|z", "top1", planned=3),
     ]
-    table = markdown_table(rows, {})
+    metrics = {name: METRICS.find(name) for name in ("top1", "mean_per_class")}
+    table = markdown_table(rows, {}, metrics)
     assert "| x | 60.00 ± 10.00 | 98.77 (1 of 3 seeds) |" in table
     assert "| y\\|z | - | - |" in table
     assert "Mean per class" not in table
-    lines = list(csv.DictReader(csv_table(rows, {"x": {"a": 61.0}}).splitlines()))
+    lines = list(csv.DictReader(csv_table(rows, {"x": {"a": 61.0}}, metrics).splitlines()))
     assert (lines[0]["mean"], lines[0]["std"], lines[0]["published_top1"]) == ("60.0000", "10.0000", "61.0")
     assert (lines[1]["mean"], lines[1]["chosen"], lines[1]["seeds"]) == ("", "", "0")
     assert json.loads(lines[2]["chosen"]) == {"optimizer.lr": 0.1}

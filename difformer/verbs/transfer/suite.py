@@ -8,8 +8,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from difformer.analysis import Metric
 from difformer.config import as_integer
 from difformer.config.reading import (
+    build,
     check_key,
     check_keys,
     create_parser,
@@ -20,9 +22,11 @@ from difformer.config.reading import (
     read_values,
 )
 from difformer.data import DataConfig
-from difformer.engine.config.recipe import Recipe
+from difformer.engine.config.recipe import Recipe, TaskConfig
 from difformer.files import expand_user
+from difformer.tasks import find_task
 
+# Of classifications; of other tasks, all that they have.
 METRICS = ("top1", "mean_per_class")
 _OWN_KEYS = (
     "output", "data.holdout", "evaluation.validation", "evaluation.select", "evaluation.criterion", "evaluation.test",
@@ -48,8 +52,10 @@ class TransferRecipe:
         holdout: fraction of each class of the training images on which candidates are compared.
         seeds: of the runs that are tested; candidates are compared with the first.
         seed_keys: the keys that a seed sets. With cached features, training.seed alone avoids extracting them anew.
-        metrics: top1 or mean_per_class by data set, by which candidates are chosen; top1 when left out.
-        published: test top-1 in % by row and data set, to show beside the results; rows may be heads and others.
+        metrics: by data set, by which candidates are chosen: top1 or mean_per_class, of another task one of its
+            metrics; top1, or the task's first, when left out.
+        published: test top-1 in %, or the first metric of another task, by row and data set, to show beside the
+            results; rows may be heads and others.
         source: where the published numbers are from.
     """
 
@@ -83,12 +89,20 @@ class TransferRecipe:
                 if not re.fullmatch(r"\w[\w.-]*", str(name)):
                     raise ValueError(f"{kind} must have names that folders can have, got {name!r}")
         for name, metric in self.metrics.items():
-            if name not in self.datasets or metric not in METRICS:
+            if name not in self.datasets or metric not in self.known_metrics:
                 raise ValueError(
-                    f"metrics must give one of {', '.join(METRICS)} for data sets of the suite, got {name}: {metric}"
+                    f"metrics must give one of {', '.join(self.known_metrics)} for data sets of the suite, got {name}: "
+                    f"{metric}"
                 )
         for key in self.seed_keys:
             check_key(Recipe, key)
+
+    @property
+    def known_metrics(self) -> dict[str, Metric]:
+        """Those of the task that are reported, the first by default."""
+        task = build(TaskConfig, self.base.get("task") or {})
+        found = find_task(task.name, task.arguments).metrics
+        return {name: found[name] for name in (METRICS if task.classifies else found)}
 
     def _check_sections(self) -> None:
         object.__setattr__(self, "candidates", dict(dotted(self.candidates)))
@@ -136,9 +150,11 @@ class Suite:
 
     Attributes:
         pairs: data set and head, in the order of the recipe.
+        metrics: that are reported, the first by default.
 
     Raises:
-        ValueError: a recipe of a run is wrong, or runs would differ in precision or share a folder.
+        ValueError: a recipe of a run is wrong, runs have different tasks, or would differ in precision or share a
+            folder.
     """
 
     def __init__(self, recipe: TransferRecipe) -> None:
@@ -147,17 +163,20 @@ class Suite:
         self._parser = create_parser(Recipe, "transfer", "", {})
         keys = list(recipe.candidates)
         self._grid = [dict(zip(keys, values, strict=True)) for values in product(*recipe.candidates.values())]
+        self.metrics = recipe.known_metrics
         planned = [
             self.finals(*pair, values, seeds=recipe.seeds[:1])[0] for pair in self.pairs for values in self._grid
         ]
         if len({run.name for run in planned}) < len(planned):
             raise ValueError("candidates must differ in more than punctuation, since their folders are named by them")
+        if len({run.recipe.task.name for run in planned}) > 1:
+            raise ValueError("all runs of a suite must have one task; give it as base.task")
         if len({run.recipe.training.precision for run in planned}) > 1:
             raise ValueError("training.precision must be the same for all runs of a suite")
 
     def metric(self, dataset: str) -> str:
         """The metric by which candidates are compared on a data set."""
-        return self.recipe.metrics.get(dataset, "top1")
+        return self.recipe.metrics.get(dataset, next(iter(self.metrics)))
 
     def choices(self, dataset: str, head: str) -> list[PlannedRun]:
         """The runs that compare the candidates; none if there is a single one."""

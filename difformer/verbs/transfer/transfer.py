@@ -14,7 +14,7 @@ from difformer.engine.runtime.resources import Resources, release_memory
 from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.report.transfer import TransferRow, csv_table, markdown_table
 from difformer.verbs.train.train import train
-from difformer.verbs.transfer.suite import METRICS, PlannedRun, Suite, TransferRecipe
+from difformer.verbs.transfer.suite import PlannedRun, Suite, TransferRecipe
 
 
 @dataclass
@@ -105,9 +105,10 @@ def transfer(recipe: TransferRecipe, *, overwrite: bool = False) -> TransferResu
             if accelerator.is_main_process:
                 written = {"rows": [asdict(row) for row in rows], "failures": result.failures}
                 folder.write_json(folder.results.name, written)
-                folder.write_text("table.csv", csv_table(rows, recipe.published))
+                folder.write_text("table.csv", csv_table(rows, recipe.published, suite.metrics))
                 notes = [f"{name}: {message}" for name, message in result.failures.items()]
-                text = markdown_table(rows, recipe.published, source=recipe.source, holdout=recipe.holdout, notes=notes)
+                about: dict[str, Any] = {"source": recipe.source, "holdout": recipe.holdout, "notes": notes}
+                text = markdown_table(rows, recipe.published, suite.metrics, **about)
                 folder.write_text("table.md", text)
     finally:
         runner.stages.close()
@@ -123,7 +124,7 @@ def _pair(suite: Suite, runner: _Runner, dataset: str, head: str) -> TransferRow
     except _NoChoice as error:
         runner.skip(planned, str(error), f"{dataset}/{head}")
         return TransferRow(dataset, head, metric, planned=planned)
-    scores: dict[str, list[float]] = {name: [] for name in METRICS}
+    scores: dict[str, list[float]] = {name: [] for name in suite.metrics}
     for run in suite.finals(dataset, head, chosen):
         try:
             found = runner(run)
@@ -131,8 +132,10 @@ def _pair(suite: Suite, runner: _Runner, dataset: str, head: str) -> TransferRow
             runner.fail(run.name, str(error))
             continue
         if found is not None:
-            for name in METRICS:
-                scores[name].append(found["test"][name])
+            for name, values in scores.items():
+                # Some metrics are not measured everywhere, such as boundary F or AP of large objects.
+                if (value := found["test"].get(name)) is not None:
+                    values.append(value)
     return TransferRow(dataset, head, metric, chosen, scores, planned)
 
 
@@ -162,6 +165,8 @@ def _choose(suite: Suite, runner: _Runner, dataset: str, head: str) -> Mapping[s
         raise _NoChoice(f"{failed} of {len(runs)} candidates failed; the same command tries them again")
     if not scored:
         raise _NoChoice("the loss of every candidate was not finite")
-    best, run = max(scored, key=lambda pair: pair[0])
-    runner.accelerator.print(f"chosen {run.name}: {suite.metric(dataset)} {best:.2%} on held-out images", flush=True)
+    metric = suite.metrics[suite.metric(dataset)]
+    best, run = max(scored, key=lambda pair: metric.sign * pair[0])
+    shown = f"{suite.metric(dataset)} {f'{best:.2%}' if metric.share else f'{best:.4g}'}"
+    runner.accelerator.print(f"chosen {run.name}: {shown} on held-out images", flush=True)
     return run.values

@@ -7,6 +7,7 @@ from difformer.data.fake import FakeImages
 from difformer.engine.config.build import build_dataset, outline_backbone, outline_classifier
 from difformer.engine.config.recipe import BackboneConfig, Recipe
 from difformer.engine.cost.costs import Costs, costs, human_flops
+from difformer.tasks import find_task
 from difformer.verbs.train.dry_run import try_out
 from difformer.verbs.transfer.suite import PlannedRun, Suite, TransferRecipe
 
@@ -65,7 +66,8 @@ def _images(recipe: Recipe, opened: dict[str, Any], fake_data: bool) -> dict[str
     for split in names:
         key = f"{split} {recipe.data}"
         if key not in opened:
-            fake = FakeImages(recipe.data, split, 4 * recipe.training.batch_size)
+            label = find_task(recipe.task.name, recipe.task.arguments).stand_in()
+            fake = FakeImages(recipe.data, split, 4 * recipe.training.batch_size, label=label)
             opened[key] = fake if fake_data else build_dataset(recipe.data, split)
         splits[split] = opened[key]
     return splits
