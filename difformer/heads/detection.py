@@ -203,6 +203,13 @@ class DetectionHead(nn.Module):
             each.append(self._run(single, height, width, [checked], torch.Generator().manual_seed(seed)))
         return {name: torch.stack([losses[name].float() for losses in each]) for name in each[0]}
 
+    def pyramid_levels(self, features: Mapping[FeatureKey, Tensor]) -> dict[str, Tensor]:
+        """The levels of the feature pyramid network, (B, width, h, w) by name, the finest first.
+
+        Args and raises: as `predict`.
+        """
+        return dict(self._levels(features)[0])
+
     def _levels(self, features: Mapping[FeatureKey, Tensor]) -> tuple["OrderedDict[str, Tensor]", int, int]:
         """The levels of the FPN by name, in the dtype of the weights, and the height and width of the images."""
         dtype = next(self.fpn.parameters()).dtype

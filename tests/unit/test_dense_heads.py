@@ -508,3 +508,84 @@ def test_without_skips_only_the_transformers_tokens_are_decoded():
     torch.testing.assert_close(alone(flat), alone(features), rtol=1e-4, atol=1e-5)
     assert (skipping(flat) - skipping(features)).abs().max() > 1e-3
     assert not any(name.startswith("lateral_convs") for name in alone.state_dict())
+
+
+class TestPixelsThatAreDrawn:
+    """What the ensemble learns from: drawn pixels of each image, by the image's seed."""
+
+    @pytest.fixture
+    def head(self):
+        torch.manual_seed(0)
+        return PixelMLPEnsemble(ONE, 3, members=2, hidden=(8,), samples=500, balanced=False).eval()
+
+    def drawn(self, head, targets, seeds, monkeypatch):
+        """The losses, and the places that were read: (members, images, samples) rows and columns."""
+        places = []
+        pixels = head.pixels
+
+        def noting(features, where, size):
+            places.append(where.unflatten(0, (len(head.members), len(targets), -1)))
+            return pixels(features, where, size)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(head, "pixels", noting)
+            found = head(features_for(head, batch=len(targets)), targets, seeds=seeds)["cross_entropy"]
+        return found, places[0]
+
+    def test_one_labelled_pixel_is_all_that_is_learned(self, head, monkeypatch):
+        targets = torch.full((2, 64, 96), 255)
+        targets[1, 40, 70] = 2
+        found, places = self.drawn(head, targets, [1, 2], monkeypatch)
+        assert found[0] == 0
+        assert (places[:, 1, :, 1:] == torch.tensor([40, 70])).all()
+        pixel = head.pixels(features_for(head, batch=2), torch.tensor([[1, 40, 70]]), (64, 96))
+        logits = head.pixel_logits(pixel)
+        expected = F.cross_entropy(logits.flatten(0, 1), torch.tensor([2, 2]))
+        torch.testing.assert_close(found[1], expected)
+
+    def test_seeds_decide_and_members_differ(self, head, monkeypatch):
+        targets = torch.randint(0, 3, (2, 64, 96), generator=torch.Generator().manual_seed(0))
+        one, places = self.drawn(head, targets, [5, 6], monkeypatch)
+        again, same = self.drawn(head, targets, [5, 6], monkeypatch)
+        _, others = self.drawn(head, targets, [5, 7], monkeypatch)
+        assert torch.equal(one, again)
+        assert torch.equal(places, same)
+        assert torch.equal(places[:, 0], others[:, 0])
+        assert not torch.equal(places[:, 1], others[:, 1])
+        assert not torch.equal(places[0], places[1])
+        assert places[..., 1].max() < 64
+        assert places[..., 2].max() < 96
+
+    def test_ignored_pixels_are_not_drawn(self, head, monkeypatch):
+        targets = torch.full((1, 64, 96), 255)
+        targets[0, 10:20, 30:50] = 1
+        _, places = self.drawn(head, targets, [0], monkeypatch)
+        assert 10 <= places[..., 1].min() <= places[..., 1].max() < 20
+        assert 30 <= places[..., 2].min() <= places[..., 2].max() < 50
+
+    @pytest.mark.parametrize("balanced", [False, True])
+    def test_rare_classes_are_drawn_as_often_where_that_is_asked(self, balanced, monkeypatch):
+        torch.manual_seed(0)
+        head = PixelMLPEnsemble(ONE, 3, members=2, hidden=(8,), samples=500, balanced=balanced).eval()
+        targets = torch.zeros(1, 64, 96, dtype=torch.int64)
+        targets[0, :4, :4] = 2
+        _, places = self.drawn(head, targets, [0], monkeypatch)
+        share = (targets[0][places[..., 1], places[..., 2]] == 2).float().mean()
+        assert share == pytest.approx(0.5, abs=0.05) if balanced else share < 0.02
+
+    def test_what_does_not_fit_is_refused(self, head):
+        features = features_for(head, batch=2)
+        for targets, seeds in (
+            (torch.zeros(1, 64, 96), [0, 1]),
+            (torch.zeros(2, 64), [0, 1]),
+            (torch.zeros(2, 4, 4), [0]),
+        ):
+            with pytest.raises(ValueError, match=r"each of 2 images needs a target \(H, W\) and a seed, got"):
+                head(features, targets.long(), seeds=seeds)
+
+
+def test_a_head_says_whether_it_needs_several_images():
+    assert build("upernet").needs_several_images
+    assert not build("upernet group").needs_several_images
+    assert not PixelMLPEnsemble(ONE, 3).needs_several_images
+    assert not UperNetHead(ONE, 5, width=16, pool_scales=(2, 3)).needs_several_images

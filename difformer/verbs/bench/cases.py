@@ -11,16 +11,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from difformer.backbones import UNetBackbone
 from difformer.diffusion import NoiseSchedule, q_sample
 from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.planning import pool
-from difformer.heads import AttentionHead, DifFormerHead
+from difformer.heads import AttentionHead, DetectionHead, DifFormerHead
 from difformer.taps import FeatureKey
 from difformer.verbs.bench.openai import HookedNetwork
 
 CLASSES = 1000
+# Of pixels and objects, and points.
+DENSE_CLASSES = 20
 
 
 @contextmanager
@@ -91,6 +94,46 @@ class FeatureCase:
         """The same from the baseline."""
         features = self.setting.baseline.features(self.setting.noisy(self._noise), self._extractor.taps)
         return {FeatureKey(*key): feature for key, feature in features.items()}
+
+
+class DenseCase:
+    """Maps, boxes or points of a batch: features of several blocks at one timestep, and a head, which is ours on both
+    sides.
+
+    Args:
+        setting: networks and images.
+        taps: blocks of different map sizes.
+        timestep: the one.
+        head: class of the head.
+        arguments: of the head.
+    """
+
+    def __init__(
+        self, setting: Setting, taps: Sequence[str | int], timestep: int, head: Any, arguments: Mapping[str, Any]
+    ) -> None:
+        self.setting = setting
+        self._features = FeatureCase(setting, taps, [timestep])
+        size = setting.backbone.image_size
+        with seeded(setting.images.device):
+            self._head = head(self._features.specs, DENSE_CLASSES, image_size=size, **arguments).eval()
+
+    def ours(self) -> dict[str, Tensor]:
+        """What the head gives."""
+        return self._predict(self._features.read_ours())
+
+    def theirs(self) -> dict[str, Tensor]:
+        """The same with the baseline's features."""
+        return self._predict(self._features.read_theirs())
+
+    @torch.no_grad()
+    def _predict(self, features: Mapping[FeatureKey, Tensor]) -> dict[str, Tensor]:
+        if not isinstance(self._head, DetectionHead):
+            return {"maps": self._head({key: feature.float() for key, feature in features.items()})}
+        # What is found depends on values, which fake tensors have not: of these, only the pyramid is counted. With
+        # random weights, rounding decides which boxes are left, so the pyramid is compared in any case.
+        if not isinstance(self.setting.images, FakeTensor):
+            self._head.predict(features)
+        return self._head.pyramid_levels(features)
 
 
 class FeedbackCase:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +13,24 @@ from difformer.backbones import UNetBackbone
 from difformer.checkpoints import PRESETS
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
+from difformer.heads import DetectionHead, HeatmapHead, UperNetHead
 from difformer.models import UNet
 from difformer.models.memory import Demand, demand
-from difformer.verbs.bench.cases import CLASSES, FeatureCase, FeedbackCase, Setting, TrainingCase, seeded
+from difformer.verbs.bench.cases import (
+    CLASSES,
+    DenseCase,
+    FeatureCase,
+    FeedbackCase,
+    Setting,
+    TrainingCase,
+    seeded,
+)
 from difformer.verbs.bench.openai import HookedNetwork
 
 # Of DifFormer's published recipe.
 EPOCHS = 28
 TRAINING, CACHED = "DifFormer training step", f"DifFormer, {EPOCHS} epochs, extracted once"
-Case = FeatureCase | TrainingCase | FeedbackCase
+Case = FeatureCase | TrainingCase | FeedbackCase | DenseCase
 _START_AT_ZERO = ("out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
 
@@ -36,6 +46,9 @@ class Subject:
         fed_back: DifFeed's feedback list.
         batch_sizes: on a CPU and on a GPU.
         head: arguments of DifFormer and of DifFeed's head.
+        dense: blocks of different map sizes, for maps, boxes and points.
+        dense_width: of the heads for these.
+        finest_stride: to which finer maps are averaged there.
     """
 
     config: UNetConfig
@@ -45,6 +58,9 @@ class Subject:
     fed_back: tuple[str | int, ...]
     batch_sizes: tuple[int, int]
     head: Mapping[str, Any] = field(default_factory=dict)
+    dense: tuple[str | int, ...] = ()
+    dense_width: int = 64
+    finest_stride: int = 1
 
     def images(self, batch_size: int | None, device: torch.device) -> int:
         """How many go through at once."""
@@ -55,7 +71,7 @@ SUBJECTS = {
     "small": Subject(
         UNetConfig(32, 64, (1, 1, 2), 1, (16, 8), num_head_channels=32),
         "out01", ("mid", "out01", "out03"), (10, 50, 100), ("out00", "out01", "out03"), (32, 256),
-        {"width": 128, "heads": 4},
+        {"width": 128, "heads": 4}, ("out00", "out01", "out03"),
     ),
     # OpenAI's 64-pixel network, narrower: attention among 1,024 positions, in the other order of its weights.
     "large_maps": Subject(
@@ -64,10 +80,11 @@ SUBJECTS = {
             use_new_attention_order=True,
         ),
         "out04", ("mid", "out02", "out04"), (10, 50, 100), ("out01", "out03", "out05"), (8, 128),
-        {"width": 128, "heads": 4},
+        {"width": 128, "heads": 4}, ("out01", "out03", "out05"), finest_stride=2,
     ),
     "adm256": Subject(
-        PRESETS["adm256_uncond"].config, 24, (19, 24, 30), (90, 150, 300), (21, 24, 27, 30, 33, 36), (1, 8)
+        PRESETS["adm256_uncond"].config, 24, (19, 24, 30), (90, 150, 300), (21, 24, 27, 30, 33, 36), (1, 8),
+        dense=(24, 27, 30, 33), dense_width=256, finest_stride=4,
     ),
 }  # fmt: skip
 
@@ -94,7 +111,12 @@ def build_setting(
 
 def cases(subject: Subject, setting: Setting) -> dict[str, Callable[[], Case]]:
     """What makes each case, by its name; each holds memory, so they are made one at a time."""
-    middle = subject.timesteps[-2]
+    middle, width, finest = subject.timesteps[-2], subject.dense_width, {"finest_stride": subject.finest_stride}
+    dense = {
+        "segmentation by UperNet": (UperNetHead, {"width": width, **finest}),
+        "detection by Faster R-CNN": (DetectionHead, {"width": width, **finest}),
+        "landmarks by heat maps": (HeatmapHead, {"width": width, "stride": max(2, subject.finest_stride)}),
+    }
     return {
         f"features, block {subject.block}": lambda: FeatureCase(setting, [subject.block], [middle]),
         f"DifFormer features, {len(subject.fused)} blocks × {len(subject.timesteps)} timesteps": lambda: FeatureCase(
@@ -102,6 +124,9 @@ def cases(subject: Subject, setting: Setting) -> dict[str, Callable[[], Case]]:
         ),
         TRAINING: lambda: TrainingCase(setting, subject.fused, subject.timesteps, subject.head),
         "DifFeed training step": lambda: FeedbackCase(setting, subject.fed_back, subject.block, middle, subject.head),
+    } | {
+        name: partial(DenseCase, setting, subject.dense, middle, head, arguments)
+        for name, (head, arguments) in dense.items()
     }
 
 
