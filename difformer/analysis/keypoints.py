@@ -6,7 +6,7 @@ a box for bodies and objects, the diagonal for whole images.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -193,6 +193,7 @@ class KeypointMetrics:
         pck: share of all points that are correct, by alpha.
         image_nme: (N,), not a number for those that are left out.
         per_point: P rows of the table.
+        extra: further metrics by name, where others were asked for.
     """
 
     num_images: int
@@ -204,16 +205,17 @@ class KeypointMetrics:
     pck: Mapping[float, float]
     image_nme: NDArray[np.float64]
     per_point: tuple[PointMetrics, ...]
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, name: str) -> float | None:
-        """The number of a metric: an attribute, or the PCK of an alpha as `pck@0.1`."""
+        """The number of a metric: an attribute, the PCK of an alpha as `pck@0.1`, or an extra one."""
         found: float | None = self.summary().get(name)
         return found
 
     def summary(self) -> dict[str, float]:
         """The numbers that stand in the record of an epoch."""
         line = {"nme": self.nme, "error": self.error, "failure_rate": self.failure_rate, "auc": self.auc}
-        return line | {f"pck@{alpha:g}": share for alpha, share in self.pck.items()}
+        return line | {f"pck@{alpha:g}": share for alpha, share in self.pck.items()} | dict(self.extra)
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
         """The same as JSON has it, without `image_nme`.

@@ -14,18 +14,23 @@ from difformer.data.spec import DataConfig
 from difformer.data.targets import Points
 
 _WFLW_POINTS = 98
+# Of the points: their numbers.
+WFLW_NAMES = tuple(map(str, range(_WFLW_POINTS)))
 _WFLW_LISTS = (
     "WFLW_annotations/list_98pt_rect_attr_train_test/list_98pt_rect_attr_{split}.txt",
     "list_98pt_rect_attr_{split}.txt",
 )
 # The points that change places when a face is mirrored, as the published code for WFLW has them: the outline, brows,
 # eyes, nose, mouth and pupils. The others lie in the middle.
-_WFLW_PAIRS = (
-    *((i, 32 - i) for i in range(16)),
-    *zip(range(33, 42), (46, 45, 44, 43, 42, 50, 49, 48, 47), strict=True),
-    *zip(range(60, 68), (72, 71, 70, 69, 68, 75, 74, 73), strict=True),
-    *((55, 59), (56, 58), (76, 82), (77, 81), (78, 80), (83, 87), (84, 86), (88, 92), (89, 91), (93, 95), (96, 97)),
-)
+WFLW_PAIRS = {
+    str(one): str(other)
+    for one, other in (
+        *((i, 32 - i) for i in range(16)),
+        *zip(range(33, 42), (46, 45, 44, 43, 42, 50, 49, 48, 47), strict=True),
+        *zip(range(60, 68), (72, 71, 70, 69, 68, 75, 74, 73), strict=True),
+        *((55, 59), (56, 58), (76, 82), (77, 81), (78, 80), (83, 87), (84, 86), (88, 92), (89, 91), (93, 95), (96, 97)),
+    )
+}
 
 
 def read_points(config: DataConfig, split: str) -> Source:
@@ -75,8 +80,6 @@ def read_wflw(config: DataConfig, split: str, root: Path, file: Path) -> Source:
             box = None if config.box_scale is None else box
             records.append({"size": size, "points": points.tolist(), "visible": [True] * _WFLW_POINTS, "box": box})
     sieve.report()
-    classes = tuple(map(str, range(_WFLW_POINTS)))
-    usual = {str(one): str(other) for one, other in _WFLW_PAIRS}
-    pairs = usual if config.flip_pairs is None else config.flip_pairs
-    names, build = Names(paths), partial(points_of, swap=swap_of(classes, pairs, str(file)))
-    return annotated(f"points {file}", root, names, classes, recorded(Points, records, build, names, file))
+    pairs = WFLW_PAIRS if config.flip_pairs is None else config.flip_pairs
+    names, build = Names(paths), partial(points_of, swap=swap_of(WFLW_NAMES, pairs, str(file)))
+    return annotated(f"points {file}", root, names, WFLW_NAMES, recorded(Points, records, build, names, file))

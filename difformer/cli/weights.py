@@ -251,8 +251,8 @@ def predict(
         raise ValueError(f"{model} predicts masks, boxes or points: give --output, a folder, in place of --csv")
     if not is_dense(task) and (output is not None or (csv is None and folder.is_dir())):
         raise ValueError(
-            f"{model} predicts classes: give --csv, the table to write, in place of --output; or without it the file of "
-            f"one image, not {folder}"
+            f"{model} predicts classes: give --csv, the table to write, in place of --output, or without it the file "
+            f"of one image, not {folder}"
         )
     warn_of_unfinished(model)
     classifier = load_classifier(

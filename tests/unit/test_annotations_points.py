@@ -9,7 +9,7 @@ from data_sets import make_keypoints, opened, write_image, write_json, write_lin
 
 from difformer.annotations import read_pairs
 from difformer.annotations.coco import swap_of
-from difformer.annotations.landmarks import _WFLW_PAIRS
+from difformer.annotations.landmarks import WFLW_NAMES, WFLW_PAIRS
 from difformer.data import DataConfig, DataError, Points, create_dataset
 
 FACE = [4, 6, 2, 10, 6, 1, 0, 0, 0]
@@ -173,7 +173,7 @@ class TestWFLW:
 
     def test_what_changes_places(self):
         """Outline, brows, eyes, mouth: their ends and middles, as the points are numbered in the paper's figure."""
-        swap = swap_of(tuple(map(str, range(98))), {str(a): str(b) for a, b in _WFLW_PAIRS}, "")
+        swap = swap_of(WFLW_NAMES, WFLW_PAIRS, "")
         pairs = {0: 32, 16: 16, 33: 46, 37: 42, 38: 50, 41: 47, 51: 51, 54: 54, 55: 59, 57: 57, 60: 72, 64: 68, 67: 73}
         pairs |= {76: 82, 79: 79, 85: 85, 88: 92, 90: 90, 94: 94, 95: 93, 96: 97}
         assert all(swap[a] == b for a, b in pairs.items())

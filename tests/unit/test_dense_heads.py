@@ -345,7 +345,7 @@ def test_any_head_with_such_an_argument_is_told_the_size():
         (DenseDifFormerHead, {"decoder_dropout": -0.1}, "decoder_dropout must be"),
         (DenseDifFormerHead, {"skip": 1}, "skip must be true or false"),
         (HeatmapHead, {}, "finest_stride 4 counts pixels of the image: give image_size"),
-        (HeatmapHead, {"image_size": SIZE, "sigma": 0}, "sigma must be a finite number above 0, got 0"),
+        (HeatmapHead, {"image_size": SIZE, "width": 0}, "width must be a positive integer, got 0"),
         (HeatmapHead, {"image_size": SIZE, "stride": 3}, "finest_stride must be a multiple of the stride"),
         (DetectionHead, {}, "finest_stride 4 counts pixels of the image: give image_size"),
     ],

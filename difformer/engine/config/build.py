@@ -246,7 +246,9 @@ def build_classifier(
                 "task.arguments.window: sliding windows read one noise draw of an image, got extractor.draws "
                 f"{recipe.extractor.draws}; set it to 1, or leave the window out"
             )
-    labels_are_classes = task.stand_in() is None
+    # An outline is built on the meta device, where targets could not check their numbers.
+    with torch.device("cpu"):
+        labels_are_classes = task.stand_in() is None
     if not labels_are_classes:
         check_targets(recipe.extractor.conditioning, recipe.task.name)
     with torch.random.fork_rng(devices=[]):

@@ -175,7 +175,7 @@ class TaskConfig:
     """What the outputs of the head mean.
 
     Attributes:
-        name: classification, segmentation, or your own as package.module:Name.
+        name: classification, segmentation, keypoints, or your own as package.module:Name.
         arguments: the task's own.
     """
 
@@ -232,6 +232,8 @@ class ScheduleConfig:
     Attributes:
         name: step, cosine (per step, to `min_lr`) or constant.
         step_epochs: epochs between steps down.
+        milestones: epochs after which the steps down are instead, such as [40, 55], where they are not equally far
+            apart.
         gamma: factor of a step.
         warmup_epochs: epochs in which the rate rises linearly from almost 0; counted in `training.epochs`.
         min_lr: where the cosine ends.
@@ -242,9 +244,17 @@ class ScheduleConfig:
     gamma: float = 0.1
     warmup_epochs: float = 0.0
     min_lr: float = 0.0
+    milestones: tuple[float, ...] = field(default=(), metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         check_choice("schedule.name", self.name, get_args(ScheduleName))
+        object.__setattr__(self, "milestones", as_tuple("schedule.milestones", self.milestones))
+        for epoch in self.milestones:
+            check_range("schedule.milestones", epoch, lambda x: x > 0, "above 0")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError(f"schedule.milestones must be in order, each later, got {list(self.milestones)}")
+        if self.milestones and self.name != "step":
+            raise ValueError(f"schedule.milestones are for the schedule step, not {self.name}; leave them out")
         check_range("schedule.step_epochs", self.step_epochs, lambda x: x > 0, "above 0")
         check_range("schedule.gamma", self.gamma, lambda x: 0 < x <= 1, "in (0, 1]")
         check_range("schedule.warmup_epochs", self.warmup_epochs, lambda x: x >= 0, "at least 0")
@@ -470,6 +480,7 @@ class Recipe:
             self.schedule,
             warmup_epochs=self.schedule.warmup_epochs * factor,
             step_epochs=self.schedule.step_epochs * factor,
+            milestones=tuple(epoch * factor for epoch in self.schedule.milestones),
         )
         return replace(
             self,

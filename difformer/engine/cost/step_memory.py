@@ -51,6 +51,8 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
     switch_checkpointing(backbone, checkpointing)
     classifier = outline_classifier(recipe, class_names, backbone)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(recipe.training.precision)
+    # Made of tensors with data: targets check theirs.
+    labels = stand_in_labels(classifier.task, count, recipe.data.size, len(class_names))
     with FakeTensorMode(allow_non_fake_inputs=True):
         classifier.to_empty(device="cpu")
         classifier.train()
@@ -61,7 +63,6 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
             if recipe.extractor.clean
             else dict.fromkeys(classifier.extractor.noising.timesteps, torch.empty_like(x_0))
         )
-        labels = stand_in_labels(classifier.task, count, recipe.data.size, len(class_names))
         with TensorMemory() as memory:
             with torch.autocast("cpu", dtype=half, enabled=half is not None):
                 told = classifier.conditioning.by_label(labels)
@@ -71,18 +72,23 @@ def step_bytes(recipe: Recipe, class_names: tuple[str, ...], images: int, *, che
                 else:
                     outputs = classifier(x_0, noise=noise, **told)
             loss = (
-                _stand_in_loss(outputs, x_0) if is_dense(classifier.task) else classifier.task.losses(outputs, labels)
+                _stand_in_loss(outputs, x_0, classifier.task.reads)
+                if is_dense(classifier.task)
+                else classifier.task.losses(outputs, labels)
             )
             if loss.requires_grad:
                 loss.mean().backward()
     return memory.peak
 
 
-def _stand_in_loss(outputs: Any, x_0: Tensor) -> Tensor:
-    """As large as a loss of maps at the images' size; those of dense tasks check the values of labels."""
+def _stand_in_loss(outputs: Any, x_0: Tensor, reads: str) -> Tensor:
+    """As large as a loss of maps at the images' size, or of heat maps at their own; those of dense tasks check the
+    values of labels."""
     maps = outputs if isinstance(outputs, list | tuple) else [outputs]
     if isinstance(outputs, list):
         return torch.stack([one.float().mean() for one in maps])
+    if reads == "points":
+        return torch.stack([one.float().square().mean() for one in maps])
     return torch.stack([resize_logits(one, *x_0.shape[2:]).log_softmax(dim=1).mean() for one in maps])
 
 

@@ -1,6 +1,7 @@
 """How weights are updated: optimiser, learning rate, mixing of images."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -56,6 +57,18 @@ def create_schedule(
     if config.warmup_epochs >= epochs:
         raise ValueError(f"schedule.warmup_epochs must be below training.epochs, {epochs}, got {config.warmup_epochs}")
     timm = require("timm.scheduler", "training", install="timm")
+    if config.milestones:
+        scheduler = timm.MultiStepLRScheduler(
+            optimizer,
+            # timm's count as reached one update before.
+            decay_t=[round(epoch * steps) + 1 for epoch in config.milestones],
+            decay_rate=config.gamma,
+            warmup_t=config.warmup_epochs * steps,
+            warmup_lr_init=0.0,
+            warmup_prefix=False,
+            t_in_epochs=False,
+        )
+        return partial(_set_rate, scheduler, config.warmup_epochs * steps)
     # A constant rate is a step schedule whose first step comes after the end.
     step_epochs = config.step_epochs if config.name == "step" else epochs + 1
     scheduler, _ = timm.create_scheduler_v2(
@@ -70,13 +83,12 @@ def create_schedule(
         step_on_epochs=False,
         updates_per_epoch=steps,
     )
+    return partial(_set_rate, scheduler, config.warmup_epochs * steps)
 
-    def set_rate(step: int) -> None:
-        # The rate of a warm-up's first step is above 0.
-        warm = step < config.warmup_epochs * steps
-        scheduler.step_update(num_updates=step + 1 if warm else step)
 
-    return set_rate
+def _set_rate(scheduler: Any, warm_steps: float, step: int) -> None:
+    # The rate of a warm-up's first step is above 0.
+    scheduler.step_update(num_updates=step + 1 if step < warm_steps else step)
 
 
 class Mixing:
