@@ -6,6 +6,9 @@ from torch import Tensor
 
 from difformer.config import as_integer
 
+# The label of pixels that count neither in a loss nor in a metric.
+IGNORE = 255
+
 
 def resize_logits(logits: Tensor, height: int, width: int) -> Tensor:
     """Logits at a size of pixels, bilinearly, with pixels as areas (`align_corners=False`).

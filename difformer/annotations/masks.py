@@ -8,7 +8,7 @@ from difformer.annotations.records import Colour, MaskFiles, annotated
 from difformer.data.listing import find_images, is_image_name, subfolders
 from difformer.data.source import DataError, Files, Names, Source, find_root, read_lines, unknown_split
 from difformer.data.spec import DataConfig
-from difformer.data.targets import IGNORE
+from difformer.maps import IGNORE
 
 # What ADE20K calls its splits.
 _ADE20K_SPLITS = {"train": "training", "val": "validation"}

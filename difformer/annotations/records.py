@@ -18,7 +18,8 @@ from difformer._optional import require
 from difformer.data.images import ImageError
 from difformer.data.source import DataError, Files, Names, Source, refuse_another_size
 from difformer.data.spec import OnBadBox
-from difformer.data.targets import IGNORE, Boxes, Mask, Points, Target, box_problem
+from difformer.data.targets import Boxes, Mask, Points, Target, box_problem
+from difformer.maps import IGNORE
 from difformer.rle import decode_rle
 
 _log = getLogger(__name__)

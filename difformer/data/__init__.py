@@ -15,8 +15,9 @@ from difformer.data.source import DataError, Source, file_source
 from difformer.data.spec import DataConfig
 from difformer.data.stream import ShardDataset
 from difformer.data.subset import HOLDOUT, LabelSubset, few_shot, percentage, split_holdout
-from difformer.data.targets import IGNORE, Annotations, Boxes, Mask, Origin, Points, Target, moved
+from difformer.data.targets import Annotations, Boxes, Mask, Origin, Points, Target, moved
 from difformer.data.transforms import PublishedTransform, create_transform, isolated_generators
+from difformer.maps import IGNORE
 from difformer.streams import sample_generator
 
 __all__ = [

@@ -13,7 +13,8 @@ from torch import Tensor
 from difformer._optional import require
 from difformer.config import Size, as_positive_integer, as_size, check_choice, check_range, sides
 from difformer.data.spec import DataConfig, Fit
-from difformer.data.targets import IGNORE, Mask, Origin, Points, Target
+from difformer.data.targets import Mask, Origin, Points, Target
+from difformer.maps import IGNORE
 from difformer.registry import did_you_mean
 
 if TYPE_CHECKING:

@@ -9,10 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from difformer._optional import require
-from difformer.maps import resize_logits
-
-# The label of pixels that count neither in a loss nor in a metric.
-IGNORE = 255
+from difformer.maps import IGNORE, resize_logits
 
 # Pixels by which a box may reach over the edge of its image, which rounding explains; it is then clipped.
 _ROUNDING = 1.0

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from difformer.config import Size, as_positive_integer, as_positive_integers, as_switch, check_choice
-from difformer.data.targets import IGNORE
 from difformer.heads._inputs import MapSides, describe, receive
 from difformer.heads.pyramid import Pyramid, linear_of_pixels, pixels_at
 from difformer.heads.registry import HEADS
+from difformer.maps import IGNORE
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, TapSpec
 

@@ -15,7 +15,7 @@ MODULES = {".".join(("difformer", *path.relative_to(PACKAGE).with_suffix("").par
 # Verbs that run others, and those they run.
 RUNS = {
     "compare": {"eval"},
-    "quickstart": {"extract", "probe", "train"},
+    "quickstart": {"compare", "extract", "probe", "train"},
     "select": {"probe"},
     "sweep": {"probe"},
     "transfer": {"train"},
