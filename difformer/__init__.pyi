@@ -7,6 +7,7 @@ from . import (  # noqa: F401
     config,
     data,
     diffusion,
+    distillation,
     features,
     heads,
     models,

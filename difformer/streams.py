@@ -30,6 +30,7 @@ class Stream(Enum):
     PART = 8, ("seed",)
     SHARDS = 9, ("seed", "epoch")
     BLOCKS = 10, ("seed",)
+    POLICY = 11, ("seed", "step", "image")
 
     @property
     def number(self) -> int:

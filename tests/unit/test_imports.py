@@ -37,7 +37,7 @@ RANKS = {
     "registry": 0, "rle": 0, "maps": 0,
     "diffusion": 1, "models": 1, "data": 1, "analysis": 1,
     "checkpoints": 2, "annotations": 2,
-    "backbones": 3, "heads": 3, "report": 3,
+    "backbones": 3, "heads": 3, "distillation": 3, "report": 3,
     "features": 4, "tasks": 4,
     "classifier": 5,
     "engine": 6, "sklearn": 6,
