@@ -24,13 +24,13 @@ def quickstart(
     By default: the solar cells of ELPV, with the weights adm_elpv. The same command resumes after an interruption.
 
     Args:
-        task: segmentation takes a folder of images and masks, detection one with COCO's annotations; both compare heads
-            on raw pixels with linear, ensemble, UperNet, dense DifFormer and DifFeed, or detectors, and need data.
+        task: classification; segmentation, of a folder of images and masks; or detection, of images with COCO's
+            annotations. The last two need data.
         data: a folder of your own images, with one folder a class, or such folders in train and in test (or val, where
             there is no test). It uses the weights adm32_cifar10; without a test folder, a quarter of each class is set
             aside. With a recipe, the root of its data set.
         recipe: a YAML file with heads, backbone and data set of your own, in the form of
-            difformer/verbs/quickstart/elpv.yaml.
+            difformer/verbs/quickstart/elpv.yaml, or for another task of segmentation.yaml beside it.
         levels: classify ELPV's four levels of certainty in place of functional and defective.
         output: the folder of everything; runs/quickstart-… by default.
         seeds: of each trained method.

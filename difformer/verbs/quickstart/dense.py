@@ -33,7 +33,6 @@ from difformer.verbs.quickstart.plan import RECIPES, QuickstartConfig, drawn
 from difformer.verbs.train.train import train
 
 PAGE, RECORD = "report.html", "quickstart.yaml"
-TEST_FRACTION = 0.25
 # The method whose images are shown, of the first seed: fixed beforehand, not the best on the test images.
 SHOWN = "difformer"
 
