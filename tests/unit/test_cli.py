@@ -208,7 +208,10 @@ def test_predict_reports_and_skips_unreadable_images(model, capsys):
         (["images", "--csv", "missing/out.csv"], "missing does not exist"),
         (["nothing", "--csv", "out.csv"], "there is no folder and no image nothing"),
         (["nothing"], "there is no folder and no image nothing"),
-        (["images"], "give --csv, the table to write; without it, the file of one image is expected, not images"),
+        (
+            ["images"],
+            "give --csv, the table to write, in place of --output, or without it the file of one image, not images",
+        ),
         (["checkpoints", "--csv", "out.csv"], "holds no image"),
         (["images", "--csv", "out.csv", "--batch_size=0"], "batch_size must be at least 1"),
         (["images", "--csv", "out.csv", "--backbone=nothing"], "nothing"),

@@ -107,8 +107,9 @@ def _table(
     intervals: Sequence[Interval | None],
     differences: Sequence[PairedDifference | None],
 ) -> Table:
-    shown = {name: metric for name, metric in metrics.items() if _measured_by_all(name, methods)}
-    first = next(iter(shown.values()))
+    # The first is what intervals and differences are of.
+    first_name, first = next(iter(metrics.items()))
+    shown = {name: one for name, one in metrics.items() if name == first_name or _measured_by_all(name, methods)}
     titles = [metric.title or name for name, metric in shown.items()]
     header = ("Run", titles[0], "95 % interval", *titles[1:], "Trained parameters", "Difference", "p")
     rows = []

@@ -20,13 +20,13 @@ _SHOWN = 10
 
 @dataclass
 class Report:
-    """The result for a folder.
+    """How the predictions for a folder went.
 
     Attributes:
         total: images found.
-        done: images classified, each a row of the table.
+        done: images predicted.
         skipped: the errors of those that could not be read.
-        interrupted: whether it was stopped before the end; the rows so far are in `.partial`.
+        interrupted: whether it was stopped before the end; what is done is kept, as the function says.
         left_out: files without an image's suffix, by suffix; hidden ones are not counted.
     """
 

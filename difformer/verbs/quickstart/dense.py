@@ -102,7 +102,8 @@ def quickstart_dense(config: QuickstartConfig, *, overwrite: bool = False) -> Pa
         methods = _measure(config, file, recipes, output, resources)
         check_same_images([run for method in methods for run in method.runs])
         title = file.title.replace("{name}", expand_user(config.data).resolve().name)
-        shown = output / f"{SHOWN if SHOWN in recipes else list(recipes)[-1]}-0"
+        trained = [name for name, recipe in recipes.items() if _count(config, recipe)]
+        shown = output / f"{SHOWN if SHOWN in trained else trained[-1]}-0"
         extra = _sections(shown, file.titles)
         lines = write_dense_comparison(
             output, task, methods, seed=0, page=PAGE, title=title, lead=file.about, sections=extra

@@ -88,17 +88,17 @@ class TransferRecipe:
             for name in names:
                 if not re.fullmatch(r"\w[\w.-]*", str(name)):
                     raise ValueError(f"{kind} must have names that folders can have, got {name!r}")
+        known = self.reported_metrics
         for name, metric in self.metrics.items():
-            if name not in self.datasets or metric not in self.known_metrics:
+            if name not in self.datasets or metric not in known:
                 raise ValueError(
-                    f"metrics must give one of {', '.join(self.known_metrics)} for data sets of the suite, got {name}: "
-                    f"{metric}"
+                    f"metrics must give one of {', '.join(known)} for data sets of the suite, got {name}: {metric}"
                 )
         for key in self.seed_keys:
             check_key(Recipe, key)
 
     @property
-    def known_metrics(self) -> dict[str, Metric]:
+    def reported_metrics(self) -> dict[str, Metric]:
         """Those of the task that are reported, the first by default."""
         task = build(TaskConfig, self.base.get("task") or {})
         found = find_task(task.name, task.arguments).metrics
@@ -163,7 +163,7 @@ class Suite:
         self._parser = create_parser(Recipe, "transfer", "", {})
         keys = list(recipe.candidates)
         self._grid = [dict(zip(keys, values, strict=True)) for values in product(*recipe.candidates.values())]
-        self.metrics = recipe.known_metrics
+        self.metrics = recipe.reported_metrics
         planned = [
             self.finals(*pair, values, seeds=recipe.seeds[:1])[0] for pair in self.pairs for values in self._grid
         ]
