@@ -1,6 +1,7 @@
 """What the outputs of a head mean: their loss, what is measured, and what a prediction looks like."""
 
 from difformer.tasks.classification.task import Classification, Prediction
+from difformer.tasks.detection.task import Detection
 from difformer.tasks.segmentation.inference import Segmented
 from difformer.tasks.segmentation.task import Segmentation
 from difformer.tasks.task import TASKS, DenseTask, Measurements, Outputs, RowTask, Task, find_task
@@ -9,6 +10,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "DenseTask",
+    "Detection",
     "Measurements",
     "Outputs",
     "Prediction",

@@ -176,7 +176,7 @@ class TaskConfig:
     """What the outputs of the head mean.
 
     Attributes:
-        name: classification, segmentation, or your own as package.module:Name.
+        name: classification, segmentation, detection, or your own as package.module:Name.
         arguments: the task's own.
     """
 
