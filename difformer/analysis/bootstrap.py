@@ -119,6 +119,7 @@ def bootstrap_weights(
     statistic: WeightedStatistic,
     *,
     width: int = 1,
+    shifts: bool = False,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -130,12 +131,15 @@ def bootstrap_weights(
         size: N, the number of images.
         statistic: from (R, N) how often each image is in a resample to (R,) numbers.
         width: numbers that it holds a resample, by which resamples are divided into parts.
+        shifts: whether images that stand in a resample several times shift it, as they raise an average precision. The
+            interval is then put around the number of the images as they are, see `spread_around`.
         resamples, level, seed: as in `bootstrap_counts`.
 
     Raises:
         ValueError: as in `bootstrap_counts`.
     """
-    return _interval(*_resampled(as_positive_integer("size", size), statistic, width, resamples, seed), level)
+    whole, found = _resampled(as_positive_integer("size", size), statistic, width, resamples, seed)
+    return spread_around(whole, found, level) if shifts else _interval(whole, found, level)
 
 
 def paired_bootstrap_weights(

@@ -50,9 +50,10 @@ def detection_matches(
     parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()
-    images, classes = len(parameters.imgIds), len(parameters.catIds)
-    objects = np.zeros((images, classes), dtype=np.int64)
-    parts = []
+    images, levels = len(parameters.imgIds), len(IOU_THRESHOLDS)
+    objects = np.zeros((images, len(parameters.catIds)), dtype=np.int64)
+    nothing = np.zeros((0, levels), dtype=bool)
+    parts: list[tuple[NDArray[Any], ...]] = [(np.zeros(0, int), np.zeros(0, int), np.zeros(0), nothing, nothing)]
     # By class, then by image.
     for place, found in enumerate(evaluation.evalImgs):
         if found is None:
@@ -61,12 +62,9 @@ def detection_matches(
         objects[image, label] = len(found["gtIgnore"]) - np.count_nonzero(found["gtIgnore"])
         count, ignored = len(found["dtScores"]), np.asarray(found["dtIgnore"], dtype=bool)
         right = (np.asarray(found["dtMatches"]) > 0) & ~ignored
-        parts.append((np.full(count, image), np.full(count, label), np.asarray(found["dtScores"]), right.T, ~ignored.T))
-    if not parts:
-        none = np.zeros((0, len(IOU_THRESHOLDS)), dtype=bool)
-        return DetectionMatches(objects, *np.zeros((2, 0), dtype=np.int64), np.zeros(0), none, none)
-    image, label, score, right, counted = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return DetectionMatches(objects, image, label, score.astype(np.float64), right, counted)
+        scores = np.asarray(found["dtScores"], dtype=np.float64)
+        parts.append((np.full(count, image), np.full(count, label), scores, right.T, ~ignored.T))
+    return DetectionMatches(objects, *(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
 def average_precision(matches: DetectionMatches, weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:

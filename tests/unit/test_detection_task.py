@@ -2,19 +2,19 @@
 
 import json
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from difformer.analysis import Metric, bootstrap_weights, detection_matches
+from difformer.analysis import DetectionMatches, Metric, average_precision, bootstrap_weights, detection_matches
 from difformer.data import Boxes, Origin
 from difformer.heads.detection import Detections, paste_masks
 from difformer.rle import decode_rle
 from difformer.tasks import TASKS, Detection, find_task
 from difformer.tasks.detection.records import as_coco, at_own_size, measured_of, outcome_of, score_of
-from difformer.tasks.detection.task import _mean_precision
 from difformer.tasks.task import is_dense, stand_in_labels
 
 NAMES = ("cat", "dog")
@@ -194,8 +194,20 @@ class TestWhatIsKept:
         assert difference.p_value < 0.1
         same = task.difference(kept, kept, resamples=50, seed=0)
         assert (same.difference.low, same.difference.high, same.p_value) == (0, 0, 1)
-        statistic = _mean_precision(kept)
-        assert vars(bootstrap_weights(12, statistic, resamples=50)) == vars(task.interval(kept, resamples=50, seed=0))
+
+    def test_an_interval_holds_the_number_and_stays_between_0_and_1(self):
+        """Detections that are right by chance, for which a plain percentile interval lies above the number."""
+        rng = np.random.default_rng(0)
+        image, label, score = np.repeat(np.arange(100), 100), rng.integers(0, 20, 10_000), rng.random(10_000)
+        right = rng.random(10_000)[:, None] < np.linspace(0.2, 0.02, 10)
+        objects = rng.multinomial(7, [0.05] * 20, size=100)
+        kept = vars(DetectionMatches(objects, image, label, score, right, np.ones_like(right)))
+        plain = bootstrap_weights(100, partial(average_precision, DetectionMatches(**kept)), resamples=50)
+        found = Detection().interval([kept], resamples=50, seed=0)
+        assert plain.low > plain.mean
+        assert found.low < found.mean < found.high
+        sure = kept | {"right": np.ones_like(right), "objects": np.full((100, 20), 4)}
+        assert Detection().interval([sure], resamples=20, seed=0).high == 1
 
 
 class TestPictures:
@@ -220,7 +232,8 @@ class TestPictures:
 
     def test_masks_and_boxes_are_laid_over_the_image(self, tmp_path):
         picture = Image.new("RGB", (60, 40), (200, 200, 200))
-        found = detections([[10, 10, 40, 30]], [0.9], [0], torch.ones(1, 28, 28))
+        # The second one is too uncertain to be drawn.
+        found = detections([[10, 10, 40, 30], [0, 32, 60, 40]], [0.9, 0.4], [0, 0], torch.ones(2, 28, 28))
         Detection().write(tmp_path, "a/b", picture, found, ("$cat$", "dog"))
         pixels = np.asarray(Image.open(tmp_path / "overlays" / "a" / "b.jpg")).astype(int)
         assert abs(pixels[20, 25] - [168, 110, 110]).max() < 12

@@ -114,6 +114,9 @@ def test_intervals_are_those_of_means_where_the_statistic_is_one():
     found = bootstrap_weights(30, mean_of(scores), width=40_000, resamples=300)
     expected = bootstrap_mean(scores, resamples=300)
     assert vars(found) == pytest.approx(vars(expected))
+    around = bootstrap_weights(30, mean_of(scores), shifts=True, resamples=300)
+    assert around.high - around.low == pytest.approx(found.high - found.low)
+    assert around.low != found.low
     difference = paired_bootstrap_weights(30, mean_of(scores), mean_of(others), resamples=300)
     expected = paired_bootstrap(scores, others, resamples=300)
     assert difference.p_value == pytest.approx(expected.p_value)
@@ -122,7 +125,7 @@ def test_intervals_are_those_of_means_where_the_statistic_is_one():
 
 def test_an_interval_of_average_precision_holds_it():
     matches = detection_matches(*split(4))
-    interval = bootstrap_weights(25, lambda weights: average_precision(matches, weights), resamples=200)
+    interval = bootstrap_weights(25, lambda weights: average_precision(matches, weights), shifts=True, resamples=200)
     assert interval.low < interval.mean < interval.high
     assert interval.mean == average_precision(matches).item()
     # Of one image a hundred times, every resample is the same.

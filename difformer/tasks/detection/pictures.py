@@ -20,13 +20,17 @@ _MOST_CURVES = 10
 
 
 def overlaid(picture: Any, found: Detections, names: Sequence[str]) -> Any:
-    """An RGB picture with the boxes, classes and scores of what was found, and the masks where there are any.
+    """An RGB picture with the boxes, classes and scores of what was found with a score of at least 0.5, and the masks
+    where there are any.
 
     Args:
         picture: RGB PIL image.
         found: in pixels of the picture.
         names: of the classes.
     """
+    sure = found.scores >= CERTAIN
+    masks = None if found.masks is None else found.masks[sure]
+    found = Detections(found.boxes[sure], found.scores[sure], found.labels[sure], masks)
     drawing = require("PIL.ImageDraw", "drawing boxes", install="pillow")
     fonts = require("PIL.ImageFont", "drawing boxes", install="pillow")
     image = require("PIL.Image", "drawing boxes", install="pillow")

@@ -1,6 +1,6 @@
 """What is found in an image and what is kept of it: at its own size, beside its objects, and measured."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,13 +136,12 @@ def _recut(masks: Tensor, whole: Tensor, boxes: Tensor) -> Tensor:
 
 def score_of(found: Detections, target: Boxes) -> DetectionScore:
     """What is kept of an image."""
-    masks = found.masks is not None and target.masks is not None
-    pasted = None if not masks else paste_masks(found.masks, found.boxes, target.size)
+    masks = pasted = None
+    if found.masks is not None and target.masks is not None:
+        masks, pasted = target.masks, paste_masks(found.masks, found.boxes, target.size)
     results = coco_results(0, found.boxes, found.labels, found.scores, masks=pasted)
-    objects = coco_annotations(
-        0, target.boxes, target.labels, crowd=target.crowd, areas=target.areas, masks=target.masks if masks else None
-    )
-    return DetectionScore(target.size, tuple(results), tuple(objects), masks)
+    objects = coco_annotations(0, target.boxes, target.labels, crowd=target.crowd, areas=target.areas, masks=masks)
+    return DetectionScore(target.size, tuple(results), tuple(objects), masks is not None)
 
 
 def as_coco(
@@ -162,12 +161,13 @@ def as_coco(
     return coco_truth(sizes, objects, names), results
 
 
-def measured_of(scores: Sequence[DetectionScore], names: Sequence[str]) -> ObjectMetrics:
+def measured_of(scores: Iterable[DetectionScore], names: Sequence[str]) -> ObjectMetrics:
     """COCO's average precision of boxes, and of masks where all images have them.
 
     Raises:
         ValueError: there is no object in any image.
     """
+    scores = list(scores)
     if not any(not one["iscrowd"] for score in scores for one in score.objects):
         raise ValueError(f"none of {len(scores)} images has an object that could be found, so that nothing is measured")
     truth, results = as_coco(scores, range(len(scores)), names)

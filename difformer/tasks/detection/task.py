@@ -180,7 +180,8 @@ class Detection:
     def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
         """Of the average precision of boxes, in each resample over the classes that have objects there."""
         size, width = _extent(kept)
-        return bootstrap_weights(size, _mean_precision(kept), width=width, resamples=resamples, seed=seed)
+        found = bootstrap_weights(size, _mean_precision(kept), width=width, shifts=True, resamples=resamples, seed=seed)
+        return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def difference(
         self,
@@ -196,7 +197,8 @@ class Detection:
         return paired_bootstrap_weights(size, *sides, width=width, resamples=resamples, seed=seed)
 
     def write(self, folder: Path, stem: str, picture: Any, prediction: Detections, names: Sequence[str]) -> None:
-        """Writes `overlays/STEM.jpg`, and `objects/STEM.json` with the objects as COCO's result files have them."""
+        """Writes `objects/STEM.json` with the objects as COCO's result files have them, and `overlays/STEM.jpg` with
+        those of a score of at least 0.5."""
         drawn, listed = folder / f"overlays/{stem}.jpg", folder / f"objects/{stem}.json"
         for path in (drawn, listed):
             path.parent.mkdir(parents=True, exist_ok=True)
