@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from safetensors.torch import load_file
 from support import tiny_unet
-from training import assert_same_run, interrupt_after, make_recipe
+from training import assert_same_run, interrupt_after, make_recipe, merged
 
 from difformer import create_backbone, load_classifier
 from difformer.analysis import average_precision
@@ -200,6 +200,23 @@ def test_two_processes_find_the_same(run, tmp_path):
     one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))
     assert one == two
     assert (tmp_path / "one" / "detections.json").read_text() == (tmp_path / "two" / "detections.json").read_text()
+
+
+def test_two_processes_learn_the_same(place, tmp_path):
+    """Which regions are drawn depends on the step and the image, and not on the process."""
+    _, values = place
+    arguments = MASKS["head"]["arguments"] | {"detector": "faster_rcnn"}
+    changes = MASKS | {"head": {"arguments": arguments}, "evaluation": {"validation": None, "test": None}}
+    losses = []
+    for name in ("one", "two"):
+        recipe = merged(values, changes | {"output": str(tmp_path / name)})
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+        if name == "one":
+            assert main(["train", str(tmp_path / "one.yaml")]) == 0
+        else:
+            run_ranks(2, "train", tmp_path / "two.yaml")
+        losses.append(json.loads((tmp_path / name / "metrics.jsonl").read_text())["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("detector", ["faster_rcnn", "mask_rcnn"])

@@ -11,7 +11,7 @@ from difformer.tasks.task import is_dense
 
 FOLDER = Path(__file__).parents[2] / "train" / "dense"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-NAMES = {"ade20k_upernet", "ade20k_diffeed", "few_labels", "el_cracks"}
+NAMES = {"ade20k_upernet", "ade20k_diffeed", "few_labels", "el_cracks", "coco_mask_rcnn", "bccd"}
 
 
 def test_every_recipe_is_there():

@@ -44,7 +44,7 @@ RANKS = {
     "verbs": 7,
     "cli": 8,
 }  # fmt: skip
-HEADS_MAY_IMPORT = {"_version", "_optional", "taps", "config", "models", "heads", "registry"}
+HEADS_MAY_IMPORT = {"_version", "_optional", "taps", "config", "data", "models", "heads", "registry"}
 
 
 def run(script, **options):
