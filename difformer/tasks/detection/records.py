@@ -1,7 +1,7 @@
 """What is found in an image and what is kept of it: at its own size, beside its objects, and measured."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -69,13 +69,11 @@ class ObjectMetrics:
         boxes: by the overlap of boxes.
         masks: by that of masks; None where there are none.
         num_classes: K.
-        own: numbers of metrics that are not of this package, by name.
     """
 
     boxes: DetectionMetrics
     masks: DetectionMetrics | None
     num_classes: int
-    own: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -84,8 +82,6 @@ class ObjectMetrics:
 
     def value(self, name: str) -> float | None:
         """The number of a metric, such as `ap` or `mask_ap`; None where it has none here."""
-        if name in self.own:
-            return self.own[name]
         if not name.startswith("mask_"):
             return self.boxes.value(name)
         return None if self.masks is None else self.masks.value(name.removeprefix("mask_"))
@@ -93,11 +89,11 @@ class ObjectMetrics:
     def summary(self) -> dict[str, float]:
         """The numbers that stand in the record of an epoch."""
         masks = {} if self.masks is None else self.masks.summary()
-        return {**self.boxes.summary(), **{f"mask_{name}": value for name, value in masks.items()}, **self.own}
+        return {**self.boxes.summary(), **{f"mask_{name}": value for name, value in masks.items()}}
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
         """The same as JSON has it; the keys of the masks begin with `mask_`."""
-        found = {"num_classes": self.num_classes, **self.boxes.to_dict(tables=tables), **self.own}
+        found = {"num_classes": self.num_classes, **self.boxes.to_dict(tables=tables)}
         masks = {} if self.masks is None else self.masks.to_dict(tables=tables)
         return found | {f"mask_{name}": value for name, value in masks.items() if name != "num_images"}
 

@@ -19,7 +19,6 @@ from difformer.analysis import (
     average_precision,
     bootstrap_weights,
     coco_results,
-    find_metric,
     paired_bootstrap_weights,
 )
 from difformer.data import Boxes, ImageDataset, Origin, Target
@@ -143,16 +142,11 @@ class Detection:
             ValueError: there is no object in any image, or `extra` names a metric that has no number here.
         """
         found = measured_of(outputs, names)
-        own = {name: float(find_metric(name).compute(outputs, labels)) for name in extra if ":" in name}
-        found = replace(found, own=own)
         for name in extra:
             if found.value(name) is None:
-                reason = (
-                    "the head or the data set has no masks"
-                    if found.masks is None and name[:5] == "mask_"
-                    else ("there are no such objects")
-                )
-                raise ValueError(f"{name} is not measured here, since {reason}")
+                without_masks = found.masks is None and name.startswith("mask_")
+                why = "the head or the data set has no masks" if without_masks else "there are no such objects"
+                raise ValueError(f"{name} is not measured here, since {why}")
         return found
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
