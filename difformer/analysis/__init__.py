@@ -5,8 +5,10 @@ from difformer.analysis.bootstrap import (
     PairedDifference,
     bootstrap_counts,
     bootstrap_mean,
+    bootstrap_weights,
     paired_bootstrap,
     paired_bootstrap_counts,
+    paired_bootstrap_weights,
 )
 from difformer.analysis.boundary import boundary_counts, boundary_f
 from difformer.analysis.cka import MinibatchCKA, cka, cknna
@@ -54,6 +56,7 @@ from difformer.analysis.keypoints import (
 from difformer.analysis.knn import knn_scores
 from difformer.analysis.linear import LinearModel, choose
 from difformer.analysis.logistic import LogisticFit, logistic_path
+from difformer.analysis.matches import DetectionMatches, average_precision, detection_matches
 from difformer.analysis.metrics import (
     METRICS,
     ClassificationMetrics,
@@ -97,6 +100,7 @@ __all__ = [
     "ClassMetrics",
     "ClassSegmentation",
     "ClassificationMetrics",
+    "DetectionMatches",
     "DetectionMetrics",
     "FeatureMoments",
     "FeatureStatistics",
@@ -119,9 +123,11 @@ __all__ = [
     "SGDFit",
     "SegmentationMetrics",
     "accuracy",
+    "average_precision",
     "bootstrap_counts",
     "bootstrap_frechet",
     "bootstrap_mean",
+    "bootstrap_weights",
     "boundary_counts",
     "boundary_f",
     "box_lengths",
@@ -140,6 +146,7 @@ __all__ = [
     "coco_truth",
     "confusion_matrix",
     "decode_rle",
+    "detection_matches",
     "detection_metrics",
     "encode_rle",
     "error_auc",
@@ -166,6 +173,7 @@ __all__ = [
     "neighbourhoods",
     "paired_bootstrap",
     "paired_bootstrap_counts",
+    "paired_bootstrap_weights",
     "pairs_pck",
     "pca_maps",
     "pixel_accuracy",

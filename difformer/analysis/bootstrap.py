@@ -16,6 +16,8 @@ from difformer.streams import Stream, generator
 
 # From counts summed over images, (R, …), to (R,) numbers; one that has a `whole` gets the sum over all images as that.
 Statistic: TypeAlias = Callable[..., NDArray[np.float64]]
+# From (R, N) how often each image is in a resample to (R,) numbers.
+WeightedStatistic: TypeAlias = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 # Drawn together: 16 MB of places and values.
 _CHUNK_ELEMENTS = 1 << 20
@@ -112,6 +114,61 @@ def bootstrap_counts(
     return _interval(whole, found, level)
 
 
+def bootstrap_weights(
+    size: int,
+    statistic: WeightedStatistic,
+    *,
+    width: int = 1,
+    shifts: bool = False,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a number of a set of images that follows neither from a mean nor from sums, such as an
+    average precision.
+
+    Args:
+        size: N, the number of images.
+        statistic: from (R, N) how often each image is in a resample to (R,) numbers.
+        width: numbers that it holds a resample, by which resamples are divided into parts.
+        shifts: whether images that stand in a resample several times shift it, as they raise an average precision. The
+            interval is then put around the number of the images as they are, see `spread_around`.
+        resamples, level, seed: as in `bootstrap_counts`.
+
+    Raises:
+        ValueError: as in `bootstrap_counts`.
+    """
+    whole, found = _resampled(as_positive_integer("size", size), statistic, width, resamples, seed)
+    return spread_around(whole, found, level) if shifts else _interval(whole, found, level)
+
+
+def paired_bootstrap_weights(
+    size: int,
+    statistic_a: WeightedStatistic,
+    statistic_b: WeightedStatistic,
+    *,
+    width: int = 1,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedDifference:
+    """As `paired_bootstrap`, of what `bootstrap_weights` is for.
+
+    Args:
+        size, width, resamples, level, seed: as in `bootstrap_weights`.
+        statistic_a: of one model.
+        statistic_b: of another, for the same images in the same order.
+
+    Raises:
+        ValueError: as in `bootstrap_counts`.
+    """
+
+    def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        return statistic_a(weights) - statistic_b(weights)
+
+    return _difference(*_resampled(as_positive_integer("size", size), difference, width, resamples, seed), level)
+
+
 def paired_bootstrap_counts(
     counts_a: NDArray[Any],
     counts_b: NDArray[Any],
@@ -151,11 +208,20 @@ def _resampled_sums(
     # What a statistic counts of the whole set, it must count in every resample.
     asks = _takes_whole(statistic)
     own = [partial(statistic, whole=one.sum(axis=0).reshape(shape)) if asks else statistic for one in flat]
-    found = []
-    drawn = _weights(size, resamples, seed, max(one.shape[1] for one in flat))
-    for weights in itertools.chain([np.ones((1, size))], drawn):
+
+    def of_sums(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         values = [of((weights @ one).reshape(len(weights), *shape)) for of, one in zip(own, flat, strict=True)]
-        found.append(values[0] - values[1] if len(values) == 2 else values[0])
+        return values[0] - values[1] if len(values) == 2 else values[0]
+
+    return _resampled(size, of_sums, max(one.shape[1] for one in flat), resamples, seed)
+
+
+def _resampled(
+    size: int, statistic: WeightedStatistic, width: int, resamples: int, seed: int
+) -> tuple[float, NDArray[np.float64]]:
+    """A number of the images as they are, and of each resample that has one."""
+    drawn = _weights(size, resamples, seed, width)
+    found = [statistic(weights) for weights in itertools.chain([np.ones((1, size))], drawn)]
     whole, rest = found[0].item(), np.concatenate(found[1:])
     rest = rest[np.isfinite(rest)]
     if not np.isfinite(whole):

@@ -235,8 +235,11 @@ def detection_metrics(
             another length, or a mask that is none or of another size than its image; the message says which.
         ImportError: pycocotools is missing.
     """
-    check_choice("overlap", overlap, ("bbox", "segm"))
-    evaluation = _evaluate(truth, results, overlap)
+    evaluation = compare_objects(truth, results, overlap)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, 2]
     precision = np.where(precision < 0, np.nan, precision)
     stats = [None if value < 0 else float(value) for value in evaluation.stats]
@@ -384,11 +387,14 @@ def _are_finite(values: Any, count: int) -> bool:
     return listed and all(isinstance(one, Real) and math.isfinite(one) for one in values)
 
 
-def _evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], overlap: Overlap) -> Any:
-    """pycocotools' evaluation, which prints what it does."""
+def compare_objects(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], overlap: Overlap) -> Any:
+    """pycocotools' `COCOeval`, not yet evaluated, of checked objects and detections; Args and Raises as
+    `detection_metrics`."""
+    check_choice("overlap", overlap, ("bbox", "segm"))
     sides = _annotations(truth, results, overlap)
     coco = require("pycocotools.coco", "COCO's average precision", install="pycocotools")
     cocoeval = require("pycocotools.cocoeval", "COCO's average precision", install="pycocotools")
+    # It prints what it does.
     with contextlib.redirect_stdout(io.StringIO()):
         indices = []
         for annotations in sides:
@@ -396,11 +402,7 @@ def _evaluate(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], ov
             index.dataset = {"images": truth["images"], "categories": truth["categories"], "annotations": annotations}
             index.createIndex()
             indices.append(index)
-        evaluation = cocoeval.COCOeval(*indices, overlap)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation
+        return cocoeval.COCOeval(*indices, overlap)
 
 
 def _mean(precision: NDArray[np.float64]) -> float | None:

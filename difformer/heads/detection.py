@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast, get_args
+from typing import Any, Protocol, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,25 @@ from difformer.heads.detectors import (
 from difformer.heads.pyramid import Pyramid
 from difformer.heads.registry import HEADS
 from difformer.taps import FeatureKey, TapSpec
+
+
+class Objects(Protocol):
+    """What is to be found in an image: a `difformer.data.Boxes`."""
+
+    @property
+    def boxes(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def crowd(self) -> Tensor: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def masks(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +158,7 @@ class DetectionHead(nn.Module):
     def forward(
         self,
         features: Mapping[FeatureKey, Tensor],
-        targets: Sequence[Mapping[str, Tensor]] | None = None,
+        targets: Sequence[Objects] | None = None,
         *,
         seeds: Sequence[int] | Tensor | None = None,
     ) -> list[Detections] | dict[str, Tensor]:
@@ -159,10 +178,15 @@ class DetectionHead(nn.Module):
             One `Detections` an image, which does not depend on the others.
 
         Raises:
-            ValueError: see `receive` and `Pyramid`.
+            ValueError: see `receive` and `Pyramid`; or features that are not finite, in which nothing is found.
         """
         found = []
         levels, height, width = self._levels(features)
+        if not all(level.isfinite().all() for level in levels.values()):
+            raise ValueError(
+                "the detector's features are not finite: weights of the head are damaged, or the backbone's precision "
+                "overflows (open it with dtype float32)"
+            )
         for one in self._run(levels, height, width):
             labels = one["labels"] if one_stage(self.arguments["detector"]) else one["labels"] - 1
             masks = one["masks"][:, 0] if "masks" in one else None
@@ -172,16 +196,15 @@ class DetectionHead(nn.Module):
     def losses(
         self,
         features: Mapping[FeatureKey, Tensor],
-        targets: Sequence[Mapping[str, Tensor]],
+        targets: Sequence[Objects],
         seeds: Sequence[int] | Tensor,
     ) -> dict[str, Tensor]:
         """The losses of each image.
 
         Args:
             features: as for `predict`; gradients reach them.
-            targets: of each image, `boxes` (n, 4) x1, y1, x2, y2 in pixels of the image and `labels` (n,) int64 in
-                [0, num_classes); for Mask R-CNN `masks` (n, H, W) bool. Objects whose `crowd` (n,) bool is true, where
-                that is given, are left out, as torchvision's training does it.
+            targets: of each image, of the size that the features are of; for Mask R-CNN with masks. Objects whose
+                `crowd` is true are left out, as in torchvision's training.
             seeds: an integer of at least 0 for each image, such as a function of seed, step and image, from which its
                 anchors and regions are drawn.
 
@@ -243,30 +266,40 @@ class DetectionHead(nn.Module):
         for sampler in self._samplers:
             sampler.generator = generator
 
-    def _checked(self, target: Mapping[str, Tensor], height: int, width: int, image: int) -> dict[str, Tensor]:
-        """A target as torchvision has it, on the head's device."""
-        device = next(self.fpn.parameters()).device
-        boxes, labels = target["boxes"].to(device, torch.float32), target["labels"].to(device)
-        if boxes.shape != (len(labels), 4) or labels.dtype != torch.int64 or labels.ndim != 1:
+    def check_target(self, target: Objects, name: str) -> None:
+        """Raises ValueError where a target lacks what the detector learns from.
+
+        Args:
+            target: of an image.
+            name: whose it is, for the message.
+        """
+        if self.arguments["detector"] == "mask_rcnn" and target.masks is None:
             raise ValueError(
-                f"target {image}: boxes must be (n, 4) and labels (n,) int64, got {tuple(boxes.shape)} and "
-                f"{tuple(labels.shape)} {labels.dtype}"
+                f"{name}: mask_rcnn learns from masks of objects, and there are none; set data.object_masks: true for "
+                "data that has them, or choose another head.arguments.detector, such as faster_rcnn"
             )
+
+    def _checked(self, target: Objects, height: int, width: int, image: int) -> dict[str, Tensor]:
+        """A target as torchvision has it, on the head's device."""
+        name = f"target {image}"
+        self.check_target(target, name)
+        if target.size != (height, width):
+            raise ValueError(
+                f"{name} is of an image of {target.size[0]}×{target.size[1]} (h × w), and the features are of one of "
+                f"{height}×{width}"
+            )
+        device = next(self.fpn.parameters()).device
+        boxes, labels, kept = target.boxes.to(device), target.labels.to(device), ~target.crowd.to(device)
         if not (boxes[:, 2:] > boxes[:, :2]).all() or not boxes.isfinite().all():
-            raise ValueError(f"target {image}: boxes must have x1 < x2 and y1 < y2, got {boxes.tolist()}")
+            raise ValueError(f"{name}: boxes must have x1 < x2 and y1 < y2, got {boxes.tolist()}")
         if len(labels) and (labels.min() < 0 or labels.max() >= self.num_classes):
-            raise ValueError(f"target {image}: labels must lie in [0, {self.num_classes}), got {labels.tolist()}")
-        kept = ~target["crowd"].to(device) if "crowd" in target else torch.ones_like(labels, dtype=torch.bool)
-        if not one_stage(self.arguments["detector"]):
-            # Class 0 is the background.
-            labels = labels + 1
-        found = {"boxes": boxes[kept], "labels": labels[kept]}
+            raise ValueError(f"{name}: labels must lie in [0, {self.num_classes}), got {labels.tolist()}")
+        # Class 0 of the R-CNNs is the background.
+        first = 0 if one_stage(self.arguments["detector"]) else 1
+        found = {"boxes": boxes[kept], "labels": labels[kept] + first}
         if self.arguments["detector"] == "mask_rcnn":
-            masks = target.get("masks")
-            if masks is None or masks.shape != (len(kept), height, width):
-                shape = None if masks is None else tuple(masks.shape)
-                raise ValueError(f"target {image}: mask_rcnn needs masks ({len(kept)}, {height}, {width}), got {shape}")
-            found["masks"] = masks.to(device)[kept].to(torch.uint8)
+            assert target.masks is not None
+            found["masks"] = target.masks.to(device)[kept].to(torch.uint8)
         return found
 
 

@@ -1,6 +1,7 @@
 """What the outputs of a head mean: their loss, what is measured, and what a prediction looks like."""
 
 from difformer.tasks.classification.task import Classification, Prediction
+from difformer.tasks.detection.task import Detection
 from difformer.tasks.keypoints.scores import Landmarks
 from difformer.tasks.keypoints.task import Keypoints
 from difformer.tasks.segmentation.inference import Segmented
@@ -11,6 +12,7 @@ __all__ = [
     "TASKS",
     "Classification",
     "DenseTask",
+    "Detection",
     "Keypoints",
     "Landmarks",
     "Measurements",

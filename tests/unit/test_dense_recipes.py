@@ -11,7 +11,9 @@ from difformer.tasks.task import is_dense
 
 FOLDER = Path(__file__).parents[2] / "train" / "dense"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
-NAMES = {"ade20k_upernet", "ade20k_diffeed", "few_labels", "el_cracks", "mirror_mouse", "wflw"}
+NAMES = {
+    "ade20k_upernet", "ade20k_diffeed", "few_labels", "el_cracks", "mirror_mouse", "wflw", "coco_mask_rcnn", "bccd",
+}  # fmt: skip
 
 
 def test_every_recipe_is_there():

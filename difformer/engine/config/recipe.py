@@ -175,7 +175,7 @@ class TaskConfig:
     """What the outputs of the head mean.
 
     Attributes:
-        name: classification, segmentation, keypoints, or your own as package.module:Name.
+        name: classification, segmentation, detection, keypoints, or your own as package.module:Name.
         arguments: the task's own.
     """
 

@@ -101,6 +101,8 @@ class Run:
             backbone = resources.backbone(recipe.backbone, **how)
         names = task.output_names(self.images["train"])
         classifier = build_classifier(recipe, backbone, names, task=task)
+        if not fake:
+            _check_first_target(classifier.head, self.images["train"])
         self.classifier: DiffusionClassifier = classifier.to(accelerator.device)
         self._backbone_digest = "random" if fake else backbone.digest
         self._init_digest = None if recipe.init is None or fake else self._start_from(recipe.init, begun_with)
@@ -345,6 +347,14 @@ def _splits(recipe: Recipe, resources: Resources, stand_in_for: Task | None) -> 
         return resources.splits(recipe.data, names, augment=True)
     length, label = 4 * recipe.training.batch_size, stand_in_for.stand_in()
     return {name: FakeImages(recipe.data, name, length, label=label) for name in names if name is not None}
+
+
+def _check_first_target(head: Any, images: Any) -> None:
+    """Raises ValueError where targets lack what a head learns from, such as masks, before the first step does."""
+    if hasattr(head, "check_target"):
+        sample = next((sample for i in range(len(images)) if (sample := images[i]) is not None), None)
+        if sample is not None:
+            head.check_target(sample.label, str(images))
 
 
 def _on_cpu(parts: torch.nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,1 @@
+"""Detection of objects: its task, what is kept of an image, tables and pictures."""
