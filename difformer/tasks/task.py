@@ -285,8 +285,14 @@ class DenseTask(Task, Protocol):
         """
         ...
 
-    def finish(self, folder: Path, names: Sequence[str]) -> None:
-        """Called once all predictions are written; may put them together into one file."""
+    def finish(self, folder: Path, stems: Sequence[str], names: Sequence[str]) -> None:
+        """Called once all predictions are written; may put them together into one file.
+
+        Args:
+            folder: of all predictions.
+            stems: of the images that were predicted, in their order.
+            names: of the outputs.
+        """
         ...
 
     def sections(self, measured: Any, folder: Path) -> list[Section]:

@@ -448,8 +448,8 @@ def test_a_quickstart_that_is_done_is_not_done_again(quickstart, monkeypatch, ca
     assert "give --data, the folder of images for the task segmentation" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["segmentation"])
-def test_the_quickstarts_own_recipe_is_whole(name, place):
+@pytest.mark.parametrize("name", ["segmentation", "el_cracks", "detection"])
+def test_the_quickstarts_own_recipes_are_whole(name, place):
     """Every method of the file can be built for its backbone, without training it."""
     folder, _ = place
     file = read_yaml(RECIPES / f"{name}.yaml")

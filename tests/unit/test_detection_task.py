@@ -240,5 +240,5 @@ class TestPictures:
         nothing = detections([], [], [])
         Detection().draw(tmp_path / "a.png", Image.new("RGB", (60, 40)), target([], []), nothing, NAMES)
         Detection().write(tmp_path, "a", Image.new("RGB", (60, 40)), nothing, NAMES)
-        Detection().finish(tmp_path, NAMES)
+        Detection().finish(tmp_path, ["a"], NAMES)
         assert json.loads((tmp_path / "detections.json").read_text()) == []

@@ -387,7 +387,7 @@ class TestFiles:
         assert pixels[5, 30].max() > 120
         assert pixels[28, 2].max() < 60
         assert np.asarray(picture).max() == 0, "the picture itself is left as it was"
-        Keypoints().finish(tmp_path, NAMES)
+        Keypoints().finish(tmp_path, ["a"], NAMES)
 
     @pytest.mark.parametrize("visible", [[True, True, False], [False] * 3])
     def test_truth_and_prediction_side_by_side(self, tmp_path, visible):

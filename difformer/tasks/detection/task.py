@@ -205,13 +205,12 @@ class Detection:
             one |= {"category": names[one["category_id"] - 1]}
         listed.write_text(json.dumps({"height": size[0], "width": size[1], "objects": found}), encoding="utf-8")
 
-    def finish(self, folder: Path, names: Sequence[str]) -> None:
-        """Writes `detections.json`: what `objects/` holds as one list, as COCO's result files are. `image` is the name
-        of an image's file without suffix; `image_id` numbers the images in the order of these names, from 1."""
-        place, together = folder / "objects", []
-        stems = sorted(path.relative_to(place).with_suffix("").as_posix() for path in place.rglob("*.json"))
+    def finish(self, folder: Path, stems: Sequence[str], names: Sequence[str]) -> None:
+        """Writes `detections.json`: the objects of all images as one list, as COCO's result files are. `image` is the
+        name of an image's file without suffix; `image_id` numbers the images in their order, from 1."""
+        together: list[dict[str, Any]] = []
         for number, stem in enumerate(stems, 1):
-            content = json.loads((place / f"{stem}.json").read_text(encoding="utf-8"))
+            content = json.loads((folder / "objects" / f"{stem}.json").read_text(encoding="utf-8"))
             together += [{"image_id": number, "image": stem, **one} for one in content["objects"]]
         (folder / RESULTS).write_text(json.dumps(together), encoding="utf-8")
 

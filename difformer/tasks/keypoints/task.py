@@ -257,7 +257,7 @@ class Keypoints:
         path.parent.mkdir(parents=True, exist_ok=True)
         marked(picture, prediction.points, names).save(path)
 
-    def finish(self, folder: Path, names: Sequence[str]) -> None:
+    def finish(self, folder: Path, stems: Sequence[str], names: Sequence[str]) -> None:
         """Nothing: the table of predictions holds all points."""
 
     def sections(self, measured: KeypointMetrics, folder: Path) -> list[Section]:

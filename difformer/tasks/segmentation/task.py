@@ -258,7 +258,7 @@ class Segmentation:
             path.parent.mkdir(parents=True, exist_ok=True)
             image.save(path)
 
-    def finish(self, folder: Path, names: Sequence[str]) -> None:
+    def finish(self, folder: Path, stems: Sequence[str], names: Sequence[str]) -> None:
         """Writes `classes.txt`, the names of the masks' values."""
         (folder / "classes.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
 

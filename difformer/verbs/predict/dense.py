@@ -81,7 +81,7 @@ def predict_dense(
     if not report.done:
         raise report.skipped[0]
     rows = [[name, *row] for name in stems if name in done for row in done[name]]
-    task.finish(output, names)
+    task.finish(output, [stem for name, stem in stems.items() if name in done], names)
     # The table comes last, since it says that all is there.
     with write_atomically(output / TABLE, overwrite=overwrite) as temporary:
         write_table(temporary, ["file", *task.columns(names)], rows)
