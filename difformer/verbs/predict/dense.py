@@ -11,7 +11,7 @@ from tqdm import tqdm
 from difformer.checkpoints import weights_digest
 from difformer.classifier import DiffusionClassifier
 from difformer.data import ImageError, read_image
-from difformer.files import MADE_ANEW, check_target, expand_user, write_atomically
+from difformer.files import MADE_ANEW, check_target, errors_name, expand_user, write_atomically
 from difformer.tables import write_table
 from difformer.tasks import DenseTask
 from difformer.verbs.predict.predict import Report, list_images
@@ -70,10 +70,13 @@ def predict_dense(
                         report.skipped.append(error)
                         continue
                     (found,) = classifier.predict(picture)
-                    task.write(output, stem, picture, found, names)
-                    done[name] = task.rows(found, names)
-                    progress.write(json.dumps({"file": name, "of": _state(path), "rows": done[name]}) + "\n")
-                    progress.flush()
+                    rows = task.rows(found, names)
+                    # A full disk says which of the images was the first without a place.
+                    with errors_name(output / stem):
+                        task.write(output, stem, picture, found, names)
+                        progress.write(json.dumps({"file": name, "of": _state(path), "rows": rows}) + "\n")
+                        progress.flush()
+                    done[name] = rows
                 report.done += 1
         except KeyboardInterrupt:
             report.interrupted = True
