@@ -248,24 +248,24 @@ def interpolate_ddim(
     """
     if first.shape != second.shape:
         raise ValueError(f"first and second must have one shape, got {tuple(first.shape)} and {tuple(second.shape)}")
-    if not shares or not all(0 <= share <= 1 for share in shares):
+    if not len(shares) or not all(0 <= share <= 1 for share in shares):
         raise ValueError(f"shares must be one or more numbers in [0, 1], got {list(shares)}")
-    ends = [invert_ddim(denoiser, schedule, image, steps=steps, spacing=spacing) for image in (first, second)]
-    flat = [end.flatten(1).double() for end in ends]
-    cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
-    # Of equal noise, any weights that add up to 1 are right.
-    angle = cosine.acos().clamp(min=1e-6)
+    # On the CPU, since Apple's GPUs have no float64.
+    one, other = (
+        invert_ddim(denoiser, schedule, image, steps=steps, spacing=spacing).cpu().double().flatten(1)
+        for image in (first, second)
+    )
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=1)[:, None]
+    # Of equal noise, any weights that add up to 1 are right; of opposite noise, any great circle is.
+    angle = cosine.clamp(-1, 1).acos().clamp(1e-6, math.pi - 1e-6)
     between = []
     for share in shares:
-        weights = (((1 - share) * angle).sin() / angle.sin(), (share * angle).sin() / angle.sin())
-        mixed = sum(weight[:, None] * end for weight, end in zip(weights, flat, strict=True))
-        start = torch.as_tensor(mixed).view_as(first).float()
-        shape = tuple(first.shape)
-        between.append(
-            sample_ddim(
-                denoiser, schedule, shape, steps=steps, spacing=spacing, clip=False, start=start, device=first.device
-            )
-        )
+        mixed = (((1 - share) * angle).sin() * one + (share * angle).sin() * other) / angle.sin()
+        image = sample_ddim(
+            denoiser, schedule, first.shape,
+            steps=steps, spacing=spacing, clip=False, start=mixed.view(first.shape), device=first.device,
+        )  # fmt: skip
+        between.append(image)
     return torch.stack(between)
 
 

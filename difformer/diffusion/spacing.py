@@ -53,7 +53,7 @@ def _in_strides(total: int, count: int) -> list[int]:
     found = {len(range(0, total, stride)): stride for stride in reversed(range(1, total))}
     if count not in found:
         near = [max((n for n in found if n < count), default=None), min((n for n in found if n > count), default=None)]
-        known = " or ".join(str(n) for n in near if n is not None)
+        known = " or ".join(str(n) for n in near if n is not None) or "of another spacing"
         raise ValueError(f"no whole stride visits {count} of {total} timesteps; with ddim spacing, give steps {known}")
     return list(range(0, total, found[count]))
 

@@ -13,7 +13,7 @@ import torch
 
 from difformer.backbones import DenoisingBackbone
 from difformer.config import as_positive_integer, sides
-from difformer.config.provenance import plain
+from difformer.config.reading import plain
 from difformer.engine.runtime.processes import Processes, on_all, on_main
 from difformer.engine.runtime.progress import progress_bar
 from difformer.files import check_target, expand_user
@@ -80,7 +80,13 @@ def sample_images(
     record = {"backbone": weights, "count": count, **asdict(sampling)}
     missing: list[int] = on_main(processes, partial(_prepare, parts, plain(record), overwrite))
     try:
-        on_all(processes, partial(_generate_parts, backbone, sampling, parts, missing, batch_size, processes))
+        with _Bar(parts, missing, processes) as bar:
+            share = _Share(backbone, sampling, parts, missing[processes.process_index :: processes.num_processes], bar)
+            # The first process has the largest share. They go batch by batch, so that none waits long for the others,
+            # which a connection does not bear, and an error of one ends all.
+            most = sum(len(parts.rows(part)) for part in missing[:: processes.num_processes])
+            for start in range(0, most, batch_size):
+                on_all(processes, partial(share.generate, start, start + batch_size))
         on_main(processes, partial(_finish, parts))
     except BaseException:
         if processes.is_main_process and parts.any_written():
@@ -108,26 +114,39 @@ def _prepare(parts: Parts, record: dict[str, Any], overwrite: bool) -> list[int]
     return missing
 
 
-def _generate_parts(
-    backbone: DenoisingBackbone,
-    sampling: Sampling,
-    parts: Parts,
-    missing: Sequence[int],
-    batch_size: int,
-    processes: Processes,
-) -> None:
-    """Generates and writes this process's share of the missing parts."""
-    left = list(missing[processes.process_index :: processes.num_processes])
-    numbers = [number for part in left for number in parts.rows(part)]
-    waiting: Images = np.empty((0, *parts.shape[1:]), dtype=np.uint8)
-    with _Bar(parts, missing, processes) as bar:
-        for start in range(0, len(numbers), batch_size):
-            batch = numbers[start : start + batch_size]
-            images = generate(backbone, sampling, batch, partial(bar.advance, len(batch) / sampling.steps))
-            waiting = np.concatenate([waiting, images.numpy()])
-            while left and len(waiting) >= (full := len(parts.rows(left[0]))):
-                parts.write(left.pop(0), waiting[:full])
-                waiting = waiting[full:]
+class _Share:
+    """One process's share of the missing parts.
+
+    Args:
+        backbone, sampling: see `generate`.
+        parts: of all images.
+        mine: the parts of this process.
+        bar: of the images.
+    """
+
+    def __init__(
+        self, backbone: DenoisingBackbone, sampling: Sampling, parts: Parts, mine: Sequence[int], bar: "_Bar"
+    ) -> None:
+        self._backbone = backbone
+        self._sampling = sampling
+        self._parts = parts
+        self._left = list(mine)
+        self._numbers = [number for part in mine for number in parts.rows(part)]
+        # Images whose part is not whole yet.
+        self._waiting: Images = np.empty((0, *parts.shape[1:]), dtype=np.uint8)
+        self._bar = bar
+
+    def generate(self, start: int, stop: int) -> None:
+        """Generates a batch, by places in the share, and writes the parts that are whole then."""
+        numbers = self._numbers[start:stop]
+        if not numbers:
+            return
+        step = partial(self._bar.advance, len(numbers) / self._sampling.steps)
+        images = generate(self._backbone, self._sampling, numbers, step)
+        self._waiting = np.concatenate([self._waiting, images.numpy()])
+        while self._left and len(self._waiting) >= (full := len(self._parts.rows(self._left[0]))):
+            self._parts.write(self._left.pop(0), self._waiting[:full])
+            self._waiting = self._waiting[full:]
 
 
 class _Bar:
