@@ -1,10 +1,11 @@
 """Sampling on several processes, and killed at any moment."""
 
+import os
 import signal
 
 import numpy as np
 import pytest
-from processes import joined, run_command, run_ranks, start, wait_for
+from processes import joined, run_command, run_ranks, start, variables_of_ranks, wait_for
 from support import tiny_unet
 
 from difformer import create_backbone
@@ -72,3 +73,26 @@ def test_killed_and_resumed(weights, whole, tmp_path, parts):
     difference = np.abs(np.load(out)["arr_0"].astype(int) - np.load(whole)["arr_0"])
     assert difference.max() <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.npz", "stderr", "stdout"]
+
+
+def fail_on_the_second(weights, out):
+    """In one of two processes, generating fails at once."""
+    from difformer.verbs.sample import sample
+
+    def broken(*arguments):
+        raise OSError("the device is gone")
+
+    if os.environ["RANK"] == "1":
+        sample.generate = broken
+    run_command("sample", weights, out, *OPTIONS)
+
+
+def test_what_fails_on_one_process_ends_the_other_after_its_batch(weights, tmp_path):
+    children = [
+        start(fail_on_the_second, weights, str(tmp_path / "out.npz"), variables=variables, output=tmp_path)
+        for variables in variables_of_ranks(2)
+    ]
+    assert [joined(child) for child in children] == [1, 1]
+    assert "the device is gone" in (tmp_path / "stderr").read_text()
+    # Of the first process's 128 images, a batch of 50 holds no whole part.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stderr", "stdout"]

@@ -147,6 +147,26 @@ def test_the_solver_is_of_second_order_and_ddim_of_first():
         assert measured == pytest.approx(order, abs=0.3), errors
 
 
+def test_a_step_of_the_solver_written_out():
+    """Algorithm 2 of Lu et al. 2022 on steps of different lengths: timesteps 999, 500 and 0."""
+    denoise, x = optimal(), image_noise(torch.empty(5, 1, 2, 2), range(5), 1000, seed=2).double()
+    alpha_bar = SCHEDULE.alpha_bar[[999, 500, 0]].numpy()
+    alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    h = np.diff(np.log(alpha / sigma))
+
+    def x_theta(x, i, t):
+        return (x - sigma[i] * denoise(x.float(), torch.full((5,), t)).double()) / alpha[i]
+
+    first = x_theta(x, 0, 999)
+    x = sigma[1] / sigma[0] * x - alpha[1] * (np.exp(-h[0]) - 1) * first
+    second, r = x_theta(x, 1, 500), h[0] / h[1]
+    direction = (1 + 1 / (2 * r)) * second - 1 / (2 * r) * first
+    x = sigma[2] / sigma[1] * x - alpha[2] * (np.exp(-h[1]) - 1) * direction
+    expected = x_theta(x, 2, 0)
+    found = sample_dpm_solver(denoise, SCHEDULE, x.shape, steps=3, spacing="even", seed=2, clip=False)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("schedule", [SCHEDULE, NoiseSchedule.cosine(1000)], ids=["linear", "cosine"])
 def test_the_solver_is_near_fine_ddim_in_few_steps(schedule):
     x_T = image_noise(torch.empty(64, 1, 2, 2), range(64), 0)

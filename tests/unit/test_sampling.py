@@ -159,7 +159,8 @@ def test_what_cannot_be_sampled_is_said(backbones, tmp_path, capsys, name, optio
 
 def test_spacing_and_variance_change_the_samples(backbones, tmp_path):
     shown = set()
-    cases = ([], ["--variance", "large"], ["--spacing", "ddim"], ["--spacing", "log_snr"], ["--method", "dpm++"])
+    cases = ([], ["--variance", "large"], ["--spacing", "ddim"], ["--spacing", "log_snr"], ["--method", "dpm++"],
+             ["--method", "ddim"], ["--method", "ddim", "--eta", "0.5"])  # fmt: skip
     for i, options in enumerate(cases):
         path = tmp_path / f"{i}.png"
         assert main(["sample", backbones["fixed"], str(path), "--count", "1", "--steps", "4", *options]) == 0
