@@ -1,21 +1,13 @@
 """The verb about generation: sample."""
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import torch
-from tqdm import tqdm
-
-from difformer.backbones import Backbone, DenoisingBackbone, as_denoiser, create_backbone, device_of
-from difformer.config import sides
-from difformer.diffusion import NoiseSchedule, guided, sample_ddim, sample_ddpm
-from difformer.diffusion.samplers import Denoiser
-from difformer.files import check_target, write_atomically
-from difformer.report.grids import draw_grid
-
-# Of images, which is what backbones that work on pixels generate.
-_CHANNELS = 3
+from difformer.backbones import as_denoiser, create_backbone
+from difformer.engine.runtime.processes import create_accelerator, on_all
+from difformer.verbs.sample.generate import Sampling
+from difformer.verbs.sample.sample import check_output, sample_images
 
 
 def sample(
@@ -23,10 +15,12 @@ def sample(
     out: Path,
     *,
     count: int = 36,
-    method: Literal["ddpm", "ddim"] = "ddpm",
+    method: Literal["ddpm", "ddim", "dpm++"] = "ddpm",
     steps: int = 50,
+    spacing: Literal["even", "adm", "ddim", "log_snr"] | None = None,
     eta: float | None = None,
-    label: int | None = None,
+    variance: Literal["small", "large"] | None = None,
+    classes: list[int] | None = None,
     guidance: float = 0.0,
     seed: int = 0,
     batch_size: int = 36,
@@ -38,89 +32,49 @@ def sample(
 ) -> None:
     """Generates images from a backbone's weights, as one picture, or as an .npz file that `difformer fid` reads.
 
+    With `accelerate launch`, processes share the images. Finished images lie in OUT.parts until all are there; after a
+    stop, the same command resumes.
+
     Args:
         backbone: a preset, a weight file or hf://owner/name.
         out: the file to write: a .png with all images in one picture, or an .npz with `arr_0`, (N, h, w, 3) uint8, as
-            guided-diffusion writes its samples.
+            guided-diffusion writes its samples, and `arr_1`, the classes of a class-conditional backbone's.
         count: images.
-        method: ddpm (ancestral), or ddim, which adds no noise on the way and needs a network with small errors.
-        steps: timesteps to visit, evenly spaced.
+        method: ddpm (ancestral); ddim, which adds no noise on the way and needs a network with small errors; or dpm++
+            (DPM-Solver++), images of ddim in about 20 steps.
+        steps: timesteps to visit.
+        spacing: which timesteps. even has the first and the last; adm is guided-diffusion's rounding of the same; ddim
+            is 0 and on in whole strides, its ddimN; log_snr is even in the logarithm of the signal-to-noise ratio.
+            By default log_snr for dpm++ and even for the others.
         eta: noise of ddim, from 0 (none, which is usual) to 1 (that of ancestral sampling).
-        label: class of a class-conditional backbone; all of them in turn when left out.
-        guidance: classifier-free guidance, for backbones whose last class is the null label; 0 for none.
-        seed: of the noise. An image depends on it and on its place alone.
-        batch_size: images to generate at once.
-        device: where to run, such as cuda; the CPU by default.
+        variance: of ddpm's noise where the network does not learn it: small, which is the default, or large, which is
+            guided-diffusion's.
+        classes: of a class-conditional backbone, whose images are generated in turn; all when left out.
+        guidance: w of classifier-free guidance, eps + w (eps - eps of the null label), for backbones whose last class
+            is the null label; 0 for none.
+        seed: of the noise. An image depends on it and on its number alone.
+        batch_size: images to generate at once, on each process.
+        device: where to run, such as cuda; the CPU by default. Several processes have a device each.
         folder: where named weights lie, in place of the usual folders.
         download: allow the download of what is not on this machine.
-        overwrite: replace the picture if it exists.
+        overwrite: replace the file if it exists, and unfinished images with other settings.
         family: of the backbone, where it is one of your own, as package.module:Name.
     """
-    if out.suffix.lower() not in (".png", ".npz"):
-        raise ValueError(
-            f"{out} must end in .png, for one picture of all images, or in .npz, for the images one by one"
-        )
-    check_target(out, overwrite=overwrite)
-    for name, value in (("count", count), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if eta is not None and method != "ddim":
-        raise ValueError("eta is the noise of ddim; give --method ddim with it, or leave it out")
-    opened = as_denoiser(create_backbone(backbone, folder=folder, download=download, device=device, family=family))
-    if opened is None or opened.image_size is None or not isinstance(opened.schedule, NoiseSchedule):
-        raise ValueError(f"{backbone} does not generate: it needs a forward, an image_size and a NoiseSchedule")
-    labels = _labels(opened, count, label, guidance)
-    where = device_of(opened)
-    images = []
-    with tqdm(total=-(-count // batch_size) * steps, unit="step") as bar:
-        for start in range(0, count, batch_size):
-            ids = list(range(start, min(start + batch_size, count)))
-            shape = (len(ids), _CHANNELS, *sides(opened.image_size))
-            denoiser = _denoiser(opened, None if labels is None else labels[ids].to(where), guidance)
-            if method == "ddpm":
-                batch = sample_ddpm(
-                    denoiser, opened.schedule, shape, steps=steps, seed=seed, ids=ids, device=where, on_step=bar.update
-                )
-            else:
-                batch = sample_ddim(
-                    denoiser, opened.schedule, shape,
-                    steps=steps, eta=eta or 0.0, seed=seed, ids=ids, device=where, on_step=bar.update,
-                )  # fmt: skip
-            images.append(batch.cpu())
-    if out.suffix.lower() == ".png":
-        draw_grid(torch.cat(images), out)
-        kind = f"one picture of {count} images"
-    else:
-        # Truncated as ADM's image_sample.py does.
-        pixels = ((torch.cat(images) + 1) * 127.5).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        with write_atomically(out, overwrite=True) as temporary, temporary.open("wb") as file:
-            np.savez(file, arr_0=pixels.numpy())
-        kind = f"{count} images"
-    print(f"wrote {out}: {kind} of {opened.name}, {method}, {steps} steps, seed {seed}")
-
-
-def _labels(backbone: Backbone, count: int, label: int | None, guidance: float) -> torch.Tensor | None:
-    classes = backbone.conditioning.get("y")
-    if classes is None:
-        if label is not None or guidance:
-            raise ValueError(f"{backbone.name} is not class-conditional; leave out --label and --guidance")
-        return None
-    known = classes - 1 if guidance else classes
-    if label is not None and not 0 <= label < known:
-        raise ValueError(f"label must lie in [0, {known}), got {label}")
-    return torch.arange(count) % known if label is None else torch.full((count,), label)
-
-
-def _denoiser(backbone: DenoisingBackbone, labels: torch.Tensor | None, guidance: float) -> Denoiser:
-    if labels is None:
-        return backbone.forward
-    # The last class, which is asked for with guidance alone.
-    null = torch.full_like(labels, backbone.conditioning["y"] - 1)
-
-    def conditional(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return backbone.forward(x_t, t, y=labels)
-
-    def unconditional(x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return backbone.forward(x_t, t, y=null)
-
-    return guided(conditional, unconditional, guidance, _CHANNELS) if guidance else conditional
+    sampling = Sampling(
+        method=method, steps=steps, spacing=spacing, eta=eta, variance=variance,
+        classes=None if classes is None else tuple(classes), guidance=guidance, seed=seed,
+    )  # fmt: skip
+    check_output(out, overwrite=overwrite)
+    processes = create_accelerator("no")
+    if processes.num_processes > 1:
+        if device is not None:
+            raise ValueError("several processes have a device each; leave out --device")
+        device = str(processes.device)
+    load = partial(create_backbone, backbone, folder=folder, download=download, device=device, family=family)
+    opened = as_denoiser(on_all(processes, load))
+    if opened is None:
+        raise ValueError(f"{backbone} does not generate: it has no forward")
+    sample_images(opened, out, sampling, count=count, batch_size=batch_size, processes=processes, overwrite=overwrite)
+    if processes.is_main_process:
+        kind = f"one picture of {count} images" if out.suffix.lower() == ".png" else f"{count} images"
+        print(f"wrote {out}: {kind} of {opened.name}, {method}, {steps} steps, seed {seed}")
