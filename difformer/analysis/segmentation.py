@@ -5,8 +5,8 @@ them gives. So a split of any size is measured in the memory of one batch, and k
 what `paired_bootstrap_counts` resamples.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,7 @@ class SegmentationMetrics:
         boundary_f: mean of the classes' boundary F; None where boundaries were not looked at, or there are none.
         confusion: (K, K) int64 counts of pixels; a row is a true class, a column a predicted one.
         per_class: K rows of the table.
+        extra: further metrics by name, where others were asked for.
     """
 
     num_images: int
@@ -187,16 +188,17 @@ class SegmentationMetrics:
     boundary_f: float | None
     confusion: NDArray[np.int64]
     per_class: tuple[ClassSegmentation, ...]
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, name: str) -> float | None:
-        """The number of a metric, which is an attribute; None where it has none here."""
-        found: float | None = getattr(self, name)
+        """The number of a metric, which is an attribute or an extra one; None where it has none here."""
+        found: float | None = self.extra[name] if name in self.extra else getattr(self, name)
         return found
 
     def summary(self) -> dict[str, float]:
         """The numbers that stand in the record of an epoch."""
         names = ("miou", "pixel_accuracy", "mean_accuracy", "boundary_f")
-        return {name: value for name in names if (value := self.value(name)) is not None}
+        return {name: value for name in names if (value := self.value(name)) is not None} | dict(self.extra)
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
         """The same as JSON has it: numbers, text, None, lists and dictionaries with the attributes' names.
@@ -206,7 +208,8 @@ class SegmentationMetrics:
         """
         long = {"confusion": self.confusion.tolist(), "per_class": [asdict(row) for row in self.per_class]}
         found = vars(self) | {"absent": list(self.absent)} | long
-        return {name: found[name] for name in found if tables or name not in long}
+        extra = dict(found.pop("extra"))
+        return {name: found[name] for name in found if tables or name not in long} | extra
 
 
 def segmentation_metrics(

@@ -434,6 +434,20 @@ def check_labels(task: Task, images: Any) -> None:
         )
 
 
+def own_metrics(task: Task, names: Iterable[str], outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    """The numbers of metrics that are the user's own, of those that are asked for.
+
+    Raises:
+        ValueError: one is not finite, or as `task_metric`.
+    """
+    own = [name for name in names if name not in task.metrics]
+    found = {name: float(task_metric(task, name, "metrics").compute(outputs, labels)) for name in own}
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise ValueError(f"the metric {name} must be a finite number, got {value}")
+    return found
+
+
 def interval_of(
     task: DenseTask, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int
 ) -> Interval | None:
@@ -490,11 +504,11 @@ def task_metric(task: Task, name: str, option: str) -> Metric:
         ImportError: its module cannot be imported.
     """
     if name not in task.metrics:
-        if ":" in name and not is_dense(task):
+        if ":" in name:
             return find_metric(name)
-        own = "" if is_dense(task) else ", or one of your own as package.module:Name"
         raise ValueError(
-            f"{option} must be a metric of the task{own}, got {name!r}; {did_you_mean(name, task.metrics)}"
+            f"{option} must be a metric of the task, or one of your own as package.module:Name, got {name!r}; "
+            f"{did_you_mean(name, task.metrics)}"
         )
     found: Any = task.metrics[name]
     if not isinstance(found, Metric):

@@ -140,10 +140,10 @@ def test_a_criterion_chooses_the_features_of_a_search(looking, capsys):
     ("verb", "more", "message"),
     [
         ("sweep", {"criterion": "loss"}, "loss needs the classes' probabilities, which ridge does not give; choose by "
-         "top1, top5, mean_per_class, macro_f1, or take another method: logistic, sgd"),
+         "top1, top5, mean_per_class, macro_f1, miou, or take another method: logistic, sgd"),
         ("select", {"criterion": "ece"}, "ece needs the predicted class's probability, which ridge does not give; "),
         ("probe", {"criterion": "own_package.metrics:brier"}, "brier needs the classes' probabilities, which knn does "
-         "not give; choose by top1, top5, mean_per_class, macro_f1, ece, or"),
+         "not give; choose by top1, top5, mean_per_class, macro_f1, ece, miou, or"),
         ("probe", {"criterion": "top5"}, "top5 needs more than 5 classes, got 2"),
         ("select", {"criterion": "top5"}, "top5 needs more than 5 classes, got 2"),
         ("sweep", {"criterion": "own_package.data:halves"}, "must be a difformer.analysis.Metric, got function"),

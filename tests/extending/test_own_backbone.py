@@ -355,7 +355,7 @@ def test_what_is_no_backbone():
     ("options", "message"),
     [
         (["--backbone.compile", "true"], "Chain does not define compile"),
-        (["--backbone.family", "chain"], "backbone.family must be one of adm, or one of your own"),
+        (["--backbone.family", "chain"], "backbone.family must be one of adm, pixels, or one of your own"),
         (["--backbone.gradient_checkpointing", "true"], "has no gradient_checkpointing"),
     ],
 )

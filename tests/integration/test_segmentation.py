@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from training import assert_same_run, interrupt_after, make_recipe, merged
 
 from difformer import FeatureExtractor, FeatureKey, create_backbone, load_classifier
-from difformer.analysis import METRICS, ridge_path
+from difformer.analysis import METRICS, Metric, ridge_path
 from difformer.analysis.segmentation import class_counts, mean_iou
 from difformer.cli import main
 from difformer.config.reading import build, read_yaml
@@ -570,7 +570,9 @@ def test_too_few_images_have_no_interval(place, tmp_path):
     for split, count in (("train", 6), ("test", 6)):
         for number in range(count):
             mask = np.full((32, 32), number, dtype=np.uint8)
-            for kind, pixels in (("images", np.stack([mask * 40] * 3, axis=2)), ("masks", mask)):
+            # Not the same pixels in both splits, which would be refused.
+            grey = mask * 40 + (split == "test")
+            for kind, pixels in (("images", np.stack([grey] * 3, axis=2)), ("masks", mask)):
                 path = tmp_path / "data" / kind / split / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
@@ -619,8 +621,7 @@ def test_another_folder_is_not_taken_for_the_one_before(run, place, tmp_path, mo
         ({"data": {"fit": "keep"}}, "data.fit: keep leaves images at their own sizes"),
         ({"task": {"arguments": {"window": 32}}, "extractor": {"draws": 2}}, "sliding windows read one noise draw"),
         ({"task": {"arguments": {"window": 31}}}, "image sides must be multiples of"),
-        ({"evaluation": {"criterion": "boundary_f"}}, "must be a metric of the task, got 'boundary_f'"),
-        ({"evaluation": {"criterion": "own:Metric"}}, "must be a metric of the task, got 'own:Metric'"),
+        ({"evaluation": {"criterion": "boundary_f"}}, "must be a metric of the task, or one of .*, got 'boundary_f'"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(changes, message, place, tmp_path):
@@ -628,3 +629,22 @@ def test_what_cannot_be_measured_is_refused_before_training(changes, message, pl
     with pytest.raises(ValueError, match=message):
         train(make_recipe(values, output=str(tmp_path / "run"), **changes))
     assert not (tmp_path / "run" / "state.pt").exists()
+
+
+# The least pixel accuracy of an image.
+WORST = Metric(lambda scores, labels: float(min(np.trace(s.confusion) / s.confusion.sum() for s in scores)), share=True)
+
+
+def test_a_metric_of_ones_own_chooses_and_is_reported(place, tmp_path):
+    _, values = place
+    name = "test_segmentation:WORST"
+    train(make_recipe(values, output=str(tmp_path / "run"), evaluation={"criterion": name}, training={"epochs": 2}))
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert results_of(tmp_path / "run")["best"] == max(records, key=lambda record: record[f"validation_{name}"])
+    words = ["eval", str(tmp_path / "run"), "--metrics", name, "--output", str(tmp_path / "results")]
+    assert main(words) == 0
+    with (tmp_path / "results" / "per_image.csv").open(newline="") as file:
+        header, *rows = read_rows(file)
+    worst = min(float(row[header.index("pixel_accuracy")]) for row in rows)
+    found = json.loads((tmp_path / "results" / "metrics.json").read_text())["metrics"][name]
+    assert found == pytest.approx(worst)

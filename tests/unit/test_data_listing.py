@@ -10,7 +10,7 @@ from PIL import Image
 
 from difformer.data import IMAGE_SUFFIXES, DataConfig, DataError, ImageError, create_dataset, read_source
 from difformer.data.listing import find_images, in_words
-from difformer.verbs.predict.predict import _list_images
+from difformer.verbs.predict.predict import list_images
 from difformer.verbs.quickstart.folders import with_splits
 
 HIDDEN = [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".hidden"]
@@ -53,10 +53,10 @@ class TestHidden:
         assert with_splits(DataConfig(name="folder"), root).splits == {"train": "."}
 
     def test_no_prediction(self, root):
-        before, _ = _list_images(root)
+        before, _ = list_images(root)
         litter(root)
         litter(root / "train/cat")
-        paths, left_out = _list_images(root)
+        paths, left_out = list_images(root)
         assert paths == before
         assert not left_out
 
@@ -89,14 +89,14 @@ class TestPrediction:
         (root / "train/cat/folder").symlink_to(tmp_path / "elsewhere")
         (root / "train/cat/link.png").symlink_to(tmp_path / "elsewhere/deep/x.png")
         (root / "train/cat/gone.png").symlink_to(tmp_path / "nowhere.png")
-        found = [path.relative_to(root / "train").as_posix() for path in _list_images(root / "train")[0]]
+        found = [path.relative_to(root / "train").as_posix() for path in list_images(root / "train")[0]]
         assert sorted(found) == sorted(create_dataset(spec(root, check_images="none")).names)
         assert {"cat/folder/deep/x.png", "cat/link.png", "cat/gone.png"} < set(found)
 
     def test_a_link_back_is_refused(self, root):
         (root / "train/cat/back").symlink_to(root)
         with pytest.raises(DataError, match=r"back is a link to a folder above it"):
-            _list_images(root)
+            list_images(root)
 
     def test_a_link_to_itself_is_neither_file_nor_folder(self, root):
         for folder in (root / "train", root / "train/cat"):
@@ -111,12 +111,12 @@ class TestPrediction:
         write_lines(root / "train/cat/clip.MP4", ["x"])
         write_lines(root / "train/README", ["x"])
         os.mkfifo(root / "train/pipe.png")
-        _, left_out = _list_images(root)
+        _, left_out = list_images(root)
         assert in_words(left_out) == "1 without a suffix, 1 of .mp4, 1 of .png, 1 of .txt"
         for path in root.rglob("*_*.png"):
             path.unlink()
         with pytest.raises(FileNotFoundError, match=r"holds no image; its files are .*1 of \.mp4"):
-            _list_images(root)
+            list_images(root)
 
 
 class TestSuffixes:
@@ -141,7 +141,7 @@ class TestSuffixes:
         path = write_image(root / f"train/cat/z.{suffix}", height=16, width=16)
         names = create_dataset(spec(root, check_images="decode")).names
         assert f"cat/z.{suffix}" in names
-        assert path in _list_images(root)[0]
+        assert path in list_images(root)[0]
 
     def test_the_count_of_others_in_class_folders(self, root, caplog):
         write_lines(root / "train/cat/a.heic", ["x"])

@@ -17,7 +17,7 @@ from difformer.engine.cost.timing import seconds_per_image
 from difformer.features.planning import CachePlan
 
 _MARGIN_BYTES = 64 << 20
-_READ = 64
+_READ = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ def estimate(
     return Estimate(total, left, images, longest * image_seconds, largest * image_seconds)
 
 
-def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int) -> float:
+def time_image(
+    classifier: DiffusionClassifier, dataset: ImageDataset, batch_size: int, workers: int, *, budget: float = 30.0
+) -> float:
     """Seconds that one image takes in an extraction, reading included; see `seconds_per_image`."""
     device = device_of(classifier.backbone)
 
@@ -80,7 +82,7 @@ def time_image(classifier: DiffusionClassifier, dataset: ImageDataset, batch_siz
         # Copies to the CPU wait for the device.
         next(iter(features.values())).sum().item()
 
-    return time_batches(compute, dataset, min(batch_size, len(dataset)), workers)
+    return time_batches(compute, dataset, min(batch_size, len(dataset)), workers, budget=budget)
 
 
 def time_batches(

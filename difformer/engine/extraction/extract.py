@@ -118,7 +118,11 @@ def announce(jobs: Sequence[Job]) -> None:
     missing = [job.plan.missing() for job in jobs]
     unfinished = [job for job, places in zip(jobs, missing, strict=True) if places]
     first = unfinished[0] if unfinished else None
-    seconds = time_image(first.classifier, first.dataset, first.batch_size, first.workers) if first else 0
+    seconds = 0.0
+    if first is not None:
+        # Short, since the work that is announced follows.
+        how = first.batch_size, first.workers
+        seconds = time_image(first.classifier, first.dataset, *how, budget=5)
     needed = 0
     for job, places in zip(jobs, missing, strict=True):
         expected = estimate(job.plan, places, seconds, processes=job.processes.num_processes)

@@ -104,8 +104,8 @@ class _Reading:
         dataset: Any,
         collate: Any,
         accelerator: Any,
-        task: DenseTask | None,
-        names: Sequence[str],
+        task: DenseTask | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         self._task = task
         self._names = names

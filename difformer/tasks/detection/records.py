@@ -1,7 +1,7 @@
 """What is found in an image and what is kept of it: at its own size, beside its objects, and measured."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -69,11 +69,13 @@ class ObjectMetrics:
         boxes: by the overlap of boxes.
         masks: by that of masks; None where there are none.
         num_classes: K.
+        extra: further metrics by name, where others were asked for.
     """
 
     boxes: DetectionMetrics
     masks: DetectionMetrics | None
     num_classes: int
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def num_images(self) -> int:
@@ -82,6 +84,8 @@ class ObjectMetrics:
 
     def value(self, name: str) -> float | None:
         """The number of a metric, such as `ap` or `mask_ap`; None where it has none here."""
+        if name in self.extra:
+            return self.extra[name]
         if not name.startswith("mask_"):
             return self.boxes.value(name)
         return None if self.masks is None else self.masks.value(name.removeprefix("mask_"))
@@ -89,13 +93,14 @@ class ObjectMetrics:
     def summary(self) -> dict[str, float]:
         """The numbers that stand in the record of an epoch."""
         masks = {} if self.masks is None else self.masks.summary()
-        return {**self.boxes.summary(), **{f"mask_{name}": value for name, value in masks.items()}}
+        return {**self.boxes.summary(), **{f"mask_{name}": value for name, value in masks.items()}, **self.extra}
 
     def to_dict(self, *, tables: bool = True) -> dict[str, Any]:
         """The same as JSON has it; the keys of the masks begin with `mask_`."""
         found = {"num_classes": self.num_classes, **self.boxes.to_dict(tables=tables)}
         masks = {} if self.masks is None else self.masks.to_dict(tables=tables)
-        return found | {f"mask_{name}": value for name, value in masks.items() if name != "num_images"}
+        found |= {f"mask_{name}": value for name, value in masks.items() if name != "num_images"}
+        return found | dict(self.extra)
 
 
 def at_own_size(found: Detections, origin: Origin) -> Detections:

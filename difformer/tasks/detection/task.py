@@ -34,7 +34,7 @@ from difformer.tasks.detection.records import (
     score_of,
 )
 from difformer.tasks.detection.tables import RESULTS, TABLES, kept_matches, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs
+from difformer.tasks.task import TASKS, Outputs, own_metrics
 
 
 def _metric(name: str, title: str) -> Metric:
@@ -141,8 +141,9 @@ class Detection:
         Raises:
             ValueError: there is no object in any image, or `extra` names a metric that has no number here.
         """
-        found = measured_of(outputs, names)
-        for name in extra:
+        asked = list(extra)
+        found = replace(measured_of(outputs, names), extra=own_metrics(self, asked, outputs, labels))
+        for name in asked:
             if found.value(name) is None:
                 without_masks = found.masks is None and name.startswith("mask_")
                 why = "the head or the data set has no masks" if without_masks else "there are no such objects"

@@ -23,7 +23,7 @@ from difformer.tasks.keypoints.losses import heatmap_mse
 from difformer.tasks.keypoints.pictures import draw_keypoints, marked
 from difformer.tasks.keypoints.scores import KeypointScore, Landmarks, as_length, check_length, length_of
 from difformer.tasks.keypoints.tables import TABLES, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs, task_metric
+from difformer.tasks.task import TASKS, Outputs, own_metrics
 
 
 @TASKS.register("keypoints")
@@ -190,13 +190,7 @@ class Keypoints:
         Raises:
             ValueError: no image has a visible point and a length, or a metric of one's own is not finite.
         """
-        found = self._measured(outputs, names)
-        others = [name for name in extra if found.value(name) is None]
-        values = {name: task_metric(self, name, "metrics").compute(outputs, labels) for name in others}
-        for name, value in values.items():
-            if not np.isfinite(value):
-                raise ValueError(f"the metric {name} must be a finite number, got {value}")
-        return replace(found, extra={name: float(value) for name, value in values.items()})
+        return replace(self._measured(outputs, names), extra=own_metrics(self, extra, outputs, labels))
 
     def _measured(self, scores: NDArray[Any], names: Sequence[str]) -> KeypointMetrics:
         predicted, true, visible = (

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_wi
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice
 from difformer.tasks.segmentation.pictures import as_palette, draw_segmentation, overlaid
 from difformer.tasks.segmentation.tables import TABLES, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs
+from difformer.tasks.task import TASKS, Outputs, own_metrics
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": partial(pixel_cross_entropy, ignore_index=IGNORE),
@@ -204,9 +204,9 @@ class Segmentation:
         """See `segmentation_metrics`.
 
         Raises:
-            ValueError: no pixel is labelled.
+            ValueError: no pixel is labelled, or a metric of the user's own is not finite.
         """
-        return _measured(outputs, names)
+        return replace(_measured(outputs, names), extra=own_metrics(self, extra, outputs, labels))
 
     def lines(self, record: Mapping[str, Any]) -> list[str]:
         """Mean IoU, accuracies, and the IoU of each class."""
