@@ -148,6 +148,7 @@ def paired_bootstrap_weights(
     statistic_b: WeightedStatistic,
     *,
     width: int = 1,
+    shifts: bool = False,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
@@ -155,7 +156,8 @@ def paired_bootstrap_weights(
     """As `paired_bootstrap`, of what `bootstrap_weights` is for.
 
     Args:
-        size, width, resamples, level, seed: as in `bootstrap_weights`.
+        size, width, shifts, resamples, level, seed: as in `bootstrap_weights`. What shifts two models may shift their
+            difference, too.
         statistic_a: of one model.
         statistic_b: of another, for the same images in the same order.
 
@@ -166,7 +168,8 @@ def paired_bootstrap_weights(
     def difference(weights: NDArray[np.float64]) -> NDArray[np.float64]:
         return statistic_a(weights) - statistic_b(weights)
 
-    return _difference(*_resampled(as_positive_integer("size", size), difference, width, resamples, seed), level)
+    whole, found = _resampled(as_positive_integer("size", size), difference, width, resamples, seed)
+    return _difference(whole, found + whole - found.mean() if shifts else found, level)
 
 
 def paired_bootstrap_counts(

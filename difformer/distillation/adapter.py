@@ -55,9 +55,11 @@ class Adapter(nn.Module):
         if (mean is None) != (std is None):
             raise ValueError("mean and std belong together: give both, or neither")
         for name, values in (("mean", mean), ("std", std)):
-            if values is not None:
-                _check_statistics(name, values, self.teacher_channels)
-            self.register_buffer(name, None if values is None else values.detach().float().clone())
+            # In the precision that divides: what is positive in float64 may be 0 in float32.
+            kept = values.detach().float().clone() if isinstance(values, Tensor) else values
+            if kept is not None:
+                _check_statistics(name, kept, self.teacher_channels)
+            self.register_buffer(name, kept)
         self.project = nn.Conv2d(self.student_channels, self.teacher_channels, 1)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from difformer.analysis import (
     paired_bootstrap_weights,
 )
 from difformer.data import Boxes, ImageDataset, Origin, Target
+from difformer.files import read_json
 from difformer.heads.detection import Detections, paste_masks
 from difformer.report.page import Section
 from difformer.tasks.detection.pictures import draw_detection, overlaid
@@ -189,7 +190,8 @@ class Detection:
         """Of the average precision of boxes."""
         size, width = _extent([*kept, *others])
         sides = _mean_precision(kept), _mean_precision(others)
-        return paired_bootstrap_weights(size, *sides, width=width, resamples=resamples, seed=seed)
+        how: dict[str, Any] = {"width": width, "shifts": True, "resamples": resamples, "seed": seed}
+        return paired_bootstrap_weights(size, *sides, **how)
 
     def write(self, folder: Path, stem: str, picture: Any, prediction: Detections, names: Sequence[str]) -> None:
         """Writes `objects/STEM.json` with the objects as COCO's result files have them, and `overlays/STEM.jpg` with
@@ -211,7 +213,7 @@ class Detection:
         name of an image's file without suffix; `image_id` numbers the images in their order, from 1."""
         together: list[dict[str, Any]] = []
         for number, stem in enumerate(stems, 1):
-            content = json.loads((folder / "objects" / f"{stem}.json").read_text(encoding="utf-8"))
+            content = read_json(folder / "objects" / f"{stem}.json", "predict again with --overwrite")
             together += [{"image_id": number, "image": stem, **one} for one in content["objects"]]
         (folder / RESULTS).write_text(json.dumps(together), encoding="utf-8")
 

@@ -40,6 +40,7 @@ def marked(picture: Any, points: Tensor, names: Sequence[str]) -> Any:
         canvas.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline=(0, 0, 0))
         if len(names) <= _MOST_NAMES:
             # To the left of the point where it would reach over the right edge.
+            name = " ".join(name.split())
             left = x + 1.5 * radius + canvas.textlength(name, font) > image.width
             place = (x - 1.5 * radius, y) if left else (x + 1.5 * radius, y)
             edge = {"stroke_width": 1, "stroke_fill": (0, 0, 0), "anchor": "rm" if left else "lm"}

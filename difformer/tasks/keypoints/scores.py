@@ -116,7 +116,8 @@ def length_of(length: Length, target: Points, names: Sequence[str]) -> float:
         names: of its points.
 
     Returns:
-        Pixels, above 0; not a number where a point that it needs is not visible, or two lie at one place.
+        Pixels, above 0; not a number where a point that it needs is not visible, two lie at one place, or the box has
+        no extent.
 
     Raises:
         ValueError: there is no box.
@@ -125,7 +126,8 @@ def length_of(length: Length, target: Points, names: Sequence[str]) -> float:
         return float(np.hypot(*target.size))
     if isinstance(length, str):
         check_length(length, names, target)
-        return float(box_lengths(np.asarray([target.box]), _SIDES[length])[0])  # type: ignore[arg-type]
+        side = float(box_lengths(np.asarray([target.box]), _SIDES[length])[0])  # type: ignore[arg-type]
+        return side if side > 0 else float("nan")
     places = {name: number for number, name in enumerate(names)}
     first, second = ([places[name] for name in side] for side in length)
     found = float(point_distances(target.points[None].cpu(), target.visible[None].cpu(), first, second)[0])

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def predict_dense(
     model = {
         "model": weights_digest(classifier.trained_state()), "task": task.arguments, "folder": str(folder.resolve()),
     }  # fmt: skip
-    done = _finished(output / _PROGRESS, model, folder, overwrite=overwrite)
+    done = _finished(output / _PROGRESS, model, folder, stems, overwrite=overwrite)
     # What is left of earlier results is replaced image by image, and no longer belongs to a table.
     (output / TABLE).unlink(missing_ok=True)
     with (output / _PROGRESS).open("a", encoding="utf-8") as progress:
@@ -74,7 +74,9 @@ def predict_dense(
                     # A full disk says which of the images was the first without a place.
                     with errors_name(output / stem):
                         task.write(output, stem, picture, found, names)
-                        progress.write(json.dumps({"file": name, "of": _state(path), "rows": rows}) + "\n")
+                        progress.write(
+                            json.dumps({"file": name, "stem": stem, "of": _state(path), "rows": rows}) + "\n"
+                        )
                         progress.flush()
                     done[name] = rows
                 report.done += 1
@@ -105,7 +107,9 @@ def _state(path: Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _finished(file: Path, model: dict[str, Any], folder: Path, *, overwrite: bool) -> dict[str, list[list[Any]]]:
+def _finished(
+    file: Path, model: dict[str, Any], folder: Path, stems: Mapping[str, str], *, overwrite: bool
+) -> dict[str, list[list[Any]]]:
     """The rows of the images that an earlier call has finished, by file name; begins the file anew with these.
 
     Raises:
@@ -119,8 +123,9 @@ def _finished(file: Path, model: dict[str, Any], folder: Path, *, overwrite: boo
         )
     kept = [
         line
-        for line in (lines[1:] if lines and lines[0] == model else ())
-        if (folder / line["file"]).exists() and line["of"] == _state(folder / line["file"])
+        for line in (lines[1:] if lines and lines[0] == model and not overwrite else ())
+        # Of files that are as they were, and whose results are called as they would be now.
+        if stems.get(line["file"]) == line["stem"] and line["of"] == _state(folder / line["file"])
     ]
     with write_atomically(file, overwrite=True) as temporary:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in (model, *kept)), encoding="utf-8")

@@ -71,7 +71,7 @@ class Sampling:
         if self.spacing is None:
             object.__setattr__(self, "spacing", "log_snr" if self.method == "dpm++" else "even")
         if self.classes is not None:
-            object.__setattr__(self, "classes", tuple(self.classes))
+            object.__setattr__(self, "classes", tuple(as_integer("classes", label) for label in self.classes))
             check_different("classes", self.classes)
 
     def check(self, backbone: DenoisingBackbone) -> None:
@@ -85,6 +85,9 @@ class Sampling:
             raise ValueError(f"{backbone.name} does not generate: it needs an image_size and a NoiseSchedule")
         assert self.spacing is not None
         spaced_timesteps(schedule, self.steps, self.spacing)
+        learned = backbone.describe().get("config") or {}
+        if self.variance is not None and learned.get("out_channels") == 2 * CHANNELS:
+            raise ValueError(f"{backbone.name} learned the variance of its noise; leave out --variance")
         known = backbone.conditioning.get("y")
         if known is None:
             if self.classes is not None or self.guidance:
@@ -97,6 +100,8 @@ class Sampling:
                     "objective.label_dropout, or leave out --guidance"
                 )
             known -= 1
+            if known < 1:
+                raise ValueError(f"{backbone.name} has one class, which is the null label; leave out --guidance")
         for label in self.classes or ():
             if not 0 <= label < known:
                 raise ValueError(f"classes must lie in [0, {known}), got {label}")

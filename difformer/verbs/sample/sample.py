@@ -77,7 +77,7 @@ def sample_images(
     parts = Parts(out, (count, *sides(backbone.image_size), CHANNELS), None if labels is None else labels.numpy())
     # A file may be renamed.
     weights = {key: value for key, value in backbone.describe().items() if key != "name"}
-    record = {"backbone": weights, "count": count, **asdict(sampling)}
+    record = {"backbone": weights, "dtype": str(backbone.dtype), "count": count, **asdict(sampling)}
     missing: list[int] = on_main(processes, partial(_prepare, parts, plain(record), overwrite))
     try:
         with _Bar(parts, missing, processes) as bar:
