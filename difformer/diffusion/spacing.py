@@ -21,9 +21,9 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, spacing: Spacing = "ev
         steps: how many to visit.
         spacing: which ones. `even`: evenly spaced with the first and the last, rounded (section 4 of Nichol & Dhariwal
             2021). `adm`: the same as guided-diffusion adds and rounds them (`--timestep_respacing N`), which can be a
-            timestep away, and one step is 0. `ddim`: 0 and on in whole strides, as guided-diffusion's `ddimN`. `log_snr`: evenly spaced
-            in the logarithm of the signal-to-noise ratio, as for DPM-Solver (Lu et al. 2022, arXiv:2206.00927), at the
-            nearest timesteps that are all different.
+            timestep away; one step is 0. `ddim`: 0 and on in whole strides, as guided-diffusion's `ddimN`. `log_snr`:
+            evenly spaced in the logarithm of the signal-to-noise ratio, as for DPM-Solver (Lu et al. 2022,
+            arXiv:2206.00927), at the nearest timesteps that are all different.
 
     Raises:
         ValueError: steps is not in [1, T], there is no whole stride with that many steps, or no such spacing.
