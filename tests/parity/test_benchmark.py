@@ -18,7 +18,7 @@ pytestmark = pytest.mark.parity
 TINY = Subject(
     UNetConfig(16, 32, (1, 2), 1, (8,), num_head_channels=16),
     "out00", ("mid", "out01"), (50, 100), ("out00", "out01"), (2, 2),
-    {"width": 16, "heads": 2},
+    {"width": 16, "heads": 2}, ("out00", "out01"),
 )  # fmt: skip
 
 
@@ -29,8 +29,9 @@ def tiny(monkeypatch):
 
 def test_every_case_gives_the_baselines_numbers(tiny):
     results = benchmark(BenchmarkConfig(("tiny",), repeats=2, device="cpu"), say=lambda text: None)
-    one, fused, live, cached, feedback = results["rows"]
-    for row in (one, fused, live, feedback):
+    one, fused, live, cached, feedback, *dense = results["rows"]
+    assert [row["case"].partition(" ")[0] for row in dense] == ["segmentation", "detection", "landmarks"]
+    for row in (one, fused, live, feedback, *dense):
         assert row["difference"] < 1e-5
     assert cached["difference"] is None
     for row in results["rows"]:
@@ -46,7 +47,10 @@ def test_every_case_gives_the_baselines_numbers(tiny):
 def test_what_adm256_asks_for_beside_the_baseline():
     """Counted, not measured, so that no machine is too small or too busy."""
     demands = count_demands(SUBJECTS["adm256"], None)
-    one, fused, live, cached, feedback = (theirs.flops / ours.flops for ours, theirs in demands.values())
+    one, fused, live, cached, feedback, *dense = (theirs.flops / ours.flops for ours, theirs in demands.values())
+    # Block 33 of 37 is the deepest that masks, boxes and landmarks read: the pass stops there.
+    assert len(dense) == 3
+    assert min(dense) > 1.1
     assert one > 3.5
     assert fused > 2.43
     assert feedback > 1.66
@@ -99,7 +103,7 @@ def test_prints_a_table_and_writes_json(tiny, tmp_path, capsys):
     file = tmp_path / "speed.json"
     assert main(["bench", "--quick", "--repeats", "1", "--device", "cpu", "--json_file", str(file)]) == 0
     assert "DifFeed training step" in capsys.readouterr().out
-    assert len(json.loads(file.read_text())["rows"]) == 5
+    assert len(json.loads(file.read_text())["rows"]) == 8
     assert main(["bench", "--quick", "--json_file", str(file)]) == 1
     assert "exists" in capsys.readouterr().err
 
