@@ -147,7 +147,7 @@ def test_what_weights_say_of_their_null_label_is_heeded(backbones):
         ("plain", ["--method", "ddim", "--eta", "2"], "eta must be a number in [0, 1]"),
         ("plain", ["--eta", "1"], "eta is the noise of ddim"),
         ("plain", ["--method", "dpm++", "--variance", "large"], "variance is that of ddpm's noise"),
-        ("plain", ["--variance", "large", "--steps", "2"], "the network learns its variance"),
+        ("plain", ["--variance", "large", "--steps", "2"], "learned the variance of its noise"),
         ("plain", ["--seed", str(1 << 64)], "seed must fit into 64 bits"),
     ],
 )
