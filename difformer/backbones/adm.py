@@ -21,6 +21,7 @@ from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
 from difformer.models import AttentionName, Prefix, UNet
 from difformer.models.attention import check_attention
+from difformer.models.shapes import only_shapes
 from difformer.taps import TapSpec
 
 B = TypeVar("B", bound="UNetBackbone")
@@ -337,7 +338,7 @@ def _build(
     dtype = dtype or torch.float32
     width = config.level_channels[-1]
     check_attention(attention, device, dtype=dtype, width=width // config.heads(width))
-    with torch.device("meta"):
+    with only_shapes():
         unet = UNet(config, attention=attention, gradient_checkpointing=gradient_checkpointing)
     load_strictly(unet, state, source)
     return unet.float().cast_torso(dtype).to(device)

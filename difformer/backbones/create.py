@@ -14,6 +14,7 @@ from difformer.backbones.protocol import Backbone, switch_checkpointing
 from difformer.checkpoints.sources import ConfigLike, ScheduleLike
 from difformer.checkpoints.weights import CheckpointError
 from difformer.models import AttentionName
+from difformer.models.shapes import only_shapes
 
 
 @overload
@@ -143,7 +144,7 @@ def outline_backbone(
     Raises:
         FileNotFoundError, CheckpointError, ValueError, ImportError: as `create_backbone`.
     """
-    with torch.device("meta"):
+    with only_shapes():
         return build_random(name_or_path, dtype=dtype, attention=attention, folder=folder, family=family)
 
 

@@ -4,11 +4,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from difformer.checkpoints.weights import CheckpointError
+from difformer.models.shapes import only_shapes
 
 # A tokenizer, of a tap that is read at several timesteps.
 _FOR_A_KEY = 4
@@ -37,7 +37,7 @@ def outlined(tensors: int, keys: int, source: str) -> Iterator[None]:
 
     hook = register_module_parameter_registration_hook(register)
     try:
-        with torch.device("meta"):
+        with only_shapes():
             yield
     finally:
         hook.remove()

@@ -10,13 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-
 from difformer.checkpoints.shipped import shipped_folder
 from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
 from difformer.files import cache_folder, expand_user
 from difformer.models import UNet
+from difformer.models.shapes import only_shapes
 
 _URL = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
 
@@ -70,7 +69,7 @@ def weight_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
         ValueError: a tensor that no memory could hold.
     """
     try:
-        with torch.device("meta"):
+        with only_shapes():
             return {name: tuple(tensor.shape) for name, tensor in UNet(config).state_dict().items()}
     except (RuntimeError, OverflowError) as error:
         raise ValueError(f"weights of this architecture are too large to be counted: {error}") from error

@@ -128,8 +128,8 @@ class _KeyEmbedding(nn.Module):
         super().__init__()
         self.block_index = {block: i for i, block in enumerate(dict.fromkeys((key.tap, key.round) for key in keys))}
         self.time_index = {t: i for i, t in enumerate(dict.fromkeys(key.t for key in keys))}
-        self.block = nn.Parameter(torch.randn(len(self.block_index), width) * 0.02)
-        self.time = nn.Parameter(torch.randn(len(self.time_index), width) * 0.02)
+        self.block = nn.Parameter(nn.init.normal_(torch.empty(len(self.block_index), width), std=0.02))
+        self.time = nn.Parameter(nn.init.normal_(torch.empty(len(self.time_index), width), std=0.02))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, tokens: Tensor, key: FeatureKey, height: int, width: int) -> Tensor:

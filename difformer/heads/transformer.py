@@ -80,7 +80,7 @@ class AttentionPool(nn.Module):
         super().__init__()
         self.heads = heads
         self.implementation: AttentionName = implementation
-        self.query = nn.Parameter(torch.randn(1, heads, 1, width // heads) * 0.02)
+        self.query = nn.Parameter(nn.init.normal_(torch.empty(1, heads, 1, width // heads), std=0.02))
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.proj = nn.Linear(width, width)
 
@@ -135,8 +135,10 @@ class Summary(nn.Module):
             raise ValueError(f"heads must divide the width, got {heads} heads and width {width}")
         if int(width * mlp_ratio) < 1:
             raise ValueError(f"mlp_ratio {mlp_ratio} gives MLPs of width {width} no hidden unit; choose a larger one")
-        rates = [drop_path * (i + 1) / layers for i in range(layers)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, dropout, rate, implementation) for rate in rates)
+        # One after the other: a file that tells of billions of blocks is refused at the first it has no weights for.
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, dropout, drop_path * (i + 1) / layers, implementation) for i in range(layers)
+        )
         self.norm = nn.LayerNorm(width) if final_norm else nn.Identity()
         self.cls_token = None if attention_pool else nn.Parameter(torch.zeros(1, 1, width))
         self.pool = AttentionPool(width, heads, implementation) if attention_pool else None

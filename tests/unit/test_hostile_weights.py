@@ -63,6 +63,7 @@ DIFFORMER = {"width": 32, "heads": 4, "layers": 1, "pool": 4}
     ("arguments", "message"),
     [
         ({"layers": 200_000}, "more parameters than the"),
+        ({"layers": 2**40}, "more parameters than the"),
         ({"width": 20_000}, "does not fit"),
         ({"width": 10**12}, "does not fit|cannot be rebuilt"),
         ({"mlp_ratio": 1e6}, "does not fit"),
@@ -241,7 +242,7 @@ def test_refusing_takes_no_memory(backbone, tmp_path):
     extractor = plain(backbone, ["mid"], [90])
     path = tmp_path / "c.safetensors"
     save_classifier(path, DiffusionClassifier(extractor, DifFormerHead(extractor.specs, 3, **DIFFORMER)))
-    change_part(path, "head", {"arguments": {**DIFFORMER, "width": 20_000, "mlp_ratio": 1e4, "layers": 200_000}})
+    change_part(path, "head", {"arguments": {**DIFFORMER, "width": 20_000, "mlp_ratio": 1e4, "layers": 2**40}})
     backbone.save(tmp_path / "b.safetensors")
     write_archive(tmp_path / "own.pt", {"own/data/unused": 200}, zipfile.ZIP_DEFLATED)
     script = f"""

@@ -74,6 +74,25 @@ def test_importing_loads_nothing_heavy():
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_shapes_do_not_need_the_compiler():
+    """Importing it takes seconds, of every first classifier that is opened."""
+    done = run("""
+        import sys
+        from difformer import FeatureKey, TapSpec, UNet, UNetConfig
+        from difformer.heads import HEADS
+        from difformer.models.shapes import only_shapes
+        config = UNetConfig(32, 32, (1, 2), 1, (), num_classes=10)
+        keys = {FeatureKey(tap, 9): TapSpec(tap, i, 32, 8 * 2**i, 1) for i, tap in enumerate(["out01", "out00"])}
+        arguments = {"difformer": {"variant": "joint", "attention_pool": True}, "upernet": {"norm": "group"}}
+        with only_shapes():
+            built = [UNet(config)]
+            for name in ("difformer", "dense_difformer", "upernet", "pixel_mlp"):
+                built.append(HEADS.find(name)(keys, 3, **arguments.get(name, {})))
+        print({p.device.type for module in built for p in module.parameters()}, "torch._dynamo" in sys.modules)
+    """)
+    assert done.stdout == "{'meta'} False\n"
+
+
 def test_dependencies_point_one_way():
     for path in PACKAGE.rglob("*.py"):
         part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")

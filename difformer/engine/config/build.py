@@ -29,6 +29,7 @@ from difformer.features.conditioning import check_conditioning, check_targets
 from difformer.features.images import check_multiples
 from difformer.features.sizes import taps_at
 from difformer.heads import HEADS, Head
+from difformer.models.shapes import only_shapes
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
@@ -121,7 +122,7 @@ def outline_classifier(
     Raises:
         FileNotFoundError, CheckpointError, ValueError: as `outline_backbone` and `build_classifier`.
     """
-    with torch.device("meta"):
+    with only_shapes():
         return build_classifier(recipe, backbone or outline_backbone(recipe.backbone), class_names)
 
 

@@ -21,6 +21,7 @@ from difformer.engine.loop.trainer import Trainer
 from difformer.engine.runtime.processes import on_main
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.models import UNet
+from difformer.models.shapes import only_shapes
 from difformer.report.grids import draw_grid
 from difformer.verbs.pretrain.denoising import Denoising
 from difformer.verbs.pretrain.recipe import PretrainRecipe
@@ -152,7 +153,7 @@ class PretrainRun:
             "recipe": json.dumps(carried(self.recipe)),
         }
         # The backbone freezes its network, so it gets a second network, which shares the weights.
-        with torch.device("meta"):
+        with only_shapes():
             unet = UNet(self.recipe.model)
         unet.load_state_dict(self.trainer.averaged or self.unet.state_dict(), assign=True)
         backbone = UNetBackbone(unet, self.noise, name=self.recipe.name, provenance=provenance)
