@@ -152,6 +152,11 @@ class ImageDataset(Dataset[Sample | None]):
         return None if names is None else [names[i] for i in self._indices]
 
     @property
+    def names_by_id(self) -> dict[int, str]:
+        """File names by the images' stable numbers; empty where images have none."""
+        return dict(zip(self.ids.tolist(), self.names or (), strict=False))
+
+    @property
     def shards(self) -> NDArray[np.int64] | None:
         """(N,) the number of the shard that each sample lies in, in the order of the samples, where there are shards.
 

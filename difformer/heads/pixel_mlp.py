@@ -114,11 +114,7 @@ class PixelMLPEnsemble(nn.Module):
         """
         if targets is not None:
             return self.losses(features, targets, () if seeds is None else seeds)
-        levels, members = self._levels(features), len(self.members)
-        if self.training or self.arguments["vote"] == "mean":
-            return reduce(torch.logaddexp, (x.log_softmax(dim=1) for x in self._each(levels))) - math.log(members)
-        votes = reduce(torch.add, (_vote(x) + x.softmax(dim=1) / members for x in self._each(levels)))
-        return (votes / (members + 1)).clamp(min=_LEAST).log()
+        return self._together(self._each(self._levels(features)))
 
     @torch.no_grad()
     def uncertainty(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
@@ -136,11 +132,44 @@ class PixelMLPEnsemble(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
+        return self.with_uncertainty(features)[1]
+
+    @torch.no_grad()
+    def with_uncertainty(self, features: Mapping[FeatureKey, Tensor]) -> tuple[Tensor, Tensor]:
+        """What `forward` gives in evaluation mode, and `uncertainty`, for little more than one of them.
+
+        Args:
+            features: as for `forward`.
+
+        Returns:
+            (B, num_classes, h, w) and (B, h, w) float32.
+
+        Raises:
+            ValueError: as `forward`.
+        """
+        total: Tensor | None = None
+
+        def each() -> Iterator[Tensor]:
+            nonlocal total
+            for logits in self._each(self._levels(features)):
+                p = logits.softmax(dim=1)
+                found = torch.cat([p, _entropy(p)], dim=1)
+                total = found if total is None else total + found
+                yield logits
+
         with evaluation_mode(self):
-            each = (logits.softmax(dim=1) for logits in self._each(self._levels(features)))
-            total = reduce(torch.add, (torch.cat([p, _entropy(p)], dim=1) for p in each))
+            maps = self._together(each())
+        assert total is not None
         mean, entropy = (total / len(self.members)).split([self.num_classes, 1], dim=1)
-        return (_entropy(mean) - entropy)[:, 0].clamp(min=0)
+        return maps, (_entropy(mean) - entropy)[:, 0].clamp(min=0)
+
+    def _together(self, each: Iterator[Tensor]) -> Tensor:
+        """Maps of the ensemble from the logits of its members."""
+        members = len(self.members)
+        if self.training or self.arguments["vote"] == "mean":
+            return reduce(torch.logaddexp, (x.log_softmax(dim=1) for x in each)) - math.log(members)
+        votes = reduce(torch.add, (_vote(x) + x.softmax(dim=1) / members for x in each))
+        return (votes / (members + 1)).clamp(min=_LEAST).log()
 
     def losses(
         self, features: Mapping[FeatureKey, Tensor], targets: Tensor, seeds: Sequence[int] | Tensor

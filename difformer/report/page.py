@@ -62,6 +62,11 @@ class Table:
             raise ValueError(f"highlight must be the index of one of {len(self.rows)} rows, got {self.highlight}")
 
 
+def percent(share: float | None) -> str:
+    """A cell for a share in [0, 1]: in %, with one decimal, or - where there is none."""
+    return "-" if share is None else f"{100 * share:.1f}"
+
+
 @dataclass(frozen=True)
 class Picture:
     """A picture with its caption.

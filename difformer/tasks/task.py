@@ -434,6 +434,20 @@ def check_labels(task: Task, images: Any) -> None:
         )
 
 
+def finite(what: str, outputs: Tensor) -> Tensor:
+    """Outputs of a head as they are.
+
+    Raises:
+        ValueError: one is not finite; the message says `what` they are.
+    """
+    if not outputs.isfinite().all():
+        raise ValueError(
+            f"{what} are not finite: weights of the head are damaged, or the backbone's precision overflows (open it "
+            "with dtype float32)"
+        )
+    return outputs
+
+
 def own_metrics(task: Task, names: Iterable[str], outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """The numbers of metrics that are the user's own, of those that are asked for.
 

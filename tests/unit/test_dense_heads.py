@@ -447,7 +447,11 @@ def test_uncertainty_is_measured_in_evaluation_mode_and_changes_nothing():
     found = head.uncertainty(features)
     assert [member.training for member in head.members] == [True, False, True]
     assert all(torch.equal(before[name], value) for name, value in head.state_dict().items())
-    assert torch.equal(head.eval().uncertainty(features), found)
+    maps, again = head.with_uncertainty(features)
+    assert torch.equal(again, found)
+    head.eval()
+    assert torch.equal(head.uncertainty(features), found)
+    assert torch.equal(head(features), maps)
 
 
 def test_members_that_agree_are_certain():

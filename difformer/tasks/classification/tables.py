@@ -51,7 +51,7 @@ def write_tables(
     counts = [[name, *row] for name, row in zip(classes, metrics.confusion.tolist(), strict=True)]
     write_table(folder / "confusion.csv", [r"true \ predicted", *classes], counts)
     draw_confusion(metrics.confusion, classes, folder / "confusion.png")
-    names = dict(zip(images.ids.tolist(), images.names or (), strict=False))
+    names = images.names_by_id
     predictions = [
         (number, names.get(number), classes[label], classes[predicted], confidence if probabilities else None)
         for number, label, predicted, confidence in zip(

@@ -19,6 +19,11 @@ from difformer.heads.detection import Detections, paste_masks
 # less are not the same object.
 CERTAIN = 0.5
 OVERLAP = 0.5
+# The numbers of `ObjectMetrics` by what people call them; those of masks begin with mask_.
+TITLES = {
+    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium",
+    "ap_large": "AP large", "ar": "recall",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from difformer.analysis import ClassDetection, DetectionMatches, detection_matches
 from difformer.data import ImageDataset
-from difformer.report.page import Picture, Section, Table
+from difformer.report.page import Picture, Section, Table, percent
 from difformer.tables import write_table
 from difformer.tasks.detection.pictures import draw_precision_recall
-from difformer.tasks.detection.records import ObjectMetrics, as_coco, outcome_of
+from difformer.tasks.detection.records import TITLES, ObjectMetrics, as_coco, outcome_of
 from difformer.tasks.task import SCORES, Outputs
 
 RESULTS, TRUTH = "detections.json", "truth.json"
@@ -25,12 +25,8 @@ _MATCHES = ("objects", "image", "label", "score", "right", "counted")
 
 def readable(metrics: Mapping[str, Any]) -> list[str]:
     """Lines for the console from what `ObjectMetrics.to_dict` gives; missing metrics are left out."""
-    shown = {
-        "AP": "ap", "AP50": "ap50", "AP75": "ap75", "AP small": "ap_small", "AP medium": "ap_medium",
-        "AP large": "ap_large", "recall": "ar",
-    }  # fmt: skip
-    found = {title: metrics.get(name) for title, name in shown.items()}
-    found |= {f"mask {title}": metrics.get(f"mask_{name}") for title, name in shown.items()}
+    found = {title: metrics.get(name) for name, title in TITLES.items()}
+    found |= {f"mask {title}": metrics.get(f"mask_{name}") for name, title in TITLES.items()}
     return [f"{title:<15}{value:6.1%}" for title, value in found.items() if value is not None]
 
 
@@ -50,7 +46,7 @@ def write_tables(folder: Path, metrics: ObjectMetrics, outputs: Outputs, images:
     header, rows = _per_class(metrics)
     write_table(folder / "per_class.csv", header, rows)
     draw_precision_recall(folder / _CURVES, metrics.boxes, metrics.masks)
-    ids, names = outputs.ids.tolist(), dict(zip(images.ids.tolist(), images.names or (), strict=False))
+    ids, names = outputs.ids.tolist(), images.names_by_id
     lines = []
     for number, score in zip(ids, outputs.values, strict=True):
         found = outcome_of(score)
@@ -78,7 +74,7 @@ def sections(metrics: ObjectMetrics, folder: Path) -> list[Section]:
     titles = {"class": "Class", "objects": "Objects", "ap": "AP", "ap50": "AP50", "mask_ap": "Mask AP",
               "mask_ap50": "Mask AP50"}  # fmt: skip
     header, rows = _per_class(metrics)
-    cells = [(name, f"{objects:,}", *map(_percent, numbers)) for name, objects, *numbers in rows]
+    cells = [(name, f"{objects:,}", *map(percent, numbers)) for name, objects, *numbers in rows]
     note = "AP in %: COCO's, the mean over overlaps (IoU) of 0.5, 0.55 … 0.95; AP50 at 0.5. -: no objects."
     curves = Picture(folder / _CURVES, "Precision over recall of each class and their mean, at an overlap of 0.5")
     return [
@@ -91,7 +87,7 @@ def _by_size(metrics: ObjectMetrics) -> Table:
     header = ("", "AP", "AP50", "AP75", "Small", "Medium", "Large", "Recall")
     keys = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar")
     kinds = {"Boxes": ""} | ({"Masks": "mask_"} if metrics.masks is not None else {})
-    rows = [(kind, *(_percent(metrics.value(start + key)) for key in keys)) for kind, start in kinds.items()]
+    rows = [(kind, *(percent(metrics.value(start + key)) for key in keys)) for kind, start in kinds.items()]
     note = (
         "In %. Small objects have less than 32² pixels, large ones more than 96². Recall: the mean over the overlaps, "
         "with at most 100 detections an image."
@@ -108,7 +104,3 @@ def _per_class(metrics: ObjectMetrics) -> tuple[list[str], list[list[Any]]]:
         header += ["mask_ap", "mask_ap50"]
         rows = [[*row, one.ap, one.ap50] for row, one in zip(rows, masks, strict=True)]
     return header, rows
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

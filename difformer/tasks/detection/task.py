@@ -27,6 +27,7 @@ from difformer.heads.detection import Detections, paste_masks
 from difformer.report.page import Section
 from difformer.tasks.detection.pictures import draw_detection, overlaid
 from difformer.tasks.detection.records import (
+    TITLES,
     DetectionScore,
     ObjectMetrics,
     at_own_size,
@@ -47,12 +48,8 @@ def _metric(name: str, title: str) -> Metric:
     return Metric(compute, share=True, title=title)
 
 
-_TITLES = {
-    "ap": "AP", "ap50": "AP50", "ap75": "AP75", "ap_small": "AP small", "ap_medium": "AP medium",
-    "ap_large": "AP large", "ar": "recall",
-}  # fmt: skip
-METRICS = {name: _metric(name, title) for name, title in _TITLES.items()}
-METRICS |= {f"mask_{name}": _metric(f"mask_{name}", f"mask {title}") for name, title in _TITLES.items()}
+METRICS = {name: _metric(name, title) for name, title in TITLES.items()}
+METRICS |= {f"mask_{name}": _metric(f"mask_{name}", f"mask {title}") for name, title in TITLES.items()}
 
 
 # Made here, since it may be asked for where tensors have no data.

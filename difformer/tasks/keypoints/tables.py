@@ -8,7 +8,7 @@ import numpy as np
 
 from difformer.analysis.keypoints import KeypointMetrics
 from difformer.data import ImageDataset
-from difformer.report.page import Picture, Section, Table
+from difformer.report.page import Picture, Section, Table, percent
 from difformer.tables import write_table
 from difformer.tasks.keypoints.pictures import draw_error_curve
 from difformer.tasks.task import SCORES, Outputs
@@ -48,7 +48,7 @@ def write_tables(
     header = ["point", "images", "error", "nme", *(f"pck@{alpha:g}" for alpha in metrics.pck)]
     rows = [(row.name, row.images, row.error, row.nme, *row.pck.values()) for row in metrics.per_point]
     write_table(folder / "per_point.csv", header, rows)
-    names = dict(zip(images.ids.tolist(), images.names or (), strict=False))
+    names = images.names_by_id
     points = [row.name for row in metrics.per_point]
     of_images, of_points = [], []
     for number, score in zip(outputs.ids.tolist(), outputs.values, strict=True):
@@ -74,7 +74,7 @@ def sections(metrics: KeypointMetrics, folder: Path) -> list[Section]:
     header = ("Point", "Images", "Error", "NME", *(f"PCK@{alpha:g}" for alpha in metrics.pck))
     rows = [
         (row.name, f"{row.images:,}", "-" if row.error is None else f"{row.error:.2f}",
-         *map(_percent, (row.nme, *row.pck.values())))
+         *map(percent, (row.nme, *row.pck.values())))
         for row in metrics.per_point
     ]  # fmt: skip
     note = (
@@ -89,7 +89,3 @@ def sections(metrics: KeypointMetrics, folder: Path) -> list[Section]:
 
 def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

@@ -23,7 +23,7 @@ from difformer.tasks.keypoints.losses import heatmap_mse
 from difformer.tasks.keypoints.pictures import draw_keypoints, marked
 from difformer.tasks.keypoints.scores import KeypointScore, Landmarks, as_length, check_length, length_of
 from difformer.tasks.keypoints.tables import TABLES, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs, own_metrics
+from difformer.tasks.task import TASKS, Outputs, finite, own_metrics
 
 
 @TASKS.register("keypoints")
@@ -163,12 +163,8 @@ class Keypoints:
         if self.flip_test:
             mirrored = classifier(images.flip(3), ids).float()
             maps = (maps + mirrored.flip(3)[:, list(self._swap(classifier.class_names))]) / 2
-        if not maps.isfinite().all():
-            raise ValueError(
-                "heat maps are not finite: weights of the head are damaged, or the backbone's precision overflows "
-                "(open it with dtype float32)"
-            )
-        points, heights = (found.cpu() for found in decode_heatmaps(maps, images.shape[2:], self.sigma))
+        found = decode_heatmaps(finite("heat maps", maps), images.shape[2:], self.sigma)
+        points, heights = (part.cpu() for part in found)
         return [Landmarks(origin.points(points[i]), heights[i]) for i, origin in enumerate(origins)]
 
     def score(self, prediction: Landmarks, target: Target, names: Sequence[str]) -> KeypointScore:

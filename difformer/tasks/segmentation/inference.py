@@ -12,6 +12,7 @@ from difformer.data import Origin
 from difformer.diffusion import image_noise
 from difformer.maps import resize_logits
 from difformer.tasks.segmentation.windows import average_windows, windows_of
+from difformer.tasks.task import finite
 
 # Values of enlarged maps that are held at once: 64 MB in float32.
 _CHUNK_ELEMENTS = 1 << 24
@@ -55,16 +56,6 @@ def likeliest(classes: int, enlarged: Callable[[slice], Tensor], size: tuple[int
         best = torch.maximum(best, value)
         total = torch.logaddexp(total, some.logsumexp(dim=0))
     return labels.to(torch.uint8), (best - total).exp().float()
-
-
-def finite(logits: Tensor) -> Tensor:
-    """Logits as they are; raises ValueError where one is not finite."""
-    if not logits.isfinite().all():
-        raise ValueError(
-            "logits are not finite: weights of the head are damaged, or the backbone's precision overflows (open it "
-            "with dtype float32)"
-        )
-    return logits
 
 
 def at_own_size(logits: Tensor, origin: Origin, canvas: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -114,7 +105,7 @@ def by_windows(
     def each() -> Iterator[Tensor]:
         for place in range(len(windows.corners)):
             cropped = {t: windows.crop(eps, place) for t, eps in noise.items()}
-            yield finite(classifier(windows.crop(padded, place), number, noise=cropped))[0]
+            yield finite("logits", classifier(windows.crop(padded, place), number, noise=cropped))[0]
 
     strips = (strip for _, strip in average_windows(windows, each()))
     if origin.size == tuple(image.shape[1:]):

@@ -10,7 +10,7 @@ from difformer.analysis.segmentation import SegmentationMetrics, class_counts, m
 from difformer.data import ImageDataset
 from difformer.report.bars import draw_bars
 from difformer.report.confusion import draw_confusion
-from difformer.report.page import Picture, Section, Table
+from difformer.report.page import Picture, Section, Table, percent
 from difformer.tables import write_table
 from difformer.tasks.task import SCORES, Outputs
 
@@ -54,7 +54,7 @@ def write_tables(folder: Path, metrics: SegmentationMetrics, outputs: Outputs, i
     write_table(folder / "confusion.csv", [r"true \ predicted", *classes], counts)
     draw_confusion(metrics.confusion, classes, folder / "confusion.png")
     confusion = np.stack([score.confusion for score in outputs.values])
-    names = dict(zip(images.ids.tolist(), images.names or (), strict=False))
+    names = images.names_by_id
     ids, own = outputs.ids.tolist(), class_counts(confusion)
     columns = (own[..., 1].sum(axis=1), mean_iou(own), pixel_accuracy(own))
     lines = zip(ids, map(names.get, ids), *(column.tolist() for column in columns), strict=True)
@@ -68,7 +68,7 @@ def sections(metrics: SegmentationMetrics, folder: Path) -> list[Section]:
     header = ("Class", "IoU", "Accuracy", "Precision", "Boundary F", "Share of the pixels")
     total = max(1, sum(row.pixels for row in metrics.per_class))
     rows = [
-        (row.name, *map(_percent, (row.iou, row.accuracy, row.precision, row.boundary_f, row.pixels / total)))
+        (row.name, *map(percent, (row.iou, row.accuracy, row.precision, row.boundary_f, row.pixels / total)))
         for row in metrics.per_class
     ]
     note = "In %. IoU: intersection over union; accuracy: share of the class's pixels that are found."
@@ -76,7 +76,3 @@ def sections(metrics: SegmentationMetrics, folder: Path) -> list[Section]:
         Section("Classes", [Table(header, rows, note=note), Picture(folder / _BARS, "IoU of each class")]),
         Section("Confusions", [Picture(folder / "confusion.png", "Confusion matrix of the classes' pixels")]),
     ]
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

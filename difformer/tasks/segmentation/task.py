@@ -26,11 +26,11 @@ from difformer.config import Size, as_json_size, as_positive_number, as_size, as
 from difformer.data import IGNORE, ImageDataset, Mask, Origin, Target
 from difformer.registry import did_you_mean
 from difformer.report.page import Section
-from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows, finite
+from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice
 from difformer.tasks.segmentation.pictures import as_palette, draw_segmentation, overlaid
 from difformer.tasks.segmentation.tables import TABLES, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs, own_metrics
+from difformer.tasks.task import TASKS, Outputs, finite, own_metrics
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": partial(pixel_cross_entropy, ignore_index=IGNORE),
@@ -178,9 +178,12 @@ class Segmentation:
                 found.append(Segmented(*by_windows(classifier, image, number, origin, self.window, self.stride)))
             return found
         canvas = images.shape[2], images.shape[3]
-        features = classifier.features(images, ids)
-        logits = finite(classifier(features))
-        unsure = classifier.head.uncertainty(features) if hasattr(classifier.head, "uncertainty") else None
+        features, unsure = classifier.features(images, ids), None
+        if hasattr(classifier.head, "with_uncertainty"):
+            logits, unsure = classifier.head.with_uncertainty(features)
+        else:
+            logits = classifier(features)
+        finite("logits", logits)
         found = []
         for i, origin in enumerate(origins):
             labels, certainty = at_own_size(logits[i], origin, canvas)
