@@ -21,6 +21,7 @@ from difformer.config import UNetConfig
 from difformer.diffusion import NoiseSchedule
 from difformer.models import AttentionName, Prefix, UNet
 from difformer.models.attention import check_attention
+from difformer.models.precision import warn_if_emulated
 from difformer.models.shapes import only_shapes
 from difformer.taps import TapSpec
 
@@ -338,6 +339,7 @@ def _build(
     dtype = dtype or torch.float32
     width = config.level_channels[-1]
     check_attention(attention, device, dtype=dtype, width=width // config.heads(width))
+    warn_if_emulated(dtype, device)
     with only_shapes():
         unet = UNet(config, attention=attention, gradient_checkpointing=gradient_checkpointing)
     load_strictly(unet, state, source)

@@ -27,7 +27,7 @@ from difformer.heads import HEADS, Head
 from difformer.registry import UntrustedError, path_of
 from difformer.taps import FeatureKey
 from difformer.tasks import Classification, Task, find_task
-from difformer.tasks.task import check_head
+from difformer.tasks.registry import check_head
 
 _EXTRACTORS = {cls.__name__: cls for cls in (FeatureExtractor, FeedbackExtractor)}
 # Files name the heads of this package by their classes.

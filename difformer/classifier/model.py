@@ -32,7 +32,7 @@ from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
 from difformer.taps import FeatureKey, Features
 from difformer.tasks import Classification, DenseTask, RowTask, Task
-from difformer.tasks.task import check_head, is_dense
+from difformer.tasks.registry import check_head, is_dense
 
 C = TypeVar("C", bound="DiffusionClassifier")
 

@@ -27,7 +27,7 @@ from difformer.diffusion import NoiseSchedule
 from difformer.engine.runtime.locating import backbone_of_run, classifier_file, warn_of_unfinished
 from difformer.files import check_target, expand_user, sha256
 from difformer.models.plan import tap_specs
-from difformer.tasks.task import is_dense
+from difformer.tasks.registry import is_dense
 from difformer.verbs.export.export import export_classifier
 from difformer.verbs.predict.dense import predict_dense
 from difformer.verbs.predict.predict import predict_folder, prediction_lines

@@ -1,28 +1,18 @@
-"""What a task is, and all tasks by name."""
+"""What a task is, and what it measures."""
 
 import math
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from difformer.analysis import Interval, Metric, PairedDifference, find_metric
-from difformer.config import Size, as_call, sides
-from difformer.data import ImageDataset, Mask, Origin, Target
-from difformer.data.targets import as_example
-from difformer.heads import OUTPUTS, heads_that_give, what_it_gives
-from difformer.registry import Registry, did_you_mean
-from difformer.report.page import Section
-
-# The file in which an evaluation of a dense task keeps its images' ids and the numbers that a comparison resamples.
-SCORES = "scores.npz"
+from difformer.analysis import Metric, find_metric
+from difformer.data import ImageDataset, Target
+from difformer.registry import did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,245 +199,6 @@ class RowTask(Task, Protocol):
         ...
 
 
-@runtime_checkable
-class DenseTask(Task, Protocol):
-    """A task whose heads give maps, boxes or points, and whose data sets have masks, boxes or points.
-
-    Evaluation and prediction go through `infer`, image by image at its own size, and an evaluation keeps of each image
-    what `score` gives: the outputs of a whole split would not fit into the memory.
-
-    Attributes:
-        reads: what it reads of a head, its `gives`: see `difformer.heads.OUTPUTS`.
-    """
-
-    @property
-    def reads(self) -> str: ...
-
-    def infer(self, classifier: Any, images: Tensor, ids: Tensor, origins: Sequence[Origin]) -> list[Any]:
-        """Predictions at the images' own sizes, which do not depend on what else is in the batch.
-
-        Args:
-            classifier: a `DiffusionClassifier` in evaluation mode.
-            images: (B, 3, h, w) in [-1, 1], on the classifier's device.
-            ids: (B,) int64 stable numbers.
-            origins: one an image: how predictions go back to it.
-        """
-        ...
-
-    def score(self, prediction: Any, target: Target, names: Sequence[str]) -> Any:
-        """What an evaluation keeps of an image: a small record that can be pickled.
-
-        Args:
-            prediction: from `infer`.
-            target: of the image at its own size.
-            names: of the outputs.
-        """
-        ...
-
-    def merit(self, score: Any) -> float:
-        """How good one image's score is, to find the best and the worst images; larger is better."""
-        ...
-
-    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
-        """The first metric, with a bootstrap interval over images.
-
-        Args:
-            kept: what `write_tables` put into the file `SCORES`; of several models for the same images, the mean of
-                their numbers is meant, and the images are resampled together.
-            resamples, seed: of the bootstrap.
-        """
-        ...
-
-    def difference(
-        self,
-        kept: Sequence[Mapping[str, NDArray[Any]]],
-        others: Sequence[Mapping[str, NDArray[Any]]],
-        *,
-        resamples: int,
-        seed: int,
-    ) -> PairedDifference:
-        """The first metric less that of other models for the same images, which are resampled together."""
-        ...
-
-    def rows(self, prediction: Any, names: Sequence[str]) -> list[list[Any]]:
-        """A prediction as rows of a table with these `columns`; there may be none."""
-        ...
-
-    def write(self, folder: Path, stem: str, picture: Any, prediction: Any, names: Sequence[str]) -> None:
-        """Writes the files of a prediction, such as a mask, and the picture with the prediction on it.
-
-        Args:
-            folder: of all predictions.
-            stem: of the files' names; may hold folders, which are made.
-            picture: RGB PIL image.
-            prediction: from `infer`.
-            names: of the outputs.
-        """
-        ...
-
-    def finish(self, folder: Path, stems: Sequence[str], names: Sequence[str]) -> None:
-        """Called once all predictions are written; may put them together into one file.
-
-        Args:
-            folder: of all predictions.
-            stems: of the images that were predicted, in their order.
-            names: of the outputs.
-        """
-        ...
-
-    def sections(self, measured: Any, folder: Path) -> list[Section]:
-        """What the page of an evaluation shows besides images.
-
-        Args:
-            measured: from `measure`.
-            folder: with what `write_tables` wrote.
-        """
-        ...
-
-    def draw(self, path: Path, picture: Any, target: Target, prediction: Any, names: Sequence[str]) -> None:
-        """Draws an image, what is to be found in it, and what was found, side by side, as a PNG.
-
-        Args:
-            path: the file.
-            picture: RGB PIL image.
-            target: of the image at its own size.
-            prediction: from `infer`.
-            names: of the outputs.
-        """
-        ...
-
-
-TASKS: Registry[Any] = Registry("task")
-
-
-def find_task(name: str, arguments: Mapping[str, Any] | None = None, *, trust: Iterable[str] | None = None) -> Task:
-    """A task by name, or one of your own as `package.module:Name`.
-
-    Args:
-        name: from a recipe or a file.
-        arguments: to build it with.
-        trust: for a name from a file, packages whose code may run; None for a name that the user gave.
-
-    Raises:
-        ValueError: there is no such task, it is something else, it does not take an argument, or has no metrics.
-        UntrustedError: it is code of a package that is not trusted.
-        ImportError: its module cannot be imported.
-    """
-    kind = TASKS.find(name) if trust is None else TASKS.find_trusted(name, trust)
-    try:
-        task = kind(**(arguments or {}))
-    except TypeError as error:
-        given = as_call(arguments or {}) or "no arguments"
-        raise ValueError(f"the task {name} cannot be built with {given}: {error}") from error
-    protocol: Any = DenseTask if is_dense(task) else RowTask
-    if not isinstance(task, protocol):
-        wanted = ", ".join(one for one in dir(protocol) if one[0] != "_" and not hasattr(task, one))
-        raise ValueError(
-            f"the task {name} must be as difformer.tasks.{protocol.__name__} says; {type(task).__name__} lacks {wanted}"
-        )
-    if not task.metrics:
-        raise ValueError(f"the task {name} has no metrics; its metrics must name at least one")
-    return task
-
-
-def stand_in_labels(task: Task, count: int, size: Size, names: int) -> Any:
-    """The labels of a batch, for trials without data, as a data loader gives them.
-
-    Args:
-        task: any.
-        count: B.
-        size: of the images, a side or (h, w).
-        names: number of the outputs.
-    """
-    example = task.stand_in()
-    if example is None:
-        return torch.zeros(count, dtype=torch.int64)
-    if isinstance(example, Tensor):
-        return example.expand(count, *example.shape)
-    target = as_example(example, sides(size), names)
-    return target.labels.long().expand(count, -1, -1) if isinstance(target, Mask) else (target,) * count
-
-
-def is_dense(task: Any) -> TypeGuard[DenseTask]:
-    """Whether a task reads maps, boxes or points of a head."""
-    return reads_of(task) != "logits"
-
-
-def reads_of(task: Any) -> str:
-    """What a task reads of a head, a key of `difformer.heads.OUTPUTS`.
-
-    Raises:
-        ValueError: its `reads` is none; the message names the nearest.
-    """
-    reads: str = getattr(task, "reads", "logits")
-    if reads not in OUTPUTS:
-        raise ValueError(f"{type(task).__name__}.reads: unknown output {reads!r}; {did_you_mean(str(reads), OUTPUTS)}")
-    return reads
-
-
-def check_head(task: Task, head: Any, name: str | None = None) -> None:
-    """Raises ValueError where a head gives something else than a task reads, or one of them names no output.
-
-    Args:
-        task: any.
-        head: a head or its class.
-        name: of the head, as a recipe has it; None where there is no recipe, for what is advised.
-    """
-    gives, reads = what_it_gives(head), reads_of(task)
-    if gives == reads:
-        return
-    (given, reader), (read, _) = OUTPUTS[gives], OUTPUTS[reads]
-    fitting = heads_that_give(reads)
-    others = f" ({', '.join(fitting)})" if fitting else ""
-    if name is None:
-        subject, remedy = type(head).__name__, f"give DiffusionClassifier another head, or the task {reader}"
-    else:
-        subject, remedy = f"head.name: {name}", f"choose another head.name{others}, or task.name: {reader}"
-    raise ValueError(f"{subject} gives {given}, and the task {type(task).__name__} reads {read}; {remedy}")
-
-
-def check_labels(task: Task, images: Any) -> None:
-    """Raises ValueError if a data set does not give what a task predicts.
-
-    Args:
-        task: any.
-        images: a split.
-    """
-    stand_in, kind = task.stand_in(), getattr(images, "target_type", None)
-    dense: Any = None if stand_in is None or isinstance(stand_in, Tensor) else type(stand_in)
-    if kind is not dense:
-        if kind is None:
-            problem = f"has no {dense.__name__} an image, which the task {type(task).__name__} predicts"
-        else:
-            problem = f"has a {kind.__name__} an image, which the task {type(task).__name__} does not predict"
-        raise ValueError(f"{images} {problem}; choose another data set, or train with another task.name")
-    if dense is not None:
-        return
-    wanted = tuple(stand_in.shape) if isinstance(stand_in, Tensor) else None
-    found = None if images.targets is None else images.targets.shape[1:]
-    if found != wanted:
-        has = "classes and no targets" if found is None else f"targets of shape {found}"
-        predicts = "classes" if wanted is None else f"{wanted}"
-        raise ValueError(
-            f"{images} has {has}, and the task {type(task).__name__} predicts {predicts}; choose another data set, "
-            "or train with another task.name"
-        )
-
-
-def finite(what: str, outputs: Tensor) -> Tensor:
-    """Outputs of a head as they are.
-
-    Raises:
-        ValueError: one is not finite; the message says `what` they are.
-    """
-    if not outputs.isfinite().all():
-        raise ValueError(
-            f"{what} are not finite: weights of the head are damaged, or the backbone's precision overflows (open it "
-            "with dtype float32)"
-        )
-    return outputs
-
-
 def own_metrics(task: Task, names: Iterable[str], outputs: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
     """The numbers of metrics that are the user's own, of those that are asked for.
 
@@ -460,49 +211,6 @@ def own_metrics(task: Task, names: Iterable[str], outputs: NDArray[Any], labels:
         if not math.isfinite(value):
             raise ValueError(f"the metric {name} must be a finite number, got {value}")
     return found
-
-
-def interval_of(
-    task: DenseTask, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int
-) -> Interval | None:
-    """`DenseTask.interval`; None where fewer than half of the resamples have what the metric counts."""
-    try:
-        found = task.interval(kept, resamples=resamples, seed=seed)
-    except ValueError:
-        return None
-    return found if found.resamples >= resamples / 2 else None
-
-
-def difference_of(
-    task: DenseTask,
-    kept: Sequence[Mapping[str, NDArray[Any]]],
-    others: Sequence[Mapping[str, NDArray[Any]]],
-    *,
-    resamples: int,
-    seed: int,
-) -> PairedDifference | None:
-    """`DenseTask.difference`; None as for `interval_of`."""
-    try:
-        found = task.difference(kept, others, resamples=resamples, seed=seed)
-    except ValueError:
-        return None
-    return found if found.difference.resamples >= resamples / 2 else None
-
-
-def read_scores(folder: Path) -> dict[str, NDArray[Any]]:
-    """What an evaluation of a dense task keeps of its images in the file `SCORES`.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        ValueError: it is damaged.
-    """
-    try:
-        with np.load(folder / SCORES, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise ValueError(
-            f"{folder / SCORES} is damaged ({error}); `difformer eval … --overwrite` makes it again"
-        ) from error
 
 
 def task_metric(task: Task, name: str, option: str) -> Metric:

@@ -22,8 +22,8 @@ from difformer.cli import main
 from difformer.data import DataConfig, create_dataset
 from difformer.rle import decode_rle
 from difformer.tables import read_rows
+from difformer.tasks.dense import read_scores
 from difformer.tasks.detection.tables import kept_matches
-from difformer.tasks.task import read_scores
 from difformer.verbs.train.train import train
 
 NAMES = ("red", "blue")
@@ -199,7 +199,12 @@ def test_two_processes_find_the_same(run, tmp_path):
     assert main(["eval", str(run), "--split", "test", "--output", str(tmp_path / "one")]) == 0
     one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))
     assert one == two
-    assert (tmp_path / "one" / "detections.json").read_text() == (tmp_path / "two" / "detections.json").read_text()
+    found, again = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("one", "two"))
+    # To rounding: convolutions of other batches may add up in another order.
+    for one, two in zip(found, again, strict=True):
+        assert one.pop("bbox") == pytest.approx(two.pop("bbox"), rel=1e-5, abs=1e-4)
+        assert one.pop("score") == pytest.approx(two.pop("score"), rel=1e-5)
+        assert one == two
 
 
 def test_two_processes_learn_the_same(place, tmp_path):

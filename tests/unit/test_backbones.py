@@ -1,5 +1,7 @@
 """Backbones from live networks, and what opening one settles."""
 
+import warnings
+
 import pytest
 import torch
 from support import UNSEEN, recipe_input, small_config, small_unet
@@ -132,3 +134,15 @@ def test_rescaled_timesteps_reach_the_network():
     assert torch.equal(backbone.forward_from(backbone.forward_prefix(x, t, "in02"), ["mid"])["mid"], expected)
     plain = create_backbone(unet, schedule=NoiseSchedule.linear(4000))
     assert torch.equal(plain(x, t), unet(x, t))
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_a_cpu_without_bfloat16_is_warned_of(monkeypatch, supported):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for dtype in (torch.bfloat16, None):
+            create_backbone(small_unet(), schedule="linear", dtype=dtype)
+    slow = [str(one.message) for one in warned if "80 times" in str(one.message)]
+    assert len(slow) == (not supported)
+    assert all("no instructions for bfloat16" in text and "backbone.dtype: float32" in text for text in slow)

@@ -26,7 +26,7 @@ from difformer.data import (
     transform_description,
 )
 from difformer.tasks.classification.task import Classification
-from difformer.tasks.task import check_labels
+from difformer.tasks.registry import check_labels
 
 OBJECTS = [[(2, 3, 10, 8, 0), (5, 5, 6, 6, 1)], [], [(0, 0, 30, 24, 1)]]
 # Of data sets with classes: whether for training, what is given, and of the description the name, resize and seed.

@@ -44,7 +44,7 @@ from difformer.heads import (
 )
 from difformer.taps import TapSpec
 from difformer.tasks import TASKS, Classification
-from difformer.tasks.task import check_head
+from difformer.tasks.registry import check_head
 
 SIDES = {"upernet of one block": (16, 24), "upernet group": (16, 24), "linear pixel plain": (16, 24),
          "pixel mlp majority": (64, 96), "dense difformer no skip": (16, 24), "heatmap": (16, 24),

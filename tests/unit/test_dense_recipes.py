@@ -7,7 +7,7 @@ import pytest
 from difformer.config.reading import build, read_yaml
 from difformer.engine.config.build import build_task, outline_classifier
 from difformer.engine.config.recipe import Recipe
-from difformer.tasks.task import is_dense
+from difformer.tasks.registry import is_dense
 
 FOLDER = Path(__file__).parents[2] / "train" / "dense"
 RECIPES = sorted(FOLDER.glob("*.yaml"))

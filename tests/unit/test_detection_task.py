@@ -15,7 +15,7 @@ from difformer.heads.detection import Detections, paste_masks
 from difformer.rle import decode_rle
 from difformer.tasks import TASKS, Detection, find_task
 from difformer.tasks.detection.records import as_coco, at_own_size, measured_of, outcome_of, score_of
-from difformer.tasks.task import is_dense, stand_in_labels
+from difformer.tasks.registry import is_dense, stand_in_labels
 
 NAMES = ("cat", "dog")
 SIZE = (40, 60)

@@ -16,9 +16,10 @@ from difformer.analysis import Metric
 from difformer.annotations.landmarks import WFLW_NAMES
 from difformer.data import Points, collate
 from difformer.tasks import DenseTask, Keypoints, Landmarks, Outputs, find_task
+from difformer.tasks.dense import read_scores
 from difformer.tasks.keypoints import heatmap_mse, heatmap_targets
 from difformer.tasks.keypoints.scores import KeypointScore, length_of
-from difformer.tasks.task import check_head, read_scores, stand_in_labels
+from difformer.tasks.registry import check_head, stand_in_labels
 
 SEEN = torch.tensor([True, True, False])
 

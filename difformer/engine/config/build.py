@@ -33,7 +33,7 @@ from difformer.models.shapes import only_shapes
 from difformer.registry import did_you_mean, path_of
 from difformer.taps import FeatureKey, TapSpec
 from difformer.tasks import Task, find_task
-from difformer.tasks.task import check_head, is_dense
+from difformer.tasks.registry import check_head, is_dense
 
 Extractor = FeatureExtractor | FeedbackExtractor
 _PRECISION_DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

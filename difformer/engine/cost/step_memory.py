@@ -20,7 +20,7 @@ from difformer.engine.runtime.batches import divide
 from difformer.engine.runtime.processes import Processes, gathered, on_main
 from difformer.maps import resize_logits
 from difformer.models.memory import TensorMemory
-from difformer.tasks.task import is_dense, stand_in_labels
+from difformer.tasks.registry import is_dense, stand_in_labels
 
 _log = getLogger(__name__)
 

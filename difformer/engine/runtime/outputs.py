@@ -16,7 +16,7 @@ from difformer.engine.runtime.processes import gathered, on_all
 from difformer.engine.runtime.progress import progress_bar
 from difformer.features.conditioning import Conditioning
 from difformer.tasks import DenseTask, Outputs, Task
-from difformer.tasks.task import is_dense
+from difformer.tasks.registry import is_dense
 
 
 class _InOrder:

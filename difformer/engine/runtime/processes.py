@@ -8,6 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from difformer.models.precision import warn_if_emulated
+
 T = TypeVar("T")
 
 _YES = ("1", "true", "yes", "on", "y", "t")
@@ -111,6 +113,8 @@ def create_accelerator(precision: str, *, trackers: Collection[str] = (), folder
     cpu = only_cpu()
     if cpu and precision == "fp16":
         raise ValueError("precision fp16 needs a GPU; use bf16 or no on a CPU")
+    if cpu and precision == "bf16":
+        warn_if_emulated(torch.bfloat16, "cpu")
     available = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in available:

@@ -12,7 +12,8 @@ from torch import Tensor
 from difformer.analysis import METRICS, ClassificationMetrics, Metric, classification_metrics, image_scores
 from difformer.data import ImageDataset
 from difformer.tasks.classification.tables import TABLES, readable, write_tables
-from difformer.tasks.task import TASKS, Outputs
+from difformer.tasks.registry import TASKS
+from difformer.tasks.task import Outputs
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,10 @@ from difformer.analysis import ClassDetection, DetectionMatches, detection_match
 from difformer.data import ImageDataset
 from difformer.report.page import Picture, Section, Table, percent
 from difformer.tables import write_table
+from difformer.tasks.dense import SCORES
 from difformer.tasks.detection.pictures import draw_precision_recall
 from difformer.tasks.detection.records import TITLES, ObjectMetrics, as_coco, outcome_of
-from difformer.tasks.task import SCORES, Outputs
+from difformer.tasks.task import Outputs
 
 RESULTS, TRUTH = "detections.json", "truth.json"
 _CURVES = "precision_recall.png"

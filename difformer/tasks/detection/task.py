@@ -25,6 +25,7 @@ from difformer.data import Boxes, ImageDataset, Origin, Target
 from difformer.files import read_json
 from difformer.heads.detection import Detections, paste_masks
 from difformer.report.page import Section
+from difformer.tasks.dense import Kept
 from difformer.tasks.detection.pictures import draw_detection, overlaid
 from difformer.tasks.detection.records import (
     TITLES,
@@ -36,7 +37,8 @@ from difformer.tasks.detection.records import (
     score_of,
 )
 from difformer.tasks.detection.tables import RESULTS, TABLES, kept_matches, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs, own_metrics
+from difformer.tasks.registry import TASKS
+from difformer.tasks.task import Outputs, own_metrics
 
 
 def _metric(name: str, title: str) -> Metric:
@@ -170,19 +172,14 @@ class Detection:
         found and nothing is."""
         return outcome_of(score).f1
 
-    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
+    def interval(self, kept: Sequence[Kept], *, resamples: int, seed: int) -> Interval:
         """Of the average precision of boxes, in each resample over the classes that have objects there."""
         size, width = _extent(kept)
         found = bootstrap_weights(size, _mean_precision(kept), width=width, shifts=True, resamples=resamples, seed=seed)
         return replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
 
     def difference(
-        self,
-        kept: Sequence[Mapping[str, NDArray[Any]]],
-        others: Sequence[Mapping[str, NDArray[Any]]],
-        *,
-        resamples: int,
-        seed: int,
+        self, kept: Sequence[Kept], others: Sequence[Kept], *, resamples: int, seed: int
     ) -> PairedDifference:
         """Of the average precision of boxes."""
         size, width = _extent([*kept, *others])
@@ -224,12 +221,12 @@ class Detection:
         draw_detection(path, picture, score_of(prediction, target), names)
 
 
-def _extent(kept: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[int, int]:
+def _extent(kept: Sequence[Kept]) -> tuple[int, int]:
     """The number of images, and the most detections of a model."""
     return len(kept[0]["objects"]), max(len(one["image"]) for one in kept)
 
 
-def _mean_precision(kept: Sequence[Mapping[str, NDArray[Any]]]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+def _mean_precision(kept: Sequence[Kept]) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """From weights of the images to the models' mean average precision."""
     models = [kept_matches(one) for one in kept]
 

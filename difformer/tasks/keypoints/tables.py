@@ -10,8 +10,9 @@ from difformer.analysis.keypoints import KeypointMetrics
 from difformer.data import ImageDataset
 from difformer.report.page import Picture, Section, Table, percent
 from difformer.tables import write_table
+from difformer.tasks.dense import SCORES
 from difformer.tasks.keypoints.pictures import draw_error_curve
-from difformer.tasks.task import SCORES, Outputs
+from difformer.tasks.task import Outputs
 
 _CURVE = "error_curve.png"
 TABLES = ("per_point.csv", "per_image.csv", "points.csv", _CURVE, "error_curve.pdf", SCORES)

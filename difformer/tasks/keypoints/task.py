@@ -18,12 +18,14 @@ from difformer.annotations.landmarks import WFLW_NAMES, WFLW_PAIRS
 from difformer.config import as_positive_number, as_switch, as_tuple
 from difformer.data import ImageDataset, Origin, Points, Target
 from difformer.report.page import Section
+from difformer.tasks.dense import Kept, finite
 from difformer.tasks.keypoints.heatmaps import decode_heatmaps, heatmap_targets
 from difformer.tasks.keypoints.losses import heatmap_mse
 from difformer.tasks.keypoints.pictures import draw_keypoints, marked
 from difformer.tasks.keypoints.scores import KeypointScore, Landmarks, as_length, check_length, length_of
 from difformer.tasks.keypoints.tables import TABLES, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs, finite, own_metrics
+from difformer.tasks.registry import TASKS
+from difformer.tasks.task import Outputs, own_metrics
 
 
 @TASKS.register("keypoints")
@@ -223,18 +225,13 @@ class Keypoints:
         """Minus the image's NME; minus infinity where nothing can be measured."""
         return float("-inf") if np.isnan(score.nme) else -score.nme
 
-    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
+    def interval(self, kept: Sequence[Kept], *, resamples: int, seed: int) -> Interval:
         """Of the mean NME, over the images that have one."""
         errors = _mean_of_models(kept)
         return bootstrap_mean(errors[~np.isnan(errors)], resamples=resamples, seed=seed)
 
     def difference(
-        self,
-        kept: Sequence[Mapping[str, NDArray[Any]]],
-        others: Sequence[Mapping[str, NDArray[Any]]],
-        *,
-        resamples: int,
-        seed: int,
+        self, kept: Sequence[Kept], others: Sequence[Kept], *, resamples: int, seed: int
     ) -> PairedDifference:
         """Of the mean NME, over the images that have one on both sides."""
         one, other = _mean_of_models(kept), _mean_of_models(others)
@@ -266,7 +263,7 @@ class Keypoints:
         return _swap(tuple(names), None if pairs is None else tuple(pairs.items()))
 
 
-def _mean_of_models(kept: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.float64]:
+def _mean_of_models(kept: Sequence[Kept]) -> NDArray[np.float64]:
     """(N,) NME of each image; not a number where a model has none."""
     found: NDArray[np.float64] = np.mean([one["nme"] for one in kept], axis=0)
     return found

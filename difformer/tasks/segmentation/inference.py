@@ -11,8 +11,8 @@ from difformer.config import Size
 from difformer.data import Origin
 from difformer.diffusion import image_noise
 from difformer.maps import resize_logits
+from difformer.tasks.dense import finite
 from difformer.tasks.segmentation.windows import average_windows, windows_of
-from difformer.tasks.task import finite
 
 # Values of enlarged maps that are held at once: 64 MB in float32.
 _CHUNK_ELEMENTS = 1 << 24

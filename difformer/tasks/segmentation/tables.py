@@ -12,7 +12,8 @@ from difformer.report.bars import draw_bars
 from difformer.report.confusion import draw_confusion
 from difformer.report.page import Picture, Section, Table, percent
 from difformer.tables import write_table
-from difformer.tasks.task import SCORES, Outputs
+from difformer.tasks.dense import SCORES
+from difformer.tasks.task import Outputs
 
 _BARS = "per_class.png"
 TABLES = ("per_class.csv", _BARS, "per_class.pdf", "confusion.csv", "confusion.png", "per_image.csv", SCORES)

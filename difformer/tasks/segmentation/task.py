@@ -26,11 +26,13 @@ from difformer.config import Size, as_json_size, as_positive_number, as_size, as
 from difformer.data import IGNORE, ImageDataset, Mask, Origin, Target
 from difformer.registry import did_you_mean
 from difformer.report.page import Section
+from difformer.tasks.dense import Kept, finite
+from difformer.tasks.registry import TASKS
 from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice
 from difformer.tasks.segmentation.pictures import as_palette, draw_segmentation, overlaid
 from difformer.tasks.segmentation.tables import TABLES, readable, sections, write_tables
-from difformer.tasks.task import TASKS, Outputs, finite, own_metrics
+from difformer.tasks.task import Outputs, own_metrics
 
 LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": partial(pixel_cross_entropy, ignore_index=IGNORE),
@@ -233,17 +235,12 @@ class Segmentation:
         found = float(mean_iou(class_counts(score.confusion)))
         return 0.0 if np.isnan(found) else found
 
-    def interval(self, kept: Sequence[Mapping[str, NDArray[Any]]], *, resamples: int, seed: int) -> Interval:
+    def interval(self, kept: Sequence[Kept], *, resamples: int, seed: int) -> Interval:
         """Of the mean IoU."""
         return bootstrap_counts(_stacked(kept), _mean_of_models, resamples=resamples, seed=seed)
 
     def difference(
-        self,
-        kept: Sequence[Mapping[str, NDArray[Any]]],
-        others: Sequence[Mapping[str, NDArray[Any]]],
-        *,
-        resamples: int,
-        seed: int,
+        self, kept: Sequence[Kept], others: Sequence[Kept], *, resamples: int, seed: int
     ) -> PairedDifference:
         """Of the mean IoU."""
         # As often as gives both sides the same number of models, which changes no mean.
@@ -282,7 +279,7 @@ def _measured(scores: NDArray[Any], names: Sequence[str]) -> SegmentationMetrics
     return segmentation_metrics(total, names, num_images=len(scores), boundary=boundary)
 
 
-def _stacked(kept: Sequence[Mapping[str, NDArray[Any]]]) -> NDArray[np.int64]:
+def _stacked(kept: Sequence[Kept]) -> NDArray[np.int64]:
     """(N, M, K, 3) counts of the images by M models."""
     return np.stack([one["counts"] for one in kept], axis=1)
 

@@ -16,7 +16,7 @@ from difformer.report.intervals import Estimate, draw_intervals
 from difformer.report.learning import draw_learning
 from difformer.report.page import Block, Picture, Row, Section, Table, write_page
 from difformer.tasks import find_task
-from difformer.tasks.task import is_dense
+from difformer.tasks.registry import is_dense
 from difformer.verbs.compare.dense import write_dense_comparison
 from difformer.verbs.compare.measured import PAGE, RESULTS, Measured, Method, read_method
 

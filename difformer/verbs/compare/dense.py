@@ -12,7 +12,7 @@ from difformer.report.intervals import Estimate, draw_intervals
 from difformer.report.learning import draw_learning
 from difformer.report.page import Picture, Section, Table, write_page
 from difformer.tasks import DenseTask
-from difformer.tasks.task import difference_of, interval_of
+from difformer.tasks.dense import difference_of, interval_of
 from difformer.verbs.compare.measured import PAGE, RESULTS, Method
 
 _RESAMPLES = 2000

@@ -15,7 +15,7 @@ from difformer.engine.runtime.result_folder import read_measurements
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.files import expand_user
 from difformer.tables import read_rows
-from difformer.tasks.task import SCORES, read_scores
+from difformer.tasks.dense import SCORES, read_scores
 from difformer.verbs.eval.evaluate import METRICS, classifier_values, evaluate_classifier
 from difformer.verbs.eval.recipe import EvaluationRecipe
 

@@ -30,7 +30,9 @@ from difformer.features.conditioning import warn_of_labels
 from difformer.files import expand_user, sealed
 from difformer.registry import Registry
 from difformer.tasks import Outputs, Task
-from difformer.tasks.task import Measured, check_labels, interval_of, is_dense, read_scores, task_metric
+from difformer.tasks.dense import interval_of, read_scores
+from difformer.tasks.registry import check_labels, is_dense
+from difformer.tasks.task import Measured, task_metric
 from difformer.verbs.eval.page import PAGE, PICTURES, write_evaluation_page
 from difformer.verbs.eval.recipe import EvaluationRecipe
 

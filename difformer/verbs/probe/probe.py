@@ -41,7 +41,7 @@ from difformer.features.pooling import PooledFeatures
 from difformer.files import sealed
 from difformer.tasks import Classification, Outputs, Task
 from difformer.tasks.classification.tables import TABLES, readable, write_tables
-from difformer.tasks.task import check_labels
+from difformer.tasks.registry import check_labels
 from difformer.verbs.probe.recipe import ProbeRecipe
 
 RESULTS, RECIPE = "results.json", "recipe.yaml"

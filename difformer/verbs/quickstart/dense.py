@@ -25,7 +25,7 @@ from difformer.engine.runtime.run_folder import RunFolder, environment
 from difformer.files import expand_user
 from difformer.report.page import Paragraph, Picture, Section
 from difformer.tasks import DenseTask
-from difformer.tasks.task import check_labels, find_task, is_dense
+from difformer.tasks.registry import check_labels, find_task, is_dense
 from difformer.verbs.compare.compare import check_same_images
 from difformer.verbs.compare.dense import write_dense_comparison
 from difformer.verbs.compare.measured import Method, read_measured

@@ -13,7 +13,7 @@ from difformer.engine.runtime.processes import on_main
 from difformer.features import FeatureExtractor
 from difformer.features.conditioning import check_conditioning, warn_of_labels
 from difformer.tasks import Classification
-from difformer.tasks.task import check_labels
+from difformer.tasks.registry import check_labels
 from difformer.verbs.select.recipe import SelectRecipe
 
 # A feature: tap and timestep.

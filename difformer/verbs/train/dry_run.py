@@ -21,7 +21,7 @@ from difformer.engine.loop.trainer import Place
 from difformer.engine.runtime.batches import check_batch_statistics
 from difformer.engine.runtime.processes import create_accelerator
 from difformer.engine.runtime.run_folder import RunFolder
-from difformer.tasks.task import stand_in_labels
+from difformer.tasks.registry import stand_in_labels
 from difformer.verbs.train.run import Run
 
 

@@ -34,7 +34,8 @@ from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
 from difformer.features import collate_features
 from difformer.features.conditioning import warn_of_labels
-from difformer.tasks.task import Measured, Task, check_labels, task_metric
+from difformer.tasks.registry import check_labels
+from difformer.tasks.task import Measured, Task, task_metric
 from difformer.verbs.train.init import read_init, start_from, trusted_modules
 from difformer.verbs.train.learning import HeadLearning, Kept
 

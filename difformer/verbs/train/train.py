@@ -11,7 +11,7 @@ from difformer.engine.config.recipe import Recipe
 from difformer.engine.loop.course import carry_out
 from difformer.engine.runtime.resources import Resources
 from difformer.engine.runtime.run_folder import RunFolder
-from difformer.tasks.task import is_dense
+from difformer.tasks.registry import is_dense
 from difformer.verbs.train.run import Run
 
 # What a run may resume with another value of: none of it changes the result.
