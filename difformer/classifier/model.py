@@ -30,6 +30,7 @@ from difformer.features import FeatureExtractor, FeedbackExtractor
 from difformer.features.conditioning import Conditioning
 from difformer.features.images import check_batch, check_range
 from difformer.models.modes import evaluation_mode
+from difformer.models.precision import finite
 from difformer.taps import FeatureKey, Features
 from difformer.tasks import Classification, DenseTask, RowTask, Task
 from difformer.tasks.registry import check_head, is_dense
@@ -147,10 +148,15 @@ class DiffusionClassifier(nn.Module):
         """
         # Anything else is checked as images are.
         features = images if isinstance(images, Mapping) else self.features(images, ids, noise=noise, **conditioning)
-        # Those from the disk, or of a backbone in half precision, may be bfloat16.
-        dtype = next((p.dtype for p in self.head.parameters()), torch.float32)
-        read = {key: x.to(dtype) if isinstance(x, Tensor) else x for key, x in features.items()}
+        read = self.in_precision_of_head(features)
         return self.head(read) if targets is None else self.head(read, targets, seeds=seeds)
+
+    def in_precision_of_head(self, features: Mapping[FeatureKey, Tensor]) -> dict[FeatureKey, Tensor]:
+        """Features in the precision of the head's weights: those from the disk, or of a backbone in half precision, may
+        be bfloat16.
+        """
+        dtype = next((p.dtype for p in self.head.parameters()), torch.float32)
+        return {key: x.to(dtype) if isinstance(x, Tensor) else x for key, x in features.items()}
 
     def features(
         self,
@@ -218,11 +224,7 @@ class DiffusionClassifier(nn.Module):
             for batch in batches_of(tensors, as_positive_integer("batch_size", batch_size)):
                 device = next(self.head.parameters()).device
                 outputs = self(batch.to(device), ids=[content_id(image) for image in batch]).float().cpu()
-                if not outputs.isfinite().all():
-                    raise ValueError(
-                        "the classifier's logits are not finite: weights of the head are damaged, or the backbone's "
-                        "precision overflows (open it with dtype=torch.float32)"
-                    )
+                finite("the classifier's logits", outputs)
                 predictions += cast(RowTask, self.task).predictions(outputs, self.class_names)
         return predictions
 

@@ -23,6 +23,7 @@ from difformer.heads.detectors import (
 )
 from difformer.heads.pyramid import Pyramid
 from difformer.heads.registry import HEADS
+from difformer.models.precision import finite
 from difformer.taps import FeatureKey, TapSpec
 
 
@@ -182,11 +183,8 @@ class DetectionHead(nn.Module):
         """
         found = []
         levels, height, width = self._levels(features)
-        if not all(level.isfinite().all() for level in levels.values()):
-            raise ValueError(
-                "the detector's features are not finite: weights of the head are damaged, or the backbone's precision "
-                "overflows (open it with dtype float32)"
-            )
+        for level in levels.values():
+            finite("the detector's features", level)
         for one in self._run(levels, height, width):
             labels = one["labels"] if one_stage(self.arguments["detector"]) else one["labels"] - 1
             masks = one["masks"][:, 0] if "masks" in one else None

@@ -114,7 +114,7 @@ class PixelMLPEnsemble(nn.Module):
         """
         if targets is not None:
             return self.losses(features, targets, () if seeds is None else seeds)
-        return self._together(self._each(self._levels(features)))
+        return self._maps(reduce(self._add, map(self._voice, self._each(self._levels(features)))))
 
     @torch.no_grad()
     def uncertainty(self, features: Mapping[FeatureKey, Tensor]) -> Tensor:
@@ -147,29 +147,30 @@ class PixelMLPEnsemble(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        total: Tensor | None = None
-
-        def each() -> Iterator[Tensor]:
-            nonlocal total
-            for logits in self._each(self._levels(features)):
-                p = logits.softmax(dim=1)
-                found = torch.cat([p, _entropy(p)], dim=1)
-                total = found if total is None else total + found
-                yield logits
-
         with evaluation_mode(self):
-            maps = self._together(each())
-        assert total is not None
+            both = ((self._voice(x), _spread(x)) for x in self._each(self._levels(features)))
+            voices, total = reduce(lambda one, other: (self._add(one[0], other[0]), one[1] + other[1]), both)
+            maps = self._maps(voices)
         mean, entropy = (total / len(self.members)).split([self.num_classes, 1], dim=1)
         return maps, (_entropy(mean) - entropy)[:, 0].clamp(min=0)
 
-    def _together(self, each: Iterator[Tensor]) -> Tensor:
-        """Maps of the ensemble from the logits of its members."""
+    @property
+    def _averages(self) -> bool:
+        return self.training or self.arguments["vote"] == "mean"
+
+    def _voice(self, logits: Tensor) -> Tensor:
+        """What a member adds to the maps, of the shape of its logits."""
+        if self._averages:
+            return logits.log_softmax(dim=1)
+        return _vote(logits) + logits.softmax(dim=1) / len(self.members)
+
+    def _add(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.logaddexp(one, other) if self._averages else one + other
+
+    def _maps(self, voices: Tensor) -> Tensor:
+        """The ensemble's maps from the sum over its members."""
         members = len(self.members)
-        if self.training or self.arguments["vote"] == "mean":
-            return reduce(torch.logaddexp, (x.log_softmax(dim=1) for x in each)) - math.log(members)
-        votes = reduce(torch.add, (_vote(x) + x.softmax(dim=1) / members for x in each))
-        return (votes / (members + 1)).clamp(min=_LEAST).log()
+        return voices - math.log(members) if self._averages else (voices / (members + 1)).clamp(min=_LEAST).log()
 
     def losses(
         self, features: Mapping[FeatureKey, Tensor], targets: Tensor, seeds: Sequence[int] | Tensor
@@ -294,6 +295,12 @@ def _member(widths: Sequence[int], num_classes: int) -> nn.Sequential:
 def _vote(logits: Tensor) -> Tensor:
     """(B, K, h, w): 1 for the class with the largest logit, of equal ones the first, 0 for the others."""
     return F.one_hot(logits.argmax(dim=1), logits.shape[1]).movedim(-1, 1)
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """A member's probabilities (B, num_classes, h, w), and their entropy as one channel more."""
+    p = logits.softmax(dim=1)
+    return torch.cat([p, _entropy(p)], dim=1)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Which precisions a processor computes in."""
+"""What goes wrong in half precision: processors without it, and numbers beyond its range."""
 
 import warnings
 
 import torch
+from torch import Tensor
 
 
 def warn_if_emulated(dtype: torch.dtype, device: torch.device | str) -> None:
@@ -24,5 +25,20 @@ def warn_if_emulated(dtype: torch.dtype, device: torch.device | str) -> None:
         warnings.warn(
             f"this CPU has no instructions for {name}, in which convolutions take up to 80 times as long; compute in "
             "float32 (dtype=torch.float32; in a recipe backbone.dtype: float32 and training.precision: no)",
-            stacklevel=3,
+            # Here, so that it is said once.
+            stacklevel=1,
         )
+
+
+def finite(what: str, outputs: Tensor) -> Tensor:
+    """What a head reads or gives, as it is.
+
+    Raises:
+        ValueError: one is not finite; the message says `what` they are.
+    """
+    if not outputs.isfinite().all():
+        raise ValueError(
+            f"{what} are not finite: weights of the head are damaged, or the backbone's precision overflows (open it "
+            "with dtype float32)"
+        )
+    return outputs

@@ -27,5 +27,7 @@ class _WithoutDraws(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in (torch.Tensor.normal_, torch.nn.init.normal_):
-            return args[0] if args else kwargs["tensor"]
+            tensor: torch.Tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **kwargs)

@@ -124,20 +124,6 @@ class DenseTask(Task, Protocol):
         ...
 
 
-def finite(what: str, outputs: Tensor) -> Tensor:
-    """Outputs of a head as they are.
-
-    Raises:
-        ValueError: one is not finite; the message says `what` they are.
-    """
-    if not outputs.isfinite().all():
-        raise ValueError(
-            f"{what} are not finite: weights of the head are damaged, or the backbone's precision overflows (open it "
-            "with dtype float32)"
-        )
-    return outputs
-
-
 def interval_of(task: DenseTask, kept: Sequence[Kept], *, resamples: int, seed: int) -> Interval | None:
     """`DenseTask.interval`; None where fewer than half of the resamples have what the metric counts."""
     try:

@@ -195,16 +195,12 @@ def test_tables_of_an_evaluation(run, tmp_path):
 
 
 def test_two_processes_find_the_same(run, tmp_path):
-    run_ranks(2, "eval", run, "--split", "test", "--output", tmp_path / "two")
-    assert main(["eval", str(run), "--split", "test", "--output", str(tmp_path / "one")]) == 0
+    # An image a pass in both: convolutions of larger batches may add up in another order.
+    run_ranks(2, "eval", run, "--split", "test", "--batch_size", "2", "--output", tmp_path / "two")
+    assert main(["eval", str(run), "--split", "test", "--batch_size", "1", "--output", str(tmp_path / "one")]) == 0
     one, two = (metrics_of(tmp_path / name) for name in ("one", "two"))
     assert one == two
-    found, again = (json.loads((tmp_path / name / "detections.json").read_text()) for name in ("one", "two"))
-    # To rounding: convolutions of other batches may add up in another order.
-    for one, two in zip(found, again, strict=True):
-        assert one.pop("bbox") == pytest.approx(two.pop("bbox"), rel=1e-5, abs=1e-4)
-        assert one.pop("score") == pytest.approx(two.pop("score"), rel=1e-5)
-        assert one == two
+    assert (tmp_path / "one" / "detections.json").read_text() == (tmp_path / "two" / "detections.json").read_text()
 
 
 def test_two_processes_learn_the_same(place, tmp_path):

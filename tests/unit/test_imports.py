@@ -9,9 +9,11 @@ from pathlib import Path
 from types import FunctionType
 
 import pytest
+import torch
 
 import difformer
 from difformer._optional import require
+from difformer.models.shapes import only_shapes
 
 PACKAGE = Path(difformer.__file__).parent
 HEAVY = [
@@ -91,6 +93,12 @@ def test_shapes_do_not_need_the_compiler():
         print({p.device.type for module in built for p in module.parameters()}, "torch._dynamo" in sys.modules)
     """)
     assert done.stdout == "{'meta'} False\n"
+
+
+def test_values_are_drawn_where_there_are_any():
+    with only_shapes(), torch.device("cpu"):
+        drawn = torch.nn.init.normal_(torch.zeros(1000)), torch.zeros(1000).normal_()
+    assert all(0.8 < values.std() < 1.2 for values in drawn)
 
 
 def test_dependencies_point_one_way():

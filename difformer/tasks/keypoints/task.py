@@ -17,8 +17,9 @@ from difformer.annotations.coco import swap_of
 from difformer.annotations.landmarks import WFLW_NAMES, WFLW_PAIRS
 from difformer.config import as_positive_number, as_switch, as_tuple
 from difformer.data import ImageDataset, Origin, Points, Target
+from difformer.models.precision import finite
 from difformer.report.page import Section
-from difformer.tasks.dense import Kept, finite
+from difformer.tasks.dense import Kept
 from difformer.tasks.keypoints.heatmaps import decode_heatmaps, heatmap_targets
 from difformer.tasks.keypoints.losses import heatmap_mse
 from difformer.tasks.keypoints.pictures import draw_keypoints, marked

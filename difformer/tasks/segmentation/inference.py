@@ -11,7 +11,7 @@ from difformer.config import Size
 from difformer.data import Origin
 from difformer.diffusion import image_noise
 from difformer.maps import resize_logits
-from difformer.tasks.dense import finite
+from difformer.models.precision import finite
 from difformer.tasks.segmentation.windows import average_windows, windows_of
 
 # Values of enlarged maps that are held at once: 64 MB in float32.

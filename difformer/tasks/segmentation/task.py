@@ -24,9 +24,10 @@ from difformer.analysis.segmentation import (
 )
 from difformer.config import Size, as_json_size, as_positive_number, as_size, as_switch, check_range
 from difformer.data import IGNORE, ImageDataset, Mask, Origin, Target
+from difformer.models.precision import finite
 from difformer.registry import did_you_mean
 from difformer.report.page import Section
-from difformer.tasks.dense import Kept, finite
+from difformer.tasks.dense import Kept
 from difformer.tasks.registry import TASKS
 from difformer.tasks.segmentation.inference import Segmented, at_own_size, by_windows
 from difformer.tasks.segmentation.losses import lovasz_softmax, pixel_cross_entropy, soft_dice
@@ -182,7 +183,7 @@ class Segmentation:
         canvas = images.shape[2], images.shape[3]
         features, unsure = classifier.features(images, ids), None
         if hasattr(classifier.head, "with_uncertainty"):
-            logits, unsure = classifier.head.with_uncertainty(features)
+            logits, unsure = classifier.head.with_uncertainty(classifier.in_precision_of_head(features))
         else:
             logits = classifier(features)
         finite("logits", logits)

@@ -15,6 +15,7 @@ from difformer.report import Paragraph, Picture, Row, Section, Table
 from difformer.report.feature_maps import draw_feature_maps
 from difformer.report.heat_maps import draw_heat_maps
 from difformer.report.neighbours import draw_neighbours
+from difformer.report.page import percent
 from difformer.report.scatter import draw_scatter
 from difformer.taps import FeatureKey
 from difformer.verbs.look.projection import TITLES, create_projector
@@ -38,7 +39,7 @@ def precision_section(
     path, title = folder / "precision.png", f"Precision at {max(recipe.ks)}"
     shares = {(key.tap, key.t): found[max(recipe.ks)] for key, found in precision.items()}
     draw_heat_maps({title: shares}, path, label="Precision, %", chosen=(title, best.tap, best.t))
-    rows = [[key.tap, str(key.t), *(f"{100 * precision[key][k]:.1f}" for k in recipe.ks)] for key in precision]
+    rows = [[key.tap, str(key.t), *(percent(precision[key][k]) for k in recipe.ks)] for key in precision]
     note = (
         f"Share of the k nearest other images, by the cosine of features averaged to {recipe.pool} × {recipe.pool}, "
         f"that are of the same class, in %. The best at {max(recipe.ks)} is highlighted. It was chosen on these images "
